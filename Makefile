@@ -1,0 +1,68 @@
+# Two commands for a new user: `make train` and `make test`. README says what the others do.
+
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+NEXT ?= $(shell for p in python3.12 $(HOME)/.pyenv/versions/3.12*/bin/python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+export UV_PYTHON_DOWNLOADS := never
+export UV_LINK_MODE := copy
+CORE_TESTS := tests/kernels tests/papers_test.py tests/laws_test.py tests/ratio_test.py tests/advantage_test.py \
+	tests/aggregation_test.py tests/objective_test.py tests/algorithms_test.py tests/penalty_test.py \
+	tests/metrics_test.py tests/rewards_test.py tests/logprobs_test.py tests/imports_test.py
+
+.PHONY: train test check smoke reproduce test-next format lock
+
+train: .venv/.ready
+	$(BIN)/python launch/tpu_train.py
+
+test: .venv/.ready
+	$(BIN)/python -m pytest
+
+check: .venv/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+smoke: .venv/.ready
+	rm -rf runs/smoke
+	$(BIN)/python launch/tpu_train.py --run runs/smoke --steps 3 --likelihood.steps 20 --evaluation.problems 32 \
+		--evaluation.samples 2 --evaluation.watch-problems 32 --evaluation.batch 128
+	test -s runs/smoke/report.html
+
+reproduce: .venv/.ready
+	$(BIN)/python benchmarks/reproduce.py
+
+test-next:  # the core alone, on Python 3.12 with its newer jax, where there is a Python 3.12
+	@if [ -z "$(NEXT)" ]; then echo "test-next: no Python 3.12 here, nothing run"; else $(MAKE) .venv-next/.ready && \
+		.venv-next/bin/python -m pytest $(CORE_TESTS); fi
+
+format: .venv/.ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: .venv/.ready
+	$(BIN)/uv pip compile --universal --python-version 3.11 --extra test --extra tb --generate-hashes --quiet \
+		pyproject.toml -o requirements.lock
+
+# The set-up alone. uv installs in seconds; where it cannot be had, pip does the same from the same lock file.
+.venv/.ready: requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "rljax needs Python 3.11, 3.12 or 3.13; give one with PYTHON=/path/to/python"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; \
+		echo "$(PYTHON) cannot make virtual environments: on Debian and Ubuntu, apt-get install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv || true
+	if test -x $(BIN)/uv; then \
+		$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock && \
+		$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .; \
+	else \
+		$(BIN)/python -m pip install --quiet -r requirements.lock && \
+		$(BIN)/python -m pip install --quiet --no-deps -e .; \
+	fi
+	touch $@
+
+.venv-next/.ready: requirements.lock pyproject.toml .venv/.ready
+	$(NEXT) -m venv .venv-next
+	grep -v -e '--hash' requirements.lock | sed 's/ \\$$//' > .venv-next/constraints.txt
+	$(BIN)/uv pip install --quiet --python .venv-next/bin/python -c .venv-next/constraints.txt \
+		jax jaxtyping numpy pytest hypothesis beartype
+	touch $@

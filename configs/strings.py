@@ -1,0 +1,38 @@
+"""Composing string functions, by GRPO: the default recipe, for 2 CPU cores, about 6 minutes.
+
+A transformer of 0.6 M parameters learns 25 functions with meaningless names by likelihood (stage 1, with 60 of the 400
+pairs demonstrated), then learns to compose them from the outcome reward alone (stage 2, on 204 other pairs). Expect
+held-out level 2 to rise from about 20 % to over 60 % pass@1.
+"""
+
+from pathlib import Path
+
+from rljax import algorithms
+from rljax.models import TransformerConfig
+from rljax.rollout import SamplingConfig
+from rljax.tasks import StringsTask
+from rljax.training import Config, EvaluationConfig, LikelihoodConfig, OptimizerConfig, RolloutConfig
+
+config = Config(
+    run=Path("runs/strings"),
+    task=StringsTask(),
+    model=TransformerConfig(width=128, layers=3, heads=4, kv_heads=4, head_dim=32, mlp=344, max_length=64),
+    likelihood=LikelihoodConfig(
+        steps=1200,
+        rows=72,
+        row_length=42,
+        optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=50, decay_steps=1200, weight_decay=0.05),
+    ),
+    algorithm=algorithms.dapo(),
+    steps=240,
+    rollout=RolloutConfig(
+        prompts=64,
+        completions=8,
+        prompt_length=8,
+        sampling=SamplingConfig(max_new_tokens=20),
+        train_groups=32,
+        minibatches=2,
+    ),
+    optimizer=OptimizerConfig(learning_rate=1.5e-4, warmup_steps=10),
+    evaluation=EvaluationConfig(every=20, watch=("level 1", "level 2 trained pairs", "level 2 held-out pairs")),
+)

@@ -1,0 +1,78 @@
+"""Running sums and minima within the sequences of a row, whether it is padded or packed."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from pallas_kernels._dispatch import promoted, require, select
+from pallas_kernels.segmented_cumsum import chunked, reference
+
+__all__ = ["segmented_cummin", "segmented_cumsum"]
+
+IMPLEMENTATIONS = {"reference": reference.segmented_cumsum, "chunked": chunked.segmented_cumsum}
+
+
+def segmented_cumsum(
+    x: Float[Array, "*B T"],
+    segment_ids: Int[Array, "*B T"] | Bool[Array, "*B T"],
+    *,
+    reverse: bool = False,
+    exclusive: bool = False,
+    implementation: str | None = None,
+) -> Float[Array, "*B T"]:
+    """Running sum along the last axis within each sequence.
+
+        y_t = Σ_s x_s   over s ≤ t with id_s = id_t ≠ 0      (s ≥ t if `reverse`; without s = t if `exclusive`)
+
+    Equal non-zero ids in a row are one sequence, contiguous but for zeros; a boolean mask says that every row is one.
+    Where the id is 0 is a hole: it neither adds nor resets, its own y is 0, and a NaN there changes nothing.  (An id
+    that comes back after another is outside the definition.)  Sums are in at least float32, and so is the result.
+
+    Differentiable in x to any order, by reverse mode: the gradient is the same scan in the other direction.
+
+    Raises ValueError for shapes or an implementation that do not fit, TypeError for dtypes.
+
+    >>> import jax.numpy as jnp
+    >>> x, ids = jnp.array([1.0, 2.0, jnp.nan, 4.0, 8.0]), jnp.array([1, 1, 0, 1, 2])
+    >>> segmented_cumsum(x, ids).tolist()
+    [1.0, 3.0, 0.0, 7.0, 8.0]
+    >>> segmented_cumsum(x, ids, reverse=True, exclusive=True).tolist()
+    [6.0, 4.0, 0.0, 0.0, 0.0]
+    """
+    run = select("segmented_cumsum", implementation, IMPLEMENTATIONS)
+    return run(*_prepare("segmented_cumsum", x, segment_ids), reverse, exclusive)
+
+
+def segmented_cummin(
+    x: Float[Array, "*B T"],
+    segment_ids: Int[Array, "*B T"] | Bool[Array, "*B T"],
+    *,
+    reverse: bool = False,
+    exclusive: bool = False,
+) -> Float[Array, "*B T"]:
+    """Running minimum along the last axis within each sequence, +∞ over nothing.
+
+        y_t = min_s x_s   over the same s as in `segmented_cumsum`
+
+    A hole, and a sequence's first token if `exclusive`, have y = +∞ where the sum has 0.
+
+    >>> import jax.numpy as jnp
+    >>> segmented_cummin(jnp.array([3.0, 1.0, 2.0, 4.0, 5.0]), jnp.array([1, 1, 0, 1, 2])).tolist()
+    [3.0, 1.0, inf, 1.0, 5.0]
+    """
+    x, ids = _prepare("segmented_cummin", x, segment_ids)
+    return chunked.segmented_scan(jnp.minimum, jnp.inf, x, ids, reverse=reverse, exclusive=exclusive)
+
+
+def _prepare(kernel: str, x, segment_ids):
+    """x in the dtype of the sums, 0 in the holes, and integer ids."""
+    shape, dtype = jnp.shape(x), jnp.result_type(x)
+    require(len(shape) > 0, kernel, "x", f"of shape {shape}", "[*B, T], with at least the axis T")
+    require(jnp.issubdtype(dtype, jnp.floating), kernel, "x", f"of dtype {dtype}", "floating point", TypeError)
+    given = jnp.shape(segment_ids)
+    require(given == shape, kernel, "segment_ids", f"of shape {given}", f"of the shape of x, {shape}")
+    kind = jnp.result_type(segment_ids)
+    whole = jnp.issubdtype(kind, jnp.integer) or kind == jnp.bool_
+    require(whole, kernel, "segment_ids", f"of dtype {kind}", "integer ids or a boolean mask", TypeError)
+    ids = jnp.asarray(segment_ids).astype(jnp.int32)
+    accumulated = jnp.asarray(x).astype(promoted(dtype, jnp.float32))
+    return jnp.where(ids != 0, accumulated, 0), ids

@@ -1,0 +1,51 @@
+"""How tokens form sequences: the only file that knows of padding, packing and holes.
+
+`segments [*B, T]` is a boolean mask, every row one sequence, or int32 ids: equal non-zero ids in a row are one
+sequence, contiguous but for zeros. A zero is a token that the policy did not choose (padding, or a tool's output in
+the middle of a completion): it neither adds nor resets, whatever it holds, and gets 0.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from pallas_kernels import segmented_cummin, segmented_cumsum
+
+Segments = Bool[Array, "*B T"] | Int[Array, "*B T"]
+
+
+def trained(segments: Segments) -> Bool[Array, "*B T"]:
+    """True at the tokens that the policy chose."""
+    return segments.astype(jnp.bool_)
+
+
+def cumulative(x: Float[Array, "*B T"], segments: Segments) -> Float[Array, "*B T"]:
+    """Σ_{j≤t} x_j over t's sequence."""
+    return segmented_cumsum(x, segments)
+
+
+def total(x: Float[Array, "*B T"], segments: Segments) -> Float[Array, "*B T"]:
+    """Σ_j x_j over t's sequence, on each of its tokens."""
+    if segments.dtype == jnp.bool_:  # one sequence a row: a plain sum, which a device does faster than a scan
+        return jnp.where(segments, jnp.sum(x, axis=-1, keepdims=True, where=segments), 0.0)
+    return segmented_cumsum(x, segments) + segmented_cumsum(x, segments, reverse=True, exclusive=True)
+
+
+def mean(x: Float[Array, "*B T"], segments: Segments) -> Float[Array, "*B T"]:
+    """The mean of x over t's sequence, on each of its tokens."""
+    return total(x, segments) / jnp.maximum(total(jnp.ones_like(x), segments), 1)
+
+
+def maximum(x: Float[Array, "*B T"], segments: Segments) -> Float[Array, "*B T"]:
+    """max_j x_j over t's sequence, on each of its tokens. Not for differentiation."""
+    up_to, from_here = (segmented_cummin(-x, segments, reverse=reverse) for reverse in (False, True))
+    return jnp.where(trained(segments), -jnp.minimum(up_to, from_here), 0.0)
+
+
+def minimum_before(x: Float[Array, "*B T"], segments: Segments) -> Float[Array, "*B T"]:
+    """min_{j<t} x_j over t's sequence; 0 at its first token, which has nothing before it. Not for differentiation."""
+    return jnp.where(ordinal(segments) > 1, segmented_cummin(x, segments, exclusive=True), 0.0)
+
+
+def ordinal(segments: Segments) -> Int[Array, "*B T"]:
+    """1 at the first trained token of a sequence, 2 at the second, …; 0 at the holes."""
+    return segmented_cumsum(trained(segments).astype(jnp.float32), segments).astype(jnp.int32)

@@ -1,0 +1,6 @@
+"""A decoder-only transformer, seen from outside as functions over pure pytrees of parameters."""
+
+from rljax.models.config import TransformerConfig
+from rljax.models.model import Cache, Model, create
+
+__all__ = ["Cache", "Model", "TransformerConfig", "create"]

@@ -1,0 +1,150 @@
+"""The transformer as pure functions of its parameters: what training, sampling and checkpoints see."""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array, lax
+from jax.sharding import Mesh
+from jaxtyping import Bool, Float, Int
+
+from rljax.models.attention import causal_mask, positions_of
+from rljax.models.config import TransformerConfig
+from rljax.models.sharding import param_shardings, split_rows
+from rljax.models.transformer import Transformer
+
+
+class Cache(NamedTuple):
+    """What decoding remembers of a row: keys and values of each layer, and where the next token goes."""
+
+    kv: tuple[tuple[Float[Array, "B S K C"], Float[Array, "B S K C"]], ...]
+    valid: Bool[Array, "B S"]
+    """Slots that the next token may see."""
+    position: Int[Array, " B"]
+    """Position of the next token in its segment."""
+    index: Int[Array, ""]
+    """Slot of the next token, the same in every row (prompts are padded on the left)."""
+
+
+@functools.lru_cache(maxsize=32)
+def _definition(config: TransformerConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    """The module's graph and the shapes of its parameters."""
+    return nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(params=0))))
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The functions of a transformer, without its parameters: hashable, so it may be a static argument of `jax.jit`.
+
+    `params` is a nested dict of float32 arrays. Raises ValueError or TypeError, at trace time, where shapes or dtypes
+    do not fit.
+    """
+
+    config: TransformerConfig
+
+    def __post_init__(self):
+        if self.config.vocab_size < 1:
+            raise ValueError(f"vocab_size = {self.config.vocab_size}: expected the tokenizer's number of tokens, 1 or more")
+
+    def initialise(self, key: Array) -> dict:
+        """Fresh parameters, on one device; `create` makes them on a mesh."""
+        return nnx.to_pure_dict(nnx.state(Transformer(self.config, nnx.Rngs(params=key))))
+
+    def param_shardings(self, mesh: Mesh) -> dict:
+        """The sharding of each parameter over the mesh (data, fsdp, tensor); ValueError where the mesh does not divide."""
+        return param_shardings(_definition(self.config)[1], mesh)
+
+    def abstract_params(self, mesh: Mesh) -> dict:
+        """The parameters as `jax.ShapeDtypeStruct`s with shardings: what a checkpoint is restored to."""
+        shapes = nnx.to_pure_dict(_definition(self.config)[1])
+        return jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, self.param_shardings(mesh)
+        )
+
+    def hidden(self, params: dict, tokens: Int[Array, "B T"], segment_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Hidden states after the final norm, in the compute dtype: `hidden[t] · unembedding` are the logits of token t + 1.
+
+        A token sees the tokens before it of its own segment (equal ids, not 0); positions restart at 0 in each.
+        """
+        self._check(params, tokens, segment_ids)
+        return self._apply(params, tokens, segment_ids)[0]
+
+    def unembedding(self, params: dict) -> Float[Array, "V D"]:
+        """The table that reads hidden states, in the compute dtype; without the rows that pad the vocabulary."""
+        table = params["embedding" if self.config.tied else "unembedding"]
+        return table[: self.config.vocab_size].astype(self.config.dtype)
+
+    def prefill(
+        self, params: dict, tokens: Int[Array, "B L"], segment_ids: Int[Array, "B L"], cache_length: int
+    ) -> tuple[Float[Array, "B D"], Cache]:
+        """The hidden state of the last token of left-padded prompts, and a cache of `cache_length` slots that begins with them.
+
+        The last column belongs to the prompt; where it is packed, decoding goes on in its last segment.
+        """
+        self._check(params, tokens, segment_ids)
+        length = tokens.shape[1]
+        if not length <= cache_length <= self.config.max_length:
+            raise ValueError(f"cache_length = {cache_length}: expected the {length} tokens of the prompt at least, and "
+                             f"max_length = {self.config.max_length} at most")  # fmt: skip
+        hidden, kv = self._apply(params, tokens, segment_ids)
+        free = ((0, 0), (0, cache_length - length))
+        present = (segment_ids == segment_ids[:, -1:]) & (segment_ids != 0)
+        cache = Cache(
+            kv=jax.tree.map(lambda x: split_rows(jnp.pad(x, (*free, (0, 0), (0, 0)))), kv),
+            valid=split_rows(jnp.pad(present, free)),
+            position=jnp.where(present[:, -1], positions_of(segment_ids)[:, -1] + 1, 0),
+            index=jnp.int32(length),
+        )
+        return hidden[:, -1], cache
+
+    def decode(self, params: dict, token: Int[Array, " B"], cache: Cache) -> tuple[Float[Array, "B D"], Cache]:
+        """The hidden state of one more token a row, and the cache with it. The cache must have a free slot."""
+        _require_integers("token", token, cache.position.shape)
+        slot = lax.broadcasted_iota(jnp.int32, cache.valid.shape, 1) == cache.index
+        valid = cache.valid | slot
+
+        def remember(layer, k, v):
+            return tuple(
+                lax.dynamic_update_slice_in_dim(old, new, cache.index, axis=1)
+                for old, new in zip(cache.kv[layer], (k, v), strict=True)
+            )
+
+        hidden, kv = self._network(params)(token[:, None], cache.position[:, None], valid[:, None], remember)
+        return hidden[:, 0], Cache(kv, valid, cache.position + 1, cache.index + 1)
+
+    def _network(self, params: dict) -> Transformer:
+        return nnx.merge(_definition(self.config)[0], params)
+
+    def _apply(self, params: dict, tokens: Array, segment_ids: Array):
+        return self._network(params)(
+            tokens, positions_of(segment_ids), causal_mask(segment_ids), lambda layer, k, v: (k, v)
+        )
+
+    def _check(self, params: dict, tokens: Array, segment_ids: Array) -> None:
+        if tokens.ndim != 2:
+            raise ValueError(f"tokens has shape {tokens.shape}: expected [B, T]")
+        _require_integers("tokens", tokens, tokens.shape)
+        _require_integers("segment_ids", segment_ids, tokens.shape)
+        if tokens.shape[1] > self.config.max_length:
+            raise ValueError(f"tokens has {tokens.shape[1]} columns: expected at most max_length = {self.config.max_length} "
+                             "(shorten the sequence, or give the model a larger max_length)")  # fmt: skip
+        expected = nnx.to_pure_dict(_definition(self.config)[1])
+        if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, expected):
+            raise ValueError(f"params has shapes {jax.tree.map(jnp.shape, params)}: expected those of {self.config}, "
+                             f"{jax.tree.map(jnp.shape, expected)}")  # fmt: skip
+
+
+def _require_integers(name: str, x: Array, shape: tuple[int, ...]) -> None:
+    if x.shape != shape:
+        raise ValueError(f"{name} has shape {x.shape}: expected {shape}")
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        raise TypeError(f"{name} has dtype {x.dtype}: expected int32")
+
+
+def create(config: TransformerConfig, mesh: Mesh, key: Array) -> tuple[Model, dict]:
+    """A model and fresh parameters, made in place on the mesh; the same key gives the same values on every mesh."""
+    model = Model(config)
+    return model, jax.jit(model.initialise, out_shardings=model.param_shardings(mesh))(key)

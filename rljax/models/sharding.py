@@ -1,0 +1,51 @@
+"""Which mesh axis each logical axis of a parameter is split over, and rows of activations over data and fsdp."""
+
+import jax
+from flax import nnx
+from jax import Array, lax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+MESH_AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")
+RULES = {
+    "embed": "fsdp",
+    "vocab": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "head_dim": None,
+    "layer_norm": None,
+}
+
+
+def param_shardings(abstract: nnx.State, mesh: Mesh) -> dict:
+    """The NamedSharding of each parameter, as a pure pytree; raises ValueError where the mesh does not divide."""
+    missing = [axis for axis in MESH_AXES if axis not in mesh.axis_names]
+    if missing:
+        raise ValueError(f"mesh has the axes {mesh.axis_names}: expected {MESH_AXES} (one may have size 1)")
+
+    def sharding(path, param: nnx.Variable):
+        spec = P(*(RULES[axis] for axis in param.out_sharding))
+        for axis, size in zip(param.out_sharding, param.shape, strict=True):
+            count = mesh.shape[RULES[axis]] if RULES[axis] else 1
+            if size % count:
+                raise ValueError(f"mesh {RULES[axis]} = {count}: expected a divisor of {axis!r} = {size}, the axis that "
+                                 f"it splits in {jax.tree_util.keystr(path)}")  # fmt: skip
+        return param.replace(NamedSharding(mesh, spec))
+
+    state = jax.tree.map_with_path(sharding, abstract, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    return nnx.to_pure_dict(state)
+
+
+def split_rows(x: Array) -> Array:
+    """Asks that the first axis of x lie split over (data, fsdp), on whatever mesh the computation runs.
+
+    The mesh is that of the inputs of the enclosing jit. Without one, or where the rows do not divide, x stays as it is.
+    """
+    mesh = jax.typeof(x).sharding.mesh
+    if mesh.empty or any(kind != AxisType.Auto for kind in mesh.axis_types) or not set(ROWS) <= set(mesh.axis_names):
+        return x
+    if x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+        return x
+    return lax.with_sharding_constraint(x, NamedSharding(mesh, P(ROWS)))

@@ -1,0 +1,133 @@
+"""Prompts in, completions out: prefill, then one token a row until every row has stopped."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Bool, Float, Int
+
+from rljax.models import Cache, Model
+from rljax.models.sharding import split_rows
+from rljax.rollout.sampling import SamplingConfig, choose, row_keys
+
+
+class Samples(NamedTuple):
+    """Prompts of L columns with their completions of at most N: rows of T = L + N tokens."""
+
+    tokens: Int[Array, "B T"]
+    """[left pad | prompt | completion | right pad]."""
+    segment_ids: Int[Array, "B T"]
+    """The prompt's last id on the completion too; 0 on padding."""
+    mask: Bool[Array, "B T"]
+    """True exactly on the completion, its stop token included."""
+    old_logp: Float[Array, "B T"]
+    """log π of the tempered, untruncated policy: what training recomputes. 0 off the mask."""
+    sampled_logp: Float[Array, "B T"]
+    """Log-probability in the truncated distribution drawn from; equal to old_logp without truncation."""
+    finished: Bool[Array, " B"]
+    """The completion ended with a stop token, within its budget."""
+
+
+class _Progress(NamedTuple):
+    n: Array
+    """Tokens drawn so far, [] int32."""
+    last: Array
+    """The token drawn last, [B] int32."""
+    active: Array
+    """The row goes on after it, [B] bool."""
+    finished: Array
+    cache: Cache
+    drawn: tuple[Array, Array, Array, Array]
+    """tokens, mask, old_logp, sampled_logp: each [B, N]."""
+
+
+def generate(
+    model: Model,
+    params: dict,
+    prompts: Int[Array, "B L"],
+    segment_ids: Int[Array, "B L"],
+    key: Array,
+    config: SamplingConfig,
+    *,
+    stop_ids: tuple[int, ...] = (1,),
+    budget: Int[Array, " B"] | None = None,
+    rows: Int[Array, " B"] | None = None,
+) -> Samples:
+    """A completion y of each left-padded prompt x, drawn from Π_t π(y_t | x, y_<t) at the given temperature.
+
+    A row ends after a token of `stop_ids`, or after `budget` tokens (at most, and by default, `max_new_tokens`); the loop
+    ends when every row has. A row's draws come from `key`, its number in `rows` (by default its place in the batch) and
+    the number of the token: neither padding nor the other rows change them. At temperature 0 the completion is greedy,
+    old_logp is that of temperature 1, and sampled_logp is 0.
+
+    Under `jax.jit`, `model`, `config` and `stop_ids` are static. Raises ValueError or TypeError where shapes or dtypes do
+    not fit, or where L + max_new_tokens exceeds the model's max_length.
+    """
+    B, N = _check(model, prompts, config, stop_ids, budget, rows)
+    unembedding = model.unembedding(params)
+    keys = row_keys(key, jnp.arange(B, dtype=jnp.int32) if rows is None else rows)
+    budget = jnp.full(B, N, jnp.int32) if budget is None else jnp.minimum(budget, N)
+
+    def advance(hidden, cache: Cache, state: _Progress) -> _Progress:
+        token, *logps = choose(_logits(hidden, unembedding), row_keys_at(keys, state.n), config)
+        token = jnp.where(state.active, token, 0)
+        stopped = state.active & jnp.isin(token, jnp.array(stop_ids, jnp.int32))
+        column = (token, state.active, *(jnp.where(state.active, logp, 0) for logp in logps))
+        drawn = tuple(
+            lax.dynamic_update_slice_in_dim(old, new[:, None].astype(old.dtype), state.n, axis=1)
+            for old, new in zip(state.drawn, column, strict=True)
+        )
+        active = state.active & ~stopped & (state.n + 1 < budget)
+        return _Progress(state.n + 1, token, active, state.finished | stopped, cache, drawn)
+
+    def more(state: _Progress):
+        hidden, cache = model.decode(params, state.last, state.cache)
+        return advance(hidden, cache, state)
+
+    hidden, cache = model.prefill(params, prompts, segment_ids, prompts.shape[1] + N)
+    dtype = jnp.promote_types(hidden.dtype, jnp.float32)
+    blank = tuple(split_rows(jnp.zeros((B, N), d)) for d in (jnp.int32, bool, dtype, dtype))
+    start = _Progress(jnp.int32(0), jnp.zeros(B, jnp.int32), budget > 0, jnp.zeros(B, bool), cache, blank)
+    end = lax.while_loop(lambda state: jnp.any(state.active), more, advance(hidden, cache, start))
+    return _samples(prompts, segment_ids, end)
+
+
+def row_keys_at(keys: Array, n: Int[Array, ""]) -> Array:
+    """The key of token n of each row."""
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, n)
+
+
+def _logits(hidden: Float[Array, "B D"], unembedding: Float[Array, "V D"]) -> Float[Array, "B V"]:
+    """h · Wᵀ, accumulated in at least float32, as training does."""
+    dtype = jnp.promote_types(hidden.dtype, jnp.float32)
+    return split_rows(jnp.einsum("bd,vd->bv", hidden, unembedding, preferred_element_type=dtype))
+
+
+def _samples(prompts: Array, segment_ids: Array, end: _Progress) -> Samples:
+    tokens, mask, *logps = end.drawn
+    before = jnp.zeros(prompts.shape, bool)
+    return Samples(
+        jnp.concatenate([prompts.astype(jnp.int32), tokens], axis=1),
+        jnp.concatenate([segment_ids, jnp.where(mask, segment_ids[:, -1:], 0)], axis=1).astype(jnp.int32),
+        jnp.concatenate([before, mask], axis=1),
+        *(jnp.concatenate([before.astype(logp.dtype), logp], axis=1) for logp in logps),
+        end.finished,
+    )
+
+
+def _check(model: Model, prompts, config: SamplingConfig, stop_ids, budget, rows) -> tuple[int, int]:
+    """(B, N), or a plain error."""
+    if prompts.ndim != 2:
+        raise ValueError(f"prompts has shape {prompts.shape}: expected [B, L]")
+    (B, L), N, limit = prompts.shape, config.max_new_tokens, model.config.max_length
+    if L + N > limit:
+        raise ValueError(f"prompts of {L} columns and max_new_tokens = {N} make rows of {L + N} tokens: expected at most "
+                         f"the model's max_length = {limit}")  # fmt: skip
+    for name, x in (("budget", budget), ("rows", rows)):
+        if x is not None and (x.shape != (B,) or not jnp.issubdtype(x.dtype, jnp.integer)):
+            raise ValueError(f"{name} has shape {x.shape} and dtype {x.dtype}: expected ({B},) int32")
+    outside = [token for token in stop_ids if not 0 <= token < model.config.vocab_size]
+    if outside:
+        raise ValueError(f"stop_ids = {stop_ids}: expected ids in [0, vocab_size = {model.config.vocab_size})")
+    return B, N

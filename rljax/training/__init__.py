@@ -1,0 +1,12 @@
+"""The trainer: configs, the two stages, checkpoints, and what a person sees."""
+
+from rljax.training.config import (
+    Config,
+    EvaluationConfig,
+    LikelihoodConfig,
+    MeshConfig,
+    OptimizerConfig,
+    RolloutConfig,
+)
+
+__all__ = ["Config", "EvaluationConfig", "LikelihoodConfig", "MeshConfig", "OptimizerConfig", "RolloutConfig"]

@@ -1,0 +1,77 @@
+"""The commands: read a recipe, join the other workers, call the library."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+
+from rljax.training import recipe
+from rljax.training.checkpoint import RunError
+from rljax.training.run_folder import RunFolder, read_json
+from rljax.training.workers import join_workers
+
+
+def train(arguments: Sequence[str] | None = None) -> None:
+    """`tpu_train.py [RECIPE] [--field value …]`: trains from a recipe, going on from where its run stands."""
+    _as_command(_train, sys.argv[1:] if arguments is None else arguments)
+
+
+def evaluate(arguments: Sequence[str] | None = None) -> None:
+    """`evaluate.py RUN [--field value …]`: measures a run's newest checkpoint on the held-out problems."""
+    _as_command(_evaluate, sys.argv[1:] if arguments is None else arguments)
+
+
+def _as_command(command: Callable[[list[str]], None], arguments: Sequence[str]) -> None:
+    """Ends the process with an error's message alone; RLJAX_TRACEBACK=1 shows where it came from."""
+    try:
+        command(list(arguments))
+    except (ValueError, FileNotFoundError, RunError) as error:
+        if os.environ.get("RLJAX_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        _leave(getattr(error, "exit_code", 1))
+
+
+def _leave(code: int) -> None:
+    """Ends this process at once where others might never come to the barrier at the end of a distributed program."""
+    if jax.process_count() > 1:
+        os._exit(code)
+    sys.exit(code)
+
+
+def _train(arguments: list[str]) -> None:
+    chosen, overrides = recipe.split(arguments)
+    config = recipe.load(chosen, overrides)
+    join_workers()
+    from rljax.training.loop import Run  # after joining: what it imports may ask for devices
+    from rljax.training.watcher import Watcher
+
+    folder = RunFolder(config.run)
+    if jax.process_index() == 0:
+        folder.hold()
+        folder.claim(config, chosen, overrides)
+    done = read_json(config.run / "finished.json", {}).get("steps", -1)
+    if done >= config.steps:
+        print(f"This run is finished: {done} rollouts. Its report is {config.run / 'report.html'}\n"
+              "Start another with --run FOLDER (and another --seed), or go on with it by more --steps.")  # fmt: skip
+        return
+    with Watcher(config, config.run) as watcher:
+        Run(config, config.run, watcher).train()
+        report = watcher.finish()
+    if jax.process_index() == 0:
+        print(f"report: {report}")
+
+
+def _evaluate(arguments: list[str]) -> None:
+    if not arguments or arguments[0].startswith("-"):
+        raise ValueError(f"arguments = {arguments!r}: expected `evaluate.py RUN [--field value …]`, RUN a folder that "
+                         "a training printed")  # fmt: skip
+    run = Path(arguments[0])
+    chosen, overrides = RunFolder.command(run)
+    config = recipe.load(chosen, [*overrides, *arguments[1:], "--run", str(run)])
+    join_workers()
+    from rljax.training.evaluate_run import evaluate_run
+
+    evaluate_run(config)

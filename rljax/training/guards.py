@@ -1,0 +1,25 @@
+"""What stops a run before it spoils anything."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from rljax.training.checkpoint import RunError
+
+
+def require_finite(metrics: dict[str, float], phase: str, step: int, batch, folder: Path) -> None:
+    """Raises RunError on a NaN or infinite loss or gradient, after saving the step's batch for inspection."""
+    bad = [name for name in ("loss", "grad_norm") if not np.isfinite(metrics[name])]
+    if not bad:
+        return
+    path = folder / "nonfinite" / f"{phase}-{step}.npz"
+    if jax.process_index() == 0:
+        path.parent.mkdir(exist_ok=True)
+        leaves = {jax.tree_util.keystr(name): np.asarray(x) for name, x in jax.tree_util.tree_leaves_with_path(batch)}
+        np.savez(path, **leaves)
+    values = ", ".join(f"{name} = {metrics[name]}" for name in bad)
+    raise RunError(
+        f"{phase} step {step}: {values}. The step's batch is in {path}, and the last good checkpoint is kept: "
+        "lower the learning rate or look at the batch, then run the same command again"
+    )

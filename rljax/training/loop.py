@@ -1,0 +1,163 @@
+"""The run: stage 1, stage 2, the evaluations between, and a checkpoint from which all of it goes on."""
+
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from rljax.models import create
+from rljax.training.checkpoint import Checkpoints, RunError, encode
+from rljax.training.config import Config
+from rljax.training.evaluation import Evaluator
+from rljax.training.gradients import State
+from rljax.training.guards import require_finite
+from rljax.training.mesh import to_host
+from rljax.training.optimizer import abstract_state, init_state
+from rljax.training.recipe import describe
+from rljax.training.setting import make_setting, purpose_key
+from rljax.training.stages import LikelihoodStage, PolicyStage
+from rljax.training.watcher import Watcher
+from rljax.training.workers import Preemption
+
+
+class PreemptedError(RunError):
+    """The run was asked to stop; it saved a checkpoint first."""
+
+    exit_code = 143  # what a process that SIGTERM ended would give: whoever asked knows that it is not done
+
+
+class Run:
+    """One run, in one process or as one of many."""
+
+    def __init__(self, config: Config, folder: Path, watcher: Watcher):
+        self.config, self.folder, self.watcher = config, folder, watcher
+        self.setting = make_setting(config)
+        self.evaluator = Evaluator(config, self.setting)
+        self.checkpoints = Checkpoints(folder / "checkpoints")
+        self.key = jax.random.key(config.seed)
+        self.preemption = Preemption()
+        self.stage: LikelihoodStage | PolicyStage
+
+    def train(self) -> None:
+        """Takes the run from its newest readable checkpoint, or from the beginning, to its end."""
+        state, step = self._resume() or self._start()
+        if self.stage.phase == "likelihood":
+            state = self._drive(state, step)
+            state, step = self._begin_policy(state.params)
+        state = self._drive(state, step)
+        self._look(state, self.stage.steps)
+        self._evaluate("after RL", state.params)
+        self.watcher.samples("end", self.stage.samples)
+        self.checkpoints.close()
+
+    # From one stage to the next ----------------------------------------------------------------------------------
+
+    def _start(self):
+        """(state, step) of a run that has no checkpoint."""
+        model, mesh, _ = self.setting
+        _, params = create(model.config, mesh, purpose_key(self.key, "initialise"))
+        self.watcher.begin("likelihood", 0)
+        if self.config.start_from is not None:
+            return self._begin_policy(stage_one_params(self.config.start_from, self.setting))
+        if self.config.likelihood.steps == 0:
+            return self._begin_policy(params)
+        self.stage = LikelihoodStage(self.config, self.setting)
+        return State(params, init_state(self.stage.optimizer, params)), 0
+
+    def _begin_policy(self, params):
+        """Measures stage 1's end and keeps it for good, then (state, step) of stage 2."""
+        self._evaluate("before RL", params)
+        kept = Checkpoints(self.folder / "stage1")
+        kept.save(0, {"params": params}, self.key, {})
+        kept.close()
+        self.stage = PolicyStage(self.config, self.setting)
+        self.stage.reference = jax.tree.map(jnp.copy, params)
+        state = State(params, init_state(self.stage.optimizer, params))
+        self._save(state, 0)
+        return state, 0
+
+    def _resume(self):
+        """(state, step) of the newest readable checkpoint, or None."""
+        restored = self.checkpoints.restore(self._target, self.watcher.say)
+        if restored is None:
+            return None
+        record, self.key = restored.record, restored.key
+        self.stage.iterator.set_state(record["data"])
+        if isinstance(self.stage, PolicyStage):
+            self.stage.reference = restored.tree["reference"]
+            self.stage.samples = record["samples"]
+        self.watcher.begin(record["phase"], record["step"])
+        self.watcher.say(f"going on from {record['phase']} step {record['step']}")
+        return State(restored.tree["params"], restored.tree["opt"]), record["step"]
+
+    def _target(self, record: dict):
+        """What a checkpoint restores into; sets the stage that it belongs to."""
+        stage = LikelihoodStage if record["phase"] == "likelihood" else PolicyStage
+        self.stage = stage(self.config, self.setting)
+        params = self.setting.model.abstract_params(self.setting.mesh)
+        tree = {"params": params, "opt": abstract_state(self.stage.optimizer, params)}
+        return {**tree, "reference": params} if stage is PolicyStage else tree
+
+    # Step by step ------------------------------------------------------------------------------------------------
+
+    def _drive(self, state: State, first: int) -> State:
+        """The stage's steps from `first` to its end."""
+        stage = self.stage
+        for n in range(first, stage.steps):
+            if stage.phase == "rl" and self.config.evaluation.every and n % self.config.evaluation.every == 0:
+                self._look(state, n)
+            started = time.perf_counter()
+            state, metrics, batch = stage.step(state, n, self.key)
+            metrics = {name: float(value) for name, value in to_host(metrics).items()}
+            seconds = time.perf_counter() - started
+            require_finite(metrics, stage.phase, n, batch, self.folder)
+            metrics |= {"seconds": seconds, "tokens_per_second": metrics.pop("tokens") / seconds}
+            self.watcher.step(stage.phase, n, metrics)
+            if stage.phase == "rl" and n == 0:
+                self.watcher.samples("start", stage.samples)
+            asked = self.preemption.asked(self._number(n + 1))
+            if asked or n + 1 == stage.steps or (stage.checkpoint_every and (n + 1) % stage.checkpoint_every == 0):
+                self._save(state, n + 1)
+            if asked:
+                self.checkpoints.close()
+                raise Preempted(
+                    f"asked to stop: saved at {stage.phase} step {n + 1}. The same command goes on from there"
+                )
+        return state
+
+    def _number(self, step: int) -> int:
+        """Checkpoint numbers rise through both stages; stage 2 begins one past the end of stage 1."""
+        return step if self.stage.phase == "likelihood" else self.config.likelihood.steps + 1 + step
+
+    def _save(self, state: State, step: int) -> None:
+        """A checkpoint, and the report as it now stands."""
+        tree = {"params": state.params, "opt": state.opt}
+        record = {
+            "phase": self.stage.phase, "step": step, "data": self.stage.iterator.get_state(),
+            "tokenizer": encode(self.setting.data.tokenizer.model_proto), "config": describe(self.config),
+        }  # fmt: skip
+        if isinstance(self.stage, PolicyStage):
+            tree["reference"], record["samples"] = self.stage.reference, self.stage.samples
+            self.watcher.samples("end", self.stage.samples)
+        self.checkpoints.save(self._number(step), tree, self.key, record)
+        self.watcher.report(f"{self.stage.phase} step {step} of {self.stage.steps}")
+
+    def _look(self, state: State, n: int) -> None:
+        accuracy = self.evaluator.watch(state.params, purpose_key(self.key, "watch", n))
+        self.watcher.look(n, accuracy, self.stage.kl_to_start())
+
+    def _evaluate(self, moment: str, params) -> None:
+        self.watcher.say(f"evaluating {moment}")
+        self.watcher.evaluated(moment, self.evaluator.evaluate(params, purpose_key(self.key, "evaluate")))
+
+
+def stage_one_params(run: Path, setting):
+    """The parameters at the end of another run's stage 1; raises ValueError where it has none that fit."""
+    folder = run / "stage1"
+    if not folder.is_dir():
+        raise ValueError(f"start_from = {str(run)!r}: expected the folder of a run that has ended its stage 1")
+    kept = Checkpoints(folder)
+    restored = kept.restore(lambda _: {"params": setting.model.abstract_params(setting.mesh)}, print)
+    kept.close()
+    return restored.tree["params"]

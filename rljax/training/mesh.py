@@ -1,0 +1,51 @@
+"""The device mesh, and the way of arrays between hosts and devices: every process holds the same host arrays."""
+
+import dataclasses
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rljax.training.config import Config, MeshConfig, check
+
+ROWS = P(("data", "fsdp"))
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """The mesh (data, fsdp, tensor) over all devices of all processes; ValueError where sizes do not divide."""
+    devices, sizes = jax.device_count(), list(dataclasses.astuple(config))
+    known = int(np.prod([size for size in sizes if size != -1]))
+    if -1 in sizes and devices % known == 0:
+        sizes[sizes.index(-1)] = devices // known
+    check(int(np.prod(sizes)) == devices, "mesh (data, fsdp, tensor)", dataclasses.astuple(config),
+          f"sizes whose product is the {devices} devices there are (one may be -1)")  # fmt: skip
+    return jax.make_mesh(tuple(sizes), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+
+
+def check_divides(config: Config, mesh: Mesh) -> None:
+    """Raises ValueError where rows or model dimensions do not divide over the mesh."""
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    steps = {
+        "rollout.prompts × rollout.completions": config.rollout.prompts * config.rollout.completions,
+        "rows of a microbatch": config.rollout.minibatch_rows // config.optimizer.microbatches,
+        "evaluation.batch": config.evaluation.batch,
+    }
+    if config.likelihood.steps:
+        steps["likelihood.rows per microbatch"] = config.likelihood.rows // config.likelihood.optimizer.microbatches
+    for argument, count in steps.items():
+        check(count % rows == 0, argument, count, f"a multiple of mesh.data × mesh.fsdp = {rows}")
+
+
+def to_devices(tree, mesh: Mesh, spec: P = ROWS):
+    """Host arrays, equal on every process, as global arrays split by `spec`."""
+    sharding = NamedSharding(mesh, spec)
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), tree)
+
+
+def to_host(tree):
+    """Global arrays as NumPy arrays, whole on every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return jax.tree.map(np.asarray, multihost_utils.process_allgather(tree, tiled=True))

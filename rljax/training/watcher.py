@@ -1,0 +1,95 @@
+"""What a person sees of a run: progress, metrics, evaluations, report. Only the first process shows and writes."""
+
+import importlib.metadata
+import os
+from pathlib import Path
+
+import jax
+
+from rljax.training.config import Config
+from rljax.training.metrics_log import MetricsLog, read
+from rljax.training.progress import Progress
+from rljax.training.recipe import describe
+from rljax.training.report import write_report
+from rljax.training.run_folder import read_json, write_json
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "sentencepiece")
+
+
+class Watcher:
+    """Shows and records; silent on every process but the first."""
+
+    def __init__(self, config: Config, folder: Path):
+        self.config, self.folder = config, folder
+        self.writes = jax.process_index() == 0
+        totals = {"likelihood": config.likelihood.steps if config.start_from is None else 0, "rl": config.steps}
+        self.progress = Progress({phase: total for phase, total in totals.items() if total}, enabled=self.writes)
+        self._log: MetricsLog | None = None
+
+    def __enter__(self):
+        self.progress.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        self.progress.__exit__(*error)
+        if self._log is not None:
+            self._log.close()
+
+    def begin(self, phase: str, step: int) -> None:
+        """Opens the log as it stood at a step: lines written past it are dropped, their steps will come again."""
+        if self.writes:
+            resumed = {"likelihood": step, "rl": 0, "eval": 0} if phase == "likelihood" else {"rl": step, "eval": step}
+            self._log = MetricsLog(self.folder, tensorboard=self.config.tensorboard, resume_from=resumed)
+
+    def step(self, phase: str, step: int, metrics: dict) -> None:
+        """One step's metrics, to the log and the display."""
+        if self._log is not None:
+            self._log.write(phase, step, metrics)
+            self.progress.update(phase, step, metrics)
+
+    def look(self, step: int, accuracy: dict[str, float], kl_start: float | None) -> None:
+        """A look at the held-out problems, before rollout `step`."""
+        if self._log is not None:
+            self._log.write("eval", step, {"accuracy": accuracy, "kl_start": kl_start})
+            shown = "  ".join(f"{level} {value:.3f}" for level, value in accuracy.items())
+            self.progress.say(f"held out, before rollout {step}: {shown}")
+
+    def evaluated(self, stage: str, figures: dict) -> None:
+        """An evaluation at the end of a stage."""
+        if self.writes:
+            path = self.folder / "evaluations.json"
+            write_json(path, {**read_json(path, {}), stage: figures})
+
+    def samples(self, moment: str, samples: list[dict]) -> None:
+        """Completions for the report: `start` or `end` of stage 2."""
+        if self.writes and samples:
+            path = self.folder / "samples.json"
+            write_json(path, {**read_json(path, {}), moment: samples})
+
+    def say(self, text: str) -> None:
+        """A line for the person."""
+        self.progress.say(text)
+
+    def report(self, status: str) -> Path:
+        """Writes report.html from what has been recorded so far; returns where it lies."""
+        path = self.folder / "report.html"
+        if self.writes:
+            device = jax.devices()[0]
+            write_report(
+                self.folder,
+                config=describe(self.config),
+                versions={name: importlib.metadata.version(name) for name in _PACKAGES},
+                device=f"{jax.device_count()} × {device.device_kind} ({device.platform}), "
+                f"{jax.process_count()} process(es), {os.cpu_count()} cores on this host",
+                metrics=read(self.folder),
+                evaluations=read_json(self.folder / "evaluations.json", {}),
+                samples=read_json(self.folder / "samples.json", {}),
+                status=status,
+            )
+        return path
+
+    def finish(self) -> Path:
+        """Marks the run as finished, and returns where its report lies."""
+        if self.writes:
+            write_json(self.folder / "finished.json", {"steps": self.config.steps})
+        return self.report("finished")

@@ -1,0 +1,51 @@
+"""One of several workers: joining them, and leaving together when asked to."""
+
+import glob
+import os
+import signal
+
+import jax
+from jax.experimental import multihost_utils
+
+
+def join_workers() -> None:
+    """Joins the other workers where there are any; a lone process goes on alone.
+
+    Explicitly, by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; by itself on a Cloud TPU host (where
+    JAX asks the metadata) and under Slurm or Open MPI with several tasks. Must run before anything asks for devices.
+    """
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if address:
+        missing = [name for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID") if name not in os.environ]
+        if missing:
+            raise ValueError(f"JAX_COORDINATOR_ADDRESS = {address!r} is set but {' and '.join(missing)} is not: "
+                             "each worker needs all three")  # fmt: skip
+        jax.distributed.initialize(address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"]))
+    elif _on_tpu_host() or _tasks() > 1:
+        jax.distributed.initialize()
+
+
+def _on_tpu_host() -> bool:
+    return os.environ.get("JAX_PLATFORMS", "") != "cpu" and bool(
+        glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
+    )
+
+
+def _tasks() -> int:
+    return max(int(os.environ.get(name, 1)) for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
+
+
+class Preemption:
+    """Whether the run was asked to stop (SIGTERM), known to all workers at the same step."""
+
+    def __init__(self):
+        self._asked = False
+        if jax.process_count() == 1:  # otherwise jax.distributed listens itself
+            signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, signum, frame):
+        self._asked = True
+
+    def asked(self, step: int) -> bool:
+        """True from the first step at which every worker knows."""
+        return self._asked if jax.process_count() == 1 else multihost_utils.reached_preemption_sync_point(step)

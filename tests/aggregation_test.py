@@ -1,0 +1,88 @@
+"""Aggregations against the papers' formulas at float64, relations between them, and what each refuses."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rljax import aggregation
+from tests import papers
+
+CASES = {
+    "token_mean": (aggregation.token_mean, papers.token_mean),
+    "sequence_mean": (aggregation.sequence_mean, papers.sequence_mean_weights),
+    "group_mean": (aggregation.group_mean, papers.group_mean),
+    "constant": (partial(aggregation.constant, max_length=9), papers.constant(9)),
+    "balanced": (aggregation.balanced, papers.balanced),
+}
+
+
+def random_step(seed):
+    _, mask, _ = papers.random_rollouts(seed)
+    mask[2] = False  # a whole group is absent
+    return mask, np.random.default_rng(seed).integers(-1, 2, mask.shape[:2])
+
+
+def test_every_aggregation_has_a_formula_here():
+    assert set(CASES) == set(aggregation.__all__)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_weights_are_the_papers(name):
+    mask, sign = random_step(1)
+    f, paper = CASES[name]
+    with jax.enable_x64(True):
+        weights = f(mask, sign.astype(np.float64))
+        assert weights.dtype == jnp.float64
+        assert papers.agree(weights, paper(mask, sign))
+        assert not papers.agree(f(np.roll(mask, 1, axis=-1), sign), paper(mask, sign), 1e-3)
+    for dtype in (np.int8, np.float32):
+        np.testing.assert_array_equal(f(mask, sign.astype(dtype)), f(mask, jnp.asarray(sign, jnp.int32)))
+
+
+@pytest.mark.parametrize("name", ["token_mean", "sequence_mean", "group_mean", "balanced"])
+def test_weights_are_a_measure(name):
+    mask, sign = random_step(2)
+    sign = np.where(sign == 0, 1, sign)
+    np.testing.assert_allclose(np.sum(CASES[name][0](mask, sign)), 1, rtol=1e-6)
+
+
+def test_balanced_is_the_sequence_mean_or_the_group_mean_where_lengths_say_so():
+    sign = np.array([[1, 1, -1, -1]])
+    equal_on_each_side = np.arange(6) < np.array([[[2], [2], [5], [5]]])
+    equal_means = np.arange(6) < np.array([[[2], [4], [1], [5]]])
+    for mask, other in ((equal_on_each_side, "sequence_mean"), (equal_means, "group_mean")):
+        np.testing.assert_allclose(CASES["balanced"][0](mask, sign), CASES[other][0](mask, sign), rtol=1e-6)
+
+
+def test_a_completion_of_advantage_zero_counts_in_the_group_only():
+    mask = np.ones((1, 4, 2), bool)
+    weights = aggregation.balanced(mask, np.array([[1, -1, 0, 0]]))
+    np.testing.assert_allclose(weights[0, :, 0], [1 / 8, 1 / 8, 0, 0])
+
+
+def test_side_is_the_sign_of_the_mean_over_trained_tokens():
+    A = np.array([[[1.0, -3.0, np.nan], [1.0, np.nan, np.nan], [0.0, 0.0, 0.0], [1.0, -1.0, np.nan], [np.nan] * 3]])
+    np.testing.assert_array_equal(aggregation.side(A, ~np.isnan(A)), [[-1, 1, 0, 0, 0]])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_arguments_that_do_not_fit(name):
+    mask, sign = random_step(0)
+    f = CASES[name][0]
+    with pytest.raises(TypeError, match="mask has dtype float32: expected bool"):
+        f(mask.astype(np.float32), sign)
+    with pytest.raises(ValueError, match=r"sign has shape \(4, 4\): expected \(4, 5\)"):
+        f(mask, sign[:, :4])
+    with pytest.raises(ValueError, match=r"mask has shape \(4, 5\)"):
+        f(mask[..., 0], sign)
+
+
+def test_constants_out_of_range_and_sides_that_do_not_fit():
+    mask, sign = random_step(0)
+    with pytest.raises(ValueError, match="max_length = 0"):
+        aggregation.constant(mask, sign, max_length=0)
+    with pytest.raises(ValueError, match=r"advantages has shape \(4, 5\)"):
+        aggregation.side(np.ones(sign.shape), mask)

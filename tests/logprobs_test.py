@@ -1,0 +1,110 @@
+"""token_logps: which hidden state speaks of which token, masks, and the same numbers on every mesh."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from pallas_kernels import TokenStats
+from rljax import logprobs
+from rljax.logprobs import token_logps
+
+B, T, D, V = 3, 7, 5, 11  # B·T = 21 rows: no multiple of 8
+
+
+@pytest.fixture(name="example")
+def example_fixture():
+    rng = np.random.default_rng(0)
+    hidden, unembedding = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((B, T, D), (V, D)))
+    mask = jnp.asarray(rng.random((B, T)) < 0.6).at[0, 0].set(True).at[1, -1].set(True)
+    return hidden, unembedding, jnp.asarray(rng.integers(0, V, (B, T)), jnp.int32), mask
+
+
+def loss(hidden, unembedding, tokens, mask, **options):
+    stats = token_logps(hidden, unembedding, tokens, mask, temperature=0.7, **options)
+    phase = jnp.arange(tokens.size, dtype=jnp.float32).reshape(tokens.shape)
+    return sum(jnp.sum(jnp.cos(phase + i) * stat) for i, stat in enumerate(stats)), stats
+
+
+def test_alignment(example):
+    """logp[t] = log softmax(W h[t−1]/τ)[tokens[t]], by a loop in float64."""
+    hidden, unembedding, tokens, mask = (np.asarray(x) for x in example)
+    stats = token_logps(*example, temperature=0.7)
+    assert isinstance(stats, TokenStats)
+    expected = np.zeros((3, B, T))
+    for b, t in np.argwhere(mask):
+        if t > 0:
+            x = np.float64(unembedding) @ np.float64(hidden[b, t - 1]) / 0.7
+            pi = np.exp(x) / np.exp(x).sum()
+            p = pi[tokens[b, t]]
+            expected[:, b, t] = np.log(p), -(pi * np.log(pi)).sum(), 1 - 2 * p + (pi**2).sum()
+    np.testing.assert_allclose(np.stack(stats), expected, rtol=1e-5, atol=1e-6)
+    assert (expected[0] != 0).sum() == mask[:, 1:].sum()
+
+
+def test_leading_axes_are_free(example):
+    hidden, unembedding, tokens, mask = example
+    whole = token_logps(*example)
+    one = token_logps(hidden[1], unembedding, tokens[1], mask[1])
+    deep = token_logps(hidden[:, None], unembedding, tokens[:, None], mask[:, None])
+    for a, b, c in zip(whole, one, deep, strict=True):
+        np.testing.assert_allclose(a[1], b, rtol=1e-6)
+        np.testing.assert_allclose(a, c[:, 0], rtol=1e-6)
+
+
+def test_what_predicts_nothing_may_hold_anything(example):
+    hidden, unembedding, tokens, mask = example
+    idle = ~jnp.concatenate([mask[:, 1:], jnp.zeros((B, 1), bool)], axis=1)
+    poisoned = jnp.where(idle[..., None], jnp.nan, hidden), unembedding, jnp.where(mask, tokens, -77), mask
+    run = jax.value_and_grad(loss, (0, 1), has_aux=True)
+    for a, b in zip(jax.tree.leaves(run(*example)), jax.tree.leaves(run(*poisoned)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "chunked"])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (8, 1, 1), (2, 2, 2)])
+def test_every_mesh_gives_the_same(example, shape, implementation):
+    hidden, unembedding, tokens, mask = example
+    devices = jax.devices()[: int(np.prod(shape))]
+    mesh = jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+    def run(**options):
+        step = jax.jit(jax.value_and_grad(lambda h, w: loss(h, w, tokens, mask, **options), (0, 1), has_aux=True))
+        return step(hidden, unembedding)
+
+    expected, actual = run(), run(mesh=mesh, implementation=implementation)
+    for e, a in zip(jax.tree.leaves(expected), jax.tree.leaves(actual), strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-6, atol=1e-6 * float(jnp.max(jnp.abs(e))))
+    assert all(jnp.max(jnp.abs(g)) > 0.1 for g in actual[1])
+
+
+def test_mutants_fail(example, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(logprobs, "_delayed", lambda x: x)
+        with pytest.raises(AssertionError):
+            test_alignment(example)
+    split = jax.shard_map
+
+    def unsummed(function, **options):
+        return split(lambda h, w, y, t: function(h, jax.lax.stop_gradient(w), y, t), **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "shard_map", unsummed)
+        with pytest.raises(AssertionError):
+            test_every_mesh_gives_the_same(example, (2, 2, 2), "chunked")
+
+
+def test_errors_name_the_argument(example):
+    hidden, unembedding, tokens, mask = example
+    for inputs, error, words in (
+        ((hidden[:, 1:], unembedding, tokens, mask), ValueError, r"hidden is of shape \(3, 6, 5\).*\(3, 7\)"),
+        ((hidden, unembedding.T, tokens, mask), ValueError, r"unembedding is of shape \(5, 11\).*D = 5"),
+        ((hidden, unembedding, tokens, mask[:, 1:]), ValueError, r"mask is of shape \(3, 6\).*\(3, 7\)"),
+        ((hidden, unembedding, tokens, mask.astype(jnp.int32)), TypeError, "mask is of dtype int32.*bool"),
+        ((hidden, unembedding, hidden[..., 0], mask), TypeError, "tokens is of dtype float32"),
+    ):
+        with pytest.raises(error, match=words):
+            token_logps(*inputs)
+    with pytest.raises(NotImplementedError, match="'gpu' is not written yet"):
+        token_logps(*example, implementation="gpu")

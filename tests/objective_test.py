@@ -1,0 +1,125 @@
+"""The loss as a sum, dead tokens, and the one place where functions get the fields that they name."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rljax import Batch, PolicyGradient, Rollouts, advantage, algorithms, policy_loss, ratio
+from rljax.objective import advantages_of, required_fields
+from tests import papers
+
+
+def small_batch(**fields):
+    ones = jnp.ones((2, 3))
+    return Batch(**{"mask": ones > 0, "old_logp": -ones, "advantages": ones, "weights": ones / 6, **fields})
+
+
+def small_rollouts(**fields):
+    rewards, mask, _ = papers.random_rollouts(0)
+    zeros = jnp.zeros(mask.shape)
+    values = {"tokens": zeros.astype(int), "mask": mask, "rewards": jnp.asarray(rewards), "old_logp": zeros}
+    return Rollouts(**{**values, **fields})
+
+
+@pytest.mark.parametrize("dead", ["weights", "advantages"])
+@pytest.mark.parametrize("held", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("f", [ratio.token, ratio.soft_gate, ratio.sequence_mean, partial(ratio.power_mean, p=2.0)])
+def test_a_token_without_weight_or_advantage_contributes_exactly_zero(f, held, dead):
+    """Whatever it holds, in value and in gradient."""
+    zero_there = jnp.ones((2, 3)).at[0, 1].set(0.0)
+    logp = jnp.full((2, 3), -1.1).at[0, 1].set(held)
+    batch = small_batch(**{dead: zero_there})
+    loss, gradient = jax.value_and_grad(policy_loss)(logp, batch, f)
+    assert np.isfinite(loss)
+    assert np.isfinite(gradient).all()
+    assert gradient[0, 1] == 0
+    assert (gradient[1] != 0).all()
+    spoilt = dataclasses.replace(batch, old_logp=batch.old_logp.at[0, 1].set(held))
+    np.testing.assert_array_equal(policy_loss(logp, spoilt, f), loss)
+
+
+def test_a_dead_token_with_a_number_still_counts_in_its_sequences_ratio():
+    logp = jnp.array([[-1.0, -1.0, 2.0]])
+    batch = jax.tree.map(lambda x: x[:1], small_batch(weights=jnp.ones((2, 3)).at[:, 2].set(0.0)))
+    np.testing.assert_allclose(policy_loss(logp, batch, ratio.sequence_mean), -2 * np.exp(1.0), rtol=1e-6)
+
+
+def test_only_logp_is_differentiated():
+    logp = jnp.full((2, 3), -1.1)
+    gradient = jax.grad(lambda A: policy_loss(logp, small_batch(advantages=A), ratio.token))(jnp.ones((2, 3)))
+    np.testing.assert_array_equal(gradient, jnp.zeros((2, 3)))
+    rewards = small_rollouts().rewards
+    A = jax.grad(lambda r: jnp.sum(advantages_of(advantage.mean_baseline, small_rollouts(rewards=r)) ** 2))(rewards)
+    np.testing.assert_array_equal(A, jnp.zeros_like(rewards))
+
+
+def test_advantages_are_zero_outside_the_mask_and_get_what_they_name():
+    rollouts = small_rollouts(proxy=jnp.ones(small_rollouts().mask.shape), task=jnp.arange(4))
+
+    def per_task(rewards, mask, *, task, proxy, scale=2.0):
+        return jnp.broadcast_to(task[:, None, None] * proxy * scale, mask.shape)
+
+    A = advantages_of(per_task, rollouts)
+    np.testing.assert_array_equal(A, np.where(rollouts.mask, 2.0 * np.arange(4)[:, None, None], 0))
+
+
+def test_missing_fields_are_named():
+    with pytest.raises(ValueError, match=r"optimal_token_baseline requires 'proxy', and Rollouts.proxy is None"):
+        advantages_of(algorithms.otb().advantage, small_rollouts())
+    with pytest.raises(ValueError, match=r"clip requires 'low', which is no field of Batch: bind it"):
+        policy_loss(jnp.zeros((2, 3)), small_batch(), partial(ratio.clip, high=0.2))
+    with pytest.raises(ValueError, match=r"divergence.*Batch.divergence is None"):
+        policy_loss(jnp.zeros((2, 3)), small_batch(), ratio.chain(lambda l, A, s, *, divergence: l))
+
+
+def test_required_fields_are_those_without_a_value():
+    assert required_fields(advantage.optimal_token_baseline) == {"proxy"}
+    assert required_fields(partial(advantage.optimal_token_baseline, proxy=1)) == frozenset()
+    assert required_fields(ratio.position_clip) == {"low", "high"}
+    assert required_fields(partial(ratio.chain(ratio.clip), low=0.2)) == {"high"}
+
+
+def test_shapes_and_dtypes_that_do_not_fit():
+    logp, batch = jnp.zeros((2, 3)), small_batch()
+    with pytest.raises(ValueError, match=r"logp has shape \(2, 2\): expected \(2, 3\), as mask"):
+        policy_loss(logp[:, :2], batch, ratio.token)
+    for name in ("old_logp", "advantages", "weights"):
+        with pytest.raises(ValueError, match=rf"{name} has shape \(2, 1\): expected \(2, 3\), as mask"):
+            policy_loss(logp, dataclasses.replace(batch, **{name: logp[:, :1]}), ratio.token)
+    with pytest.raises(ValueError, match="segment_ids has shape"):
+        policy_loss(logp, dataclasses.replace(batch, segment_ids=jnp.ones(3, int)), ratio.token)
+    with pytest.raises(TypeError, match="segments have dtype"):
+        policy_loss(logp, dataclasses.replace(batch, segment_ids=logp), ratio.token)
+    with pytest.raises(TypeError, match="mask has dtype int32: expected bool"):
+        policy_loss(logp, dataclasses.replace(batch, mask=jnp.ones((2, 3), int)), ratio.token)
+    with pytest.raises(TypeError, match="logp has dtype complex64"):
+        policy_loss(logp.astype(jnp.complex64), batch, ratio.token)
+    with pytest.raises(ValueError, match=r"advantages has shape \(4, 5, 1\)"):
+        advantages_of(lambda rewards, mask: jnp.ones((4, 5, 1)), small_rollouts())
+
+
+def test_bfloat16_is_summed_in_float32_and_float64_in_gives_float64():
+    logp = jnp.full((2, 3), -1.1)
+    low = policy_loss(logp.astype(jnp.bfloat16), small_batch(), ratio.token)
+    assert low.dtype == jnp.float32
+    exact = -np.exp(1 + float(jnp.bfloat16(-1.1)))
+    np.testing.assert_allclose(low, exact, rtol=1e-6)
+    with jax.enable_x64(True):
+        wide = policy_loss(jnp.full((2, 3), -1.1, jnp.float64), small_batch(), ratio.token)
+        assert wide.dtype == jnp.float64
+        np.testing.assert_allclose(wide, -np.exp(-0.1), rtol=1e-7)
+
+
+def test_values_are_pytrees():
+    batch = jax.jit(lambda b: jax.tree.map(lambda x: x[:1], b))(small_batch())
+    assert isinstance(batch, Batch)
+    assert batch.mask.shape == (1, 3)
+    assert jax.tree.map(lambda x: x, small_rollouts()).proxy is None
+    algorithm = PolicyGradient(advantage.mean_baseline, lambda mask, sign: mask, ratio.token)
+    assert jax.jit(lambda a: jnp.ones(()) * (a.ratio is ratio.token))(algorithm) == 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        algorithm.ratio = ratio.clip  # type: ignore[misc]

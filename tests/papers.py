@@ -1,0 +1,306 @@
+"""The papers' formulas in plain NumPy loops at float64, and random ragged batches to try them on.
+
+A ratio here is `f(l, A, l0) -> f(l)` over the trained tokens of one sequence; `l0` holds ℓ where the paper stops the
+gradient. Loops run on complex numbers too, so that a complex step gives gradients to the last digits.
+"""
+
+import numpy as np
+
+# Ratios of one sequence.
+
+
+def token(l, A, l0):
+    return l
+
+
+def sequence_mean(l, A, l0):
+    return [sum(l) / len(l) for _ in l]
+
+
+def sequence_sum(l, A, l0):
+    return [sum(l) for _ in l]
+
+
+def cumulative(l, A, l0):
+    return [sum(l[: t + 1]) for t in range(len(l))]
+
+
+def prefix_mean(l, A, l0):
+    return [sum(l[: t + 1]) / (t + 1) for t in range(len(l))]
+
+
+def prefix_min(l, A, l0):
+    return [(min(x.real for x in l0[:t]) if t else 0.0) + l[t] for t in range(len(l))]
+
+
+def power_mean(p):
+    def f(l, A, l0):
+        if p == 0:
+            return sequence_mean(l, A, l0)
+        return [np.log(sum(np.exp(p * x) for x in l) / len(l)) / p for _ in l]
+
+    return f
+
+
+def smaller(x, y):
+    return x if np.real(x) <= np.real(y) else y
+
+
+def greater(x, y):
+    return x if np.real(x) >= np.real(y) else y
+
+
+def clip(low, high, dual=np.inf):
+    """max over the two losses of PPO, written on r: the ratio that min(rA, clip(r)A) uses, then the dual clip."""
+
+    def one(x, a):
+        r = np.exp(x)
+        clipped = smaller(greater(r, 1 - low), 1 + high)
+        chosen = smaller(r * a, clipped * a) / a if a else r
+        return np.log(smaller(chosen, dual) if a < 0 else chosen)
+
+    return lambda l, A, l0: [one(x, a) for x, a in zip(l, A, strict=True)]
+
+
+def log_clip(low, high):
+    def one(x, a):
+        s = np.sign(a)
+        return s * smaller(s * x, s * smaller(greater(x, -low), high))
+
+    return lambda l, A, l0: [one(x, a) for x, a in zip(l, A, strict=True)]
+
+
+def position_clip(low, high, dual=np.inf, power=0.5):
+    def one(x, a, width):
+        if a >= 0:
+            return smaller(x, high * width)
+        return smaller(greater(x, -low * width), dual * width)
+
+    return lambda l, A, l0: [one(x, a, (t + 1) ** power) for t, (x, a) in enumerate(zip(l, A, strict=True))]
+
+
+def two_sided_clip(low=None, high=0.28):
+    floor = -np.inf if low is None else np.log(1 - low)
+    return lambda l, A, l0: [greater(smaller(x, np.log(1 + high)), floor) for x in l]
+
+
+def soft_gate(positive=1.0, negative=1.05):
+    def one(x, a):
+        tau = positive if a > 0 else negative
+        return np.log(4 / tau / (1 + np.exp(-tau * (np.exp(x) - 1))))
+
+    return lambda l, A, l0: [one(x, a) for x, a in zip(l, A, strict=True)]
+
+
+def clamp(limit):
+    return lambda l, A, l0: [smaller(greater(x, -limit), limit) for x in l]
+
+
+def chain(*ratios):
+    def f(l, A, l0):
+        for ratio in ratios:
+            l, l0 = ratio(l, A, l0), ratio(l0, A, l0)
+        return l
+
+    return f
+
+
+def local_gradient(ratio):
+    return lambda l, A, l0: [v - x0 + x for v, x0, x in zip(ratio(l0, A, l0), l0, l, strict=True)]
+
+
+def sequences(ids):
+    """The (row, columns) of each sequence in ids [B, T]; 0 is no sequence."""
+    return [(b, np.flatnonzero(row == i)) for b, row in enumerate(ids) for i in np.unique(row[row != 0])]
+
+
+def ratio_values(ratio, l, A, ids):
+    out = np.zeros_like(l)
+    for b, columns in sequences(ids):
+        x = list(l[b, columns])
+        out[b, columns] = ratio(x, list(A[b, columns]), x)
+    return out
+
+
+def policy_loss(ratio, l, A, w, ids, l0=None):
+    l0, loss = (l if l0 is None else l0), 0.0
+    for b, columns in sequences(ids):
+        f = ratio(list(l[b, columns]), list(A[b, columns]), list(l0[b, columns]))
+        loss -= sum(w[b, t] * A[b, t] * np.exp(x) for t, x in zip(columns, f, strict=True))
+    return loss
+
+
+def policy_gradient(ratio, l, A, w, ids):
+    """∂L/∂logp by complex steps."""
+    gradient = np.zeros_like(l)
+    for b, columns in sequences(ids):
+        for t in columns:
+            moved = l.astype(complex)
+            moved[b, t] += 1e-30j
+            gradient[b, t] = policy_loss(ratio, moved, A, w, ids, l).imag / 1e-30
+    return gradient
+
+
+# Advantages of one group: `rewards [G]` or `[G, T]`, `mask [G, T]`, and the proxy where it is named.
+
+
+def returns(rewards, mask):
+    """R, or G_t, at each member's ordinals."""
+    out = []
+    for reward, m in zip(rewards, mask, strict=True):
+        own = [reward] * int(m.sum()) if np.ndim(reward) == 0 else list(np.cumsum(reward[m][::-1])[::-1])
+        out.append(own)
+    return out
+
+
+def outcomes(baseline):
+    """Lifts A_i(R, n) over the present members to tokens."""
+
+    def f(rewards, mask):
+        out = np.zeros(mask.shape)
+        present = [i for i in range(len(mask)) if mask[i].any()]
+        R = [rewards[i] if rewards.ndim == 1 else rewards[i][mask[i]].sum() for i in present]
+        for i, a in zip(present, baseline(R, [mask[i].sum() for i in present]), strict=True):
+            out[i, mask[i]] = a
+        return out
+
+    return f
+
+
+@outcomes
+def group_relative(R, n):
+    return [0.0] if len(R) == 1 else [(x - np.mean(R)) / (np.std(R, ddof=1) + 1e-6) for x in R]
+
+
+@outcomes
+def mean_baseline(R, n):
+    return [x - np.mean(R) for x in R]
+
+
+@outcomes
+def leave_one_out(R, n):
+    return [0.0] if len(R) == 1 else [x - (sum(R) - x) / (len(R) - 1) for x in R]
+
+
+@outcomes
+def length_weighted(R, n):
+    return [x - np.dot(R, n) / sum(n) for x in R]
+
+
+def weighted_mean(values, weights):
+    return np.dot(values, weights) / sum(weights) if sum(weights) > 0 else np.mean(values)
+
+
+def token_baseline(rewards, mask, proxy, leave_out):
+    G = returns(rewards, mask)
+    W = [np.cumsum(np.maximum(e[m], 0)) for e, m in zip(proxy, mask, strict=True)]
+    out = np.zeros(mask.shape)
+    for i, m in enumerate(mask):
+        for t, column in enumerate(np.flatnonzero(m)):
+            others = [j for j in range(len(mask)) if j != i]
+            alive = [j for j in others if len(G[j]) > t]
+            present = [j for j in others if len(G[j])]
+            if alive:
+                members = alive if leave_out else [i, *alive]
+                baseline = weighted_mean([G[j][t] for j in members], [W[j][t] for j in members])
+            elif present:
+                baseline = weighted_mean([G[j][-1] for j in present], [W[j][-1] for j in present])
+            else:
+                baseline = G[i][t]
+            out[i, column] = G[i][t] - baseline
+    return out
+
+
+def optimal_token_baseline(rewards, mask, proxy):
+    return token_baseline(rewards, mask, proxy, leave_out=False)
+
+
+def leave_one_out_token_baseline(rewards, mask, proxy):
+    return token_baseline(rewards, mask, proxy, leave_out=True)
+
+
+def reference_token_baseline(rewards, mask, proxy):
+    """The published code's behaviour past the second-longest completion: a baseline of 0 (a fault that we avoid)."""
+    out = optimal_token_baseline(rewards, mask, proxy)
+    lengths = sorted(mask.sum(axis=1))
+    for i, m in enumerate(mask):
+        for t, column in enumerate(np.flatnonzero(m)):
+            if t >= lengths[-2]:
+                out[i, column] = returns(rewards, mask)[i][t]
+    return out
+
+
+# Aggregations over one step: `mask [P, G, T]`, `sign [P, G]`.
+
+
+def token_mean(mask, sign):
+    return mask / max(mask.sum(), 1)
+
+
+def sequence_mean_weights(mask, sign):
+    n = mask.sum(-1, keepdims=True)
+    return mask / np.maximum(n, 1) / max((n > 0).sum(), 1)
+
+
+def group_mean(mask, sign):
+    n = mask.sum((1, 2), keepdims=True)
+    return mask / np.maximum(n, 1) / max((n > 0).sum(), 1)
+
+
+def constant(max_length):
+    return lambda mask, sign: mask / max_length / max(mask.any(-1).sum(), 1)
+
+
+def balanced(mask, sign):
+    out, groups = np.zeros(mask.shape), max(mask.any((1, 2)).sum(), 1)
+    for p in range(len(mask)):
+        present = [g for g in range(mask.shape[1]) if mask[p, g].any()]
+        for value in (-1, 1):
+            members = [g for g in present if sign[p, g] == value]
+            tokens = sum(mask[p, g].sum() for g in members)
+            for g in members:
+                out[p, g] = mask[p, g] * (len(members) / len(present)) / tokens / groups
+    return out
+
+
+# Random batches.
+
+
+def random_mask(rng, shape, hole=0.25):
+    """Ragged, with holes inside; where shape is [P, G, T], group 0 has one member and one completion is empty."""
+    mask = rng.random(shape) > hole
+    mask &= np.arange(shape[-1]) < rng.integers(1, shape[-1] + 1, shape[:-1])[..., None]
+    if len(shape) == 3:
+        mask[0, 1:] = False
+        mask[0, 0, 1] = True
+        mask[1, 2] = False
+        mask[1, [0, 1], 2] = True
+    return mask
+
+
+def random_rollouts(seed, shape=(4, 5, 8), *, dense=False):
+    """rewards, mask, proxy: ragged groups, one with equal rewards, one with a proxy of zeros and negatives."""
+    rng = np.random.default_rng(seed)
+    mask = random_mask(rng, shape)
+    rewards = rng.normal(size=shape if dense else shape[:2])
+    rewards[2] = 0.1 if not dense else rewards[2]
+    proxy = rng.uniform(0, 2, shape)
+    proxy[3, :, :3] = [0.0, -0.1, 0.0]
+    return rewards, mask, proxy
+
+
+def random_batch(seed, shape=(6, 9), scale=0.4):
+    """log-ratios, advantages (one row of zeros), weights and a mask, `[B, T]`."""
+    rng = np.random.default_rng(seed)
+    mask = random_mask(rng, shape)
+    advantages = np.repeat(rng.normal(size=(*shape[:-1], 1)), shape[-1], axis=-1)
+    advantages[-1] = 0.0
+    return rng.normal(size=shape) * scale * mask, advantages, rng.uniform(0.5, 1.5, shape), mask
+
+
+def agree(actual, expected, tolerance=1e-10):
+    """True where the arrays differ by at most the tolerance relative to the answer's size."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    return actual.shape == expected.shape and bool(
+        np.max(np.abs(actual - expected), initial=0.0) <= tolerance * max(np.max(np.abs(expected), initial=0.0), 1e-3)
+    )

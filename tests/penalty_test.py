@@ -1,0 +1,108 @@
+"""Penalties: estimators against their expectations, weighted sums, gradients, and what each refuses."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rljax import Batch, penalty
+from tests import papers
+
+
+def random_case(seed=0):
+    l, A, w, mask = papers.random_batch(seed)
+    ref = np.where(mask, np.random.default_rng(seed + 1).normal(size=l.shape), np.nan)
+    logp = np.where(mask, ref + l, np.nan)
+    batch = Batch(mask=mask, old_logp=jnp.asarray(l), advantages=jnp.asarray(A), weights=jnp.asarray(w),
+                  ref_logp=jnp.asarray(ref))  # fmt: skip
+    return jnp.asarray(logp), batch, l, w * mask
+
+
+@pytest.mark.parametrize(
+    ("estimator", "value", "slope"),
+    [
+        (penalty.k1, lambda l: l, lambda l: np.ones_like(l)),
+        (penalty.k2, lambda l: l**2 / 2, lambda l: l),
+        (penalty.k3, lambda l: np.exp(-l) - 1 + l, lambda l: 1 - np.exp(-l)),
+        (penalty.straight_through(penalty.k3), lambda l: np.exp(-l) - 1 + l, lambda l: l),
+        (penalty.straight_through(penalty.k1, penalty.k3), lambda l: l, lambda l: 1 - np.exp(-l)),
+    ],
+)
+def test_kl_is_a_weighted_sum_of_the_estimator(estimator, value, slope):
+    with jax.enable_x64(True):
+        logp, batch, l, w = random_case()
+        loss, gradient = jax.value_and_grad(lambda x: penalty.kl(x, batch, estimator=estimator))(logp)
+        assert papers.agree(loss, np.sum(w * value(l)))
+        assert papers.agree(gradient, w * slope(l))
+        assert not papers.agree(jnp.zeros_like(gradient), w * slope(l))
+
+
+def test_estimators_are_unbiased_and_k2_has_the_gradient_of_the_kl():
+    theta, ref = np.array([0.3, -0.5, 1.0]), np.log([0.2, 0.5, 0.3])
+
+    def exact(theta):
+        return jnp.sum(jax.nn.softmax(theta) * (jax.nn.log_softmax(theta) - ref))
+
+    def expectation(theta, estimator):
+        return jnp.sum(jax.lax.stop_gradient(jax.nn.softmax(theta)) * estimator(jax.nn.log_softmax(theta) - ref))
+
+    with jax.enable_x64(True):
+        for estimator in (penalty.k1, penalty.k3, penalty.straight_through(penalty.k3)):
+            np.testing.assert_allclose(expectation(theta, estimator), exact(theta), rtol=1e-12)
+        for estimator in (penalty.k2, penalty.straight_through(penalty.k1)):
+            np.testing.assert_allclose(
+                jax.grad(expectation)(theta, estimator), jax.grad(exact)(theta), rtol=1e-12, atol=1e-15
+            )
+        np.testing.assert_allclose(jax.grad(expectation)(theta, penalty.k1), np.zeros(3), atol=1e-15)
+
+
+def test_k3_keeps_its_gradient_far_from_the_reference():
+    np.testing.assert_allclose(jax.grad(penalty.k3)(-5.0), 1 - np.exp(5.0), rtol=1e-6)
+
+
+def test_entropy_bonus_is_minus_a_weighted_sum():
+    logp, batch, _, w = random_case()
+    entropy = jnp.abs(logp)
+    np.testing.assert_allclose(
+        penalty.entropy_bonus(entropy, batch), -np.sum(w * np.nan_to_num(np.abs(logp))), rtol=1e-5
+    )
+    gradient = jax.grad(penalty.entropy_bonus)(entropy, batch)
+    np.testing.assert_allclose(gradient, -w, rtol=1e-6)
+
+
+def test_value_loss_is_the_greater_of_two_squares():
+    with jax.enable_x64(True):
+        _, batch, v, w = random_case()
+        rng = np.random.default_rng(5)
+        old, target = v + rng.normal(size=v.shape) * 0.4, rng.normal(size=v.shape)
+        near = np.clip(v, old - 0.2, old + 0.2)
+        plain, clipped = (v - target) ** 2, (near - target) ** 2
+        loss, gradient = jax.value_and_grad(
+            lambda v: penalty.value_loss(v, batch, returns=target, old_values=old, limit=0.2)
+        )(jnp.asarray(v))
+        assert papers.agree(loss, np.sum(w * 0.5 * np.maximum(plain, clipped)))
+        inside = np.abs(v - old) <= 0.2
+        assert papers.agree(gradient, w * np.where((clipped <= plain) | inside, v - target, 0))
+
+
+def test_a_penalty_on_a_batch_is_the_sum_of_its_parts_and_empty_masks_give_zero():
+    logp, batch, _, _ = random_case()
+    halves = [jax.tree.map(lambda x, s=s: x[s], batch) for s in (slice(0, 3), slice(3, 6))]
+    parts = penalty.kl(logp[:3], halves[0]) + penalty.kl(logp[3:], halves[1])
+    np.testing.assert_allclose(parts, penalty.kl(logp, batch), rtol=1e-5)
+    empty = dataclasses.replace(batch, mask=np.zeros_like(batch.mask))
+    loss, gradient = jax.value_and_grad(penalty.kl)(logp, empty)
+    assert loss == 0
+    np.testing.assert_array_equal(gradient, jnp.zeros_like(logp))
+
+
+def test_arguments_that_do_not_fit():
+    logp, batch, _, _ = random_case()
+    with pytest.raises(ValueError, match="Batch.ref_logp is None"):
+        penalty.kl(logp, dataclasses.replace(batch, ref_logp=None))
+    with pytest.raises(ValueError, match=r"entropy has shape \(6,\): expected \(6, 9\)"):
+        penalty.entropy_bonus(logp[:, 0], batch)
+    with pytest.raises(ValueError, match="limit = -1"):
+        penalty.value_loss(logp, batch, returns=logp, old_values=logp, limit=-1.0)

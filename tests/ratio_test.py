@@ -1,0 +1,203 @@
+"""Ratios against the papers' formulas at float64, hand-worked numbers, and what each refuses."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rljax import Batch, policy_loss, ratio
+from rljax.objective import required_fields
+from tests import papers
+
+CASES = {
+    "token": (ratio.token, papers.token),
+    "sequence_mean": (ratio.sequence_mean, papers.sequence_mean),
+    "sequence_sum": (ratio.sequence_sum, papers.sequence_sum),
+    "cumulative": (ratio.cumulative, papers.cumulative),
+    "prefix_mean": (ratio.prefix_mean, papers.prefix_mean),
+    "prefix_min": (ratio.prefix_min, papers.prefix_min),
+    **{f"power_mean {p}": (partial(ratio.power_mean, p=p), papers.power_mean(p)) for p in (-2.0, -1.0, 0.0, 0.5, 3.0)},
+    "clip": (partial(ratio.clip, low=0.2, high=0.28), papers.clip(0.2, 0.28)),
+    "clip dual": (partial(ratio.clip, low=0.2, high=0.28, dual=1.3), papers.clip(0.2, 0.28, 1.3)),
+    "log_clip": (partial(ratio.log_clip, low=0.3, high=0.4), papers.log_clip(0.3, 0.4)),
+    "position_clip": (
+        partial(ratio.position_clip, low=0.1, high=0.2, dual=0.15),
+        papers.position_clip(0.1, 0.2, 0.15),
+    ),
+    "position_clip power": (
+        partial(ratio.position_clip, low=0.1, high=0.2, power=-0.5),
+        papers.position_clip(0.1, 0.2, power=-0.5),
+    ),
+    "two_sided_clip": (partial(ratio.two_sided_clip, high=0.28), papers.two_sided_clip(None, 0.28)),
+    "two_sided_clip low": (partial(ratio.two_sided_clip, low=0.2, high=0.28), papers.two_sided_clip(0.2, 0.28)),
+    "soft_gate": (ratio.soft_gate, papers.soft_gate()),
+    "clamp": (partial(ratio.clamp, limit=0.3), papers.clamp(0.3)),
+    "chain, local_gradient": (
+        ratio.chain(ratio.local_gradient(ratio.cumulative), partial(ratio.clip, low=0.4, high=0.6)),
+        papers.chain(papers.local_gradient(papers.cumulative), papers.clip(0.4, 0.6)),
+    ),
+}
+
+
+def test_every_ratio_has_a_formula_here():
+    assert {name for case in CASES for name in case.replace(",", "").split() if name in ratio.__all__} == set(
+        ratio.__all__
+    )
+
+
+def ours(f, l, A, w, mask):
+    def loss(logp):
+        batch = Batch(mask=mask, old_logp=jnp.zeros_like(logp), advantages=A, weights=w)
+        return policy_loss(logp, batch, f)
+
+    return (f(jnp.asarray(l), jnp.asarray(A), mask), *jax.value_and_grad(loss)(jnp.asarray(l)))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_values_losses_and_gradients_are_the_papers(name):
+    f, paper = CASES[name]
+    l, A, w, mask = papers.random_batch(0)
+    ids = mask.astype(int)
+    with jax.enable_x64(True):
+        values, loss, gradient = ours(f, l, A, w, mask)
+        assert values.dtype == loss.dtype == gradient.dtype == jnp.float64
+        earning = mask & (A != 0)
+        assert papers.agree(np.where(earning, values, 0), papers.ratio_values(paper, l, A, ids) * earning)
+        assert papers.agree(loss, papers.policy_loss(paper, l, A, w, ids))
+        expected = papers.policy_gradient(paper, l, A, w, ids)
+        assert papers.agree(gradient, expected)
+        assert not papers.agree(jnp.zeros_like(gradient), expected)  # a zero gradient does not pass
+
+
+def test_a_mask_off_by_one_does_not_pass():
+    l, A, w, mask = papers.random_batch(0)
+    with jax.enable_x64(True):
+        for name in ("sequence_mean", "cumulative", "prefix_min", "power_mean 3.0"):
+            f, paper = CASES[name]
+            gradient = ours(f, l, A, w, np.roll(mask, 1, axis=-1))[2]
+            assert not papers.agree(gradient, papers.policy_gradient(paper, l, A, w, mask.astype(int)), 1e-3)
+
+
+def test_worked_values():
+    l = jnp.array([[0.10, -0.05, 0.10, 0.30], [-0.20, 0.10, -0.30, jnp.nan]])
+    mask, A = jnp.array([[1, 1, 1, 1], [1, 1, 1, 0]], bool), jnp.ones((2, 4))
+    np.testing.assert_allclose(ratio.cumulative(l, A, mask), [[0.10, 0.05, 0.15, 0.45], [-0.20, -0.10, -0.40, 0]], 1e-6)
+    minimum = np.exp(ratio.prefix_min(l, A, mask) - l)
+    np.testing.assert_allclose(minimum[0], [1, 1.105171, 0.951229, 0.951229], 2e-6)
+    np.testing.assert_allclose(minimum[1, :3], [1, 0.818731, 0.818731], 2e-6)
+    first = [1.102394, 1.110567, 1.119072, 1.127858, 1.136856, 1.145987]
+    second = [0.852011, 0.863036, 0.875173, 0.888240, 0.901949, 0.915936]
+    for p, expected in zip((-2, -1, 0, 1, 2, 3), zip(first, second, strict=True), strict=True):
+        np.testing.assert_allclose(np.exp(ratio.power_mean(l, A, mask, p=p))[:, 0], expected, 1e-6)
+
+
+def test_worked_gradient_of_the_soft_gate():
+    one = jnp.ones((1,))
+    gradient = jax.grad(lambda l: jnp.exp(ratio.soft_gate(l, one, one > 0))[0])(jnp.log(1.3 * one))
+    np.testing.assert_allclose(gradient, 1.271183, 1e-6)
+    np.testing.assert_allclose(gradient / 1.3, 0.977833, 1e-6)
+
+
+@pytest.mark.parametrize("p", [-300.0, -1e-4, 1e-30, 0.0, 1e-4, 200.0])
+def test_power_mean_is_stable_in_float32(p):
+    """Neither a large |pℓ| nor a tiny p loses the answer; the gradient's weights r^p / Σ r^p sum to one."""
+    l, A, _, mask = papers.random_batch(1, scale=1.0)
+    f = partial(ratio.power_mean, p=p)
+    l32, A32 = jnp.asarray(l, jnp.float32), jnp.asarray(A, jnp.float32)
+    exact = papers.ratio_values(papers.power_mean(p if abs(p) > 1e-20 else 0.0), l.astype(np.longdouble), A, mask)
+    np.testing.assert_allclose(f(l32, A32, mask), exact, rtol=2e-6, atol=2e-6)
+    share = jnp.asarray(mask / np.maximum(mask.sum(-1, keepdims=True), 1), jnp.float32)
+    gradient = jax.grad(lambda l: jnp.sum(f(l, A32, mask) * share))(l32)
+    np.testing.assert_allclose(jnp.sum(gradient, -1), np.any(mask, -1), rtol=1e-5)
+
+
+def test_p_may_be_traced_and_its_gradient_is_finite_at_zero():
+    l, A, _, mask = (jnp.asarray(x) for x in papers.random_batch(1))
+    traced = jax.jit(lambda p: ratio.power_mean(l, A, mask, p=p))
+    for p in (0.0, 2.0):
+        np.testing.assert_allclose(traced(p), ratio.power_mean(l, A, mask, p=p), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["sequence_sum", "cumulative", "prefix_mean"])
+def test_bare_prefix_ratios_give_a_tokens_advantage_to_others(name):
+    """Which is why algorithms use them under local_gradient only."""
+    l, mask = jnp.zeros((1, 4)), jnp.ones((1, 4), bool)
+    batch = Batch(mask=mask, old_logp=l, advantages=jnp.array([[0.0, 0.0, 0.0, 1.0]]), weights=jnp.ones((1, 4)))
+    bare = jax.grad(policy_loss)(l, batch, CASES[name][0])
+    local = jax.grad(policy_loss)(l, batch, ratio.local_gradient(CASES[name][0]))
+    assert bare[0, 0] != 0
+    np.testing.assert_array_equal(local, [[0, 0, 0, -1]])
+
+
+def test_a_pool_spreads_token_advantages_and_local_gradient_does_not():
+    l, A = jnp.zeros((1, 4)), jnp.array([[1.0, -1.0, 1.0, -1.0]])
+    batch = Batch(mask=A != 0, old_logp=l, advantages=A, weights=jnp.ones((1, 4)))
+    np.testing.assert_array_equal(jax.grad(policy_loss)(l, batch, ratio.sequence_mean), jnp.zeros((1, 4)))
+    np.testing.assert_array_equal(jax.grad(policy_loss)(l, batch, ratio.local_gradient(ratio.sequence_mean)), -A)
+
+
+def test_gates_pass_gradients_on_policy_even_with_no_room():
+    l, mask = jnp.zeros((2, 3)), jnp.ones((2, 3), bool)
+    A = jnp.array([[1.0] * 3, [-1.0] * 3])
+    batch = Batch(mask=mask, old_logp=l, advantages=A, weights=jnp.ones((2, 3)))
+    for f in (
+        partial(ratio.clip, low=0.0, high=0.0, dual=1.0),
+        partial(ratio.position_clip, low=0.0, high=0.0, dual=0.0),
+        partial(ratio.two_sided_clip, low=0.0, high=0.0),
+    ):
+        np.testing.assert_array_equal(jax.grad(policy_loss)(l, batch, f), -A)
+
+
+def test_a_soft_gate_has_no_nan_far_away():
+    l, A = jnp.array([[200.0, -200.0]]), jnp.ones((1, 2))
+    np.testing.assert_array_equal(jax.grad(lambda l: jnp.sum(ratio.soft_gate(l, A, A > 0)))(l), jnp.zeros((1, 2)))
+
+
+def needs_divergence(log_ratio, advantages, segments, *, divergence, scale=1.0):
+    return log_ratio - scale * divergence
+
+
+def test_required_keywords_pass_through_chain_local_gradient_and_partial():
+    wrapped = ratio.local_gradient(ratio.chain(ratio.token, partial(needs_divergence, scale=2.0)))
+    assert required_fields(wrapped) == {"divergence"}
+    assert required_fields(partial(wrapped, divergence=jnp.ones((1, 2)))) == frozenset()
+    mask, zero = jnp.ones((1, 2), bool), jnp.zeros((1, 2))
+    batch = Batch(mask=mask, old_logp=zero, advantages=zero + 1, weights=zero + 1, divergence=zero + 0.5)
+    np.testing.assert_allclose(policy_loss(zero, batch, wrapped), -2 * np.exp(-1), 1e-6)
+    bound = partial(wrapped, divergence=zero)
+    np.testing.assert_allclose(policy_loss(zero, batch, bound), -2, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("f", "name"),
+    [
+        (partial(ratio.clip, low=-0.1, high=0.2), "low = -0.1"),
+        (partial(ratio.clip, low=1.0, high=0.2), "low = 1.0"),
+        (partial(ratio.clip, low=0.2, high=-0.2), "high = -0.2"),
+        (partial(ratio.clip, low=0.2, high=0.2, dual=0.5), "dual = 0.5"),
+        (partial(ratio.log_clip, low=-1.0, high=0.2), "low"),
+        (partial(ratio.position_clip, low=0.1, high=-1.0), "high"),
+        (partial(ratio.two_sided_clip, low=1.5, high=0.2), "low"),
+        (partial(ratio.soft_gate, positive=0.0), "positive"),
+        (partial(ratio.clamp, limit=-1.0), "limit"),
+        (partial(ratio.clip, low=float("nan"), high=0.2), "low"),
+    ],
+)
+def test_hyper_parameters_out_of_range(f, name):
+    l = jnp.zeros((2, 3))
+    with pytest.raises(ValueError, match=name):
+        f(l, l, l == 0)
+
+
+def test_arguments_that_do_not_fit():
+    l, mask = jnp.zeros((2, 3)), jnp.ones((2, 3), bool)
+    with pytest.raises(ValueError, match=r"advantages has shape \(2, 1\): expected \(2, 3\)"):
+        ratio.sequence_mean(l, jnp.zeros((2, 1)), mask)
+    with pytest.raises(ValueError, match=r"log_ratio has shape \(3,\)"):
+        ratio.token(l[0], l, mask)
+    with pytest.raises(ValueError, match="segments has shape"):
+        ratio.token(l[0, 0], l[0, 0], mask[0, 0])
+    with pytest.raises(TypeError, match="segments have dtype float32"):
+        ratio.cumulative(l, l, l)

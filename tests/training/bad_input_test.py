@@ -1,0 +1,166 @@
+"""Bad input to the commands: an error that names the argument, its value and the remedy, and nothing lost."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.training.processes import ROOT, TINY, environment, finish, start
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A run of stage 1 and one rollout."""
+    run = tmp_path_factory.mktemp("begun") / "run"
+    code, output = finish(start(run, "--steps", "1", "--evaluation.every", "0"))
+    assert code == 0, output
+    return run
+
+
+def test_a_recipe_that_does_not_exist(tmp_path):
+    code, output = finish(start(tmp_path / "run", recipe=tmp_path / "nothing.py"))
+    assert code == 1
+    assert "nothing.py' does not exist" in output
+    assert "strings.py" in output
+    assert "Traceback" not in output
+
+
+def test_a_misspelt_field_suggests_the_right_one(tmp_path):
+    code, output = finish(start(tmp_path / "run", "--optimizer.learning-rte", "1e-3"))
+    assert code == 2
+    assert "--optimizer.learning-rate" in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_misspelt_value(tmp_path):
+    code, output = finish(start(tmp_path / "run", "--steps", "many"))
+    assert code == 2
+    assert "many" in output
+
+
+def test_a_field_out_of_range(tmp_path):
+    code, output = finish(start(tmp_path / "run", "--optimizer.clip-norm", "-1"))
+    assert code != 0
+    assert "optimizer.clip_norm = -1" in output
+    assert "positive" in output
+
+
+def test_a_mesh_that_does_not_divide(tmp_path):
+    code, output = finish(start(tmp_path / "run", "--mesh.data", "3", devices=8))
+    assert code == 1
+    assert "(3, 1, 1)" in output
+    assert "8 devices" in output
+
+
+def test_rows_that_do_not_divide_over_the_mesh(tmp_path):
+    code, output = finish(start(tmp_path / "run", "--evaluation.batch", "12", devices=8))
+    assert code == 1
+    assert "evaluation.batch = 12: expected a multiple of mesh.data × mesh.fsdp = 8" in output
+
+
+def test_a_sequence_longer_than_the_model(tmp_path):
+    code, output = finish(start(tmp_path / "run", "--rollout.sampling.max-new-tokens", "100"))
+    assert code != 0
+    assert "= 108: expected at most model.max_length = 64" in output
+
+
+def test_a_run_folder_that_belongs_to_another_config(begun):
+    code, output = finish(start(begun, "--steps", "2", "--optimizer.learning-rate", "0.5"))
+    assert code == 1
+    assert "belongs to another config" in output
+    assert "optimizer.learning_rate: 0.001 -> 0.5" in output
+
+
+def test_a_run_folder_in_use(begun, tmp_path):
+    run = tmp_path / "run"
+    first = start(run)
+    while not (run / "config.json").exists():
+        assert first.poll() is None
+    code, output = finish(start(run))
+    first.kill()
+    first.communicate()
+    assert code == 1
+    assert "another process is using this folder" in output
+
+
+RECIPE_THAT_FAILS = """
+import dataclasses
+import jax.numpy as jnp
+from tests.training.tiny import config
+def penalty(stats, batch):
+    return jnp.where(jnp.sum(batch.mask) > 0, jnp.nan, 0.0)
+config = dataclasses.replace(config, penalty=penalty)
+"""
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(tmp_path):
+    recipe, run = tmp_path / "recipe.py", tmp_path / "run"
+    recipe.write_text(RECIPE_THAT_FAILS)
+    code, output = finish(start(run, recipe=recipe))
+    assert code == 1
+    assert "rl step 0: loss = nan" in output
+    assert (run / "nonfinite" / "rl-0.npz").exists()
+    assert (run / "checkpoints" / "13").is_dir()  # the start of stage 2: the last good one
+
+
+def test_start_from_a_folder_without_a_stage_one(tmp_path):
+    code, output = finish(start(tmp_path / "run", "--start-from", str(tmp_path)))
+    assert code == 1
+    assert f"start_from = '{tmp_path}'" in output
+
+
+def test_the_jsonl_line_that_is_corrupt_is_named(tmp_path):
+    data, recipe = tmp_path / "task.jsonl", tmp_path / "recipe.py"
+    data.write_text('{"prompt": "a", "answer": "b"}\n{"prompt": "a"\n')
+    recipe.write_text(
+        "import dataclasses\nfrom rljax.tasks import JsonlTask\nfrom tests.training.tiny import config\n"
+        f"config = dataclasses.replace(config, task=JsonlTask({str(data)!r}))\n"
+    )
+    code, output = finish(start(tmp_path / "run", recipe=recipe))
+    assert code == 1
+    assert "task.jsonl" in output
+    assert "line 2" in output
+
+
+def evaluate(*arguments):
+    command = [sys.executable, str(ROOT / "launch/evaluate.py"), *arguments]
+    done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_evaluation_prints_every_level_with_its_interval(begun):
+    code, output = evaluate(str(begun))
+    assert code == 0, output
+    levels = json.loads((begun / "evaluation.json").read_text())["levels"]
+    assert set(levels) >= {"level 1", "level 2 held-out pairs", "level 4"}
+    for figures in levels.values():
+        for name in ("pass@1", "pass@2", "greedy", "right chain"):
+            value, low, high = figures[name]
+            assert 0 <= low <= value <= high <= 1
+    assert "pass@2" in output
+    assert "level 2 held-out pairs" in output
+
+
+def test_evaluating_a_folder_that_holds_no_run(tmp_path):
+    code, output = evaluate(str(tmp_path))
+    assert code == 1
+    assert "holds no run" in output
+
+
+def test_evaluating_a_run_that_has_no_checkpoint(begun, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(begun / "config.json", run / "config.json")
+    code, output = evaluate(str(run))
+    assert code == 1
+    assert "no checkpoint yet" in output
+
+
+def test_help_explains_every_field():
+    command = [sys.executable, str(ROOT / "launch/tpu_train.py"), str(TINY), "--help"]
+    done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    for words in ("--steps", "Rollouts of stage 2", "--optimizer.learning-rate", "Peak learning rate", "--mesh.fsdp"):
+        assert words in done.stdout

@@ -1,0 +1,53 @@
+"""A field out of range fails where it is given, and names itself, its value and what would be right."""
+
+import dataclasses
+
+import pytest
+
+from rljax.training import EvaluationConfig, LikelihoodConfig, MeshConfig, OptimizerConfig, RolloutConfig
+from tests.training.tiny import config as tiny
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: OptimizerConfig(learning_rate=0.0), r"optimizer\.learning_rate = 0\.0: expected a positive"),
+        (lambda: OptimizerConfig(learning_rate=float("nan")), r"optimizer\.learning_rate = nan"),
+        (lambda: OptimizerConfig(warmup_steps=-1), r"optimizer\.warmup_steps = -1"),
+        (lambda: OptimizerConfig(warmup_steps=5, decay_steps=5), r"optimizer\.decay_steps = 5: .*warmup_steps = 5"),
+        (lambda: OptimizerConfig(b1=1.0), r"optimizer\.b1 = 1\.0"),
+        (lambda: OptimizerConfig(b2=-0.1), r"optimizer\.b2 = -0\.1"),
+        (lambda: OptimizerConfig(weight_decay=-1.0), r"optimizer\.weight_decay = -1\.0"),
+        (lambda: OptimizerConfig(clip_norm=0.0), r"optimizer\.clip_norm = 0\.0"),
+        (lambda: OptimizerConfig(microbatches=0), r"optimizer\.microbatches = 0"),
+        (lambda: MeshConfig(data=0), r"mesh\.data = 0"),
+        (lambda: MeshConfig(data=-1, fsdp=-1), r"at most one -1"),
+        (lambda: LikelihoodConfig(steps=-1), r"likelihood\.steps = -1"),
+        (lambda: LikelihoodConfig(rows=0), r"likelihood\.rows = 0"),
+        (lambda: LikelihoodConfig(row_length=1), r"likelihood\.row_length = 1"),
+        (lambda: LikelihoodConfig(rows=9, optimizer=OptimizerConfig(microbatches=2)), r"likelihood\.rows = 9"),
+        (lambda: RolloutConfig(prompts=0), r"rollout\.prompts = 0"),
+        (lambda: RolloutConfig(train_groups=65), r"rollout\.train_groups = 65: expected 0 \(all\) to .* = 64"),
+        (lambda: RolloutConfig(minibatches=3), r"rollout\.minibatches = 3: expected a divisor of the 64"),
+        (lambda: EvaluationConfig(every=-1), r"evaluation\.every = -1"),
+        (lambda: EvaluationConfig(samples=0), r"evaluation\.samples = 0"),
+        (lambda: dataclasses.replace(tiny, seed=-1), r"seed = -1"),
+        (lambda: dataclasses.replace(tiny, steps=-1), r"steps = -1"),
+        (lambda: dataclasses.replace(tiny, checkpoint_every=-1), r"checkpoint_every = -1"),
+        (
+            lambda: dataclasses.replace(tiny, optimizer=OptimizerConfig(microbatches=3)),
+            r"optimizer\.microbatches = 3: expected a divisor of the 16 rows",
+        ),
+        (
+            lambda: dataclasses.replace(tiny, rollout=dataclasses.replace(tiny.rollout, prompt_length=60)),
+            r"prompt_length \+ rollout\.sampling\.max_new_tokens = 70: expected at most model\.max_length = 64",
+        ),
+        (
+            lambda: dataclasses.replace(tiny, likelihood=LikelihoodConfig(steps=1, row_length=65)),
+            r"likelihood\.row_length = 65: expected at most model\.max_length = 64",
+        ),
+    ],
+)
+def test_a_field_out_of_range_names_itself(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()

@@ -1,0 +1,44 @@
+"""Schedules by hand, weight decay on matrices alone, and moments that lie where their parameters do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rljax.training import MeshConfig, OptimizerConfig
+from rljax.training.mesh import make_mesh
+from rljax.training.optimizer import init_state, make_optimizer, schedule
+
+pytestmark = pytest.mark.standard_promotion
+
+
+def test_a_constant_schedule_after_its_warm_up():
+    rate = schedule(OptimizerConfig(learning_rate=1e-3, warmup_steps=4))
+    np.testing.assert_allclose([rate(0), rate(2), rate(4), rate(1000)], [0.0, 5e-4, 1e-3, 1e-3], rtol=1e-6)
+
+
+def test_a_cosine_that_ends_at_a_tenth():
+    rate = schedule(OptimizerConfig(learning_rate=1e-3, warmup_steps=10, decay_steps=110))
+    np.testing.assert_allclose([rate(10), rate(60), rate(110), rate(500)], [1e-3, 5.5e-4, 1e-4, 1e-4], rtol=1e-5)
+
+
+def test_the_first_step_of_adamw_by_hand():
+    """Adam's first step is −lr·sign(g), and only the matrix decays."""
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=0.1, weight_decay=0.5, clip_norm=1e9))
+    params = {"matrix": jnp.full((2, 2), 2.0), "scale": jnp.full((2,), 2.0)}
+    gradient = {"matrix": jnp.full((2, 2), -3.0), "scale": jnp.full((2,), 3.0)}
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["matrix"], 0.1 - 0.1 * 0.5 * 2.0, atol=1e-5)
+    np.testing.assert_allclose(updates["scale"], -0.1, rtol=1e-5)
+
+
+def test_moments_lie_where_their_parameters_do():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+    split = NamedSharding(mesh, P("fsdp", None))
+    params = {"matrix": jax.device_put(jnp.ones((8, 2)), split)}
+    state = init_state(make_optimizer(OptimizerConfig()), params)
+    moments = [x for x in jax.tree.leaves(state) if x.shape == (8, 2)]
+    assert len(moments) == 2
+    assert all(x.sharding.is_equivalent_to(split, 2) for x in moments)
