@@ -1,5 +1,7 @@
 """Advantages against the papers' formulas at float64, what they must never do, and what each refuses."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from tests import papers
 TOKEN_BASELINES = ["optimal_token_baseline", "leave_one_out_token_baseline"]
 
 
+@partial(jax.jit, static_argnums=0)  # one program a case: eager mode compiles every operation
 def apply(name, rewards, mask, proxy):
     f = getattr(advantage, name)
     named = {"proxy": jnp.asarray(proxy)} if required_fields(f) else {}

@@ -11,11 +11,11 @@ from rljax import aggregation
 from tests import papers
 
 CASES = {
-    "token_mean": (aggregation.token_mean, papers.token_mean),
-    "sequence_mean": (aggregation.sequence_mean, papers.sequence_mean_weights),
-    "group_mean": (aggregation.group_mean, papers.group_mean),
-    "constant": (partial(aggregation.constant, max_length=9), papers.constant(9)),
-    "balanced": (aggregation.balanced, papers.balanced),
+    "token_mean": (jax.jit(aggregation.token_mean), papers.token_mean),
+    "sequence_mean": (jax.jit(aggregation.sequence_mean), papers.sequence_mean_weights),
+    "group_mean": (jax.jit(aggregation.group_mean), papers.group_mean),
+    "constant": (jax.jit(partial(aggregation.constant, max_length=9)), papers.constant(9)),
+    "balanced": (jax.jit(aggregation.balanced), papers.balanced),
 }
 
 

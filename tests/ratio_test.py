@@ -11,6 +11,7 @@ from rljax import Batch, policy_loss, ratio
 from rljax.objective import required_fields
 from tests import papers
 
+GRADIENT = jax.jit(jax.grad(policy_loss), static_argnums=2)
 CASES = {
     "token": (ratio.token, papers.token),
     "sequence_mean": (ratio.sequence_mean, papers.sequence_mean),
@@ -47,6 +48,7 @@ def test_every_ratio_has_a_formula_here():
     )
 
 
+@partial(jax.jit, static_argnums=0)  # one program a case: eager mode compiles every operation
 def ours(f, l, A, w, mask):
     def loss(logp):
         batch = Batch(mask=mask, old_logp=jnp.zeros_like(logp), advantages=A, weights=w)
@@ -83,14 +85,17 @@ def test_a_mask_off_by_one_does_not_pass():
 def test_worked_values():
     l = jnp.array([[0.10, -0.05, 0.10, 0.30], [-0.20, 0.10, -0.30, jnp.nan]])
     mask, A = jnp.array([[1, 1, 1, 1], [1, 1, 1, 0]], bool), jnp.ones((2, 4))
-    np.testing.assert_allclose(ratio.cumulative(l, A, mask), [[0.10, 0.05, 0.15, 0.45], [-0.20, -0.10, -0.40, 0]], 1e-6)
-    minimum = np.exp(ratio.prefix_min(l, A, mask) - l)
+    np.testing.assert_allclose(
+        jax.jit(ratio.cumulative)(l, A, mask), [[0.10, 0.05, 0.15, 0.45], [-0.20, -0.10, -0.40, 0]], 1e-6
+    )
+    minimum = np.exp(jax.jit(ratio.prefix_min)(l, A, mask) - l)
     np.testing.assert_allclose(minimum[0], [1, 1.105171, 0.951229, 0.951229], 2e-6)
     np.testing.assert_allclose(minimum[1, :3], [1, 0.818731, 0.818731], 2e-6)
     first = [1.102394, 1.110567, 1.119072, 1.127858, 1.136856, 1.145987]
     second = [0.852011, 0.863036, 0.875173, 0.888240, 0.901949, 0.915936]
+    power_mean = jax.jit(ratio.power_mean)
     for p, expected in zip((-2, -1, 0, 1, 2, 3), zip(first, second, strict=True), strict=True):
-        np.testing.assert_allclose(np.exp(ratio.power_mean(l, A, mask, p=p))[:, 0], expected, 1e-6)
+        np.testing.assert_allclose(np.exp(power_mean(l, A, mask, p=float(p)))[:, 0], expected, 1e-6)
 
 
 def test_worked_gradient_of_the_soft_gate():
@@ -104,7 +109,7 @@ def test_worked_gradient_of_the_soft_gate():
 def test_power_mean_is_stable_in_float32(p):
     """Neither a large |pℓ| nor a tiny p loses the answer; the gradient's weights r^p / Σ r^p sum to one."""
     l, A, _, mask = papers.random_batch(1, scale=1.0)
-    f = partial(ratio.power_mean, p=p)
+    f = jax.jit(partial(ratio.power_mean, p=p))
     l32, A32 = jnp.asarray(l, jnp.float32), jnp.asarray(A, jnp.float32)
     exact = papers.ratio_values(papers.power_mean(p if abs(p) > 1e-20 else 0.0), l.astype(np.longdouble), A, mask)
     np.testing.assert_allclose(f(l32, A32, mask), exact, rtol=2e-6, atol=2e-6)
@@ -125,8 +130,8 @@ def test_bare_prefix_ratios_give_a_tokens_advantage_to_others(name):
     """Which is why algorithms use them under local_gradient only."""
     l, mask = jnp.zeros((1, 4)), jnp.ones((1, 4), bool)
     batch = Batch(mask=mask, old_logp=l, advantages=jnp.array([[0.0, 0.0, 0.0, 1.0]]), weights=jnp.ones((1, 4)))
-    bare = jax.grad(policy_loss)(l, batch, CASES[name][0])
-    local = jax.grad(policy_loss)(l, batch, ratio.local_gradient(CASES[name][0]))
+    bare = GRADIENT(l, batch, CASES[name][0])
+    local = GRADIENT(l, batch, ratio.local_gradient(CASES[name][0]))
     assert bare[0, 0] != 0
     np.testing.assert_array_equal(local, [[0, 0, 0, -1]])
 
@@ -134,8 +139,8 @@ def test_bare_prefix_ratios_give_a_tokens_advantage_to_others(name):
 def test_a_pool_spreads_token_advantages_and_local_gradient_does_not():
     l, A = jnp.zeros((1, 4)), jnp.array([[1.0, -1.0, 1.0, -1.0]])
     batch = Batch(mask=A != 0, old_logp=l, advantages=A, weights=jnp.ones((1, 4)))
-    np.testing.assert_array_equal(jax.grad(policy_loss)(l, batch, ratio.sequence_mean), jnp.zeros((1, 4)))
-    np.testing.assert_array_equal(jax.grad(policy_loss)(l, batch, ratio.local_gradient(ratio.sequence_mean)), -A)
+    np.testing.assert_array_equal(GRADIENT(l, batch, ratio.sequence_mean), jnp.zeros((1, 4)))
+    np.testing.assert_array_equal(GRADIENT(l, batch, ratio.local_gradient(ratio.sequence_mean)), -A)
 
 
 def test_gates_pass_gradients_on_policy_even_with_no_room():
@@ -147,7 +152,7 @@ def test_gates_pass_gradients_on_policy_even_with_no_room():
         partial(ratio.position_clip, low=0.0, high=0.0, dual=0.0),
         partial(ratio.two_sided_clip, low=0.0, high=0.0),
     ):
-        np.testing.assert_array_equal(jax.grad(policy_loss)(l, batch, f), -A)
+        np.testing.assert_array_equal(GRADIENT(l, batch, f), -A)
 
 
 def test_a_soft_gate_has_no_nan_far_away():

@@ -1,7 +1,7 @@
 """What a policy-gradient loss needs to know of each token, from hidden states and the unembedding."""
 
-import jax
 import jax.numpy as jnp
+from jax import core
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels._dispatch import require, select
@@ -64,6 +64,6 @@ def _check(hidden, unembedding, targets, temperature) -> None:
     dtype = jnp.result_type(targets)
     require(jnp.issubdtype(dtype, jnp.integer), kernel, "targets", f"of dtype {dtype}", "integer", TypeError)
     require(jnp.ndim(temperature) == 0, kernel, "temperature", f"of shape {jnp.shape(temperature)}", "a scalar")
-    if not isinstance(temperature, jax.core.Tracer):
+    if not isinstance(temperature, core.Tracer):
         positive = 0 < float(temperature) < float("inf")
         require(positive, kernel, "temperature", temperature, "positive and finite (for greedy decoding there is no π)")

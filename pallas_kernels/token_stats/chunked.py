@@ -16,8 +16,7 @@ so that for the cotangents g, k, q of the three, with a = g − 2 q π_y,
 
     ∂L/∂x_v = a 1[v=y] + π_v (−a − k H − 2 q Q − k log π_v + 2 q π_v),    ∂h = ∂x·W/τ,   ∂W = ∂xᵀ·h/τ.
 
-Neither N nor V need be a multiple of its tile: the last tile starts early and skips what has been seen, so that no
-padded copy is made of anything.
+Neither N nor V need be a multiple of its tile (see `_tiles`).
 """
 
 from functools import cache, partial
@@ -29,31 +28,8 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.token_stats._tiles import Tiles, best_tiles, cover
 from pallas_kernels.token_stats._types import TokenStats, dtypes
-
-TILE = 2**20  # logits held at a time
-WIDEST = 512  # columns
-
-
-class Tiles(NamedTuple):
-    """Rows and columns of a tile of logits."""
-
-    tokens: int
-    vocabulary: int
-
-
-def best_tiles(tokens: int, vocabulary: int) -> Tiles:
-    """One tile, and so no loop, where the logits are few; else tiles of about `TILE` logits and nearly equal size."""
-    if tokens * vocabulary <= 4 * TILE:
-        return Tiles(tokens, vocabulary)
-    columns = _even(vocabulary, WIDEST)
-    return Tiles(_even(tokens, TILE // columns), columns)
-
-
-def _even(size: int, limit: int) -> int:
-    """The tile, a multiple of 8 where it is not all, that covers `size` in as few parts as `limit` does."""
-    parts = -(-size // limit)
-    return size if parts <= 1 else min(limit, -(-size // parts // 8) * 8)
 
 
 def token_stats(
@@ -109,13 +85,13 @@ def _forward(tiles: Tiles, hidden, unembedding, targets, beta):
             return _absorb(sums, x, _is_target(y, first, tiles.vocabulary), unseen[None])
 
         zero = jnp.zeros(tiles.tokens, beta.dtype)
-        sums = _cover(unembedding.shape[0], tiles.vocabulary, columns, _Sums(zero - jnp.inf, *[zero] * 4))
+        sums = cover(unembedding.shape[0], tiles.vocabulary, columns, _Sums(zero - jnp.inf, *[zero] * 4))
         return jax.tree.map(
             lambda whole, tile: lax.dynamic_update_slice_in_dim(whole, tile, start, 0), results, _finish(sums, y)
         )
 
     zeros = jnp.zeros(n, beta.dtype)
-    return _cover(n, tiles.tokens, rows, (TokenStats(*[zeros] * 3), (zeros, zeros)))
+    return cover(n, tiles.tokens, rows, (TokenStats(*[zeros] * 3), (zeros, zeros)))
 
 
 def _absorb(sums: _Sums, x, is_target, unseen) -> _Sums:
@@ -205,11 +181,11 @@ def _backward(tiles: Tiles, saved, cotangents: TokenStats):
             return dh, lax.dynamic_update_slice_in_dim(dw, part, first, 0)
 
         whole, dw = gradients
-        dh, dw = _cover(unembedding.shape[0], tiles.vocabulary, columns, (jnp.zeros(h.shape, beta.dtype), dw))
+        dh, dw = cover(unembedding.shape[0], tiles.vocabulary, columns, (jnp.zeros(h.shape, beta.dtype), dw))
         return lax.dynamic_update_slice_in_dim(whole, dh.astype(hidden.dtype), start, 0), dw
 
     nothing = jnp.zeros_like(hidden), jnp.zeros(unembedding.shape, beta.dtype)
-    dh, dw = _cover(hidden.shape[0], tiles.tokens, rows, nothing)
+    dh, dw = cover(hidden.shape[0], tiles.tokens, rows, nothing)
     return dh, dw.astype(unembedding.dtype), None, None
 
 
@@ -223,19 +199,7 @@ def _slope_at(slope: _Slope, log_pi, is_target):
     return jnp.where(is_target, slope.at_target, 0) + pi * within
 
 
-# ------------------------------------------------------------------------------------------------------------ tiles
-
-
-def _cover(size: int, tile: int, body, carry):
-    """carry = body(start, fresh, carry) for the tiles that cover range(size), `fresh` [tile] where not seen before."""
-    if tile == size:
-        return body(0, jnp.ones(tile, bool), carry)
-
-    def step(carry, index):
-        start = jnp.minimum(index * tile, size - tile)
-        return body(start, start + jnp.arange(tile, dtype=jnp.int32) >= index * tile, carry), None
-
-    return lax.scan(step, carry, jnp.arange(-(-size // tile), dtype=jnp.int32))[0]
+# ------------------------------------------------------------------------------------------------- one tile's parts
 
 
 def _logits(h, w, beta):

@@ -2,8 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
+
+from rljax.models.config import TransformerConfig
 
 
 def positions_of(segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
@@ -25,11 +28,14 @@ def causal_mask(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
     return (t[:, None] >= t[None, :])[None] & same & (segment_ids != 0)[:, None, :]
 
 
-def rotation(positions: Int[Array, "B T"], head_dim: int, base: float, dtype) -> tuple[Array, Array]:
-    """cos and sin of position · base^(−2i / head_dim), each `[B, T, 1, head_dim / 2]`."""
-    frequency = base ** (-jnp.arange(0, head_dim, 2, dtype=dtype) / head_dim)
-    angle = positions[..., None, None].astype(dtype) * frequency[None, None, None]
-    return jnp.cos(angle), jnp.sin(angle)
+def rotation(positions: Int[Array, "B T"], config: TransformerConfig, dtype) -> tuple[Array, Array]:
+    """cos and sin of position · base^(−2i / head_dim), each `[B, T, 1, head_dim / 2]`.
+
+    Read from a table: computed, XLA would fuse them into every use, and spend more time there than on the attention.
+    """
+    frequency = config.rope_base ** (-np.arange(0, config.head_dim, 2) / config.head_dim)
+    angle = np.arange(config.max_length)[:, None] * frequency
+    return tuple(jnp.asarray(table, dtype)[positions][:, :, None] for table in (np.cos(angle), np.sin(angle)))
 
 
 def rotate(x: Float[Array, "B T H C"], cos: Float[Array, "B T 1 C/2"], sin: Float[Array, "B T 1 C/2"]) -> Array:
@@ -39,16 +45,16 @@ def rotate(x: Float[Array, "B T H C"], cos: Float[Array, "B T 1 C/2"], sin: Floa
 
 
 def attend(
-    q: Float[Array, "B T H C"], k: Float[Array, "B S K C"], v: Float[Array, "B S K C"], mask: Bool[Array, "B T S"]
-) -> Float[Array, "B T H C"]:
+    q: Float[Array, "B H T C"], k: Float[Array, "B K S C"], v: Float[Array, "B K S C"], mask: Bool[Array, "B T S"]
+) -> Float[Array, "B H T C"]:
     """softmax(q·kᵀ / √C) v over the keys that the mask allows; each of the K key heads serves H / K query heads.
 
-    Logits and softmax are at least float32. A row that may see nothing gets a finite, meaningless average.
+    Logits and softmax are at least float32. A row that may see nothing gets a finite, meaningless average. Heads come
+    before time, so that both products are plain batched ones and a cache is read in place.
     """
-    B, T, H, C = q.shape
-    K = k.shape[2]
+    (B, H, T, C), (K, S) = q.shape, k.shape[1:3]
     dtype = jnp.promote_types(q.dtype, jnp.float32)
-    grouped = q.reshape(B, T, K, H // K, C)
-    logits = jnp.einsum("btkgc,bskc->bkgts", grouped, k, preferred_element_type=dtype) * C**-0.5
-    weights = jax.nn.softmax(jnp.where(mask[:, None, None], logits, jnp.finfo(dtype).min), axis=-1)
-    return jnp.einsum("bkgts,bskc->btkgc", weights.astype(v.dtype), v).reshape(B, T, H, C)
+    logits = jnp.einsum("bkqc,bksc->bkqs", q.reshape(B, K, -1, C), k, preferred_element_type=dtype) * C**-0.5
+    logits = jnp.where(mask[:, None], logits.reshape(B, H, T, S), jnp.finfo(dtype).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype).reshape(B, K, -1, S)
+    return jnp.einsum("bkqs,bksc->bkqc", weights, v).reshape(B, H, T, C)

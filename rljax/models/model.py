@@ -20,7 +20,7 @@ from rljax.models.transformer import Transformer
 class Cache(NamedTuple):
     """What decoding remembers of a row: keys and values of each layer, and where the next token goes."""
 
-    kv: tuple[tuple[Float[Array, "B S K C"], Float[Array, "B S K C"]], ...]
+    kv: tuple[tuple[Float[Array, "B K S C"], Float[Array, "B K S C"]], ...]
     valid: Bool[Array, "B S"]
     """Slots that the next token may see."""
     position: Int[Array, " B"]
@@ -90,11 +90,11 @@ class Model:
             raise ValueError(f"cache_length = {cache_length}: expected the {length} tokens of the prompt at least, and "
                              f"max_length = {self.config.max_length} at most")  # fmt: skip
         hidden, kv = self._apply(params, tokens, segment_ids)
-        free = ((0, 0), (0, cache_length - length))
+        none, free = (0, 0), (0, cache_length - length)
         present = (segment_ids == segment_ids[:, -1:]) & (segment_ids != 0)
         cache = Cache(
-            kv=jax.tree.map(lambda x: split_rows(jnp.pad(x, (*free, (0, 0), (0, 0)))), kv),
-            valid=split_rows(jnp.pad(present, free)),
+            kv=jax.tree.map(lambda x: split_rows(jnp.pad(x, (none, none, free, none))), kv),
+            valid=split_rows(jnp.pad(present, (none, free))),
             position=jnp.where(present[:, -1], positions_of(segment_ids)[:, -1] + 1, 0),
             index=jnp.int32(length),
         )
@@ -108,7 +108,7 @@ class Model:
 
         def remember(layer, k, v):
             return tuple(
-                lax.dynamic_update_slice_in_dim(old, new, cache.index, axis=1)
+                lax.dynamic_update_slice_in_dim(old, new, cache.index, axis=2)
                 for old, new in zip(cache.kv[layer], (k, v), strict=True)
             )
 

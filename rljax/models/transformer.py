@@ -19,6 +19,11 @@ def _weight(rngs: nnx.Rngs, std: float, **axes: int) -> nnx.Param:
     return nnx.Param(value, out_sharding=tuple(axes), eager_sharding=False)
 
 
+def _linear(x: Array, weight: Array) -> Array:
+    """x · W over the last axis of x, in its dtype. Rows are flattened, which XLA's backward pass on CPUs rewards twofold."""
+    return (x.reshape(-1, x.shape[-1]) @ weight.astype(x.dtype)).reshape(*x.shape[:-1], weight.shape[-1])
+
+
 class RMSNorm(nnx.Module):
     """x / √(mean x² + ε) · scale over the last axis, in at least float32."""
 
@@ -47,14 +52,19 @@ class Attention(nnx.Module):
         self.qk_norm = config.qk_norm
 
     def __call__(self, x: Array, turn: tuple[Array, Array], mask: Array, remember: Callable) -> tuple[Array, tuple]:
-        q, k, v = (
-            jnp.einsum("btd,dhc->bthc", x, weight[...].astype(x.dtype)) for weight in (self.query, self.key, self.value)
-        )
+        q, k, v = (self._heads(x, weight[...]) for weight in (self.query, self.key, self.value))
         if self.qk_norm:
             q, k = self.query_norm(q), self.key_norm(k)
-        k, v = remember(rotate(k, *turn), v)
-        mixed = attend(rotate(q, *turn), k, v, mask)
-        return jnp.einsum("bthc,hcd->btd", mixed, self.out[...].astype(x.dtype)), (k, v)
+        q, k, v = (heads.swapaxes(1, 2) for heads in (rotate(q, *turn), rotate(k, *turn), v))
+        k, v = remember(k, v)
+        mixed = attend(q, k, v, mask).swapaxes(1, 2).reshape(*x.shape[:2], -1)
+        return _linear(mixed, self.out[...].reshape(-1, x.shape[-1])), (k, v)
+
+    @staticmethod
+    def _heads(x: Array, weight: Array) -> Array:
+        """[B, T, D] · [D, H, C] as [B, T, H, C]."""
+        D, H, C = weight.shape
+        return _linear(x, weight.reshape(D, H * C)).reshape(*x.shape[:2], H, C)
 
 
 class SwiGLU(nnx.Module):
@@ -67,8 +77,7 @@ class SwiGLU(nnx.Module):
         self.down = _weight(rngs, (2 * config.layers * M) ** -0.5, mlp=M, embed=D)
 
     def __call__(self, x: Array) -> Array:
-        gate, up, down = (weight[...].astype(x.dtype) for weight in (self.gate, self.up, self.down))
-        return (jax.nn.silu(x @ gate) * (x @ up)) @ down
+        return _linear(jax.nn.silu(_linear(x, self.gate[...])) * _linear(x, self.up[...]), self.down[...])
 
 
 class Block(nnx.Module):
@@ -105,7 +114,7 @@ class Transformer(nnx.Module):
         config = self.config
         dtype = jnp.dtype(config.dtype)
         x = split_rows(self.embedding[...].astype(dtype)[tokens])
-        turn = rotation(positions, config.head_dim, config.rope_base, jnp.promote_types(dtype, jnp.float32))
+        turn = rotation(positions, config, jnp.promote_types(dtype, jnp.float32))
         kept = []
         for layer, block in enumerate(self.blocks):
             x, memory = _run(block, config.remat)(x, turn, mask, partial(remember, layer))

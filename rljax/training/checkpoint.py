@@ -1,7 +1,7 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped.
 
-One checkpoint holds the parameters, the optimizer's state, the reference, the random key, and a record in JSON (phase,
-step, place in the data, tokenizer, config). Every process reads the same data, so one place serves all of them, and a
+One checkpoint holds the parameters, the optimizer's state, the reference, and a record in JSON (phase, step, random key,
+place in the data, tokenizer, config). Every process reads the same data, so one place serves all of them, and a
 run may go on with another number of processes. Checkpoints are written asynchronously and appear whole or not at all.
 """
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 
@@ -28,7 +29,6 @@ class Restored(NamedTuple):
 
     record: dict
     tree: Any
-    key: jax.Array
 
 
 @contextmanager
@@ -52,7 +52,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
-    def save(self, number: int, tree, key: jax.Array, record: dict) -> None:
+    def save(self, number: int, tree, record: dict) -> None:
         """Starts writing checkpoint `number`; the arrays may be donated as soon as this returns.
 
         Raises RunError on a full disk, before writing where that can be known, with the older checkpoints kept.
@@ -62,7 +62,6 @@ class Checkpoints:
             self._check_space(tree)
             self._manager.save(number, args=ocp.args.Composite(
                 state=ocp.args.StandardSave(tree),
-                rng=ocp.args.JaxRandomKeySave(key),
                 record=ocp.args.JsonSave(record),
             ))  # fmt: skip
 
@@ -97,9 +96,9 @@ class Checkpoints:
     def _restore(self, number: int, target) -> Restored:
         record = self._manager.restore(number, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
         restored = self._manager.restore(number, args=ocp.args.Composite(
-            state=ocp.args.StandardRestore(target(record)), rng=ocp.args.JaxRandomKeyRestore(),
+            state=ocp.args.StandardRestore(target(record)),
         ))  # fmt: skip
-        return Restored(record, restored["state"], restored["rng"])
+        return Restored(record, restored["state"])
 
     def restore_params(self, abstract) -> Restored | None:
         """The newest checkpoint's parameters alone, into the shapes and shardings of `abstract`; None without one."""
@@ -111,10 +110,10 @@ class Checkpoints:
             state=ocp.args.PyTreeRestore(
                 item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
             ),
-            rng=ocp.args.JaxRandomKeyRestore(),
+           
             record=ocp.args.JsonRestore(),
         ))  # fmt: skip
-        return Restored(restored["record"], restored["state"], restored["rng"])
+        return Restored(restored["record"], restored["state"])
 
     def _put_aside(self, number: int) -> None:
         if jax.process_index() == 0:
@@ -135,3 +134,13 @@ class Checkpoints:
 def encode(model_proto: bytes) -> str:
     """A tokenizer's bytes, for the record."""
     return base64.b64encode(model_proto).decode()
+
+
+def encode_key(key: jax.Array) -> dict:
+    """A random key, for the record."""
+    return {"words": jax.random.key_data(key).tolist(), "implementation": str(jax.random.key_impl(key))}
+
+
+def decode_key(record: dict) -> jax.Array:
+    """The random key of a record."""
+    return jax.random.wrap_key_data(jnp.array(record["words"], jnp.uint32), impl=record["implementation"])

@@ -1,5 +1,6 @@
 """The commands: read a recipe, join the other workers, call the library."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
 
 def _as_command(command: Callable[[list[str]], None], arguments: Sequence[str]) -> None:
     """Ends the process with an error's message alone; RLJAX_TRACEBACK=1 shows where it came from."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what is meant
     try:
         command(list(arguments))
     except (ValueError, FileNotFoundError, RunError) as error:

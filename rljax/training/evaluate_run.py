@@ -4,7 +4,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from rljax.training.checkpoint import Checkpoints, RunError
+from rljax.training.checkpoint import Checkpoints, RunError, decode_key
 from rljax.training.config import Config
 from rljax.training.evaluation import Evaluator
 from rljax.training.run_folder import write_json
@@ -32,7 +32,7 @@ def newest_params(config: Config, setting):
     checkpoints.close()
     if restored is None:
         raise RunError(f"run = {str(config.run)!r} has no checkpoint yet: let it train first")
-    return restored.tree["params"], restored.key, restored.record
+    return restored.tree["params"], decode_key(restored.record["key"]), restored.record
 
 
 def table(title: str, figures: dict[str, dict]) -> Table:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax.models import create
-from rljax.training.checkpoint import Checkpoints, RunError, encode
+from rljax.training.checkpoint import Checkpoints, RunError, decode_key, encode, encode_key
 from rljax.training.config import Config
 from rljax.training.evaluation import Evaluator
 from rljax.training.gradients import State
@@ -55,7 +55,7 @@ class Run:
 
     def _start(self):
         """(state, step) of a run that has no checkpoint."""
-        model, mesh, _ = self.setting
+        mesh, model, _ = self.setting
         _, params = create(model.config, mesh, purpose_key(self.key, "initialise"))
         self.watcher.begin("likelihood", 0)
         if self.config.start_from is not None:
@@ -69,7 +69,7 @@ class Run:
         """Measures stage 1's end and keeps it for good, then (state, step) of stage 2."""
         self._evaluate("before RL", params)
         kept = Checkpoints(self.folder / "stage1")
-        kept.save(0, {"params": params}, self.key, {})
+        kept.save(0, {"params": params}, {})
         kept.close()
         self.stage = PolicyStage(self.config, self.setting)
         self.stage.reference = jax.tree.map(jnp.copy, params)
@@ -82,7 +82,8 @@ class Run:
         restored = self.checkpoints.restore(self._target, self.watcher.say)
         if restored is None:
             return None
-        record, self.key = restored.record, restored.key
+        record = restored.record
+        self.key = decode_key(record["key"])
         self.stage.iterator.set_state(record["data"])
         if isinstance(self.stage, PolicyStage):
             self.stage.reference = restored.tree["reference"]
@@ -134,13 +135,14 @@ class Run:
         """A checkpoint, and the report as it now stands."""
         tree = {"params": state.params, "opt": state.opt}
         record = {
+            "key": encode_key(self.key),
             "phase": self.stage.phase, "step": step, "data": self.stage.iterator.get_state(),
             "tokenizer": encode(self.setting.data.tokenizer.model_proto), "config": describe(self.config),
         }  # fmt: skip
         if isinstance(self.stage, PolicyStage):
             tree["reference"], record["samples"] = self.stage.reference, self.stage.samples
             self.watcher.samples("end", self.stage.samples)
-        self.checkpoints.save(self._number(step), tree, self.key, record)
+        self.checkpoints.save(self._number(step), tree, record)
         self.watcher.report(f"{self.stage.phase} step {step} of {self.stage.steps}")
 
     def _look(self, state: State, n: int) -> None:

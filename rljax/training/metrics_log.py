@@ -43,6 +43,21 @@ def series(rows: Sequence[Mapping], phase: str, name: str) -> tuple[np.ndarray, 
     return np.array(steps, np.float64), np.array(values, np.float64)
 
 
+def headline_level(levels) -> str:
+    """The level that tells most of what was learned: held-out level 2, else level 2, else the first.
+
+    >>> headline_level(["level 1", "level 2 trained pairs", "level 2 held-out pairs", "level 2 held-out functions"])
+    'level 2 held-out pairs'
+    >>> headline_level(["all"])
+    'all'
+    """
+    names = list(levels)
+    if not names:
+        raise ValueError("levels is empty: expected at least one name")
+    second = [name for name in names if "level 2" in name]
+    return next((name for name in second if "held-out" in name or "held out" in name), (second or names)[0])
+
+
 class MetricsLog:
     """The log of a run, opened for appending; on disk, or in the system's hands, line by line.
 

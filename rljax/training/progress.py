@@ -12,6 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from rljax.training.metrics_log import headline_level
+
 # What is shown of a step, in this order, where it was measured: name, label, format.
 _SHOWN: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("reward", "reward", "{:.3f}".format),
@@ -116,21 +118,6 @@ class Progress:
             Text.assemble((f"{label} ", "dim"), (value, "bold")) for label, value in self._numbers()
         )
         return Group(bars, numbers)
-
-
-def headline_level(levels) -> str:
-    """The level that tells most of what was learned: held-out level 2, else level 2, else the first.
-
-    >>> headline_level(["level 1", "level 2 trained pairs", "level 2 held-out pairs", "level 2 held-out functions"])
-    'level 2 held-out pairs'
-    >>> headline_level(["all"])
-    'all'
-    """
-    names = list(levels)
-    if not names:
-        raise ValueError("levels is empty: expected at least one name")
-    second = [name for name in names if "level 2" in name]
-    return next((name for name in second if "held-out" in name or "held out" in name), (second or names)[0])
 
 
 def duration(seconds: float) -> str:

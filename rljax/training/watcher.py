@@ -50,7 +50,8 @@ class Watcher:
     def look(self, step: int, accuracy: dict[str, float], kl_start: float | None) -> None:
         """A look at the held-out problems, before rollout `step`."""
         if self._log is not None:
-            self._log.write("eval", step, {"accuracy": accuracy, "kl_start": kl_start})
+            moved = {} if kl_start is None else {"kl_start": kl_start}
+            self._log.write("eval", step, {"accuracy": accuracy, **moved})
             shown = "  ".join(f"{level} {value:.3f}" for level, value in accuracy.items())
             self.progress.say(f"held out, before rollout {step}: {shown}")
 

@@ -1,0 +1,159 @@
+"""25 functions on strings over the letters s … z, with names that tell nothing: f0 … f24.
+
+Each is total on the strings of 1 to 7 letters and gives one of 1 to 7 letters; what is longer is cut. They are built
+from 20 operations, and differ pairwise on the test strings. The task is that of 2509.25123 (composing functions that
+were learned alone); the functions are our own.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+LETTERS = "stuvwxyz"
+LONGEST = 7
+
+
+def reverse(x: str) -> str:
+    return x[::-1]
+
+
+def rotate(x: str) -> str:
+    """The first letter moves to the end."""
+    return x[1:] + x[0]
+
+
+def duplicate(x: str) -> str:
+    return x + x
+
+
+def double_letters(x: str) -> str:
+    return "".join(letter + letter for letter in x)
+
+
+def drop_every_second(x: str) -> str:
+    return x[::2]
+
+
+def overwrite_every_second(x: str, *, by: str) -> str:
+    return "".join(by if i % 2 else letter for i, letter in enumerate(x))
+
+
+def swap_halves(x: str) -> str:
+    """The second half first; the middle letter of an odd length belongs to the first half."""
+    half = (len(x) + 1) // 2
+    return x[half:] + x[:half]
+
+
+def swap_neighbours(x: str) -> str:
+    """Letters 1 and 2 change places, 3 and 4, …; an odd last one stays."""
+    return "".join(x[i : i + 2][::-1] for i in range(0, len(x), 2))
+
+
+def shift_letters(x: str, *, by: int) -> str:
+    """Each letter becomes the one `by` places on in the alphabet, round its end."""
+    return "".join(LETTERS[(LETTERS.index(letter) + by) % len(LETTERS)] for letter in x)
+
+
+def shift_by_place(x: str) -> str:
+    """The first letter stays, the second becomes the next in the alphabet, the third the next but one, …."""
+    return "".join(shift_letters(letter, by=i) for i, letter in enumerate(x))
+
+
+def mirror_letters(x: str) -> str:
+    """The alphabet turned round: s ↔ z, t ↔ y, …."""
+    return x.translate(str.maketrans(LETTERS, LETTERS[::-1]))
+
+
+def sort_letters(x: str, *, descending: bool) -> str:
+    return "".join(sorted(x, reverse=descending))
+
+
+def interleave_reversed(x: str) -> str:
+    """The first letter, the last, the second, the last but one, … to the end of both."""
+    return "".join(a + b for a, b in zip(x, x[::-1], strict=True))
+
+
+def evens_first(x: str) -> str:
+    """Letters 1, 3, 5, … and then 2, 4, 6, …."""
+    return x[::2] + x[1::2]
+
+
+def palindrome(x: str) -> str:
+    """The string and its reverse."""
+    return x + x[::-1]
+
+
+def repeat_first(x: str) -> str:
+    return 2 * x[0] + x
+
+
+def repeat_last(x: str) -> str:
+    return x + 2 * x[-1]
+
+
+def surround(x: str, *, left: str = "", right: str = "") -> str:
+    return left + x + right
+
+
+def separate(x: str, *, by: str) -> str:
+    """The letter `by` between every two."""
+    return by.join(x)
+
+
+def without_end(x: str, *, first: int = 0, last: int = 0) -> str:
+    """Without so many letters at its ends; a string of one letter stays."""
+    return x[first : len(x) - last] or x[:1]
+
+
+FUNCTIONS: dict[str, Callable[[str], str]] = {
+    f"f{i}": function
+    for i, function in enumerate((
+        rotate,
+        partial(shift_letters, by=3),
+        duplicate,
+        partial(without_end, first=1),
+        swap_neighbours,
+        mirror_letters,
+        partial(surround, right="w"),
+        partial(sort_letters, descending=False),
+        drop_every_second,
+        reverse,
+        repeat_first,
+        shift_by_place,
+        partial(shift_letters, by=1),
+        palindrome,
+        partial(separate, by="y"),
+        swap_halves,
+        partial(surround, left="t"),
+        repeat_last,
+        evens_first,
+        double_letters,
+        partial(sort_letters, descending=True),
+        partial(overwrite_every_second, by="x"),
+        partial(shift_letters, by=-2),
+        interleave_reversed,
+        partial(without_end, last=1),
+    ))
+}  # fmt: skip
+
+
+def operation(name: str) -> str:
+    """The operation that a function is made of, as `rotate`."""
+    function = FUNCTIONS[name]
+    return function.func.__name__ if isinstance(function, partial) else function.__name__
+
+
+def apply(names: Sequence[str], text: str) -> str:
+    """The functions applied from right to left, each output cut to 7 letters: f_i(f_j(x)) for (f_i, f_j).
+
+    >>> apply(["f9"], "stuv"), apply(["f6", "f9"], "stuv"), apply(["f9", "f6"], "stuv")
+    ('vuts', 'vutsw', 'wvuts')
+
+    Raises ValueError for a name that is none, or a text that is not 1 to 7 of the letters.
+    """
+    if not 1 <= len(text) <= LONGEST or not set(text) <= set(LETTERS):
+        raise ValueError(f"text = {text!r}: expected 1 to {LONGEST} of the letters {LETTERS}")
+    for name in reversed(names):
+        if name not in FUNCTIONS:
+            raise ValueError(f"names = {list(names)!r}: {name!r} is no function; expected f0 … f{len(FUNCTIONS) - 1}")
+        text = FUNCTIONS[name](text)[:LONGEST]
+    return text

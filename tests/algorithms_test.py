@@ -1,0 +1,127 @@
+"""Algorithms end to end: rollouts to gradient, against the papers' formulas put together, and how they relate."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rljax import Batch, Rollouts, aggregation, algorithms, policy_loss
+from rljax.objective import PolicyGradient, advantages_of
+from tests import papers
+from tests.papers import chain, clip, local_gradient
+
+PAPERS = {
+    "grpo": (papers.group_relative, papers.sequence_mean_weights, clip(0.2, 0.2)),
+    "dr_grpo": (papers.mean_baseline, papers.constant(8), clip(0.2, 0.2)),
+    "rloo": (
+        papers.leave_one_out,
+        papers.constant(1),
+        chain(local_gradient(papers.sequence_sum), clip(0.2, 0.2)),
+    ),
+    "opo": (papers.length_weighted, papers.token_mean, papers.token),
+    "dapo": (papers.group_relative, papers.token_mean, clip(0.2, 0.28, 3.0)),
+    "gspo": (papers.group_relative, papers.sequence_mean_weights, chain(papers.sequence_mean, clip(3e-4, 4e-4))),
+    "gspo_token": (
+        papers.group_relative,
+        papers.sequence_mean_weights,
+        chain(local_gradient(papers.sequence_mean), clip(3e-4, 4e-4)),
+    ),
+    "gmpo": (
+        papers.group_relative,
+        papers.sequence_mean_weights,
+        chain(papers.log_clip(0.4, 0.4), papers.sequence_mean),
+    ),
+    "ctpo": (
+        papers.group_relative,
+        papers.token_mean,
+        chain(local_gradient(papers.cumulative), papers.position_clip(0.025, 0.05, 0.05)),
+    ),
+    "minpro": (papers.group_relative, papers.token_mean, chain(papers.prefix_min, clip(0.2, 0.28))),
+    "holder_po": (
+        papers.group_relative,
+        papers.sequence_mean_weights,
+        chain(papers.power_mean(2.0), clip(0.2, 0.2)),
+    ),
+    "cispo": (papers.group_relative, papers.token_mean, local_gradient(papers.two_sided_clip(None, 0.28))),
+    "sapo": (papers.group_relative, papers.sequence_mean_weights, papers.soft_gate(1.0, 1.05)),
+    "otb": (papers.optimal_token_baseline, papers.token_mean, clip(0.2, 0.2)),
+    "balanced_grpo": (papers.group_relative, papers.balanced, clip(0.2, 0.2)),
+}
+
+
+def make(name, **hyper):
+    needed = {"max_length": 8} if name == "dr_grpo" else {}
+    return getattr(algorithms, name)(**needed, **hyper)
+
+
+def small_move(seed):
+    """Rollouts of a policy that moved a little: some tokens and sequences are beyond a clip, some within."""
+    rewards, mask, proxy = papers.random_rollouts(seed)
+    rng = np.random.default_rng(seed)
+    l = rng.normal(size=mask.shape) * rng.choice([1e-4, 0.02, 0.3], mask.shape[:2])[..., None] * mask
+    return rewards, mask, proxy, l
+
+
+def train_step(algorithm, rewards, mask, proxy, l):
+    zeros = jnp.zeros_like(l)
+    rollouts = Rollouts(tokens=zeros.astype(jnp.int32), mask=mask, rewards=rewards, old_logp=zeros, proxy=proxy)
+    A = advantages_of(algorithm.advantage, rollouts)
+    w = algorithm.aggregation(mask, aggregation.side(A, mask))
+    loss, gradient = jax.value_and_grad(policy_loss)(l, Batch(mask, zeros, A, w), algorithm.ratio)
+    return A, w, loss, gradient
+
+
+def test_every_algorithm_has_its_papers_formula_here():
+    assert set(PAPERS) == set(algorithms.__all__)
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_a_step_is_the_papers(name):
+    rewards, mask, proxy, l = small_move(0)
+    advantage, weigh, ratio = PAPERS[name]
+    A = np.stack([advantage(*group) for group in zip(rewards, mask, *[proxy] * (name == "otb"), strict=True)])
+    w = weigh(mask, np.sign(A.sum(-1)))
+    flat = [x.reshape(-1, x.shape[-1]) for x in (l, A, w, mask.astype(int))]
+    with jax.enable_x64(True):
+        ours = jax.jit(lambda *args: train_step(make(name), *args))(rewards, mask, proxy, l)
+        assert papers.agree(ours[0], A)
+        assert papers.agree(ours[1], w)
+        assert papers.agree(ours[2], papers.policy_loss(ratio, *flat))
+        gradient = papers.policy_gradient(ratio, *flat).reshape(mask.shape)
+        assert papers.agree(ours[3], gradient)
+        assert not papers.agree(0 * ours[3], gradient)
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_hyper_parameters_are_keywords_and_make_a_value(name):
+    assert isinstance(make(name), PolicyGradient)
+    with pytest.raises(TypeError):
+        getattr(algorithms, name)(0.2)
+
+
+def test_a_schedule_may_be_traced():
+    rewards, mask, proxy, l = (jnp.asarray(x) for x in small_move(1))
+
+    @jax.jit
+    def gradient(step):
+        algorithm = algorithms.holder_po(p=algorithms.holder_schedule(step))
+        return train_step(algorithm, rewards, mask, proxy, l)[3]
+
+    fixed = jax.jit(lambda: train_step(algorithms.holder_po(p=-1.0), rewards, mask, proxy, l)[3])()
+    np.testing.assert_allclose(gradient(375), fixed, rtol=1e-5, atol=1e-8)
+    assert not np.allclose(gradient(0), fixed, rtol=1e-3)
+
+
+def test_the_schedule_is_linear_and_then_stays():
+    p = [float(algorithms.holder_schedule(step)) for step in (0, 125, 250, 500, 9000)]
+    np.testing.assert_allclose(p, [2, 1, 0, -2, -2])
+
+
+def test_holder_at_zero_is_gspo_with_its_bounds():
+    rewards, mask, proxy, l = (jnp.asarray(x) for x in small_move(2))
+    steps = [
+        jax.jit(lambda a=a: train_step(a, rewards, mask, proxy, l)[2:])()
+        for a in (algorithms.holder_po(p=0.0), algorithms.gspo(low=0.2, high=0.2))
+    ]
+    np.testing.assert_allclose(steps[0][0], steps[1][0], rtol=1e-6)
+    np.testing.assert_allclose(steps[0][1], steps[1][1], rtol=1e-6)

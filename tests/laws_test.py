@@ -1,0 +1,266 @@
+"""Laws that every ratio, advantage, aggregation and algorithm meets, over lists taken from the modules themselves."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rljax import Batch, advantage, aggregation, algorithms, policy_loss, ratio
+from rljax.objective import required_fields
+from tests import papers
+
+HYPER = {
+    "power_mean": {"p": 1.5},
+    "clip": {"low": 0.2, "high": 0.3, "dual": 1.4},
+    "log_clip": {"low": 0.3, "high": 0.3},
+    "position_clip": {"low": 0.1, "high": 0.2, "dual": 0.3},
+    "two_sided_clip": {"low": 0.2, "high": 0.3},
+    "clamp": {"limit": 0.3},
+    "constant": {"max_length": 12},
+    "dr_grpo": {"max_length": 12},
+}
+LOCAL_ONLY = ("sequence_sum", "cumulative", "prefix_mean")  # what they are for: see objective and ratio_test
+COMBINATORS = ("chain", "local_gradient")
+
+
+def bound(module, name):
+    f = partial(getattr(module, name), **HYPER.get(name, {}))
+    return ratio.local_gradient(f) if name in LOCAL_ONLY else f
+
+
+RATIOS = {name: bound(ratio, name) for name in ratio.__all__ if name not in COMBINATORS}
+RATIOS |= {name: bound(algorithms, name)().ratio for name in algorithms.__all__}
+seen = [(f.func, f.keywords) if isinstance(f, partial) else f for f in RATIOS.values()]
+RATIOS = {name: f for i, (name, f) in enumerate(RATIOS.items()) if seen[i] not in seen[:i]}  # four clip alike
+ADVANTAGES = {name: bound(advantage, name) for name in advantage.__all__}
+AGGREGATIONS = {name: bound(aggregation, name) for name in aggregation.__all__}
+LOSS = jax.jit(jax.value_and_grad(policy_loss), static_argnums=2)
+every_ratio = pytest.mark.parametrize("f", RATIOS.values(), ids=RATIOS)
+every_advantage = pytest.mark.parametrize("f", ADVANTAGES.values(), ids=ADVANTAGES)
+every_aggregation = pytest.mark.parametrize("f", AGGREGATIONS.values(), ids=AGGREGATIONS)
+compiled = partial(jax.jit, static_argnums=0)
+
+
+def random_rows(seed=0, shape=(8, 10)):
+    """log π and a Batch of float32 rows with holes; the advantages are constant in each row."""
+    l, A, w, mask = papers.random_batch(seed, shape)
+    old = np.random.default_rng(seed).normal(size=shape) - 3
+    logp, old, A, w = (x.astype(np.float32) for x in (old + l, old, A, w))
+    return logp, Batch(mask=mask, old_logp=old, advantages=A, weights=w)
+
+
+def rows(f, logp, batch):
+    """The same function of each row, moved alike."""
+    return f(logp), jax.tree.map(f, batch)
+
+
+def cast(dtype, *trees):
+    """All arrays but masks in the dtype."""
+    return jax.tree.map(lambda x: x if x.dtype == bool else np.asarray(x, dtype), trees)
+
+
+def spread(*arrays):
+    """The arrays' leading axis over 8 devices."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    return jax.device_put(arrays, NamedSharding(mesh, P("data")))
+
+
+def assert_same(actual, expected, tolerance=2e-6):
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * max(np.max(np.abs(b)), 1e-3))
+
+
+# Ratios, through the loss that differentiates them.
+
+
+def test_no_ratio_escapes():
+    assert set(RATIOS) >= set(ratio.__all__) - set(COMBINATORS)
+    assert set(algorithms.__all__) - set(RATIOS) == {"balanced_grpo", "dr_grpo", "otb", "opo"} - set(RATIOS)
+
+
+@every_ratio
+def test_on_policy_the_gradient_is_reinforces(f):
+    """−w A, for advantages and weights constant in a sequence."""
+    _, batch = random_rows()
+    equal = np.repeat(batch.weights[:, :1], 10, axis=1)
+    expected = np.where(batch.mask, -equal * batch.advantages, 0)
+    assert_same(LOSS(batch.old_logp, dataclasses.replace(batch, weights=equal), f)[1], expected)
+    assert np.max(np.abs(expected)) > 0.1  # so that a zero gradient fails
+
+
+@every_ratio
+def test_what_masked_places_hold_changes_nothing(f):
+    logp, batch = random_rows()
+    expected = LOSS(logp, batch, f)
+    assert np.isfinite(expected[0])
+    hidden = [np.where(batch.mask, x, np.float32("nan")) for x in (logp, *jax.tree.leaves(batch)[1:])]
+    spoilt = LOSS(hidden[0], Batch(batch.mask, *hidden[1:]), f)
+    jax.tree.map(np.testing.assert_array_equal, spoilt, expected)
+
+
+@every_ratio
+def test_padding_and_the_order_of_rows_change_nothing(f):
+    """Five columns of padding on the right, or three of them on the left."""
+    logp, batch = random_rows()
+    batch = dataclasses.replace(batch, mask=batch.mask & (np.arange(10) < 5))
+    value, gradient = LOSS(logp, batch, f)
+    order = np.random.default_rng(0).permutation(8)
+    for move in (partial(np.roll, shift=3, axis=-1), lambda x: x[order]):
+        assert_same(LOSS(*rows(move, logp, batch), f), (value, move(gradient)))
+
+
+def packed(x):
+    """[8, T] as [4, 2T]: two sequences a row."""
+    return x.reshape(4, -1)
+
+
+SEGMENT_IDS = packed(np.repeat(np.array([[1], [2]] * 4, np.int32), 10, axis=1))
+
+
+@every_ratio
+def test_packing_changes_nothing_and_microbatches_add(f):
+    """Also with prompts and tool tokens between, which the model's segment ids cover and the mask does not."""
+    logp, batch = random_rows()
+    value, gradient = LOSS(logp, batch, f)
+    together = dataclasses.replace(jax.tree.map(packed, batch), segment_ids=SEGMENT_IDS)
+    assert_same(LOSS(packed(logp), together, f), (value, packed(gradient)))
+    parts = [  # rows of one sequence each, beside padding
+        LOSS(np.pad(logp[half], ((0, 0), (0, 10))), dataclasses.replace(
+            jax.tree.map(lambda x, half=half: np.pad(x[half], ((0, 0), (0, 10))), batch), segment_ids=SEGMENT_IDS), f)
+        for half in (slice(0, 4), slice(4, 8))
+    ]  # fmt: skip
+    assert_same(np.asarray(parts[0][0]) + np.asarray(parts[1][0]), value)
+    assert_same(np.concatenate([part[1][:, :10] for part in parts]), gradient)
+
+
+@pytest.mark.parametrize("name", ["sequence_mean", "cumulative", "prefix_min", "power_mean", "position_clip"])
+def test_packing_without_ids_is_noticed(name):
+    """The mutant that forgets the ids fails the law above."""
+    logp, batch = random_rows()
+    gradient = np.asarray(LOSS(logp, batch, RATIOS[name])[1])
+    mutant = LOSS(packed(logp), jax.tree.map(packed, batch), RATIOS[name])[1]
+    assert not papers.agree(mutant, packed(gradient), 1e-3)
+
+
+@every_ratio
+def test_an_empty_mask_gives_zero(f):
+    logp, batch = random_rows()
+    value, gradient = LOSS(logp * np.float32("nan"), dataclasses.replace(batch, mask=np.zeros_like(batch.mask)), f)
+    assert value == 0
+    np.testing.assert_array_equal(gradient, np.zeros_like(logp))
+
+
+@every_ratio
+def test_bfloat16_is_accumulated_in_float32_and_float64_gives_float64(f):
+    low = cast(jnp.bfloat16, *random_rows())
+    value = LOSS(*low, f)[0]
+    assert value.dtype == jnp.float32
+    assert_same(value, LOSS(*cast(np.float32, *low), f)[0])
+    with jax.enable_x64(True):
+        exact, gradient = LOSS(*cast(np.float64, *low), f)
+    assert exact.dtype == gradient.dtype == jnp.float64
+    assert_same(value, exact, 1e-5)
+
+
+@every_ratio
+def test_sharding_changes_nothing(f):
+    logp, batch = random_rows()
+    logp_there, batch_there = spread(logp, batch)
+    assert len(logp_there.devices()) == 8
+    assert_same(LOSS(logp_there, batch_there, f), LOSS(logp, batch, f))
+
+
+# Advantages.
+
+
+@compiled
+def advantages(f, rewards, mask, proxy):
+    return f(rewards, mask, **({"proxy": proxy} if required_fields(f) else {}))
+
+
+@every_advantage
+def test_a_constant_outcome_gives_exactly_zero(f):
+    _, mask, proxy = papers.random_rollouts(0)
+    for value in (0.1, -7.3, 1e6):
+        A = advantages(f, np.full(mask.shape[:2], value, np.float32), mask, proxy)
+        np.testing.assert_array_equal(A, np.zeros(mask.shape))
+
+
+@every_advantage
+def test_advantages_ignore_the_absent_the_masked_and_the_order(f):
+    rewards, mask, proxy = papers.random_rollouts(1)
+    A = np.asarray(advantages(f, rewards, mask, proxy))
+    assert np.max(np.abs(A)) > 0.1
+    np.testing.assert_array_equal(np.where(mask, 0, A), np.zeros(mask.shape))
+    np.testing.assert_array_equal(A[0], np.zeros(mask.shape[1:]))  # a group of one
+    hidden = advantages(f, np.where(mask.any(-1), rewards, np.nan), mask, np.where(mask, proxy, np.nan))
+    np.testing.assert_array_equal(hidden, A)
+    order = np.array([3, 0, 4, 2, 1])
+    assert_same(advantages(f, rewards[:, order], mask[:, order], proxy[:, order]), A[:, order])
+    pad = partial(np.pad, pad_width=((0, 0), (2, 1), (1, 2)))
+    padded = np.asarray(advantages(f, np.pad(rewards, ((0, 0), (2, 1))), pad(mask), pad(proxy)))
+    assert_same(padded[:, 2:-1, 1:-2], A)
+
+
+@every_advantage
+def test_groups_are_independent_so_shards_of_them_are(f):
+    rewards, mask, proxy = (np.concatenate([x, x]) for x in papers.random_rollouts(2))
+    A = advantages(f, rewards, mask, proxy)
+    assert_same(advantages(f, rewards[4:], mask[4:], proxy[4:]), A[4:])
+    assert_same(advantages(f, *spread(rewards, mask, proxy)), A)
+
+
+@every_advantage
+def test_advantages_of_bfloat16_are_float32_of_float64_float64(f):
+    rewards, mask, proxy = papers.random_rollouts(3)
+    assert (
+        advantages(f, jnp.asarray(rewards, jnp.bfloat16), mask, jnp.asarray(proxy, jnp.bfloat16)).dtype == jnp.float32
+    )
+    with jax.enable_x64(True):
+        assert advantages(f, rewards, mask, proxy).dtype == jnp.float64
+
+
+@every_advantage
+def test_an_empty_rollout_has_no_advantage(f):
+    rewards, mask, proxy = papers.random_rollouts(3)
+    np.testing.assert_array_equal(advantages(f, rewards, np.zeros_like(mask), proxy), np.zeros(mask.shape))
+
+
+# Aggregations.
+
+
+@compiled
+def weights(f, mask, sign):
+    return f(mask, sign)
+
+
+@every_aggregation
+def test_weights_follow_the_order_and_ignore_absence_and_padding(f):
+    _, mask, _ = papers.random_rollouts(1)
+    sign = np.random.default_rng(0).integers(-1, 2, mask.shape[:2])
+    w = np.asarray(weights(f, mask, sign))
+    assert np.max(w) > 0
+    np.testing.assert_array_equal(np.where(mask, 0, w), np.zeros(mask.shape))
+    np.testing.assert_array_equal(weights(f, mask, np.where(mask.any(-1), sign, 1)), w)
+    order = np.array([3, 0, 4, 2, 1])
+    assert_same(weights(f, mask[:, order], sign[:, order]), w[:, order])
+    pad = ((1, 2), (2, 1), (1, 2))
+    assert_same(np.asarray(weights(f, np.pad(mask, pad), np.pad(sign, pad[:2])))[1:-2, 2:-1, 1:-2], w)
+
+
+@every_aggregation
+def test_sharded_weights_and_weights_of_nothing(f):
+    mask = np.concatenate([papers.random_rollouts(seed)[1] for seed in range(2)])
+    sign = np.random.default_rng(0).integers(-1, 2, mask.shape[:2])
+    w = weights(f, mask, sign)
+    assert_same(weights(f, *spread(mask, sign)), w)
+    np.testing.assert_array_equal(weights(f, np.zeros_like(mask), sign), np.zeros(mask.shape))
+    assert w.dtype == jnp.float32
+    with jax.enable_x64(True):
+        assert weights(f, mask, sign.astype(np.float64)).dtype == jnp.float64

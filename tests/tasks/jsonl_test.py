@@ -1,0 +1,134 @@
+"""Any jsonl as a task: read exactly, split by prompt, read again where it changed, and refused with its line number."""
+
+import json
+
+import pytest
+
+from rljax.tasks import JsonlTask, Tokenizer, exact_match
+from rljax.tasks.jsonl import read_jsonl
+
+ROWS = [{"prompt": f"{a} + {b} = ", "answer": str(a + b)} for a in range(6) for b in range(6)]
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def file(tmp_path):
+    return write(tmp_path / "sums.jsonl", ROWS)
+
+
+def load(path, **settings):
+    return JsonlTask(path, data_dir=path.parent / "data", **settings).load()
+
+
+def test_load(file):
+    data = load(file)
+    prompts = {p.prompt: p.answer for p in data.prompts}
+    held_out = {p.prompt: p.answer for p in data.held_out["held out"]}
+    assert prompts | held_out == {row["prompt"]: row["answer"] for row in ROWS}
+    assert (len(prompts), len(held_out)) == (32, 4)
+    assert data.demonstrations == []
+    assert data.reward is exact_match
+    assert data.right_chain is None
+    assert data.tokenizer.decode(data.tokenizer.encode("3 + 4 = 7")) == "3 + 4 = 7"
+
+
+def test_the_reward_is_any_function(file):
+    assert load(file, reward=lambda prompt, completion, answer: 0.25).reward("1 + 1 = ", "2", "2") == 0.25
+    with pytest.raises(TypeError, match=r"task\.reward = 'exact'"):
+        JsonlTask(file, reward="exact")
+
+
+def test_rows_with_a_solution_are_demonstrations_but_not_where_they_are_held_out(tmp_path):
+    rows = [{**row, "solution": f"so {row['answer']}", "level": "sums"} if i % 2 else row for i, row in enumerate(ROWS)]
+    data = load(write(tmp_path / "sums.jsonl", rows), held_out_share=0.5)
+    assert data.demonstrations == [p for p in data.prompts if p.solution]
+    assert 0 < len(data.demonstrations) < 18
+    assert {p.level for p in data.demonstrations} == {"sums"}
+    assert not {p.prompt for p in data.demonstrations} & {p.prompt for p in data.held_out["held out"]}
+
+
+def test_equal_prompts_stay_together(tmp_path):
+    data = load(write(tmp_path / "twice.jsonl", ROWS + ROWS), held_out_share=0.5)
+    assert len(data.prompts) == len(data.held_out["held out"]) == 36
+    assert not {p.prompt for p in data.prompts} & {p.prompt for p in data.held_out["held out"]}
+
+
+def test_the_split_depends_on_its_seed_alone(file):
+    assert load(file, seed=1).prompts == load(file, seed=1).prompts != load(file).prompts
+
+
+def test_nothing_held_out(file):
+    data = load(file, held_out_share=0)
+    assert (len(data.prompts), data.held_out) == (36, {})
+
+
+def test_a_changed_file_is_read_again(file):
+    load(file)
+    write(file, [{"prompt": "new? ", "answer": "yes"}, {"prompt": "old? ", "answer": "no"}])
+    assert {p.prompt for p in load(file, held_out_share=0).prompts} == {"new? ", "old? "}
+
+
+def test_unicode_and_control_characters_survive(tmp_path):
+    rows = [{"prompt": "\u2581 \x00\u2028\x85 東京 \U0001f600\n", "answer": "ﬁ\r\n"}, {"prompt": "b", "answer": ""}]
+    path = tmp_path / "odd.jsonl"
+    path.write_text("\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8", newline="")
+    problems = load(path, held_out_share=0).prompts
+    assert [{"prompt": p.prompt, "answer": p.answer} for p in problems] == rows
+
+
+def test_a_tokenizer_of_ones_own(file, tmp_path):
+    own = Tokenizer.train(["1 + 2 = 3"], vocab_size=290)
+    (tmp_path / "own.model").write_bytes(own.model_proto)
+    assert load(file, tokenizer=str(tmp_path / "own.model")).tokenizer.model_proto == own.model_proto
+    with pytest.raises(ValueError, match=r"task\.tokenizer = .*none\.model.*expected a readable"):
+        load(file, tokenizer=tmp_path / "none.model")
+
+
+GOOD = b'{"prompt": "a", "answer": "b"}\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"bad\.jsonl is empty: expected one JSON object"),
+        (b"\n", r"line 1 is empty"),
+        (GOOD + b"\n" + GOOD, r"line 2 is empty: remove it"),
+        (GOOD + b"  \r\n", r"line 2 is empty"),
+        (GOOD + b'{"prompt": "a", "ans', r"line 2 is not JSON \(Unterminated string.*'{\"prompt\": \"a\", \"ans'"),
+        (GOOD + GOOD + b"\xff\xfe\n", r"line 3 is not UTF-8 \(byte 1\)"),
+        (b"\xef\xbb\xbf" + GOOD, r"line 1 is not JSON \(Unexpected UTF-8 BOM"),
+        (GOOD + b'["a", "b"]\n', r"line 2 holds a list: expected an object"),
+        (GOOD + b'{"prompt": "a"}\n', r"line 2 has no answer: its fields are prompt"),
+        (b"{}\n", r"line 1 has no prompt and no answer: its fields are none"),
+        (GOOD + b'{"prompt": "a", "answer": 3}\n', r"line 2: answer = 3: expected a string"),
+        (b'{"prompt": "a", "answer": "b", "solution": null}\n', r"line 1: solution = None: expected a string"),
+        (b'{"prompt": "", "answer": "b"}\n', r"line 1: prompt = '': expected at least one character"),
+        (b'{"prompt": "\\ud800", "answer": "b"}\n', r"line 1: prompt = .* lone surrogate at 0"),
+        (b"[" * 100_000, r"line 1 is not JSON"),
+    ],
+    ids=lambda x: x[:30] if isinstance(x, str) else None,
+)
+def test_a_bad_line_is_refused_by_its_number(tmp_path, content, message):
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        load(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"path = .*none\.jsonl'.*No such file"):
+        read_jsonl(tmp_path / "none.jsonl")
+
+
+def test_a_share_that_does_not_fit_is_named(tmp_path):
+    path = tmp_path / "one.jsonl"
+    path.write_bytes(GOOD)
+    with pytest.raises(ValueError, match=r"held_out_share = 0\.1 of 1 distinct prompts leaves none"):
+        load(path)
+    with pytest.raises(ValueError, match=r"task\.held_out_share = 1: expected a number in \[0, 1\)"):
+        JsonlTask(path, held_out_share=1)

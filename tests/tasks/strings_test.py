@@ -1,0 +1,92 @@
+"""The string task as it loads: from disk what was generated, whoever prepares it and however often."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tensorflow_datasets as tfds
+
+from rljax.tasks import StringsTask, prepared, string_problems, strings_dataset
+
+SMALL = {"demonstrations": 300, "prompts": 100, "problems": 20}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def data(folder):
+    return StringsTask(**SMALL, data_dir=folder).load()
+
+
+def test_what_is_read_is_what_was_generated_in_order(data):
+    assert data.demonstrations == list(string_problems.demonstrations(0, 300))
+    assert data.prompts == list(string_problems.prompts(0, 100))
+    assert list(data.held_out) == list(string_problems.LEVELS)
+    for level, problems in data.held_out.items():
+        assert problems == list(string_problems.held_out(level, 0, 20))
+
+
+def test_the_solutions_earn_the_reward_by_the_right_chain(data):
+    for problem in (*data.demonstrations, *data.prompts, *sum(data.held_out.values(), [])):
+        assert data.reward(problem.prompt, problem.solution, problem.answer) == 1.0
+        assert data.right_chain(problem.prompt, problem.solution)
+        assert data.reward(problem.prompt, problem.solution[:-1], problem.answer) == 0.0
+        assert data.tokenizer.decode(data.tokenizer.encode(problem.solution)) == problem.solution
+
+
+def test_loading_again_prepares_nothing(data, folder, monkeypatch):
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", None)
+    assert StringsTask(**SMALL, data_dir=str(folder)).load().demonstrations == data.demonstrations
+
+
+def test_the_examples_are_problems(data, folder):
+    config = strings_dataset.StringFunctionsConfig.of(seed=0, **SMALL)
+    source = prepared.prepare(strings_dataset.StringFunctions, config, folder).as_data_source(split="prompts")
+    assert source[3]["prompt"].decode() == data.prompts[3].prompt
+    assert source[3]["answer"].decode() == data.prompts[3].answer
+
+
+def test_another_seed_is_another_dataset(data, folder):
+    other = StringsTask(**SMALL, seed=1, data_dir=folder).load()
+    assert other.demonstrations != data.demonstrations
+    assert other.tokenizer.model_proto == data.tokenizer.model_proto
+
+
+def test_an_interrupted_preparation_leaves_nothing_that_counts(tmp_path, monkeypatch):
+    def interrupted(seed, count):
+        yield from list(string_problems.held_out("level 1", seed, 5))
+        raise KeyboardInterrupt
+
+    task = StringsTask(**SMALL, data_dir=tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(string_problems, "prompts", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            task.load()
+    assert len(task.load().prompts) == 100
+
+
+def test_several_processes_prepare_at_once(tmp_path):
+    """Without the lock one of them wins and the others raise FileExistsError."""
+    code = (
+        "import sys, hashlib; from rljax.tasks import StringsTask, prepared; sys.stdin.read(1);"
+        "data = StringsTask(demonstrations=2000, prompts=50, problems=5, data_dir=sys.argv[1]).load();"
+        "print(hashlib.sha256(repr((data.demonstrations, data.prompts, data.held_out)).encode()).hexdigest())"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "data")]
+    root = Path(__file__).parents[2]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, cwd=root, **pipes) for _ in range(3)]
+    results = [(*process.communicate("."), process.returncode) for process in processes]
+    assert [code for *_, code in results] == [0, 0, 0], results
+    assert len({out for out, *_ in results}) == 1
+    assert len(results[0][0].strip()) == 64
+
+
+@pytest.mark.parametrize(("field", "value"), [("demonstrations", 0), ("prompts", -1), ("problems", 0), ("seed", -1)])
+def test_fields_out_of_range_are_named(field, value):
+    with pytest.raises(ValueError, match=rf"task\.{field} = {value}: expected"):
+        StringsTask(**{field: value})
