@@ -125,5 +125,3 @@ class JsonlTask(Task):
         except OSError as error:
             raise ValueError(f"task.tokenizer = {str(self.tokenizer)!r}: expected a readable SentencePiece model "
                              f"({error.strerror})") from error  # fmt: skip
-
-

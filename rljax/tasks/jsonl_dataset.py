@@ -24,6 +24,7 @@ class JsonlConfig(tfds.core.BuilderConfig):
 class JsonlProblems(tfds.core.GeneratorBasedBuilder):
     """One split, `train`: the file's problems in their order."""
 
+    builder_config: JsonlConfig
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self) -> tfds.core.DatasetInfo:

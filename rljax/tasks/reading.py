@@ -71,8 +71,8 @@ def encode_prompts(problems: Sequence[Problem], tokenizer: Tokenizer, length: in
     for r, problem in enumerate(problems):
         ids = _prompt(problem, tokenizer)
         if len(ids) > length:
-            raise ValueError(f"length = {length}: the prompt {problem.prompt!r} has {len(ids)} tokens; raise the prompt "
-                             "length or leave the problem out")  # fmt: skip
+            raise ValueError(f"length = {length}: the prompt {problem.prompt!r} has {len(ids)} tokens; raise the "
+                             "prompt length or leave the problem out")  # fmt: skip
         tokens[r, length - len(ids) :] = ids
         segment_ids[r, length - len(ids) :] = 1
     return {"tokens": tokens, "segment_ids": segment_ids}

@@ -18,8 +18,9 @@ class StringFunctionsConfig(tfds.core.BuilderConfig):
     problems: int = 0
 
     @classmethod
-    def of(cls, **settings: int) -> "StringFunctionsConfig":
-        return cls(name="-".join(f"{name}_{value}" for name, value in settings.items()), **settings)
+    def of(cls, *, seed: int, demonstrations: int, prompts: int, problems: int) -> "StringFunctionsConfig":
+        name = f"seed_{seed}-demonstrations_{demonstrations}-prompts_{prompts}-problems_{problems}"
+        return cls(name=name, seed=seed, demonstrations=demonstrations, prompts=prompts, problems=problems)
 
 
 def split_name(level: str) -> str:
@@ -30,6 +31,7 @@ def split_name(level: str) -> str:
 class StringFunctions(tfds.core.GeneratorBasedBuilder):
     """Splits `train` (demonstrations), `prompts`, and one for each evaluation level."""
 
+    builder_config: StringFunctionsConfig
     VERSION = tfds.core.Version("1.0.0")  # another one whenever the functions, the splits or the draws change
 
     def _info(self) -> tfds.core.DatasetInfo:

@@ -10,7 +10,7 @@ from rljax.tasks.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A prompt with its answer, the text of a worked solution where there is one, and the level it is reported under."""
+    """A prompt with its answer, a worked solution in text where there is one, and the level it is reported under."""
 
     prompt: str
     answer: str

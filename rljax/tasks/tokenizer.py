@@ -21,11 +21,13 @@ class Tokenizer:
     """
 
     def __init__(self, model_proto: bytes):
-        """Raises ValueError where the bytes are no model, or one of other special tokens or without exact round trips."""
+        """Raises ValueError for bytes that are no model, or one with other special tokens or no exact round trip."""
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=model_proto)
         except (RuntimeError, TypeError) as error:
-            raise ValueError(f"model_proto ({len(model_proto)} bytes): expected a SentencePiece model's bytes") from error
+            raise ValueError(
+                f"model_proto ({len(model_proto)} bytes): expected a SentencePiece model's bytes"
+            ) from error
         self.model_proto = model_proto
         model = self._model
         special = (model.pad_id(), model.eos_id(), model.unk_id(), model.bos_id())
@@ -34,16 +36,16 @@ class Tokenizer:
                              "Tokenizer.train gives them")  # fmt: skip
         self._space_ids = [model.piece_to_id(piece) for piece in _SPACE_BYTES]
         if self.decode(self.encode(_PROBE)) != _PROBE:
-            raise ValueError("model_proto: this model does not give a text back exactly; train it with byte_fallback and "
-                             "without normalization or a dummy prefix, as Tokenizer.train does")  # fmt: skip
+            raise ValueError("model_proto: this model does not give a text back exactly; train it with byte_fallback "
+                             "and without normalization or a dummy prefix, as Tokenizer.train does")  # fmt: skip
 
     @classmethod
     def train(cls, texts: Iterable[str], *, symbols: Sequence[str] = (), vocab_size: int) -> "Tokenizer":
         """A BPE model of the texts with byte fallback; the same texts give the same bytes.
 
-        `symbols` are tokens whole, wherever they stand, and enter no merge. `vocab_size` is an upper bound; it holds the
-        4 special tokens, 256 bytes, the symbols, the text's characters, and merges in the rest. Raises ValueError where
-        there is no text or no room.
+        `symbols` are tokens whole, wherever they stand, and enter no merge. `vocab_size` is an upper bound; it holds
+        the 4 special tokens, 256 bytes, the symbols, the text's characters, and merges in the rest. Raises ValueError
+        where there is no text or no room.
         """
         written = io.BytesIO()
         try:

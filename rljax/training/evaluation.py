@@ -10,7 +10,7 @@ from rljax.rollout import SamplingConfig
 from rljax.tasks import Problem
 from rljax.tasks.reading import encode_prompts
 from rljax.training.collect import completions, make_sampler, verify
-from rljax.training.config import Config
+from rljax.training.config import Config, check
 from rljax.training.intervals import mean_interval, pass_at_k, wilson_interval
 from rljax.training.setting import Setting
 
@@ -21,6 +21,8 @@ class Evaluator:
     def __init__(self, config: Config, setting: Setting):
         self.config, self.data = config, setting.data
         self._setting, self._samplers = setting, {}
+        unknown = set(config.evaluation.watch) - set(setting.data.held_out)
+        check(not unknown, "evaluation.watch", config.evaluation.watch, f"levels among {list(setting.data.held_out)}")
 
     def _shape(self, problems: Sequence[Problem]) -> tuple[int, int]:
         """(prompt columns, new tokens): the training's, unless these problems are longer."""

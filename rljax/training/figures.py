@@ -102,7 +102,7 @@ def panel(curves: Sequence[Curve], label: str, *, size: tuple[float, float] = (3
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         _draw(axes, curves, percent, top)
-        if logarithmic and all(np.nanmin(curve.y) > 0 for curve in curves):
+        if logarithmic and (_finite(curves) > 0).all():
             axes.set_yscale("log")
             axes.autoscale(axis="y")
             _plain_logarithmic(axes)
@@ -155,14 +155,20 @@ def _draw(axes, curves: Sequence[Curve], percent: bool, top: float | None = None
     axes.tick_params(which="both", length=0, colors=MUTED)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if max((len(curve.x) for curve in curves), default=0) == 1:
-        axes.set_xlim(curves[0].x[0], curves[0].x[0] + 1)
+        axes.set_xlim(curves[0].x[0] - 0.1, curves[0].x[0] + 1.1)
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     scale, unit = (100, "%") if percent else (1, "")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{scale * value:.4g}{unit}"))
-    lowest = min((np.nanmin(curve.y) for curve in curves), default=0.0)
-    if lowest >= 0:
-        highest = top or max((np.nanmax(curve.y) for curve in curves), default=1.0) or 1.0
+    values = _finite(curves)
+    if values.size and values.min() >= 0:
+        highest = top or values.max() or 1.0
         axes.set_ylim(-0.02 * highest, 1.04 * highest)
+
+
+def _finite(curves: Sequence[Curve]) -> np.ndarray:
+    """All values that are drawn."""
+    values = np.concatenate([curve.y for curve in curves]) if curves else np.zeros(0)
+    return values[np.isfinite(values)]
 
 
 def _plain_logarithmic(axes) -> None:

@@ -9,7 +9,7 @@ A process killed while writing leaves at most its last line torn; readers pass o
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +69,7 @@ class MetricsLog:
     def __init__(self, folder: Path, tensorboard: bool = False, resume_from: Mapping[str, int] | None = None):
         self._folder = Path(folder)
         self._kept = dict(resume_from or {})
-        self._writer = _summary_writer() if tensorboard else None
+        self._show = self._to_tensorboard(_summary_writer()) if tensorboard else None
         self._boards: dict = {}
         self._folder.mkdir(parents=True, exist_ok=True)
         rows = [row for row in read(self._folder) if row["step"] < self._kept.get(row["phase"], math.inf)]
@@ -89,7 +89,7 @@ class MetricsLog:
         if clash:
             raise ValueError(f"metrics has {sorted(clash)}: expected other names, these are the row's own")
         self._file.write(_line({"phase": phase, "step": int(step), **values}))
-        if self._writer is not None:
+        if self._show is not None:
             self._show(phase, step, values)
 
     def close(self) -> None:
@@ -108,16 +108,20 @@ class MetricsLog:
             os.fsync(file.fileno())
         os.replace(partial, path)
 
-    def _show(self, phase: str, step: int, values: dict) -> None:
+    def _to_tensorboard(self, writer: Callable) -> Callable[[str, int, Mapping], None]:
         """One TensorBoard run a phase, for each phase counts its own steps; what comes again is purged."""
-        if phase not in self._boards:
-            folder = str(self._folder / "tensorboard" / phase)
-            self._boards[phase] = self._writer(folder, purge_step=self._kept.get(phase))
-        for name, value in values.items():
-            parts = {f"{name}/{part}": x for part, x in value.items()} if isinstance(value, dict) else {name: value}
-            for tag, x in parts.items():
-                if x is not None:
-                    self._boards[phase].add_scalar(tag, x, step)
+
+        def show(phase: str, step: int, values: Mapping, prefix: str = "") -> None:
+            if phase not in self._boards:
+                folder = str(self._folder / "tensorboard" / phase)
+                self._boards[phase] = writer(folder, purge_step=self._kept.get(phase))
+            for name, value in values.items():
+                if isinstance(value, Mapping):
+                    show(phase, step, value, f"{prefix}{name}/")
+                elif value is not None:
+                    self._boards[phase].add_scalar(f"{prefix}{name}".replace(" ", "_"), value, step)
+
+        return show
 
 
 def _parse(line: str) -> dict | None:

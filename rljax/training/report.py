@@ -77,7 +77,7 @@ def _check(evaluations: Mapping[str, Mapping]) -> None:
 def _facts(metrics: Sequence[Mapping], device: str) -> str:
     """How much was done, in what time, on what."""
     facts = []
-    for phase, title, unit in (("likelihood", "Stage 1, likelihood", "steps"), ("rl", "Stage 2, RL", "rollouts")):
+    for phase, title, unit in (("likelihood", "Stage 1, likelihood", "step"), ("rl", "Stage 2, RL", "rollout")):
         steps = [row["step"] for row in metrics if row["phase"] == phase]
         if not steps:
             continue
@@ -88,7 +88,8 @@ def _facts(metrics: Sequence[Mapping], device: str) -> str:
         _, rates = series(metrics, phase, "tokens_per_second")
         if np.isfinite(rates).any():
             about.append(f"{np.nanmedian(rates[np.isfinite(rates)]):,.0f} tokens/s (median)")
-        facts.append((title, f"{max(steps) + 1:,} {unit}", ", ".join(about)))
+        done = max(steps) + 1
+        facts.append((title, f"{done:,} {unit}{'s' * (done != 1)}", ", ".join(about)))
     facts.append(("Device", device, ""))
     shown = "".join(
         f"<div><dt>{text(title)}</dt><dd><b>{text(what)}</b>{text(about)}</dd></div>" for title, what, about in facts

@@ -13,12 +13,12 @@ _DIAGNOSTICS = (
     # metric, title, what it is, its axis
     ("entropy", "Entropy", "of the policy, nats a token", _NUMBER),
     ("kl_start", "KL to the start", "of RL, nats a token", _NUMBER),
-    ("kl", "KL within a rollout", "to the policy that sampled, nats a token", _NUMBER),
+    ("kl", "KL within a rollout", "to the sampling policy, nats a token", _NUMBER),
     ("grad_norm", "Gradient norm", "before clipping", _NUMBER),
-    ("clip_share", "Clip fraction", "weight of tokens without gradient", _PERCENT),
+    ("clip_share", "Clip fraction", "weight whose gradient is cut", _PERCENT),
     ("length", "Response length", "tokens", _NUMBER),
     ("informative", "Groups with a signal", "rewards within the group differ", _SHARE),
-    ("finished", "Finished", "ended within the budget of tokens", _SHARE),
+    ("finished", "Finished", "ended within the token budget", _SHARE),
 )
 
 
@@ -61,7 +61,7 @@ def likelihood(rows: Sequence[Mapping]) -> str:
     for name, title, what, axis in (
         ("loss", "Loss", "nats a token, logarithmic scale", {"logarithmic": True}),
         ("accuracy", "Accuracy", "tokens predicted right", _SHARE),
-        ("confident", "Confident", "tokens given a probability over 50%", _SHARE),
+        ("confident", "Confident", "tokens given more than 50%", _SHARE),
         ("grad_norm", "Gradient norm", "before clipping", _NUMBER),
         ("learning_rate", "Learning rate", "of the optimizer", _NUMBER),
     ):

@@ -24,7 +24,7 @@ def learned(evaluations: Mapping[str, Mapping]) -> str:
     name = figure_names([last[level]])[0]
     rows = [evaluations[moment][level] for moment in moments if level in evaluations[moment]]
     before, after = rows[0][name], rows[-1][name]
-    basis = f"{text(name)} over {last[level].get('problems', '?')} problems"
+    basis = f"{text(name)} over {text(last[level].get('problems', '?'))} problems"
     if len(rows) == 1:
         number = f'<span class="after">{_percent(after)}</span> <small>{_interval(after)}</small>'
         said = f"{basis}, {text(moments[-1])}. Brackets are the 95% interval over problems."

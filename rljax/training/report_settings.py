@@ -14,7 +14,7 @@ def header(title: str, config: Mapping, status: str) -> str:
         functions = {name: value for name, value in algorithm.items() if name != "type"}
     else:
         functions = {"algorithm": algorithm} if algorithm else {}
-    lines = (f"<li>{name} <code>{text(expression(value))}</code></li>" for name, value in functions.items())
+    lines = (f"<li>{text(name)} <code>{text(expression(value))}</code></li>" for name, value in functions.items())
     return (
         f'<div class="top"><span class="status{finished}">{text(status)}</span>{place}</div><h1>{text(title)}</h1>'
         f'<ul class="algorithm">{"".join(lines)}</ul>'

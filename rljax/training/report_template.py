@@ -132,7 +132,8 @@ footer { margin-top: 44px; color: var(--muted); font-size: 13px; }
 @media (max-width: 640px) {
   main { padding: 24px 14px 48px; }
   h1 { font-size: 24px; }
-  .learned { padding: 16px; } .learned .figure { font-size: 34px; } .learned .figure small { display: block; font-size: 16px; }
+  .learned { padding: 16px; } .learned .figure { font-size: 34px; }
+  .learned .figure small { display: block; font-size: 16px; }
   .card { padding: 14px; } .scroll, .samples { padding: 4px 14px; }
   .small svg { max-width: 330px; }
   .range { grid-template-columns: 1fr auto; } .range .track { grid-column: 1 / -1; grid-row: 2; }

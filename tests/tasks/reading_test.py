@@ -1,5 +1,6 @@
 """Rows and batches: where the mask is true, where the padding lies, and that an iterator goes on exactly."""
 
+import itertools
 import json
 
 import numpy as np
@@ -20,7 +21,7 @@ def test_pack_by_hand():
     encode = TOKENIZER.encode
     first = [*encode("f3 st;"), *encode("f3 t"), 1, *encode("f9 s;"), *encode("f9 s"), 1]  # 7 + 6 tokens
     second = [*encode("f9 stuv;"), *encode("f9 vuts"), 1]  # 12 tokens
-    np.testing.assert_array_equal(rows["tokens"], [first + [0], second + [0, 0]])
+    np.testing.assert_array_equal(rows["tokens"], [[*first, 0], [*second, 0, 0]])
     np.testing.assert_array_equal(rows["segment_ids"], [[1] * 7 + [2] * 6 + [0], [1] * 12 + [0, 0]])
     expected = [[0] * 4 + [1] * 3 + [0] * 3 + [1] * 3 + [0], [0] * 6 + [1] * 6 + [0, 0]]
     np.testing.assert_array_equal(rows["mask"], np.array(expected, bool))
@@ -70,7 +71,7 @@ def draw(iterator, count):
 
 
 def test_batches_take_every_row_once_an_epoch_and_shuffle_each_anew():
-    drawn = sum(draw(batches(ROWS, 4, seed=0), 5), [])  # two epochs of 10 in 5 batches of 4
+    drawn = list(itertools.chain(*draw(batches(ROWS, 4, seed=0), 5)))  # two epochs of 10 in 5 batches of 4
     assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
     assert drawn[:10] != drawn[10:]
     batch = next(batches(ROWS, 4, seed=0))
@@ -101,7 +102,7 @@ def test_an_iterator_goes_on_exactly_from_its_state_through_json(after):
 
 @pytest.mark.parametrize("arrays", [{}, {"a": np.zeros((0, 3))}, {"a": np.zeros(3), "b": np.zeros(4)}])
 def test_arrays_that_do_not_fit_are_named(arrays):
-    with pytest.raises(ValueError, match="arrays have .* rows: expected the same number"):
+    with pytest.raises(ValueError, match=r"arrays have .* rows: expected the same number"):
         batches(arrays, 4, seed=0)
 
 

@@ -1,5 +1,6 @@
 """The string task as it loads: from disk what was generated, whoever prepares it and however often."""
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +32,7 @@ def test_what_is_read_is_what_was_generated_in_order(data):
 
 
 def test_the_solutions_earn_the_reward_by_the_right_chain(data):
-    for problem in (*data.demonstrations, *data.prompts, *sum(data.held_out.values(), [])):
+    for problem in (*data.demonstrations, *data.prompts, *itertools.chain(*data.held_out.values())):
         assert data.reward(problem.prompt, problem.solution, problem.answer) == 1.0
         assert data.right_chain(problem.prompt, problem.solution)
         assert data.reward(problem.prompt, problem.solution[:-1], problem.answer) == 0.0
@@ -72,15 +73,20 @@ def test_an_interrupted_preparation_leaves_nothing_that_counts(tmp_path, monkeyp
 def test_several_processes_prepare_at_once(tmp_path):
     """Without the lock one of them wins and the others raise FileExistsError."""
     code = (
-        "import sys, hashlib; from rljax.tasks import StringsTask, prepared; sys.stdin.read(1);"
-        "data = StringsTask(demonstrations=2000, prompts=50, problems=5, data_dir=sys.argv[1]).load();"
+        "import sys, hashlib; from rljax.tasks import StringsTask, prepared;"
+        "print('ready', flush=True); sys.stdin.read(1);"
+        "data = StringsTask(demonstrations=1000, prompts=50, problems=5, data_dir=sys.argv[1]).load();"
         "print(hashlib.sha256(repr((data.demonstrations, data.prompts, data.held_out)).encode()).hexdigest())"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "data")]
     root = Path(__file__).parents[2]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen(command, cwd=root, **pipes) for _ in range(3)]
-    results = [(*process.communicate("."), process.returncode) for process in processes]
+    assert [process.stdout.readline() for process in processes] == ["ready\n"] * 3
+    for process in processes:
+        process.stdin.write(".")
+        process.stdin.flush()
+    results = [(*process.communicate(), process.returncode) for process in processes]
     assert [code for *_, code in results] == [0, 0, 0], results
     assert len({out for out, *_ in results}) == 1
     assert len(results[0][0].strip()) == 64

@@ -13,7 +13,20 @@ from rljax.tasks.strings import string_tokenizer
 STRINGS = string_tokenizer()
 ENGLISH = ["How many hens does the farmer have?", "The farmer has 12 hens. ", "naïve façade, 東京"] * 20
 WORDS = Tokenizer.train(ENGLISH, vocab_size=400)
-AWKWARD = ["", " ", "  a  b ", "\u2581", "a\u2581 b", "\x00\t\r\n", "\u2047", "<s></s><pad>", "<0x41>", "\ufffd", "f3  f", "ﬁ½"]
+AWKWARD = [
+    "",
+    " ",
+    "  a  b ",
+    "\u2581",
+    "a\u2581 b",
+    "\x00\t\r\n",
+    "\u2047",
+    "<s></s><pad>",
+    "<0x41>",
+    "\ufffd",
+    "f3  f",
+    "ﬁ½",
+]
 
 
 @pytest.mark.parametrize("tokenizer", [STRINGS, WORDS], ids=["strings", "words"])
@@ -60,7 +73,7 @@ def test_special_tokens_are_silent():
 def test_training_is_deterministic():
     assert string_tokenizer().model_proto == STRINGS.model_proto
     assert Tokenizer.train(ENGLISH, vocab_size=400).model_proto == WORDS.model_proto
-    assert Tokenizer.train(ENGLISH, vocab_size=390).model_proto != WORDS.model_proto
+    assert Tokenizer.train(ENGLISH, vocab_size=300).model_proto != WORDS.model_proto
 
 
 def test_decode_gives_something_for_any_ids():

@@ -29,7 +29,15 @@ def test_wrong_or_malformed_earns_nothing(completion):
 def test_right_chain_asks_for_the_functions_in_their_order_alone():
     assert right_chain(PROMPT, "f9 vuts;f6 vutsw")
     assert right_chain(PROMPT, "f9 s;f6 t")  # wrong outputs: another measure
-    for wrong in ("f6 stuvw;f9 wvuts", "f9 vuts", "f6 vutsw", "f9 s;f6 t;f6 t", "f9 vuts;f6 vutsw;", "", "f9 vuts;f16 s"):
+    for wrong in (
+        "f6 stuvw;f9 wvuts",
+        "f9 vuts",
+        "f6 vutsw",
+        "f9 s;f6 t;f6 t",
+        "f9 vuts;f6 vutsw;",
+        "",
+        "f9 vuts;f16 s",
+    ):
         assert not right_chain(PROMPT, wrong)
     assert right_chain("f3 stu;", "f3 tu")
     assert right_chain("f1 f2 f3 f4 stu;", "f4 s;f3 s;f2 s;f1 s")
