@@ -38,7 +38,7 @@ def rotation(positions: Int[Array, "B T"], config: TransformerConfig, dtype) -> 
     return tuple(jnp.asarray(table, dtype)[positions][:, :, None] for table in (np.cos(angle), np.sin(angle)))
 
 
-def rotate(x: Float[Array, "B T H C"], cos: Float[Array, "B T 1 C/2"], sin: Float[Array, "B T 1 C/2"]) -> Array:
+def rotate(x: Float[Array, "B T H C"], cos: Float[Array, "B T 1 C//2"], sin: Float[Array, "B T 1 C//2"]) -> Array:
     """Turns the pair (x_i, x_{i + C/2}) by its angle, so that q·k depends on the difference of positions only."""
     a, b = jnp.split(x.astype(cos.dtype), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)

@@ -131,10 +131,16 @@ class Model:
         if tokens.shape[1] > self.config.max_length:
             raise ValueError(f"tokens has {tokens.shape[1]} columns: expected at most max_length = {self.config.max_length} "
                              "(shorten the sequence, or give the model a larger max_length)")  # fmt: skip
-        expected = nnx.to_pure_dict(_definition(self.config)[1])
-        if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, expected):
-            raise ValueError(f"params has shapes {jax.tree.map(jnp.shape, params)}: expected those of {self.config}, "
-                             f"{jax.tree.map(jnp.shape, expected)}")  # fmt: skip
+        _require_params(params, nnx.to_pure_dict(_definition(self.config)[1]))
+
+
+def _require_params(params: dict, expected: dict) -> None:
+    given, wanted = (dict(jax.tree.leaves_with_path(tree)) for tree in (params, expected))
+    for path in [*wanted, *given]:
+        shapes = [jnp.shape(leaves[path]) if path in leaves else "absent" for leaves in (given, wanted)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"params{jax.tree_util.keystr(path)} has shape {shapes[0]}: expected {shapes[1]}, as the "
+                             "model's config says")  # fmt: skip
 
 
 def _require_integers(name: str, x: Array, shape: tuple[int, ...]) -> None:

@@ -1,8 +1,8 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped.
 
-One checkpoint holds the parameters, the optimizer's state, the reference, and a record in JSON (phase, step, random key,
-place in the data, tokenizer, config). Every process reads the same data, so one place serves all of them, and a
-run may go on with another number of processes. Checkpoints are written asynchronously and appear whole or not at all.
+One checkpoint holds the parameters, the optimizer's state, the reference, and a record in JSON (phase, step, key, place
+in the data, tokenizer, config). Every process reads the same data, so one place serves all of them, and a run may go on
+with another number of processes. Checkpoints are written asynchronously and appear whole or not at all.
 """
 
 import base64

@@ -70,6 +70,8 @@ class Progress:
         if first:
             self._phase = phase
             self._times.clear()
+            names = list(self._totals)
+            self._done |= {name: self._totals[name] for name in names[: names.index(phase)]}  # also where it resumed
         self._done[phase] = step + 1
         self._times.append(self._clock())
         self._shown = {**(self._accuracy if "reward" in metrics else {}), **metrics}

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import platform
 from pathlib import Path
 
 import jax
@@ -13,7 +14,17 @@ from rljax.training.recipe import describe
 from rljax.training.report import write_report
 from rljax.training.run_folder import read_json, write_json
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "sentencepiece")
+_PACKAGES = (
+    "rljax-llm",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "tensorflow-datasets",
+    "sentencepiece",
+)
 
 
 class Watcher:
@@ -52,6 +63,7 @@ class Watcher:
         if self._log is not None:
             moved = {} if kl_start is None else {"kl_start": kl_start}
             self._log.write("eval", step, {"accuracy": accuracy, **moved})
+            self.progress.update("eval", step, {"accuracy": accuracy})
             shown = "  ".join(f"{level} {value:.3f}" for level, value in accuracy.items())
             self.progress.say(f"held out, before rollout {step}: {shown}")
 
@@ -79,7 +91,10 @@ class Watcher:
             write_report(
                 self.folder,
                 config=describe(self.config),
-                versions={name: importlib.metadata.version(name) for name in _PACKAGES},
+                versions={
+                    "python": platform.python_version(),
+                    **{name: importlib.metadata.version(name) for name in _PACKAGES},
+                },
                 device=f"{jax.device_count()} × {device.device_kind} ({device.platform}), "
                 f"{jax.process_count()} process(es), {os.cpu_count()} cores on this host",
                 metrics=read(self.folder),

@@ -57,7 +57,7 @@ def test_accuracy_is_the_newest_look_at_the_headline_level():
 
 def test_a_terminal_shows_a_bar_the_numbers_and_what_was_said():
     shown = run({"likelihood": 2, "rl": 4}, [("rl", 0, STEP), ("rl", 1, STEP)], terminal=True)
-    for part in ("likelihood", "2/4", "━", "reward", "0.500", "17,512", "left", "all [done]"):
+    for part in ("likelihood", "2/2", "2/4", "━", "reward", "0.500", "17,512", "left", "all [done]"):
         assert part in shown
 
 

@@ -23,7 +23,9 @@ def final_params(run):
     newest = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
     with ocp.PyTreeCheckpointer() as checkpointer:
         tree = checkpointer.restore(folder / str(newest) / "state")
-    return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree["params"])}
+    return {
+        jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree["params"])
+    }
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,9 @@ def config_of(algorithm, microbatches=1, **more):
     return Config(
         task=StringsTask(),
         algorithm=algorithm,
-        model=TransformerConfig(vocab_size=19, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=64, max_length=32),
+        model=TransformerConfig(
+            vocab_size=19, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=64, max_length=32
+        ),
         rollout=RolloutConfig(prompts=4, completions=8, prompt_length=4, sampling=SamplingConfig(max_new_tokens=8)),
         optimizer=dataclasses.replace(PLAIN, microbatches=microbatches),
         **more,
@@ -81,7 +83,10 @@ def assert_same_step(ours, theirs, rtol):
         np.testing.assert_allclose(metrics[name], their_metrics[name], rtol=rtol, atol=1e-7, err_msg=name)
     norm = np.sqrt(sum(np.sum(x**2) for x in jax.tree.leaves(their_gradient)))
     apart = np.sqrt(
-        sum(np.sum((a - b) ** 2) for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(their_gradient), strict=True))
+        sum(
+            np.sum((a - b) ** 2)
+            for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(their_gradient), strict=True)
+        )
     )
     assert norm > 1e-3
     assert apart <= rtol * norm
@@ -119,17 +124,22 @@ def test_a_mean_over_microbatch_means_would_be_seen():
         halves.append(jax.tree.map(lambda a, b: a - b, start, jax.device_get(state.params)))
     mean = jax.tree.map(jnp.add, *halves)
     norm = np.sqrt(sum(np.sum(x**2) for x in jax.tree.leaves(whole)))
-    apart = np.sqrt(sum(np.sum((a - b) ** 2) for a, b in zip(jax.tree.leaves(mean), jax.tree.leaves(whole), strict=True)))
+    apart = np.sqrt(
+        sum(np.sum((a - b) ** 2) for a, b in zip(jax.tree.leaves(mean), jax.tree.leaves(whole), strict=True))
+    )
     assert apart > 1e-2 * norm
 
 
 def test_a_penalty_is_simply_added():
     """With the start as reference and old_logp elsewhere, k3 of logp − ref_logp is 0 and so is its gradient."""
     plain = one_step(config_of(algorithms.grpo()), MESHES[0])
-    with_kl = one_step(config_of(algorithms.grpo(), penalty=lambda stats, batch: penalty.kl(stats.logp, batch)), MESHES[0])
+    with_kl = one_step(
+        config_of(algorithms.grpo(), penalty=lambda stats, batch: penalty.kl(stats.logp, batch)), MESHES[0]
+    )
     assert_same_step(with_kl, plain, 1e-5)
     bonus = one_step(
-        config_of(algorithms.grpo(), penalty=lambda stats, batch: -0.1 * jnp.sum(batch.weights * stats.entropy)), MESHES[0]
+        config_of(algorithms.grpo(), penalty=lambda stats, batch: -0.1 * jnp.sum(batch.weights * stats.entropy)),
+        MESHES[0],
     )
     assert bonus[0]["loss"] < plain[0]["loss"] - 0.1  # entropies of about ln 19 nats
 

@@ -1,0 +1,96 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rljax.models import create
+from rljax.models.sharding import split_rows
+from tests.models.small import CONFIG, MESHES, make_mesh, packed_rows
+
+
+def _rows(mesh):
+    tokens, segment_ids = (jnp.tile(x, (4, 1)) for x in packed_rows())
+    tokens = (tokens + jnp.arange(8, dtype=jnp.int32)[:, None]) % 11  # eight different rows
+    return jax.device_put((tokens, segment_ids), NamedSharding(mesh, P(("data", "fsdp"))))
+
+
+def _loss_and_gradient(shape):
+    mesh = make_mesh(shape)
+    model, params = create(CONFIG, mesh, jax.random.key(0))
+
+    def loss(params, tokens, segment_ids):
+        hidden = model.hidden(params, tokens, segment_ids)
+        logits = jnp.einsum("btd,vd->btv", hidden, model.unembedding(params))
+        logp = jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), tokens[:, 1:, None], axis=-1)[..., 0]
+        return -jnp.sum(jnp.where(segment_ids[:, 1:] != 0, logp, 0)), hidden
+
+    (value, hidden), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, *_rows(mesh))
+    return params, value, hidden, gradient
+
+
+def test_values_loss_and_gradients_are_the_same_on_every_mesh():
+    expected = jax.device_get(_loss_and_gradient(MESHES[0]))
+    assert all(np.abs(x).max() > 1e-4 for x in jax.tree.leaves(expected[3]))  # a zero gradient would not pass
+    for shape in MESHES[1:]:
+        params, *rest = jax.device_get(_loss_and_gradient(shape))
+        jax.tree.map(np.testing.assert_array_equal, params, expected[0])
+        for got, wanted in zip(jax.tree.leaves(rest), jax.tree.leaves(expected[1:]), strict=True):
+            np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_parameters_lie_as_the_rules_say_and_rows_are_split():
+    mesh = make_mesh((2, 2, 2))
+    params, _, hidden, gradient = _loss_and_gradient((2, 2, 2))
+    attention = params["blocks"][0]["attention"]
+    assert params["embedding"].sharding.spec == P("tensor", "fsdp")
+    assert attention["query"].sharding.spec == attention["key"].sharding.spec == P("fsdp", "tensor", None)
+    assert attention["out"].sharding.spec == P("tensor", None, "fsdp")
+    assert params["blocks"][1]["mlp"]["down"].sharding.spec == P("tensor", "fsdp")
+    assert attention["query"].addressable_shards[0].data.shape == (8, 2, 4)
+    assert hidden.addressable_shards[0].data.shape == (2, 12, 16)
+    expected = NamedSharding(mesh, P("fsdp", "tensor", None))
+    assert gradient["blocks"][0]["attention"]["query"].sharding.is_equivalent_to(expected, 3)
+
+
+def test_abstract_parameters_are_those_created():
+    mesh = make_mesh((2, 2, 2))
+    model, params = create(CONFIG, mesh, jax.random.key(0))
+    describe = lambda x: (x.shape, x.dtype, x.sharding)  # noqa: E731
+    assert jax.tree.map(describe, model.abstract_params(mesh)) == jax.tree.map(describe, params)
+
+
+def test_the_key_decides_the_values():
+    mesh = make_mesh((1, 1, 1))
+    draws = [create(CONFIG, mesh, jax.random.key(seed))[1]["embedding"] for seed in (0, 0, 1)]
+    assert (draws[0] == draws[1]).all()
+    assert not (draws[0] == draws[2]).any()
+
+
+@pytest.mark.parametrize(
+    ("change", "shape", "message"),
+    [
+        ({"width": 18}, (1, 4, 1), "mesh fsdp = 4: expected a divisor of 'embed' = 18"),
+        ({"kv_heads": 2}, (1, 1, 4), "mesh tensor = 4: expected a divisor of 'kv_heads' = 2"),
+        ({"mlp": 25}, (1, 1, 2), r"mesh tensor = 2: expected a divisor of 'mlp' = 25.*\['mlp'\]"),
+    ],
+)
+def test_a_mesh_that_does_not_divide_is_an_error(change, shape, message):
+    with pytest.raises(ValueError, match=message):
+        create(dataclasses.replace(CONFIG, **change), make_mesh(shape), jax.random.key(0))
+
+
+def test_a_mesh_without_the_axes_is_an_error():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    with pytest.raises(ValueError, match=r"mesh has the axes \('data',\): expected \('data', 'fsdp', 'tensor'\)"):
+        create(CONFIG, mesh, jax.random.key(0))
+
+
+def test_rows_that_do_not_divide_or_lie_on_another_mesh_stay_as_they_are():
+    mesh, other = make_mesh((2, 2, 2)), jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    for rows in (jax.device_put(jnp.ones((3, 2)), NamedSharding(mesh, P())), jnp.ones((8, 2)),
+                 jax.device_put(jnp.ones((8, 2)), NamedSharding(other, P("x")))):  # fmt: skip
+        np.testing.assert_array_equal(jax.jit(split_rows)(rows), rows)

@@ -1,0 +1,179 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rljax.models import Model
+from tests.models.small import CONFIG, VARIANTS, make, packed_rows
+
+enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+
+
+def _norm(x, scale, eps):
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * scale
+
+
+def _reference(config, params, tokens):
+    """Hidden states [T, D] of one sequence, in NumPy float64, head by head and token by token."""
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    x, T, C = p["embedding"][tokens], len(tokens), config.head_dim
+    angle = np.arange(T)[:, None] * config.rope_base ** (-np.arange(0, C, 2) / C)
+    turn = np.exp(1j * angle)
+
+    def rotate(y):
+        z = (y[:, : C // 2] + 1j * y[:, C // 2 :]) * turn
+        return np.concatenate([z.real, z.imag], -1)
+
+    for i in range(config.layers):
+        block = p["blocks"][i]
+        attention, mlp = block["attention"], block["mlp"]
+        y, mixed = _norm(x, block["attention_norm"]["scale"], config.norm_eps), np.zeros_like(x)
+        for h in range(config.heads):
+            kv = h // (config.heads // config.kv_heads)
+            q, k, v = y @ attention["query"][:, h], y @ attention["key"][:, kv], y @ attention["value"][:, kv]
+            if config.qk_norm:
+                q = _norm(q, attention["query_norm"]["scale"], config.norm_eps)
+                k = _norm(k, attention["key_norm"]["scale"], config.norm_eps)
+            q, k = rotate(q), rotate(k)
+            for t in range(T):
+                logits = k[: t + 1] @ q[t] / np.sqrt(C)
+                weights = np.exp(logits - logits.max())
+                mixed[t] += (weights / weights.sum()) @ v[: t + 1] @ attention["out"][h]
+        x = x + mixed
+        y = _norm(x, block["mlp_norm"]["scale"], config.norm_eps)
+        gate = y @ mlp["gate"]
+        x = x + (gate / (1 + np.exp(-gate)) * (y @ mlp["up"])) @ mlp["down"]
+    return _norm(x, p["norm"]["scale"], config.norm_eps)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_packed_sequence_has_the_hidden_states_of_its_equations(name):
+    model, params = make(VARIANTS[name])
+    tokens, segment_ids = packed_rows()
+    hidden = jax.jit(model.hidden)(params, tokens, segment_ids)
+    for b in range(tokens.shape[0]):
+        for segment in set(np.asarray(segment_ids[b])) - {0}:
+            where = np.asarray(segment_ids[b] == segment)
+            expected = _reference(model.config, params, np.asarray(tokens[b])[where])
+            np.testing.assert_allclose(hidden[b][where], expected, rtol=2e-4, atol=2e-5)
+
+
+def test_float64_parameters_and_dtype_compute_in_float64():
+    with enable_x64(True):
+        model, params = make(dataclasses.replace(CONFIG, dtype="float64"))
+        params = jax.tree.map(lambda x: x.astype(jnp.float64), params)
+        tokens = jnp.array([[3, 5, 9, 2, 4]], jnp.int32)
+        hidden = model.hidden(params, tokens, jnp.ones_like(tokens))
+        np.testing.assert_allclose(hidden[0], _reference(model.config, params, np.asarray(tokens[0])), rtol=1e-11)
+
+
+def test_the_future_changes_nothing():
+    model, params = make()
+    tokens = jax.random.randint(jax.random.key(3), (1, 10), 2, 11)
+    ids = jnp.ones_like(tokens)
+    before, after = (model.hidden(params, x, ids)[0] for x in (tokens, tokens.at[0, 6].set((tokens[0, 6] + 1) % 11)))
+    np.testing.assert_array_equal(before[:6], after[:6])
+    assert (jnp.abs(before[6:] - after[6:]).max(axis=-1) > 1e-3).all()
+
+
+@pytest.mark.parametrize("name", ["plain", "remat"])
+def test_packing_changes_neither_values_nor_gradients(name):
+    model, params = make(VARIANTS[name])
+    tokens, segment_ids = packed_rows()
+    pull = jax.random.normal(jax.random.key(5), (*tokens.shape, CONFIG.width))
+
+    def packed(params):
+        return jnp.sum(jnp.where(segment_ids[..., None] != 0, model.hidden(params, tokens, segment_ids) * pull, 0))
+
+    def alone(params):
+        total = 0.0
+        for b in range(tokens.shape[0]):
+            for segment in range(1, int(segment_ids[b].max()) + 1):
+                where = np.flatnonzero(segment_ids[b] == segment)
+                row = tokens[b][where][None]
+                total += jnp.sum(model.hidden(params, row, jnp.ones_like(row))[0] * pull[b][where])
+        return total
+
+    (value, gradient), (expected, wanted) = (jax.value_and_grad(f)(params) for f in (packed, alone))
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    for path, leaf in jax.tree.leaves_with_path(wanted):
+        found = dict(jax.tree.leaves_with_path(gradient))[path]
+        assert jnp.abs(leaf).max() > 1e-3 or "unembedding" in str(path)  # a zero gradient would not pass
+        np.testing.assert_allclose(found, leaf, rtol=1e-4, atol=1e-5 * float(jnp.abs(leaf).max() + 1e-3))
+
+
+def test_padding_changes_nothing_whatever_it_holds():
+    model, params = make()
+    tokens = jnp.array([[5, 3, 8, 2]], jnp.int32)
+    hidden = model.hidden(params, tokens, jnp.ones_like(tokens))
+    for left, right, filler in ((1, 0, 0), (3, 2, 7), (0, 5, 10)):
+        pad = ((0, 0), (left, right))
+        padded = jnp.pad(tokens, pad, constant_values=filler)
+        again = model.hidden(params, padded, jnp.pad(jnp.ones_like(tokens), pad))
+        np.testing.assert_allclose(again[:, left : left + 4], hidden, rtol=1e-5, atol=1e-6)
+        assert jnp.isfinite(again).all()
+
+
+def test_the_unembedding_has_the_rows_of_the_vocabulary():
+    for name in ("plain", "tied"):
+        model, params = make(VARIANTS[name])
+        table = params["embedding" if name == "tied" else "unembedding"]
+        assert table.shape == (128, 16)
+        np.testing.assert_array_equal(model.unembedding(params), table[:11])
+    assert "unembedding" not in make(VARIANTS["tied"])[1]
+
+
+def test_bfloat16_computes_in_bfloat16_from_float32_masters():
+    config = dataclasses.replace(CONFIG, dtype="bfloat16")
+    model, params = make(config)
+    tokens, segment_ids = packed_rows()
+    exact = Model(CONFIG).hidden(params, tokens, segment_ids)
+    hidden, gradient = jax.value_and_grad(
+        lambda p: model.hidden(p, tokens, segment_ids).astype(jnp.float32).mean()
+    )(params)
+    low = model.hidden(params, tokens, segment_ids)
+    assert low.dtype == model.unembedding(params).dtype == jnp.bfloat16
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves((params, gradient)))
+    error = jnp.where(segment_ids[..., None] != 0, low.astype(jnp.float32) - exact, 0)
+    assert 1e-4 < jnp.sqrt(jnp.mean(error**2)) < 0.05
+    assert jnp.isfinite(hidden)
+
+
+def test_remat_keeps_no_activation_of_the_blocks():
+    tokens, segment_ids = packed_rows()
+
+    def residuals(config):
+        model, params = make(config)
+        _, pull = jax.vjp(lambda p: model.hidden(p, tokens, segment_ids), params)
+        return sum(x.size for x in jax.tree.leaves(pull))
+
+    assert residuals(VARIANTS["remat"]) < 0.6 * residuals(CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((jnp.zeros((2, 25), jnp.int32),) * 2, ValueError, "25 columns: expected at most max_length = 24"),
+        ((jnp.zeros(5, jnp.int32),) * 2, ValueError, r"tokens has shape \(5,\): expected \[B, T\]"),
+        ((jnp.zeros((2, 5)), jnp.zeros((2, 5), jnp.int32)), TypeError, "tokens has dtype float32: expected int32"),
+        ((jnp.zeros((2, 5), jnp.int32), jnp.zeros((2, 5), bool)), TypeError, "segment_ids has dtype bool"),
+        ((jnp.zeros((2, 5), jnp.int32), jnp.zeros((2, 4), jnp.int32)), ValueError, r"segment_ids has shape \(2, 4\)"),
+    ],
+)
+def test_tokens_that_do_not_fit_are_named(arguments, error, message):
+    model, params = make()
+    with pytest.raises(error, match=message):
+        model.hidden(params, *arguments)
+
+
+def test_parameters_of_another_config_are_named():
+    model, _ = make()
+    tokens = jnp.zeros((1, 3), jnp.int32)
+    _, other = make(dataclasses.replace(CONFIG, mlp=20))
+    with pytest.raises(ValueError, match=r"\['mlp'\]\['down'\] has shape \(20, 16\): expected \(24, 16\)"):
+        model.hidden(other, tokens, tokens)
+    _, tied = make(VARIANTS["tied"])
+    with pytest.raises(ValueError, match=r"params\['unembedding'\] has shape absent"):
+        model.hidden(tied, tokens, tokens)

@@ -1,0 +1,109 @@
+"""README's code runs as it stands there, and what README names exists."""
+
+import ast
+import json
+import random
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rljax
+from rljax import algorithms
+from tests.training.processes import finish, metrics, start
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+
+
+def block(mark: str) -> str:
+    """The one code block that holds `mark`."""
+    (found,) = [text for text in BLOCKS if mark in text]
+    return found
+
+
+def test_the_algorithm_on_the_first_screen_is_ctpo():
+    names = {}
+    exec(block("def ctpo"), names)
+    shape = (2, 3, 5)
+    keys = jax.random.split(jax.random.key(0), 2)
+    log_ratio, advantages = (jax.random.normal(key, shape) for key in keys)
+    mask = jnp.ones(shape, bool)
+    shown, ours = names["ctpo"](), algorithms.ctpo()
+    np.testing.assert_array_equal(
+        shown.ratio(log_ratio, advantages, mask), ours.ratio(log_ratio, advantages, mask)
+    )
+    assert (shown.advantage, shown.aggregation) == (ours.advantage, ours.aggregation)
+
+
+def test_the_losses_in_your_own_code():
+    key, mask = jax.random.key(0), np.ones((2, 4, 6), bool)
+    mask[0, 1, 3:] = False
+    old_logp = -jax.random.uniform(key, mask.shape)
+    names = {
+        "rewards": jnp.array([[1.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]]),
+        "mask": jnp.asarray(mask),
+        "old_logp": old_logp,
+        "logp": old_logp,
+    }
+    exec(block("algorithms.gspo()"), names)
+    assert names["gradient"].shape == mask.shape
+    assert jnp.max(jnp.abs(names["gradient"])) > 1e-3
+    assert not names["gradient"][0, 1, 3:].any()
+
+
+def test_the_kernel_on_its_own():
+    names = {"hidden": jnp.ones((3, 4)), "unembedding": jnp.ones((5, 4)), "targets": jnp.array([0, 1, 2])}
+    exec(block("token_stats"), names)
+    np.testing.assert_allclose(names["logp"], -np.log(5), rtol=1e-6)
+
+
+def test_a_task_of_ten_lines_trains(tmp_path):
+    code = block("# my_task.py")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 12
+    ast.parse(code)
+    (tmp_path / "my_task.py").write_text(code)
+    digits = random.Random(0)
+    with open(tmp_path / "my_task.jsonl", "w") as lines:
+        for _ in range(200):
+            word = "".join(digits.choices("0123456789", k=4))
+            lines.write(json.dumps({"prompt": f"{word}=", "answer": word[::-1]}) + "\n")
+    small = ("--steps", "3", "--rollout.prompts", "4", "--rollout.completions", "4", "--evaluation.problems", "8",
+             "--evaluation.samples", "2", "--evaluation.batch", "16", "--model.width", "32", "--model.layers", "1")  # fmt: skip
+    code, output = finish(start(tmp_path / "run", *small, recipe=tmp_path / "my_task.py"))
+    assert code == 0, output
+    assert len(metrics(tmp_path / "run", "rl")) == 3
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+@pytest.mark.parametrize("name", sorted(algorithms.__all__))
+def test_every_algorithm_is_in_the_table(name):
+    if name != "holder_schedule":
+        assert re.search(rf"\| `{name}[`(]", README), f"{name} is missing from README's table"
+
+
+def test_what_readme_links_to_exists():
+    for target in re.findall(r"\]\((?!http)([^)#]+)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_what_readme_tells_to_make_can_be_made():
+    targets = set(re.findall(r"^([a-z.][\w./-]*):", (ROOT / "Makefile").read_text(), flags=re.M))
+    for named in re.findall(r"`?make ([a-z.][\w./-]*)", README):
+        assert named in targets, named
+
+
+def test_ci_calls_only_what_readme_names():
+    for target in re.findall(r"^make (\S+)", (ROOT / ".ci/run").read_text(), flags=re.M):
+        assert f"make {target}" in README, target
+
+
+def test_nobody_is_told_to_install_the_other_rljax():
+    assert "pip install rljax\n" not in README
+    assert "pip install rljax`" not in README
+    assert "unrelated" in README
+    assert rljax.__doc__

@@ -1,0 +1,196 @@
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rljax.models import Model
+from rljax.rollout import SamplingConfig, generate, step_key
+from tests.models.small import CONFIG, MESHES, log_softmax_at, make, make_mesh
+
+KEY = step_key(3, 5)
+SAMPLING = SamplingConfig(max_new_tokens=10)
+
+
+def _prompts(rows=8, columns=6, pad=0):
+    lengths = 1 + np.arange(rows) % columns
+    ids = (np.arange(columns) >= columns - lengths[:, None]).astype(np.int32)
+    tokens = np.asarray(jax.random.randint(jax.random.key(2), (rows, columns), 2, 11)) * ids
+    widen = ((0, 0), (pad, 0))
+    return jnp.asarray(np.pad(tokens, widen)), jnp.asarray(np.pad(ids, widen))
+
+
+def _run(model, params, prompts, config=SAMPLING, key=KEY, **others):
+    return jax.jit(partial(generate, model, config=config, **others))(params, *prompts, key)
+
+
+def test_old_logp_is_what_training_recomputes():
+    model, params = make()
+    for temperature in (1.0, 0.6):
+        samples = _run(model, params, _prompts(), dataclasses.replace(SAMPLING, temperature=temperature))
+        recomputed = log_softmax_at(model, params, samples.tokens, samples.segment_ids, temperature)
+        assert samples.mask.sum() > 30
+        np.testing.assert_allclose(samples.old_logp, jnp.where(samples.mask, recomputed, 0), atol=1e-5)
+        np.testing.assert_array_equal(samples.old_logp, samples.sampled_logp)
+        assert jnp.where(samples.mask, samples.old_logp, -1).max() < 0
+
+
+class _LatePosition(Model):
+    def decode(self, params, token, cache):
+        return super().decode(params, token, cache._replace(position=cache.position + 1))
+
+
+def test_a_decoder_whose_positions_are_off_by_one_shows():
+    model, params = make()
+    samples = _run(_LatePosition(CONFIG), params, _prompts())
+    recomputed = log_softmax_at(model, params, samples.tokens, samples.segment_ids)
+    assert jnp.abs(jnp.where(samples.mask, samples.old_logp - recomputed, 0)).max() > 1e-2
+
+
+def test_rows_are_pad_prompt_completion_pad():
+    model, params = make()
+    prompts, ids = _prompts()
+    samples = _run(model, params, (prompts, ids))
+    np.testing.assert_array_equal(samples.tokens[:, :6], prompts)
+    assert not samples.mask[:, :6].any()
+    for row, mask, segment, finished in zip(*map(np.asarray, (samples.tokens, samples.mask, samples.segment_ids, samples.finished)),
+                                            strict=True):  # fmt: skip
+        completion = row[6:][mask[6:]]
+        n = completion.size
+        assert 1 <= n <= 10
+        assert mask[6 : 6 + n].all()
+        assert not mask[6 + n :].any()
+        assert (1 in completion) == finished  # eos, if there is one, ends the completion and belongs to it
+        assert 1 not in completion[:-1]
+        assert finished or n == 10
+        assert (row[6 + n :] == 0).all()
+        assert (segment[6:] == mask[6:]).all()
+    assert 0 < samples.finished.sum() < 8
+    assert (jnp.where(samples.mask, 0, samples.old_logp) == 0).all()
+
+
+def test_left_padding_changes_no_completion():
+    model, params = make()
+    plain, padded = (_run(model, params, _prompts(pad=pad)) for pad in (0, 7))
+    np.testing.assert_array_equal(padded.tokens[:, 7:], plain.tokens)
+    np.testing.assert_array_equal(padded.mask[:, 7:], plain.mask)
+    np.testing.assert_allclose(padded.old_logp[:, 7:], plain.old_logp, atol=1e-5)
+
+
+def test_the_rest_of_the_batch_changes_no_completion():
+    model, params = make()
+    prompts = _prompts()
+    whole = _run(model, params, prompts)
+    part = _run(model, params, jax.tree.map(lambda x: x[3:5], prompts), rows=jnp.array([3, 4]))
+    np.testing.assert_array_equal(part.tokens, whole.tokens[3:5])
+    other = _run(model, params, jax.tree.map(lambda x: x[3:5], prompts), rows=jnp.array([4, 3]))
+    assert (other.tokens != part.tokens).any()
+
+
+def test_equal_prompts_and_other_keys_draw_anew():
+    model, params = make()
+    prompts = jax.tree.map(lambda x: x[5:6].repeat(8, axis=0), _prompts())
+    first, again, later = (_run(model, params, prompts, key=step_key(3, step)) for step in (5, 5, 6))
+    assert len({tuple(row) for row in first.tokens.tolist()}) > 4
+    np.testing.assert_array_equal(first.tokens, again.tokens)
+    assert (first.tokens != later.tokens).any()
+
+
+def test_a_budget_ends_a_row_unfinished():
+    model, params = make()
+    budget = jnp.array([0, 1, 2, 3, 4, 20, 10, 10])
+    samples = _run(model, params, _prompts(), budget=budget, stop_ids=())
+    assert samples.mask.sum(axis=1).tolist() == [0, 1, 2, 3, 4, 10, 10, 10]
+    assert not samples.finished.any()
+    free = _run(model, params, _prompts(), stop_ids=())
+    np.testing.assert_array_equal(samples.tokens, jnp.where(samples.mask | (samples.segment_ids != 0), free.tokens, 0))
+
+
+def test_several_stop_tokens():
+    model, params = make()
+    samples = _run(model, params, _prompts(), stop_ids=(1, 4, 7))
+    last = [row[mask][-1] for row, mask in zip(np.asarray(samples.tokens), np.asarray(samples.mask), strict=True)]
+    np.testing.assert_array_equal(samples.finished, np.isin(last, (1, 4, 7)))
+    assert samples.finished.sum() > 4
+
+
+class _Counting(Model):
+    def decode(self, params, token, cache):
+        jax.debug.callback(STEPS.append, cache.index, ordered=True)
+        return super().decode(params, token, cache)
+
+
+STEPS: list = []
+
+
+def test_the_loop_ends_when_every_row_has_stopped():
+    _, params = make()
+    STEPS.clear()
+    samples = _run(_Counting(CONFIG), params, _prompts(), stop_ids=(1, 2, 3, 4, 5, 6))
+    jax.effects_barrier()
+    longest = int(samples.mask.sum(axis=1).max())
+    assert longest < 10
+    assert len(STEPS) == longest - 1  # prefill gives the first token
+
+
+def test_truncation_reports_both_log_probabilities():
+    model, params = make()
+    samples = _run(model, params, _prompts(), dataclasses.replace(SAMPLING, top_k=3, top_p=0.9))
+    recomputed = log_softmax_at(model, params, samples.tokens, samples.segment_ids)
+    np.testing.assert_allclose(samples.old_logp, jnp.where(samples.mask, recomputed, 0), atol=1e-5)
+    gain = (samples.sampled_logp - samples.old_logp)[samples.mask]
+    assert (gain >= -1e-6).all()
+    assert gain.max() > 0.05
+
+
+def test_greedy_follows_the_likeliest_token():
+    model, params = make()
+    samples = _run(model, params, _prompts(), dataclasses.replace(SAMPLING, temperature=0.0))
+    hidden = model.hidden(params, samples.tokens, samples.segment_ids)
+    likeliest = jnp.argmax(jnp.einsum("btd,vd->btv", hidden, model.unembedding(params)), axis=-1)
+    np.testing.assert_array_equal(samples.tokens[:, 1:][samples.mask[:, 1:]], likeliest[:, :-1][samples.mask[:, 1:]])
+    recomputed = log_softmax_at(model, params, samples.tokens, samples.segment_ids)
+    np.testing.assert_allclose(samples.old_logp, jnp.where(samples.mask, recomputed, 0), atol=1e-5)
+    assert (samples.sampled_logp == 0).all()
+
+
+def test_bfloat16_reports_float32_log_probabilities_close_to_the_forward_pass():
+    model, params = make(dataclasses.replace(CONFIG, dtype="bfloat16"))
+    samples = _run(model, params, _prompts())
+    recomputed = log_softmax_at(model, params, samples.tokens, samples.segment_ids)
+    assert samples.old_logp.dtype == jnp.float32
+    assert jnp.abs(jnp.where(samples.mask, samples.old_logp - recomputed, 0)).mean() < 0.02
+
+
+def test_every_mesh_samples_the_same():
+    results = []
+    for shape in MESHES:
+        mesh = make_mesh(shape)
+        model, params = make()
+        params = jax.device_put(params, model.param_shardings(mesh))
+        prompts = jax.device_put(_prompts(), NamedSharding(mesh, P(("data", "fsdp"))))
+        results.append(_run(model, params, prompts))
+    assert results[-1].tokens.addressable_shards[0].data.shape[0] == 2
+    for other in results[1:]:
+        np.testing.assert_array_equal(other.tokens, results[0].tokens)
+        np.testing.assert_allclose(other.old_logp, results[0].old_logp, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("columns", "others", "message"),
+    [
+        (15, {}, "prompts of 15 columns and max_new_tokens = 10 make rows of 25 tokens: expected at most the model's "
+         "max_length = 24"),
+        (6, {"stop_ids": (1, 11)}, r"stop_ids = \(1, 11\): expected ids in \[0, vocab_size = 11\)"),
+        (6, {"budget": jnp.ones(3, jnp.int32)}, r"budget has shape \(3,\) and dtype int32: expected \(8,\) int32"),
+        (6, {"rows": jnp.ones(8)}, r"rows has shape \(8,\) and dtype float32: expected \(8,\) int32"),
+    ],
+)  # fmt: skip
+def test_arguments_that_do_not_fit_are_named(columns, others, message):
+    model, params = make()
+    with pytest.raises(ValueError, match=message):
+        generate(model, params, *_prompts(columns=columns), KEY, SAMPLING, **others)
