@@ -34,9 +34,7 @@ def test_the_algorithm_on_the_first_screen_is_ctpo():
     log_ratio, advantages = (jax.random.normal(key, shape) for key in keys)
     mask = jnp.ones(shape, bool)
     shown, ours = names["ctpo"](), algorithms.ctpo()
-    np.testing.assert_array_equal(
-        shown.ratio(log_ratio, advantages, mask), ours.ratio(log_ratio, advantages, mask)
-    )
+    np.testing.assert_array_equal(shown.ratio(log_ratio, advantages, mask), ours.ratio(log_ratio, advantages, mask))
     assert (shown.advantage, shown.aggregation) == (ours.advantage, ours.aggregation)
 
 
@@ -72,8 +70,8 @@ def test_a_task_of_ten_lines_trains(tmp_path):
         for _ in range(200):
             word = "".join(digits.choices("0123456789", k=4))
             lines.write(json.dumps({"prompt": f"{word}=", "answer": word[::-1]}) + "\n")
-    small = ("--steps", "3", "--rollout.prompts", "4", "--rollout.completions", "4", "--evaluation.problems", "8",
-             "--evaluation.samples", "2", "--evaluation.batch", "16", "--model.width", "32", "--model.layers", "1")  # fmt: skip
+    small = "--steps 3 --rollout.prompts 4 --rollout.completions 4 --model.width 32 --model.layers 1".split()
+    small += "--evaluation.problems 8 --evaluation.samples 2 --evaluation.batch 16".split()
     code, output = finish(start(tmp_path / "run", *small, recipe=tmp_path / "my_task.py"))
     assert code == 0, output
     assert len(metrics(tmp_path / "run", "rl")) == 3

@@ -53,9 +53,9 @@ def shift_letters(x: str, *, by: int) -> str:
     return "".join(LETTERS[(LETTERS.index(letter) + by) % len(LETTERS)] for letter in x)
 
 
-def shift_by_place(x: str) -> str:
-    """The first letter stays, the second becomes the next in the alphabet, the third the next but one, …."""
-    return "".join(shift_letters(letter, by=i) for i, letter in enumerate(x))
+def shift_first(x: str) -> str:
+    """The first letter becomes the next in the alphabet."""
+    return shift_letters(x[0], by=1) + x[1:]
 
 
 def mirror_letters(x: str) -> str:
@@ -118,7 +118,7 @@ FUNCTIONS: dict[str, Callable[[str], str]] = {
         drop_every_second,
         reverse,
         repeat_first,
-        shift_by_place,
+        shift_first,
         partial(shift_letters, by=1),
         palindrome,
         partial(separate, by="y"),

@@ -80,12 +80,13 @@ class Checkpoints:
         """
         numbers = sorted(self._manager.all_steps(), reverse=True)
         for number in numbers:
-            try:
-                return self._restore(number, target)
-            except Exception as error:
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-                say(f"checkpoint {number} in {self.folder} cannot be read ({reason}): using the one before it")
-                self._put_aside(number)
+            read = self._read(number, say, record=ocp.args.JsonRestore())
+            if read is None:
+                continue
+            tree = target(read["record"])  # what this raises says nothing of the checkpoint
+            held = self._read(number, say, state=ocp.args.StandardRestore(tree))
+            if held is not None:
+                return Restored(read["record"], held["state"])
         if numbers:
             raise RunError(
                 f"none of the checkpoints in {self.folder} can be read; they were put aside as "
@@ -93,12 +94,15 @@ class Checkpoints:
             )
         return None
 
-    def _restore(self, number: int, target) -> Restored:
-        record = self._manager.restore(number, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
-        restored = self._manager.restore(number, args=ocp.args.Composite(
-            state=ocp.args.StandardRestore(target(record)),
-        ))  # fmt: skip
-        return Restored(record, restored["state"])
+    def _read(self, number: int, say: Callable[[str], None], **items):
+        """The items of a checkpoint, or None, after saying so and putting it aside, where they cannot be read."""
+        try:
+            return self._manager.restore(number, args=ocp.args.Composite(**items))
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            say(f"checkpoint {number} in {self.folder} cannot be read ({reason}): using the one before it")
+            self._put_aside(number)
+            return None
 
     def restore_params(self, abstract) -> Restored | None:
         """The newest checkpoint's parameters alone, into the shapes and shardings of `abstract`; None without one."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,15 +23,19 @@ class Sampler(NamedTuple):
     run: Callable
     mesh: Mesh
 
-    def __call__(self, params, tokens: np.ndarray, segment_ids: np.ndarray, key) -> Samples:
-        """Completions of the left-padded prompts `[R, L]`, whole on every process."""
+    def __call__(self, params, tokens: np.ndarray, segment_ids: np.ndarray, key) -> Any:
+        """`Samples` in NumPy: completions of the left-padded prompts `[R, L]`, whole on every process."""
         prompts = to_devices((tokens, segment_ids), self.mesh)
         return to_host(self.run(params, *prompts, key))
 
 
 def make_sampler(model: Model, mesh: Mesh, config: SamplingConfig) -> Sampler:
     """A sampler compiled once for each shape of prompts."""
-    return Sampler(jax.jit(lambda params, *rows: generate(model, params, *rows, config)), mesh)
+
+    def run(params, tokens, segment_ids, key):
+        return generate(model, params, tokens, segment_ids, key, config)
+
+    return Sampler(jax.jit(run), mesh)
 
 
 def completions(samples: Samples, prompt_length: int, data: TaskData) -> list[str]:

@@ -17,7 +17,7 @@ def require_finite(metrics: dict[str, float], phase: str, step: int, batch, fold
     if jax.process_index() == 0:
         path.parent.mkdir(exist_ok=True)
         leaves = {jax.tree_util.keystr(name): np.asarray(x) for name, x in jax.tree_util.tree_leaves_with_path(batch)}
-        np.savez(path, **leaves)
+        np.savez(path, allow_pickle=False, **leaves)
     values = ", ".join(f"{name} = {metrics[name]}" for name in bad)
     raise RunError(
         f"{phase} step {step}: {values}. The step's batch is in {path}, and the last good checkpoint is kept: "

@@ -15,7 +15,7 @@ from rljax.training.guards import require_finite
 from rljax.training.mesh import to_host
 from rljax.training.optimizer import abstract_state, init_state
 from rljax.training.recipe import describe
-from rljax.training.setting import make_setting, purpose_key
+from rljax.training.setting import Setting, make_setting, purpose_key
 from rljax.training.stages import LikelihoodStage, PolicyStage
 from rljax.training.watcher import Watcher
 from rljax.training.workers import Preemption
@@ -48,8 +48,14 @@ class Run:
         state = self._drive(state, step)
         self._look(state, self.stage.steps)
         self._evaluate("after RL", state.params)
-        self.watcher.samples("end", self.stage.samples)
+        self.watcher.samples("end", self.policy.samples)
         self.checkpoints.close()
+
+    @property
+    def policy(self) -> PolicyStage:
+        """Stage 2, which is what runs now."""
+        assert isinstance(self.stage, PolicyStage)
+        return self.stage
 
     # From one stage to the next ----------------------------------------------------------------------------------
 
@@ -116,13 +122,13 @@ class Run:
             metrics |= {"seconds": seconds, "tokens_per_second": metrics.pop("tokens") / seconds}
             self.watcher.step(stage.phase, n, metrics)
             if stage.phase == "rl" and n == 0:
-                self.watcher.samples("start", stage.samples)
+                self.watcher.samples("start", self.policy.samples)
             asked = self.preemption.asked(self._number(n + 1))
             if asked or n + 1 == stage.steps or (stage.checkpoint_every and (n + 1) % stage.checkpoint_every == 0):
                 self._save(state, n + 1)
             if asked:
                 self.checkpoints.close()
-                raise Preempted(
+                raise PreemptedError(
                     f"asked to stop: saved at {stage.phase} step {n + 1}. The same command goes on from there"
                 )
         return state
@@ -147,19 +153,23 @@ class Run:
 
     def _look(self, state: State, n: int) -> None:
         accuracy = self.evaluator.watch(state.params, purpose_key(self.key, "watch", n))
-        self.watcher.look(n, accuracy, self.stage.kl_to_start())
+        self.watcher.look(n, accuracy, self.policy.kl_to_start())
 
     def _evaluate(self, moment: str, params) -> None:
         self.watcher.say(f"evaluating {moment}")
         self.watcher.evaluated(moment, self.evaluator.evaluate(params, purpose_key(self.key, "evaluate")))
 
 
-def stage_one_params(run: Path, setting):
-    """The parameters at the end of another run's stage 1; raises ValueError where it has none that fit."""
+def stage_one_params(run: Path, setting: Setting):
+    """The parameters at the end of another run's stage 1; raises ValueError where it has none, or they do not fit."""
     folder = run / "stage1"
     if not folder.is_dir():
         raise ValueError(f"start_from = {str(run)!r}: expected the folder of a run that has ended its stage 1")
     kept = Checkpoints(folder)
-    restored = kept.restore(lambda _: {"params": setting.model.abstract_params(setting.mesh)}, print)
+    try:
+        restored = kept.restore_params(setting.model.abstract_params(setting.mesh))
+    except ValueError as error:
+        raise ValueError(f"start_from = {str(run)!r}: its parameters do not fit this model ({error})") from error
     kept.close()
+    assert restored is not None  # the folder is made with its checkpoint
     return restored.tree["params"]

@@ -81,6 +81,8 @@ def make_update(config: Config, model: Model, mesh: Mesh, optimizer: optax.Gradi
     """The jitted step `update(state, rollouts, advantages, ref_logp, step) -> state, metrics` on one minibatch."""
 
     def loss(params, batch: Batch, ratio):
+        assert batch.tokens is not None
+        assert batch.segment_ids is not None
         hidden = model.hidden(params, batch.tokens, batch.segment_ids)
         stats = token_logps(hidden, model.unembedding(params), batch.tokens, batch.mask,
                             temperature=config.rollout.sampling.temperature, mesh=mesh)  # fmt: skip

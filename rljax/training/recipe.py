@@ -7,6 +7,7 @@ import inspect
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -53,7 +54,7 @@ def load(recipe: Path, overrides: Sequence[str] = ()) -> Config:
     )
 
 
-def describe(value):
+def describe(value) -> Any:
     """Any config as plain JSON: dataclasses as dictionaries, functions by name, with what is bound to them."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}

@@ -32,7 +32,7 @@ def make(config=CONFIG, seed=0) -> tuple[Model, dict]:
     model = Model(config)
     leaves, tree = jax.tree.flatten(model.initialise(jax.random.key(seed)))
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    noisy = [0.5 * jax.random.normal(k, x.shape) + (x.ndim == 1) for k, x in zip(keys, leaves, strict=True)]
+    noisy = [0.5 * jax.random.normal(k, x.shape) + float(x.ndim == 1) for k, x in zip(keys, leaves, strict=True)]
     return model, jax.tree.unflatten(tree, noisy)
 
 

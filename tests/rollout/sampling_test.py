@@ -53,7 +53,7 @@ def test_a_draw_inverts_the_cumulative_distribution():
 
 def test_evenly_spaced_numbers_draw_each_token_in_proportion():
     log_pi, n = jax.nn.log_softmax(_logits(1, 50)), 20_000
-    tokens = draw(jnp.broadcast_to(log_pi, (n, 50)), (jnp.arange(n) + 0.5) / n)
+    tokens = draw(jnp.broadcast_to(log_pi, (n, 50)), (jnp.arange(n, dtype=jnp.float32) + 0.5) / n)
     counts = np.bincount(tokens, minlength=50)
     assert np.abs(counts - n * np.exp(log_pi[0])).max() < 1.5
 

@@ -27,7 +27,7 @@ WORKED = {  # by hand, on "szut" (4) and "vxxsy" (5)
     "f8": ("su", "vxy"),
     "f9": ("tuzs", "ysxxv"),
     "f10": ("ssszut", "vvvxxsy"),
-    "f11": ("ssww", "vyzvu"),
+    "f11": ("tzut", "wxxsy"),
     "f12": ("tsvu", "wyytz"),
     "f13": ("szuttuz", "vxxsyys"),
     "f14": ("syzyuyt", "vyxyxys"),

@@ -1,0 +1,26 @@
+"""What a `py_test` of BUILD runs: pytest on the files it is given, with pytest's own exit code."""
+
+import os
+import sys
+import sysconfig
+import tempfile
+import venv
+from pathlib import Path
+
+import pytest
+
+
+def interpreter(folder: Path) -> str:
+    """A Python in `folder` that sees what this process sees, also where a test gives it another PYTHONPATH."""
+    venv.create(folder, symlinks=True)
+    site = sysconfig.get_path("purelib", "venv", {"base": str(folder)})
+    Path(site, "bazel.pth").write_text("\n".join(os.path.abspath(path) for path in sys.path if path))
+    return str(folder / "bin" / "python")
+
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # tests/ itself, which pytest would not have put there
+    with tempfile.TemporaryDirectory(dir=os.environ.get("TEST_TMPDIR")) as folder:
+        sys.executable = interpreter(Path(folder))
+        code = pytest.main(sys.argv[1:])
+    sys.exit(code)
