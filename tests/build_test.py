@@ -1,25 +1,23 @@
 """BUILD names every module and test once, and each target declares what its files import."""
 
 import ast
+import functools
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]  # Bazel runs a link to this file: the checkout is where the link leads
-TEXT = (ROOT / "BUILD").read_text()
 RULES = {"py_binary", "py_library", "py_test"}
-CORE = {"rljax": {"@pypi//jax", "@pypi//jaxtyping"}, "pallas_kernels": {"@pypi//jax", "@pypi//jaxtyping"}}
+LIGHT = {"@pypi//jax", "@pypi//jaxtyping"}  # all that the losses and the kernels may need
 DISTRIBUTION = {"orbax": "orbax_checkpoint", "tensorboardX": "tensorboardx"}  # where not named as the module
 
 
 @dataclass(frozen=True)
 class Target:
     rule: str
-    name: str
     srcs: tuple[str, ...]
     deps: tuple[str, ...]
 
@@ -28,11 +26,10 @@ def read(text: str) -> dict[str, Target]:
     """The Python targets of a BUILD file, by label."""
     calls = [node.value for node in ast.parse(text).body if isinstance(node, ast.Expr)]
     calls = [call for call in calls if isinstance(call, ast.Call) and ast.unparse(call.func) in RULES]
-    fields = [{k.arg: ast.literal_eval(k.value) for k in call.keywords} for call in calls]
-    return {
-        f":{f['name']}": Target(ast.unparse(c.func), f["name"], tuple(f.get("srcs", ())), tuple(f.get("deps", ())))
-        for c, f in zip(calls, fields, strict=True)
-    }
+    kept = [[k for k in call.keywords if k.arg in {"name", "srcs", "deps"}] for call in calls]
+    fields = [{str(k.arg): ast.literal_eval(k.value) for k in keywords} for keywords in kept]
+    found = zip(calls, fields, strict=True)
+    return {f":{f['name']}": Target(ast.unparse(c.func), tuple(f["srcs"]), tuple(f.get("deps", ()))) for c, f in found}
 
 
 def reached(label: str, targets: dict[str, Target]) -> set[str]:
@@ -45,20 +42,23 @@ def reached(label: str, targets: dict[str, Target]) -> set[str]:
     return seen
 
 
-def files() -> set[str]:
+@functools.cache
+def files() -> frozenset[str]:
     """Every Python file that BUILD has to name."""
     found = [p for d in ("rljax", "pallas_kernels", "launch", "configs", "tests") for p in (ROOT / d).rglob("*.py")]
-    return {p.relative_to(ROOT).as_posix() for p in found} - {"tests/run_pytest.py"}  # which py_test itself adds
+    return frozenset(p.relative_to(ROOT).as_posix() for p in found) - {"tests/run_pytest.py"}  # py_test adds that one
 
 
-def modules(file: str) -> Iterator[str]:
+@functools.cache
+def modules(file: str) -> frozenset[str]:
     """What a file needs to be imported: itself, and what it imports anywhere, `from a import b` as a.b."""
-    yield file.removesuffix(".py").replace("/", ".")
+    found = {file.removesuffix(".py").replace("/", ".")}
     for node in ast.walk(ast.parse((ROOT / file).read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return frozenset(found)
 
 
 def homes(module: str, owners: dict[str, str]) -> set[str]:
@@ -73,10 +73,9 @@ def homes(module: str, owners: dict[str, str]) -> set[str]:
 
 def unnamed(targets: dict[str, Target]) -> list[str]:
     """Files that are not in exactly one target, and names that are no file."""
-    named = Counter(s for t in targets.values() for s in t.srcs if not s.startswith(":"))
-    return [
-        f"{f} is in {named[f]} targets" for f in sorted(files() | named.keys()) if named[f] != 1 or f not in files()
-    ]
+    named = Counter(source for target in targets.values() for source in target.srcs if source[0] != ":")
+    wrong = [f"{file} is in {named[file]} targets" for file in sorted(files()) if named[file] != 1]
+    return wrong + [f"{name} is no file" for name in sorted(named.keys() - files())]
 
 
 def holders(targets: dict[str, Target]) -> dict[str, str]:
@@ -96,49 +95,65 @@ def undeclared(targets: dict[str, Target]) -> list[str]:
 
 
 def heavy(targets: dict[str, Target]) -> list[str]:
-    """Packages below the core that users of the losses alone would have to install, and rljax below the kernels."""
-    found = [f"{n} needs {d}" for n, light in CORE.items() for d in reached(f":{n}", targets) - light if d[0] == "@"]
-    return found + [d for d in reached(":pallas_kernels", targets) if d.startswith(":rljax")]
+    """What the core needs and must not: other packages, and rljax below the kernels."""
+    outside = LIGHT | {":pallas_kernels"}
+    found = [f":pallas_kernels needs {dep}" for dep in reached(":pallas_kernels", targets) - outside]
+    return found + [f":rljax needs {dep}" for dep in reached(":rljax", targets) - outside - {":rljax"}]
 
 
-def defects(text: str) -> list[str]:
-    targets = read(text)
-    mismatched = [t.name for t in targets.values() if t.rule == "py_test" and (f"{t.name}.py",) != t.srcs]
-    return unnamed(targets) + undeclared(targets) + heavy(targets) + mismatched
+def without(label: str, targets: dict[str, Target], **gone: str) -> dict[str, Target]:
+    """The targets, one entry of a list fewer: `srcs=` or `deps=` that entry."""
+    fewer = {field: tuple(item for item in getattr(targets[label], field) if item != e) for field, e in gone.items()}
+    return {**targets, label: replace(targets[label], **fewer)}
 
 
-def test_build_is_complete_and_true():
-    assert defects(TEXT) == []
+@pytest.fixture(scope="module")
+def targets() -> dict[str, Target]:
+    return read((ROOT / "BUILD").read_text())
 
 
-def test_every_test_is_a_target():
-    tests = {f":{path.removesuffix('.py')}" for path in files() if path.endswith("_test.py")}
-    assert tests == {label for label, t in read(TEXT).items() if t.rule == "py_test"}
+def test_every_file_is_named_once(targets):
+    assert unnamed(targets) == []
 
 
-@pytest.mark.parametrize("source", sorted(files()))
-def test_a_missing_file_is_noticed(source):
-    assert f"{source} is in 0 targets" in unnamed(
-        read(TEXT.replace(f'"{source}",', "", 1).replace(f'["{source}"]', "[]", 1))
-    )
+def test_every_import_is_declared(targets):
+    assert undeclared(targets) == []
 
 
-def test_a_file_twice_and_a_file_that_is_gone_are_noticed():
-    assert unnamed(read(TEXT.replace('"rljax/ratio.py",', '"rljax/ratio.py", "rljax/ratio.py",', 1)))
-    assert unnamed(read(TEXT.replace('"rljax/ratio.py",', '"rljax/ratio.py", "rljax/gone.py",', 1)))
+def test_the_core_is_light(targets):
+    assert heavy(targets) == []
 
 
-@pytest.mark.parametrize("label", [":rljax", "@pypi//flax", "@pypi//optax"])
-def test_a_heavy_core_is_noticed(label):
-    targets = read(TEXT)
-    for name in CORE:
-        changed = Target("py_library", name, targets[f":{name}"].srcs, (*targets[f":{name}"].deps, label))
-        assert heavy({**targets, f":{name}": changed}) or (name, label) == ("rljax", ":rljax")
+def test_every_test_is_a_target(targets):
+    tests = {f":{path.removesuffix('.py')}": (path,) for path in files() if path.endswith("_test.py")}
+    assert tests == {label: target.srcs for label, target in targets.items() if target.rule == "py_test"}
 
 
-def test_an_undeclared_import_is_noticed():
-    targets = read(TEXT)
-    for name, needs in {"rljax": ":pallas_kernels", "rljax/models": "@pypi//flax", "launch": ":rljax/training"}.items():
-        target = targets[f":{name}"]
-        fewer = Target(target.rule, name, target.srcs, tuple(d for d in target.deps if d != needs))
-        assert undeclared({**targets, f":{name}": fewer})
+def test_a_missing_file_is_noticed(targets):
+    entries = [(label, source) for label, target in targets.items() for source in target.srcs if source[0] != ":"]
+    assert len(entries) == len(files()) > 80
+    for label, source in entries:
+        assert unnamed(without(label, targets, srcs=source)) == [f"{source} is in 0 targets"]
+
+
+def test_a_file_twice_and_a_file_that_is_gone_are_noticed(targets):
+    core = targets[":rljax"]
+    twice = {**targets, ":rljax": replace(core, srcs=(*core.srcs, "rljax/ratio.py"))}
+    gone = {**targets, ":rljax": replace(core, srcs=(*core.srcs, "rljax/gone.py"))}
+    assert unnamed(twice) == ["rljax/ratio.py is in 2 targets"]
+    assert unnamed(gone) == ["rljax/gone.py is no file"]
+
+
+@pytest.mark.parametrize(("core", "dep"), [
+    (":rljax", "@pypi//flax"), (":pallas_kernels", "@pypi//optax"), (":pallas_kernels", ":rljax"),
+])  # fmt: skip
+def test_a_heavy_core_is_noticed(core, dep, targets):
+    assert heavy({**targets, core: replace(targets[core], deps=(*targets[core].deps, dep))})
+
+
+@pytest.mark.parametrize(("label", "dep"), [
+    (":rljax", ":pallas_kernels"), (":rljax/models", "@pypi//flax"), (":launch", ":rljax/training"),
+    (":tests/ratio_test", ":rljax"),
+])  # fmt: skip
+def test_an_undeclared_import_is_noticed(label, dep, targets):
+    assert any(f" of {dep}" in defect for defect in undeclared(without(label, targets, deps=dep)))

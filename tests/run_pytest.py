@@ -19,7 +19,8 @@ def interpreter(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # tests/ itself, which pytest would not have put there
+    here = Path(__file__).resolve().parent
+    sys.path = [path for path in sys.path if Path(path).resolve() != here]  # under pytest alone it is not there either
     with tempfile.TemporaryDirectory(dir=os.environ.get("TEST_TMPDIR")) as folder:
         sys.executable = interpreter(Path(folder))
         code = pytest.main(sys.argv[1:])

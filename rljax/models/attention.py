@@ -9,6 +9,11 @@ from jaxtyping import Bool, Float, Int
 from rljax.models.config import TransformerConfig
 
 
+def accumulator(dtype) -> jnp.dtype:
+    """The dtype of sums and of angles: float64 for float64, else float32."""
+    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
+
+
 def positions_of(segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
     """The place of each token in its segment, from 0; padding shifts nothing.
 
@@ -53,7 +58,7 @@ def attend(
     before time, so that both products are plain batched ones and a cache is read in place.
     """
     (B, H, T, C), (K, S) = q.shape, k.shape[1:3]
-    dtype = jnp.promote_types(q.dtype, jnp.float32)
+    dtype = accumulator(q.dtype)
     logits = jnp.einsum("bkqc,bksc->bkqs", q.reshape(B, K, -1, C), k, preferred_element_type=dtype) * C**-0.5
     logits = jnp.where(mask[:, None], logits.reshape(B, H, T, S), jnp.finfo(dtype).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype).reshape(B, K, -1, S)

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 
 from rljax.models.attention import causal_mask, positions_of
 from rljax.models.config import TransformerConfig
-from rljax.models.sharding import param_shardings, split_rows
+from rljax.models.sharding import keep_split, param_shardings, split_rows
 from rljax.models.transformer import Transformer
 
 
@@ -47,7 +47,9 @@ class Model:
 
     def __post_init__(self):
         if self.config.vocab_size < 1:
-            raise ValueError(f"vocab_size = {self.config.vocab_size}: expected the tokenizer's number of tokens, 1 or more")
+            raise ValueError(
+                f"vocab_size = {self.config.vocab_size}: expected the tokenizer's number of tokens, 1 or more"
+            )
 
     def initialise(self, key: Array) -> dict:
         """Fresh parameters, on one device; `create` makes them on a mesh."""
@@ -61,7 +63,9 @@ class Model:
         """The parameters as `jax.ShapeDtypeStruct`s with shardings: what a checkpoint is restored to."""
         shapes = nnx.to_pure_dict(_definition(self.config)[1])
         return jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, self.param_shardings(mesh)
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            shapes,
+            self.param_shardings(mesh),
         )
 
     def hidden(self, params: dict, tokens: Int[Array, "B T"], segment_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
@@ -74,7 +78,7 @@ class Model:
 
     def unembedding(self, params: dict) -> Float[Array, "V D"]:
         """The table that reads hidden states, in the compute dtype; without the rows that pad the vocabulary."""
-        table = params["embedding" if self.config.tied else "unembedding"]
+        table = keep_split(params, _definition(self.config)[1])["embedding" if self.config.tied else "unembedding"]
         return table[: self.config.vocab_size].astype(self.config.dtype)
 
     def prefill(
@@ -116,7 +120,8 @@ class Model:
         return hidden[:, 0], Cache(kv, valid, cache.position + 1, cache.index + 1)
 
     def _network(self, params: dict) -> Transformer:
-        return nnx.merge(_definition(self.config)[0], params)
+        graph, abstract = _definition(self.config)
+        return nnx.merge(graph, keep_split(params, abstract))
 
     def _apply(self, params: dict, tokens: Array, segment_ids: Array):
         return self._network(params)(

@@ -3,7 +3,7 @@
 import jax
 from flax import nnx
 from jax import Array, lax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -19,7 +19,7 @@ RULES = {
 }
 
 
-def param_shardings(abstract: nnx.State, mesh: Mesh) -> dict:
+def param_shardings(abstract: nnx.State, mesh: Mesh | AbstractMesh) -> dict:
     """The NamedSharding of each parameter, as a pure pytree; raises ValueError where the mesh does not divide."""
     missing = [axis for axis in MESH_AXES if axis not in mesh.axis_names]
     if missing:
@@ -38,14 +38,24 @@ def param_shardings(abstract: nnx.State, mesh: Mesh) -> dict:
     return nnx.to_pure_dict(state)
 
 
-def split_rows(x: Array) -> Array:
-    """Asks that the first axis of x lie split over (data, fsdp), on whatever mesh the computation runs.
+def keep_split(params: dict, abstract: nnx.State) -> dict:
+    """Asks that parameters, and so their gradients, lie as the rules say, on whatever mesh the computation runs."""
+    mesh = _mesh_of(jax.tree.leaves(params)[0])
+    return (
+        params if mesh is None else jax.tree.map(lax.with_sharding_constraint, params, param_shardings(abstract, mesh))
+    )
 
-    The mesh is that of the inputs of the enclosing jit. Without one, or where the rows do not divide, x stays as it is.
-    """
-    mesh = jax.typeof(x).sharding.mesh
-    if mesh.empty or any(kind != AxisType.Auto for kind in mesh.axis_types) or not set(ROWS) <= set(mesh.axis_names):
-        return x
-    if x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+
+def split_rows(x: Array) -> Array:
+    """Asks that the first axis of x lie split over (data, fsdp); where the rows do not divide, x stays as it is."""
+    mesh = _mesh_of(x)
+    if mesh is None or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
         return x
     return lax.with_sharding_constraint(x, NamedSharding(mesh, P(ROWS)))
+
+
+def _mesh_of(x: Array) -> AbstractMesh | None:
+    """The mesh that the inputs of the enclosing jit lie on; None without one, or where it is not ours to lay out."""
+    mesh = jax.typeof(x).sharding.mesh
+    ours = set(MESH_AXES) <= set(mesh.axis_names) and all(kind == AxisType.Auto for kind in mesh.axis_types)
+    return mesh if ours else None

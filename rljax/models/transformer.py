@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from rljax.models.attention import attend, rotate, rotation
+from rljax.models.attention import accumulator, attend, rotate, rotation
 from rljax.models.config import TransformerConfig
 from rljax.models.sharding import split_rows
 
@@ -32,7 +32,7 @@ class RMSNorm(nnx.Module):
         self.eps = config.norm_eps
 
     def __call__(self, x: Array) -> Array:
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = x.astype(accumulator(x.dtype))
         unit = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
         scale = jnp.expand_dims(self.scale[...].astype(wide.dtype), range(x.ndim - 1))
         return (unit * scale).astype(x.dtype)
@@ -114,7 +114,7 @@ class Transformer(nnx.Module):
         config = self.config
         dtype = jnp.dtype(config.dtype)
         x = split_rows(self.embedding[...].astype(dtype)[tokens])
-        turn = rotation(positions, config, jnp.promote_types(dtype, jnp.float32))
+        turn = rotation(positions, config, accumulator(dtype))
         kept = []
         for layer, block in enumerate(self.blocks):
             x, memory = _run(block, config.remat)(x, turn, mask, partial(remember, layer))

@@ -8,6 +8,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
 from rljax.models import Cache, Model
+from rljax.models.attention import accumulator
 from rljax.models.sharding import split_rows
 from rljax.rollout.sampling import SamplingConfig, choose, row_keys
 
@@ -86,7 +87,7 @@ def generate(
         return advance(hidden, cache, state)
 
     hidden, cache = model.prefill(params, prompts, segment_ids, prompts.shape[1] + N)
-    dtype = jnp.promote_types(hidden.dtype, jnp.float32)
+    dtype = accumulator(hidden.dtype)
     blank = tuple(split_rows(jnp.zeros((B, N), d)) for d in (jnp.int32, bool, dtype, dtype))
     start = _Progress(jnp.int32(0), jnp.zeros(B, jnp.int32), budget > 0, jnp.zeros(B, bool), cache, blank)
     end = lax.while_loop(lambda state: jnp.any(state.active), more, advance(hidden, cache, start))
@@ -100,7 +101,7 @@ def row_keys_at(keys: Array, n: Int[Array, ""]) -> Array:
 
 def _logits(hidden: Float[Array, "B D"], unembedding: Float[Array, "V D"]) -> Float[Array, "B V"]:
     """h · Wᵀ, accumulated in at least float32, as training does."""
-    dtype = jnp.promote_types(hidden.dtype, jnp.float32)
+    dtype = accumulator(hidden.dtype)
     return split_rows(jnp.einsum("bd,vd->bv", hidden, unembedding, preferred_element_type=dtype))
 
 
@@ -121,7 +122,7 @@ def _check(model: Model, prompts, config: SamplingConfig, stop_ids, budget, rows
     if prompts.ndim != 2:
         raise ValueError(f"prompts has shape {prompts.shape}: expected [B, L]")
     (B, L), N, limit = prompts.shape, config.max_new_tokens, model.config.max_length
-    if L + N > limit:
+    if limit < L + N:
         raise ValueError(f"prompts of {L} columns and max_new_tokens = {N} make rows of {L + N} tokens: expected at most "
                          f"the model's max_length = {limit}")  # fmt: skip
     for name, x in (("budget", budget), ("rows", rows)):

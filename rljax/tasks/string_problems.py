@@ -30,7 +30,7 @@ LEVELS = (
     "level 4",
 )
 
-DEMONSTRATED_PAIRS = 0.15  # share of level 2 among the demonstrations
+DEMONSTRATED_PAIRS = 0.3  # share of level 2 among the demonstrations
 ANY_LENGTH = 0.3  # share of their level-1 inputs that have 1 to 7 letters, as intermediate strings have
 LEVEL_1_PROMPTS = 0.125  # share of level 1 among the prompts of RL
 

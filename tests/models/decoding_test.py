@@ -17,17 +17,17 @@ def _prompts():
 def _decoded(model, params, tokens, segment_ids, change=lambda cache: cache):
     """Hidden states [B, T − L + 1, D] from prefill and one decode for each further token."""
     length = segment_ids.shape[1]
-    hidden, cache = model.prefill(params, tokens[:, :length], segment_ids, tokens.shape[1])
-    outputs, cache = [hidden], change(cache)
+    hidden, cache = jax.jit(model.prefill, static_argnums=3)(params, tokens[:, :length], segment_ids, tokens.shape[1])
+    outputs, cache, decode = [hidden], change(cache), jax.jit(model.decode)
     for t in range(length, tokens.shape[1]):
-        hidden, cache = jax.jit(model.decode)(params, tokens[:, t], cache)
+        hidden, cache = decode(params, tokens[:, t], cache)
         outputs.append(hidden)
     return jnp.stack(outputs, axis=1)
 
 
 def _full(model, params, tokens, segment_ids):
     ids = jnp.pad(segment_ids, ((0, 0), (0, tokens.shape[1] - segment_ids.shape[1])), constant_values=1)
-    return model.hidden(params, tokens, ids)[:, segment_ids.shape[1] - 1 :]
+    return jax.jit(model.hidden)(params, tokens, ids)[:, segment_ids.shape[1] - 1 :]
 
 
 @pytest.mark.parametrize("name", ["plain", "tied", "qk_norm", "multi-head"])

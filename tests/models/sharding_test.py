@@ -12,7 +12,6 @@ from rljax.models import create
 from rljax.models.sharding import split_rows
 from tests.models.small import CONFIG, MESHES, make_mesh, packed_rows
 
-
 SHALLOW = dataclasses.replace(CONFIG, layers=1)
 
 

@@ -44,7 +44,7 @@ def packed_rows():
 
 def log_softmax_at(model, params, tokens, segment_ids, temperature=1.0):
     """log π(tokens[t] | tokens[<t]) [B, T] from the full forward pass; column 0 is 0."""
-    hidden = model.hidden(params, tokens, segment_ids)
+    hidden = jax.jit(model.hidden)(params, tokens, segment_ids)
     logits = jnp.einsum("btd,vd->btv", hidden, model.unembedding(params), preferred_element_type=jnp.float32)
     log_pi = jax.nn.log_softmax(logits[:, :-1] / temperature, axis=-1)
     return jnp.pad(jnp.take_along_axis(log_pi, tokens[:, 1:, None], axis=-1)[..., 0], ((0, 0), (1, 0)))

@@ -84,19 +84,14 @@ def test_packing_changes_neither_values_nor_gradients(name):
     tokens, segment_ids = packed_rows()
     pull = jax.random.normal(jax.random.key(5), (*tokens.shape, CONFIG.width))
 
-    def packed(params):
-        return jnp.sum(jnp.where(segment_ids[..., None] != 0, model.hidden(params, tokens, segment_ids) * pull, 0))
+    def total(params, tokens, ids, pull):
+        return jnp.sum(jnp.where(ids[..., None] != 0, model.hidden(params, tokens, ids) * pull, 0))
 
-    def alone(params):
-        total = 0.0
-        for b in range(tokens.shape[0]):
-            for segment in range(1, int(segment_ids[b].max()) + 1):
-                where = np.flatnonzero(segment_ids[b] == segment)
-                row = tokens[b][where][None]
-                total += jnp.sum(model.hidden(params, row, jnp.ones_like(row))[0] * pull[b][where])
-        return total
-
-    (value, gradient), (expected, wanted) = (jax.value_and_grad(f)(params) for f in (packed, alone))
+    alone = [(b, segment_ids[b] == s) for b in range(2) for s in range(1, 4) if (segment_ids[b] == s).any()]
+    rows = jnp.array([b for b, _ in alone])
+    separate = (tokens[rows], jnp.stack([ids for _, ids in alone]).astype(jnp.int32), pull[rows])
+    run = jax.jit(jax.value_and_grad(total))
+    (value, gradient), (expected, wanted) = run(params, tokens, segment_ids, pull), run(params, *separate)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     for path, leaf in jax.tree.leaves_with_path(wanted):
         found = dict(jax.tree.leaves_with_path(gradient))[path]
@@ -130,9 +125,9 @@ def test_bfloat16_computes_in_bfloat16_from_float32_masters():
     model, params = make(config)
     tokens, segment_ids = packed_rows()
     exact = Model(CONFIG).hidden(params, tokens, segment_ids)
-    hidden, gradient = jax.value_and_grad(
-        lambda p: model.hidden(p, tokens, segment_ids).astype(jnp.float32).mean()
-    )(params)
+    hidden, gradient = jax.value_and_grad(lambda p: model.hidden(p, tokens, segment_ids).astype(jnp.float32).mean())(
+        params
+    )
     low = model.hidden(params, tokens, segment_ids)
     assert low.dtype == model.unembedding(params).dtype == jnp.bfloat16
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves((params, gradient)))

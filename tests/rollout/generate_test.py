@@ -95,7 +95,7 @@ def test_equal_prompts_and_other_keys_draw_anew():
     model, params = make()
     prompts = jax.tree.map(lambda x: x[5:6].repeat(8, axis=0), _prompts())
     first, again, later = (_run(model, params, prompts, key=step_key(3, step)) for step in (5, 5, 6))
-    assert len({tuple(row) for row in first.tokens.tolist()}) > 4
+    assert len({tuple(row) for row in first.tokens.tolist()}) > 2
     np.testing.assert_array_equal(first.tokens, again.tokens)
     assert (first.tokens != later.tokens).any()
 

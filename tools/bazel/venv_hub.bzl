@@ -1,12 +1,6 @@
-"""Stand-ins, where no package index is at hand, for rules_python and for its hub of packages (Bazel before 5)."""
+"""Stand-ins for what a Bazel before 5 would download: the language rules, a Python and the hub of packages."""
 
-_DEFS = """
-py_binary = native.py_binary
-py_library = native.py_library
-py_test = native.py_test
-"""
-
-_RUNTIME = """
+_TOOLCHAIN = """
 load("@bazel_tools//tools/python:toolchain.bzl", "py_runtime_pair")
 
 py_runtime(name = "python3", interpreter_path = "{python}", python_version = "PY3")
@@ -21,26 +15,41 @@ toolchain(
 """
 
 def _run(ctx, *arguments):
-    result = ctx.execute([str(ctx.path(ctx.attr.venv).dirname) + "/bin/python"] + list(arguments))
+    python = str(ctx.path(ctx.attr.venv).dirname) + "/bin/python"
+    result = ctx.execute([python] + list(arguments))
     if result.return_code:
         fail(result.stderr)
     return result.stdout.strip()
 
-def _rules_python_impl(ctx):
+def _native_rules_impl(ctx):
+    ctx.file(ctx.attr.package + "/BUILD")
+    ctx.file(
+        ctx.attr.package + "/defs.bzl",
+        "\n".join(["%s = native.%s" % (rule, rule) for rule in ctx.attr.rules]),
+    )
+
+def _venv_python_impl(ctx):
     python = _run(ctx, "-c", "import os, sys; print(os.path.realpath(sys.executable))")
-    ctx.file("BUILD", _RUNTIME.format(python = python))
-    ctx.file("python/BUILD")
-    ctx.file("python/defs.bzl", _DEFS)
+    ctx.file("BUILD", _TOOLCHAIN.format(python = python))
 
 def _venv_hub_impl(ctx):
     _run(ctx, str(ctx.path(ctx.attr._script)), str(ctx.path(".")))
 
 _VENV = {"venv": attr.label(doc = "pyvenv.cfg of the virtual environment", mandatory = True)}
 
-rules_python = repository_rule(
-    implementation = _rules_python_impl,
+native_rules = repository_rule(
+    implementation = _native_rules_impl,
+    attrs = {
+        "package": attr.string(doc = "where defs.bzl lies", mandatory = True),
+        "rules": attr.string_list(doc = "built-in rules that defs.bzl gives", mandatory = True),
+    },
+    doc = "A rules_* repository that hands out the rules built into this Bazel.",
+)
+
+venv_python = repository_rule(
+    implementation = _venv_python_impl,
     attrs = _VENV,
-    doc = "py_library and py_test under rules_python's name, and a toolchain with the environment's bare interpreter.",
+    doc = "A toolchain with the interpreter below the environment, which by itself sees none of its packages.",
 )
 
 venv_hub = repository_rule(
