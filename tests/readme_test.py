@@ -91,7 +91,7 @@ def test_what_readme_links_to_exists():
 
 def test_what_readme_tells_to_make_can_be_made():
     targets = set(re.findall(r"^([a-z.][\w./-]*):", (ROOT / "Makefile").read_text(), flags=re.M))
-    for named in re.findall(r"`?make ([a-z.][\w./-]*)", README):
+    for named in re.findall(r"(?:`|^)make ([a-z.][\w./-]*)", README, flags=re.M):
         assert named in targets, named
 
 

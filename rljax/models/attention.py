@@ -40,7 +40,8 @@ def rotation(positions: Int[Array, "B T"], config: TransformerConfig, dtype) -> 
     """
     frequency = config.rope_base ** (-np.arange(0, config.head_dim, 2) / config.head_dim)
     angle = np.arange(config.max_length)[:, None] * frequency
-    return tuple(jnp.asarray(table, dtype)[positions][:, :, None] for table in (np.cos(angle), np.sin(angle)))
+    cos, sin = (jnp.asarray(table, dtype)[positions][:, :, None] for table in (np.cos(angle), np.sin(angle)))
+    return cos, sin
 
 
 def rotate(x: Float[Array, "B T H C"], cos: Float[Array, "B T 1 C//2"], sin: Float[Array, "B T 1 C//2"]) -> Array:

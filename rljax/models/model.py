@@ -56,20 +56,16 @@ class Model:
         return nnx.to_pure_dict(nnx.state(Transformer(self.config, nnx.Rngs(params=key))))
 
     def param_shardings(self, mesh: Mesh) -> dict:
-        """The sharding of each parameter over the mesh (data, fsdp, tensor); ValueError where the mesh does not divide."""
+        """The sharding of each parameter over the mesh (data, fsdp, tensor); ValueError where it does not divide."""
         return param_shardings(_definition(self.config)[1], mesh)
 
     def abstract_params(self, mesh: Mesh) -> dict:
         """The parameters as `jax.ShapeDtypeStruct`s with shardings: what a checkpoint is restored to."""
-        shapes = nnx.to_pure_dict(_definition(self.config)[1])
-        return jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            shapes,
-            self.param_shardings(mesh),
-        )
+        shapes, shardings = nnx.to_pure_dict(_definition(self.config)[1]), self.param_shardings(mesh)
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
     def hidden(self, params: dict, tokens: Int[Array, "B T"], segment_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """Hidden states after the final norm, in the compute dtype: `hidden[t] · unembedding` are the logits of token t + 1.
+        """Hidden states after the final norm, in the compute dtype: `hidden[t] · unembedding` are token t + 1's logits.
 
         A token sees the tokens before it of its own segment (equal ids, not 0); positions restart at 0 in each.
         """
@@ -84,7 +80,7 @@ class Model:
     def prefill(
         self, params: dict, tokens: Int[Array, "B L"], segment_ids: Int[Array, "B L"], cache_length: int
     ) -> tuple[Float[Array, "B D"], Cache]:
-        """The hidden state of the last token of left-padded prompts, and a cache of `cache_length` slots that begins with them.
+        """The hidden state of the last token of left-padded prompts, and a cache of `cache_length` slots holding them.
 
         The last column belongs to the prompt; where it is packed, decoding goes on in its last segment.
         """
@@ -134,8 +130,8 @@ class Model:
         _require_integers("tokens", tokens, tokens.shape)
         _require_integers("segment_ids", segment_ids, tokens.shape)
         if tokens.shape[1] > self.config.max_length:
-            raise ValueError(f"tokens has {tokens.shape[1]} columns: expected at most max_length = {self.config.max_length} "
-                             "(shorten the sequence, or give the model a larger max_length)")  # fmt: skip
+            raise ValueError(f"tokens has {tokens.shape[1]} columns: expected at most max_length = "
+                             f"{self.config.max_length} (shorten the sequence, or raise max_length)")  # fmt: skip
         _require_params(params, nnx.to_pure_dict(_definition(self.config)[1]))
 
 
@@ -156,6 +152,6 @@ def _require_integers(name: str, x: Array, shape: tuple[int, ...]) -> None:
 
 
 def create(config: TransformerConfig, mesh: Mesh, key: Array) -> tuple[Model, dict]:
-    """A model and fresh parameters, made in place on the mesh; the same key gives the same values on every mesh."""
+    """A model and fresh parameters, made in place: from one key the same values on every mesh, to rounding."""
     model = Model(config)
     return model, jax.jit(model.initialise, out_shardings=model.param_shardings(mesh))(key)

@@ -30,8 +30,8 @@ def param_shardings(abstract: nnx.State, mesh: Mesh | AbstractMesh) -> dict:
         for axis, size in zip(param.out_sharding, param.shape, strict=True):
             count = mesh.shape[RULES[axis]] if RULES[axis] else 1
             if size % count:
-                raise ValueError(f"mesh {RULES[axis]} = {count}: expected a divisor of {axis!r} = {size}, the axis that "
-                                 f"it splits in {jax.tree_util.keystr(path)}")  # fmt: skip
+                raise ValueError(f"mesh {RULES[axis]} = {count}: expected a divisor of {axis!r} = {size}, the axis "
+                                 f"that it splits in {jax.tree_util.keystr(path)}")  # fmt: skip
         return param.replace(NamedSharding(mesh, spec))
 
     state = jax.tree.map_with_path(sharding, abstract, is_leaf=lambda x: isinstance(x, nnx.Variable))

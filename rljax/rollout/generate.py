@@ -39,7 +39,7 @@ class _Progress(NamedTuple):
     """The row goes on after it, [B] bool."""
     finished: Array
     cache: Cache
-    drawn: tuple[Array, Array, Array, Array]
+    drawn: tuple[Array, ...]
     """tokens, mask, old_logp, sampled_logp: each [B, N]."""
 
 
@@ -57,13 +57,13 @@ def generate(
 ) -> Samples:
     """A completion y of each left-padded prompt x, drawn from Π_t π(y_t | x, y_<t) at the given temperature.
 
-    A row ends after a token of `stop_ids`, or after `budget` tokens (at most, and by default, `max_new_tokens`); the loop
-    ends when every row has. A row's draws come from `key`, its number in `rows` (by default its place in the batch) and
-    the number of the token: neither padding nor the other rows change them. At temperature 0 the completion is greedy,
-    old_logp is that of temperature 1, and sampled_logp is 0.
+    A row ends after a token of `stop_ids`, or after `budget` tokens (at most, and by default, `max_new_tokens`); the
+    loop ends when every row has. A row's draws come from `key`, its number in `rows` (by default its place in the
+    batch) and the number of the token: neither padding nor the other rows change them. At temperature 0 the completion
+    is greedy, old_logp is that of temperature 1, and sampled_logp is 0.
 
-    Under `jax.jit`, `model`, `config` and `stop_ids` are static. Raises ValueError or TypeError where shapes or dtypes do
-    not fit, or where L + max_new_tokens exceeds the model's max_length.
+    Under `jax.jit`, `model`, `config` and `stop_ids` are static. Raises ValueError or TypeError where shapes or dtypes
+    do not fit, or where L + max_new_tokens exceeds the model's max_length.
     """
     B, N = _check(model, prompts, config, stop_ids, budget, rows)
     unembedding = model.unembedding(params)
@@ -71,7 +71,7 @@ def generate(
     budget = jnp.full(B, N, jnp.int32) if budget is None else jnp.minimum(budget, N)
 
     def advance(hidden, cache: Cache, state: _Progress) -> _Progress:
-        token, *logps = choose(_logits(hidden, unembedding), row_keys_at(keys, state.n), config)
+        token, *logps = choose(_logits(hidden, unembedding), _keys_at(keys, state.n), config)
         token = jnp.where(state.active, token, 0)
         stopped = state.active & jnp.isin(token, jnp.array(stop_ids, jnp.int32))
         column = (token, state.active, *(jnp.where(state.active, logp, 0) for logp in logps))
@@ -94,7 +94,7 @@ def generate(
     return _samples(prompts, segment_ids, end)
 
 
-def row_keys_at(keys: Array, n: Int[Array, ""]) -> Array:
+def _keys_at(keys: Array, n: Int[Array, ""]) -> Array:
     """The key of token n of each row."""
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, n)
 
@@ -106,14 +106,20 @@ def _logits(hidden: Float[Array, "B D"], unembedding: Float[Array, "V D"]) -> Fl
 
 
 def _samples(prompts: Array, segment_ids: Array, end: _Progress) -> Samples:
-    tokens, mask, *logps = end.drawn
-    before = jnp.zeros(prompts.shape, bool)
+    tokens, mask, old_logp, sampled_logp = end.drawn
+    completed = jnp.where(mask, segment_ids[:, -1:], 0)
+
+    def after(prompt: Array, completion: Array) -> Array:
+        return jnp.concatenate([prompt.astype(completion.dtype), completion], axis=1)
+
+    zero = jnp.zeros_like(prompts)
     return Samples(
-        jnp.concatenate([prompts.astype(jnp.int32), tokens], axis=1),
-        jnp.concatenate([segment_ids, jnp.where(mask, segment_ids[:, -1:], 0)], axis=1).astype(jnp.int32),
-        jnp.concatenate([before, mask], axis=1),
-        *(jnp.concatenate([before.astype(logp.dtype), logp], axis=1) for logp in logps),
-        end.finished,
+        tokens=after(prompts, tokens),
+        segment_ids=after(segment_ids, completed).astype(jnp.int32),
+        mask=after(zero, mask),
+        old_logp=after(zero, old_logp),
+        sampled_logp=after(zero, sampled_logp),
+        finished=end.finished,
     )
 
 
@@ -122,9 +128,10 @@ def _check(model: Model, prompts, config: SamplingConfig, stop_ids, budget, rows
     if prompts.ndim != 2:
         raise ValueError(f"prompts has shape {prompts.shape}: expected [B, L]")
     (B, L), N, limit = prompts.shape, config.max_new_tokens, model.config.max_length
-    if limit < L + N:
-        raise ValueError(f"prompts of {L} columns and max_new_tokens = {N} make rows of {L + N} tokens: expected at most "
-                         f"the model's max_length = {limit}")  # fmt: skip
+    length = L + N
+    if length > limit:
+        raise ValueError(f"prompts of {L} columns and max_new_tokens = {N} make rows of {length} tokens: expected at "
+                         f"most the model's max_length = {limit}")  # fmt: skip
     for name, x in (("budget", budget), ("rows", rows)):
         if x is not None and (x.shape != (B,) or not jnp.issubdtype(x.dtype, jnp.integer)):
             raise ValueError(f"{name} has shape {x.shape} and dtype {x.dtype}: expected ({B},) int32")

@@ -30,7 +30,8 @@ LEVELS = (
     "level 4",
 )
 
-DEMONSTRATED_PAIRS = 0.3  # share of level 2 among the demonstrations
+DEMONSTRATED_PAIRS = 0.15  # share of level 2 among the demonstrations
+BARE_STEPS = 0.4  # share of bare steps among those of level 1
 ANY_LENGTH = 0.3  # share of their level-1 inputs that have 1 to 7 letters, as intermediate strings have
 LEVEL_1_PROMPTS = 0.125  # share of level 1 among the prompts of RL
 
@@ -77,6 +78,19 @@ def make_problem(names: Sequence[str], text: str, level: str) -> Problem:
     return Problem(prompt, text, ";".join(steps), level)
 
 
+def bare_step(names: Sequence[str], text: str, level: str) -> Problem:
+    """One function as a step of a solution has it, `stuv;f9 ` and its output: nothing but the step names the function.
+
+    A whole problem of one function names it before the string too. A model that has seen no other form may read it
+    there, where a later step of a composition has the name of the step before.
+
+    >>> bare_step(["f9"], "stuv", "level 1")
+    Problem(prompt='stuv;f9 ', answer='vuts', solution='vuts', level='level 1')
+    """
+    answer = apply(names, text)
+    return Problem(f"{text};{names[0]} ", answer, answer, level)
+
+
 def _draw_string(rng: random.Random, lengths: Sequence[int], *, test: bool) -> str:
     """A random string, its length uniform over `lengths`, of the test strings or of the others."""
     length = rng.choice(lengths)
@@ -94,7 +108,8 @@ def demonstrations(seed: int, count: int) -> Iterator[Problem]:
             yield make_problem(rng.choice(PAIRS.demonstrated), _draw_string(rng, LENGTHS, test=False), "level 2")
         else:
             lengths = range(1, LONGEST + 1) if rng.random() < ANY_LENGTH else LENGTHS
-            yield make_problem([rng.choice(tuple(FUNCTIONS))], _draw_string(rng, lengths, test=False), "level 1")
+            make = bare_step if rng.random() < BARE_STEPS else make_problem
+            yield make([rng.choice(tuple(FUNCTIONS))], _draw_string(rng, lengths, test=False), "level 1")
 
 
 def prompts(seed: int, count: int) -> Iterator[Problem]:

@@ -57,8 +57,8 @@ def test_rows_are_pad_prompt_completion_pad():
     samples = _run(model, params, (prompts, ids))
     np.testing.assert_array_equal(samples.tokens[:, :6], prompts)
     assert not samples.mask[:, :6].any()
-    for row, mask, segment, finished in zip(*map(np.asarray, (samples.tokens, samples.mask, samples.segment_ids, samples.finished)),
-                                            strict=True):  # fmt: skip
+    columns = map(np.asarray, (samples.tokens, samples.mask, samples.segment_ids, samples.finished))
+    for row, mask, segment, finished in zip(*columns, strict=True):
         completion = row[6:][mask[6:]]
         n = completion.size
         assert 1 <= n <= 10
