@@ -24,15 +24,15 @@ config = Config(
         optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=50, decay_steps=1200, weight_decay=0.05),
     ),
     algorithm=algorithms.dapo(),
-    steps=240,
+    steps=200,
     rollout=RolloutConfig(
         prompts=64,
         completions=8,
         prompt_length=8,
-        sampling=SamplingConfig(max_new_tokens=20),
+        sampling=SamplingConfig(max_new_tokens=20, temperature=1.25),
         train_groups=32,
         minibatches=2,
     ),
-    optimizer=OptimizerConfig(learning_rate=1.5e-4, warmup_steps=10),
+    optimizer=OptimizerConfig(learning_rate=2e-4, warmup_steps=10, decay_steps=400)  # two steps a rollout,
     evaluation=EvaluationConfig(every=20, watch=("level 1", "level 2 trained pairs", "level 2 held-out pairs")),
 )

@@ -33,7 +33,7 @@ LEVELS = (
 DEMONSTRATED_PAIRS = 0.15  # share of level 2 among the demonstrations
 BARE_STEPS = 0.4  # share of bare steps among those of level 1
 ANY_LENGTH = 0.3  # share of their level-1 inputs that have 1 to 7 letters, as intermediate strings have
-LEVEL_1_PROMPTS = 0.125  # share of level 1 among the prompts of RL
+LEVEL_1_PROMPTS = 0.25  # share of level 1 among the prompts of RL
 
 
 class Pairs(NamedTuple):

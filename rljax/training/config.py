@@ -157,9 +157,12 @@ class EvaluationConfig:
     """Samples a problem in an evaluation; pass@k is given for k = 1 and k = samples."""
     batch: int = 512
     """Rows sampled at a time."""
+    temperature: float = 1.0
+    """Temperature of the samples, untruncated, whatever the rollouts' is."""
 
     def __post_init__(self):
         check(self.every >= 0, "evaluation.every", self.every, "0 (never) or more")
+        check(self.temperature > 0, "evaluation.temperature", self.temperature, "a positive number (greedy is apart)")
         for name in ("watch_problems", "problems", "samples", "batch"):
             check(getattr(self, name) >= 1, f"evaluation.{name}", getattr(self, name), "1 or more")
 

@@ -39,10 +39,8 @@ class Evaluator:
     def scores(self, params, problems: Sequence[Problem], samples: int, key, *, greedy: bool = False):
         """(rewards, right chains), each `[problems, samples]`; chains are None where the task knows none."""
         prompt_length, budget = self._shape(problems)
-        sampling = dataclasses.replace(self.config.rollout.sampling, max_new_tokens=budget)
-        if greedy:
-            sampling = dataclasses.replace(sampling, temperature=0.0, top_k=0, top_p=1.0)
-        sampler = self._sampler(sampling)
+        temperature = 0.0 if greedy else self.config.evaluation.temperature
+        sampler = self._sampler(SamplingConfig(max_new_tokens=budget, temperature=temperature))
         asked = [problem for problem in problems for _ in range(samples)]
         rewards, chains = [], []
         for start in range(0, len(asked), self.config.evaluation.batch):

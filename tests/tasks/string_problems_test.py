@@ -14,6 +14,9 @@ PROMPTS = list(sp.prompts(0, 4000))
 
 
 def names_and_input(problem):
+    if problem.prompt.endswith(" "):  # a bare step
+        text, name = problem.prompt.split(";")
+        return (name.strip(),), text
     *names, text = problem.prompt.rstrip(";").split()
     return tuple(names), text
 
@@ -61,17 +64,20 @@ def test_no_input_of_an_evaluation_is_an_input_in_training():
 
 def test_shares_of_the_training_problems():
     level_2 = sum(p.level == "level 2" for p in DEMONSTRATIONS) / len(DEMONSTRATIONS)
-    assert abs(level_2 - 0.3) < 0.03
+    assert abs(level_2 - sp.DEMONSTRATED_PAIRS) < 0.03
+    level_1 = [p for p in DEMONSTRATIONS if p.level == "level 1"]
+    assert abs(sum(p.prompt.endswith(" ") for p in level_1) / len(level_1) - sp.BARE_STEPS) < 0.03
     unusual = [len(names_and_input(p)[1]) not in sp.LENGTHS for p in DEMONSTRATIONS if p.level == "level 1"]
     assert abs(sum(unusual) / len(unusual) - 0.3 * 4 / 7) < 0.03
-    assert abs(sum(p.level == "level 1" for p in PROMPTS) / len(PROMPTS) - 1 / 8) < 0.03
+    assert abs(sum(p.level == "level 1" for p in PROMPTS) / len(PROMPTS) - sp.LEVEL_1_PROMPTS) < 0.03
     assert {names_and_input(p)[0][0] for p in DEMONSTRATIONS if p.level == "level 1"} == set(FUNCTIONS)
 
 
 def test_answers_and_solutions():
     for problem in (*DEMONSTRATIONS[:500], *sp.held_out("level 4", 0, 100)):
         names, text = names_and_input(problem)
-        steps = [step.split() for step in problem.solution.split(";")]
+        whole = problem.prompt.split(";")[1] + problem.solution  # a bare step's prompt holds the name already
+        steps = [step.split() for step in whole.split(";")]
         assert [name for name, _ in steps] == list(names[::-1])
         for name, output in steps:
             assert output == (text := apply([name], text))

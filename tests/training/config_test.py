@@ -30,6 +30,7 @@ from tests.training.tiny import config as tiny
         (lambda: RolloutConfig(train_groups=65), r"rollout\.train_groups = 65: expected 0 \(all\) to .* = 64"),
         (lambda: RolloutConfig(minibatches=3), r"rollout\.minibatches = 3: expected a divisor of the 64"),
         (lambda: EvaluationConfig(every=-1), r"evaluation\.every = -1"),
+        (lambda: EvaluationConfig(temperature=0.0), r"evaluation\.temperature = 0\.0"),
         (lambda: EvaluationConfig(samples=0), r"evaluation\.samples = 0"),
         (lambda: dataclasses.replace(tiny, seed=-1), r"seed = -1"),
         (lambda: dataclasses.replace(tiny, steps=-1), r"steps = -1"),
