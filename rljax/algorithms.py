@@ -11,6 +11,7 @@ from jax import Array
 from jaxtyping import Float
 
 from rljax import advantage, aggregation, ratio
+from rljax._checks import require_between
 from rljax.objective import PolicyGradient
 
 __all__ = [
@@ -151,6 +152,7 @@ def holder_po(*, p: float | Array = 2.0, low: float | Array = 0.2, high: float |
 
 def holder_schedule(step: int | Array, *, start: float = 2.0, end: float = -2.0, steps: int = 500) -> Float[Array, ""]:
     """HölderPO's p at a rollout's step: linear from `start` to `end` over `steps`, then `end` (2605.12058)."""
+    require_between("steps", steps, 1)
     share = jnp.clip(jnp.asarray(step, jnp.float32) / steps, 0.0, 1.0)
     return start + (end - start) * share
 

@@ -70,8 +70,19 @@ def test_a_task_of_ten_lines_trains(tmp_path):
         for _ in range(200):
             word = "".join(digits.choices("0123456789", k=4))
             lines.write(json.dumps({"prompt": f"{word}=", "answer": word[::-1]}) + "\n")
-    small = "--steps 3 --rollout.prompts 4 --rollout.completions 4 --model.width 32 --model.layers 1".split()
-    small += "--evaluation.problems 8 --evaluation.samples 2 --evaluation.batch 16".split()
+    small = [
+        "--steps",
+        "3",
+        "--rollout.prompts",
+        "4",
+        "--rollout.completions",
+        "4",
+        "--model.width",
+        "32",
+        "--model.layers",
+        "1",
+    ]
+    small += ["--evaluation.problems", "8", "--evaluation.samples", "2", "--evaluation.batch", "16"]
     code, output = finish(start(tmp_path / "run", *small, recipe=tmp_path / "my_task.py"))
     assert code == 0, output
     assert len(metrics(tmp_path / "run", "rl")) == 3

@@ -5,7 +5,6 @@ in the data, tokenizer, config). Every process reads the same data, so one place
 with another number of processes. Checkpoints are written asynchronously and appear whole or not at all.
 """
 
-import base64
 import errno
 import shutil
 from collections.abc import Callable
@@ -14,8 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 
 class RunError(RuntimeError):
@@ -31,39 +30,47 @@ class Restored(NamedTuple):
     tree: Any
 
 
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an error says so, from whichever layer it comes."""
+    told = "No space left" in str(error) or ("RESOURCE_EXHAUSTED" in str(error) and "memory" not in str(error).lower())
+    return told or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+
+
 @contextmanager
 def _disk_errors(folder: Path):
-    """A full disk, from whichever layer it comes, as one clear error."""
     try:
         yield
     except Exception as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        if full or "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error):
-            raise RunError(f"disk full while saving a checkpoint in {folder}: the last good checkpoint is kept. "
-                           "Free some space and run the same command again") from error  # fmt: skip
-        raise
+        if not disk_is_full(error):
+            raise
+        raise RunError(
+            f"disk full while saving a checkpoint in {folder}: the last good checkpoint is kept. "
+            "Free some space and run the same command again"
+        ) from error
 
 
 class Checkpoints:
-    """The checkpoints of one folder, newest last."""
+    """The checkpoints of one folder, newest last. `read_only` leaves a folder that another may be writing alone."""
 
-    def __init__(self, folder: Path, keep: int = 2):
-        self.folder = folder.absolute()  # Orbax fails in the background on a relative path
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+    def __init__(self, folder: Path, *, keep: int = 2, read_only: bool = False):
+        self.folder, self.read_only = folder.absolute(), read_only  # relative paths fail late in Orbax
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=None if read_only else keep, cleanup_tmp_directories=not read_only, read_only=read_only
+        )
+        absent = read_only and not folder.is_dir()
+        self._manager = None if absent else ocp.CheckpointManager(self.folder, options=options)
 
     def save(self, number: int, tree, record: dict) -> None:
         """Starts writing checkpoint `number`; the arrays may be donated as soon as this returns.
 
         Raises RunError on a full disk, before writing where that can be known, with the older checkpoints kept.
         """
+        assert self._manager is not None
         with _disk_errors(self.folder):
             self._manager.wait_until_finished()
             self._check_space(tree)
-            self._manager.save(number, args=ocp.args.Composite(
-                state=ocp.args.StandardSave(tree),
-                record=ocp.args.JsonSave(record),
-            ))  # fmt: skip
+            items = {"state": ocp.args.StandardSave(tree), "record": ocp.args.JsonSave(record)}
+            self._manager.save(number, args=ocp.args.Composite(**items))
 
     def _check_space(self, tree) -> None:
         need = sum(s.data.nbytes for x in jax.tree.leaves(tree) for s in x.addressable_shards if s.replica_id == 0)
@@ -74,77 +81,73 @@ class Checkpoints:
     def restore(self, target: Callable[[dict], Any], say: Callable[[str], None]) -> Restored | None:
         """The newest checkpoint that can be read, or None where there never was one.
 
-        `target(record)` gives the tree of shapes and shardings to restore into. A checkpoint that cannot be read is
-        put aside as `corrupt-checkpoints-N` beside this folder, and `say` is told. Raises RunError where none of those
-        present can be read.
+        `target(record)` gives the tree of shapes and shardings to restore into. `say` is told of each checkpoint that
+        cannot be read; once an older one has been, they are put aside as `corrupt-checkpoints-N` beside this folder.
+        Raises RunError, and moves nothing, where none can be read.
         """
-        numbers = sorted(self._manager.all_steps(), reverse=True)
+        return self._newest(lambda record: ocp.args.StandardRestore(target(record)), say)
+
+    def restore_params(self, target: Callable[[dict], Any], say: Callable[[str], None]) -> Restored | None:
+        """The same for the parameters alone: `target(record)` gives theirs, and the tree holds nothing else."""
+
+        def arguments(record):
+            item = {"params": target(record)}
+            restore = ocp.checkpoint_utils.construct_restore_args(item)
+            return ocp.args.PyTreeRestore(item, restore_args=restore, partial_restore=True)
+
+        return self._newest(arguments, say)
+
+    def _newest(self, arguments: Callable[[dict], Any], say: Callable[[str], None]) -> Restored | None:
+        numbers = sorted(self._manager.all_steps(), reverse=True) if self._manager else []
+        bad = []
         for number in numbers:
             read = self._read(number, say, record=ocp.args.JsonRestore())
-            if read is None:
-                continue
-            tree = target(read["record"])  # what this raises says nothing of the checkpoint
-            held = self._read(number, say, state=ocp.args.StandardRestore(tree))
-            if held is not None:
+            held = read and self._read(number, say, state=arguments(read["record"]))
+            if held:
+                self._put_aside(bad)
                 return Restored(read["record"], held["state"])
-        if numbers:
+            bad.append(number)
+        if bad:
             raise RunError(
-                f"none of the checkpoints in {self.folder} can be read; they were put aside as "
-                f"corrupt-{self.folder.name}-N beside it. Run the same command again to start from the beginning"
+                f"none of the checkpoints in {self.folder} can be read; they are left as they are. Choose another "
+                "folder with --run FOLDER, or move them away to start from the beginning"
             )
         return None
 
     def _read(self, number: int, say: Callable[[str], None], **items):
-        """The items of a checkpoint, or None, after saying so and putting it aside, where they cannot be read."""
+        """The items of a checkpoint; None, after saying why, where some process cannot read them."""
+        assert self._manager is not None
         try:
-            return self._manager.restore(number, args=ocp.args.Composite(**items))
+            read = self._manager.restore(number, args=ocp.args.Composite(**items))
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            say(f"checkpoint {number} in {self.folder} cannot be read ({reason}): using the one before it")
-            self._put_aside(number)
-            return None
+            reason = (str(error).strip() or "no reason given").splitlines()[0][:200]
+            say(f"checkpoint {number} in {self.folder} cannot be read ({type(error).__name__}: {reason})")
+            read = None
+        if jax.process_count() > 1:
+            read = read if multihost_utils.process_allgather(read is not None).all() else None
+        return read
 
-    def restore_params(self, abstract) -> Restored | None:
-        """The newest checkpoint's parameters alone, into the shapes and shardings of `abstract`; None without one."""
-        number = self._manager.latest_step()
-        if number is None:
-            return None
-        item = {"params": abstract}
-        restored = self._manager.restore(number, args=ocp.args.Composite(
-            state=ocp.args.PyTreeRestore(
-                item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
-            ),
-           
-            record=ocp.args.JsonRestore(),
-        ))  # fmt: skip
-        return Restored(restored["record"], restored["state"])
-
-    def _put_aside(self, number: int) -> None:
+    def _put_aside(self, numbers: list[int]) -> None:
+        if not numbers or self.read_only:
+            return
+        assert self._manager is not None
         if jax.process_index() == 0:
-            (self.folder / str(number)).rename(self.folder.parent / f"corrupt-{self.folder.name}-{number}")
+            for number in numbers:
+                aside = self.folder.parent / f"corrupt-{self.folder.name}-{number}"
+                shutil.rmtree(aside, ignore_errors=True)  # of an earlier put-aside at the same step
+                (self.folder / str(number)).rename(aside)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("corrupt checkpoints put aside")
         self._manager.reload()
 
     def wait(self) -> None:
         """Until the save in flight is on disk; raises RunError where it failed."""
         with _disk_errors(self.folder):
-            self._manager.wait_until_finished()
+            if self._manager is not None:
+                self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits, and releases the manager."""
         self.wait()
-        self._manager.close()
-
-
-def encode(model_proto: bytes) -> str:
-    """A tokenizer's bytes, for the record."""
-    return base64.b64encode(model_proto).decode()
-
-
-def encode_key(key: jax.Array) -> dict:
-    """A random key, for the record."""
-    return {"words": jax.random.key_data(key).tolist(), "implementation": str(jax.random.key_impl(key))}
-
-
-def decode_key(record: dict) -> jax.Array:
-    """The random key of a record."""
-    return jax.random.wrap_key_data(jnp.array(record["words"], jnp.uint32), impl=record["implementation"])
+        if self._manager is not None:
+            self._manager.close()

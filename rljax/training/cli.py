@@ -3,15 +3,18 @@
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 
 from rljax.training import recipe
-from rljax.training.checkpoint import RunError
+from rljax.training.checkpoint import RunError, disk_is_full
 from rljax.training.run_folder import RunFolder, read_json
 from rljax.training.workers import join_workers
+
+_FOR_A_PERSON = (ValueError, FileNotFoundError, RunError)
 
 
 def train(arguments: Sequence[str] | None = None) -> None:
@@ -29,24 +32,30 @@ def _as_command(command: Callable[[list[str]], None], arguments: Sequence[str]) 
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what is meant
     try:
         command(list(arguments))
-    except (ValueError, FileNotFoundError, RunError) as error:
-        if os.environ.get("RLJAX_TRACEBACK"):
-            raise
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        _leave(getattr(error, "exit_code", 1))
+    except Exception as error:
+        _tell(error)
+        code = getattr(error, "exit_code", 1)
+        if jax.distributed.is_initialized():
+            os._exit(code)  # the others would wait for this process at the end of the program, for ever
+        sys.exit(code)
 
 
-def _leave(code: int) -> None:
-    """Ends this process at once where others might never come to the barrier at the end of a distributed program."""
-    if jax.process_count() > 1:
-        os._exit(code)
-    sys.exit(code)
+def _tell(error: Exception) -> None:
+    """An error meant for a person as its message; any other with its traceback."""
+    if os.environ.get("RLJAX_TRACEBACK") or not (isinstance(error, _FOR_A_PERSON) or disk_is_full(error)):
+        traceback.print_exception(error)
+    elif disk_is_full(error) and not isinstance(error, RunError):
+        print(f"error: disk full ({error}): free some space and run the same command again", file=sys.stderr)
+    else:
+        hint = "" if isinstance(error, RunError) else " (RLJAX_TRACEBACK=1 shows where this comes from)"
+        print(f"error: {error}{hint}", file=sys.stderr)
+    sys.stderr.flush()
 
 
 def _train(arguments: list[str]) -> None:
     chosen, overrides = recipe.split(arguments)
+    join_workers()  # first: a recipe may compute
     config = recipe.load(chosen, overrides)
-    join_workers()
     from rljax.training.loop import Run  # after joining: what it imports may ask for devices
     from rljax.training.watcher import Watcher
 
@@ -56,7 +65,8 @@ def _train(arguments: list[str]) -> None:
         folder.claim(config, chosen, overrides)
     done = read_json(config.run / "finished.json", {}).get("steps", -1)
     if done >= config.steps:
-        print(f"This run is finished: {done} rollouts. Its report is {config.run / 'report.html'}\n"
+        if jax.process_index() == 0:
+            print(f"This run is finished: {done} rollouts. Its report is {config.run / 'report.html'}\n"
               "Start another with --run FOLDER (and another --seed), or go on with it by more --steps.")  # fmt: skip
         return
     with Watcher(config, config.run) as watcher:
@@ -72,8 +82,8 @@ def _evaluate(arguments: list[str]) -> None:
                          "a training printed")  # fmt: skip
     run = Path(arguments[0])
     chosen, overrides = RunFolder.command(run)
-    config = recipe.load(chosen, [*overrides, *arguments[1:], "--run", str(run)])
     join_workers()
+    config = recipe.load(chosen, [*overrides, *arguments[1:], "--run", str(run)])
     from rljax.training.evaluate_run import evaluate_run
 
     evaluate_run(config)

@@ -1,6 +1,7 @@
 """Rollouts: prompts in, sampled completions and their verified rewards out."""
 
 import dataclasses
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from rljax.models import Model
 from rljax.objective import Rollouts
 from rljax.rollout import Samples, SamplingConfig, generate
 from rljax.tasks import Problem, TaskData
+from rljax.training.checkpoint import RunError
 from rljax.training.mesh import to_devices, to_host
 
 
@@ -54,14 +56,25 @@ def verify(problems: Sequence[Problem], texts: Sequence[str], finished: np.ndarr
     earned = np.zeros(len(texts), np.float32)
     for i in range(jax.process_index(), len(texts), jax.process_count()):
         if finished[i]:
-            earned[i] = data.reward(problems[i].prompt, texts[i], problems[i].answer)
+            earned[i] = _reward(problems[i], texts[i], data)
     if jax.process_count() > 1:
         earned = np.asarray(multihost_utils.process_allgather(earned)).sum(axis=0)
     if not np.isfinite(earned).all():
         i = int(np.flatnonzero(~np.isfinite(earned))[0])
-        raise ValueError(f"reward({problems[i].prompt!r}, {texts[i]!r}, {problems[i].answer!r}) = {earned[i]}: "
+        raise RunError(f"reward({problems[i].prompt!r}, {texts[i]!r}, {problems[i].answer!r}) = {earned[i]}: "
                          "expected a finite number")  # fmt: skip
     return earned
+
+
+def _reward(problem: Problem, text: str, data: TaskData) -> float:
+    try:
+        return float(data.reward(problem.prompt, text, problem.answer))
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise RunError(
+            f"reward({problem.prompt!r}, {text!r}, {problem.answer!r}) raised {type(error).__name__}: {error} "
+            f"({where.filename}, line {where.lineno}). It must give a number for any text"
+        ) from error
 
 
 class Collected(NamedTuple):

@@ -203,7 +203,7 @@ class Config:
     penalty: Annotated[Callable | None, tyro.conf.Fixed] = None
     """A sum added to the loss: maps (TokenStats, Batch) to a scalar; batch.ref_logp is of the start of stage 2."""
     checkpoint_every: int = 40
-    """Rollouts between two checkpoints in stage 2 (stage 1: ten times as many optimizer steps); 0 only at the ends."""
+    """Rollouts between two checkpoints in stage 2 (stage 1: ten times as many optimizer steps); 0: as stages end."""
     tensorboard: bool = False
     """Write TensorBoard event files too (needs the extra `tb`)."""
 
@@ -211,6 +211,13 @@ class Config:
         check(self.seed >= 0, "seed", self.seed, "0 or more")
         check(self.steps >= 0, "steps", self.steps, "0 or more rollouts")
         check(self.checkpoint_every >= 0, "checkpoint_every", self.checkpoint_every, "0 or more")
+        temperature = self.rollout.sampling.temperature
+        check(
+            temperature > 0,
+            "rollout.sampling.temperature",
+            temperature,
+            "a positive number: greedy rollouts teach nothing",
+        )
         rows, parts, limit = self.rollout.minibatch_rows, self.optimizer.microbatches, self.model.max_length
         check(rows % parts == 0, "optimizer.microbatches", parts, f"a divisor of the {rows} rows of a minibatch")
         lengths = {"rollout.prompt_length + rollout.sampling.max_new_tokens": self.rollout.row_length}

@@ -4,11 +4,12 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from rljax.training.checkpoint import Checkpoints, RunError, decode_key
+from rljax.training.checkpoint import Checkpoints, RunError
 from rljax.training.config import Config
 from rljax.training.evaluation import Evaluator
+from rljax.training.record import decode_key, require_same_tokenizer
 from rljax.training.run_folder import write_json
-from rljax.training.setting import make_setting, purpose_key
+from rljax.training.setting import Setting, make_setting, purpose_key
 
 
 def evaluate_run(config: Config) -> dict[str, dict]:
@@ -24,14 +25,18 @@ def evaluate_run(config: Config) -> dict[str, dict]:
     return figures
 
 
-def newest_params(config: Config, setting):
-    """(params, key, record) of the newest checkpoint; raises RunError where the run has none."""
-    checkpoints = Checkpoints(config.run / "checkpoints")
-    abstract = setting.model.abstract_params(setting.mesh)
-    restored = checkpoints.restore_params(abstract)
+def newest_params(config: Config, setting: Setting):
+    """(params, key, record) of the newest readable checkpoint; raises RunError where the run has none."""
+    checkpoints, where = Checkpoints(config.run / "checkpoints", read_only=True), f"run = {str(config.run)!r}"
+
+    def target(record):
+        require_same_tokenizer(record, setting.data, where)
+        return setting.model.abstract_params(setting.mesh)
+
+    restored = checkpoints.restore_params(target, print)
     checkpoints.close()
     if restored is None:
-        raise RunError(f"run = {str(config.run)!r} has no checkpoint yet: let it train first")
+        raise RunError(f"{where} has no checkpoint yet: let it train first")
     return restored.tree["params"], decode_key(restored.record["key"]), restored.record
 
 

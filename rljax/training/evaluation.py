@@ -1,6 +1,5 @@
 """Held-out problems, measured: pass@1, pass@k, greedy accuracy and right chains, each with its 95 % interval."""
 
-import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -12,7 +11,7 @@ from rljax.tasks.reading import encode_prompts
 from rljax.training.collect import completions, make_sampler, verify
 from rljax.training.config import Config, check
 from rljax.training.intervals import mean_interval, pass_at_k, wilson_interval
-from rljax.training.setting import Setting
+from rljax.training.setting import Setting, evaluation_shape
 
 
 class Evaluator:
@@ -24,13 +23,6 @@ class Evaluator:
         unknown = set(config.evaluation.watch) - set(setting.data.held_out)
         check(not unknown, "evaluation.watch", config.evaluation.watch, f"levels among {list(setting.data.held_out)}")
 
-    def _shape(self, problems: Sequence[Problem]) -> tuple[int, int]:
-        """(prompt columns, new tokens): the training's, unless these problems are longer."""
-        encode, rollout = self.data.tokenizer.encode, self.config.rollout
-        prompt = max(len(encode(problem.prompt)) for problem in problems)
-        solution = max(len(encode(problem.solution)) for problem in problems) + 2
-        return max(rollout.prompt_length, prompt), max(rollout.sampling.max_new_tokens, solution)
-
     def _sampler(self, sampling: SamplingConfig):
         if sampling not in self._samplers:
             self._samplers[sampling] = make_sampler(self._setting.model, self._setting.mesh, sampling)
@@ -38,7 +30,7 @@ class Evaluator:
 
     def scores(self, params, problems: Sequence[Problem], samples: int, key, *, greedy: bool = False):
         """(rewards, right chains), each `[problems, samples]`; chains are None where the task knows none."""
-        prompt_length, budget = self._shape(problems)
+        prompt_length, budget = evaluation_shape(self.config.rollout, self.data, problems)
         temperature = 0.0 if greedy else self.config.evaluation.temperature
         sampler = self._sampler(SamplingConfig(max_new_tokens=budget, temperature=temperature))
         asked = [problem for problem in problems for _ in range(samples)]
@@ -56,12 +48,12 @@ class Evaluator:
         return np.concatenate(rewards).reshape(shape), np.reshape(chains, shape) if chains else None
 
     def watch(self, params, key) -> dict[str, float]:
-        """Accuracy by level from one sample a problem: a cheap look during training."""
+        """Share solved by level, from one sample a problem: a cheap look during training."""
         settings = self.config.evaluation
         levels = settings.watch or tuple(self.data.held_out)
+        watched = {level: self.data.held_out[level][: settings.watch_problems] for level in levels}
         return {
-            level: float(self.scores(params, self.data.held_out[level][: settings.watch_problems], 1, key)[0].mean())
-            for level in levels
+            level: float((self.scores(params, problems, 1, key)[0] >= 1).mean()) for level, problems in watched.items()
         }
 
     def evaluate(self, params, key) -> dict[str, dict]:

@@ -20,6 +20,7 @@ def require_finite(metrics: dict[str, float], phase: str, step: int, batch, fold
         np.savez(path, allow_pickle=False, **leaves)
     values = ", ".join(f"{name} = {metrics[name]}" for name in bad)
     raise RunError(
-        f"{phase} step {step}: {values}. The step's batch is in {path}, and the last good checkpoint is kept: "
-        "lower the learning rate or look at the batch, then run the same command again"
+        f"{phase} step {step}: {values}. The step's batch is in {path}, and the last good checkpoint is kept. The same "
+        "command would come to the same step: look at the batch, and start another run, at a lower learning rate say, "
+        f"by --run FOLDER{'' if phase == 'likelihood' else f' --start-from {folder}'}"
     )

@@ -1,13 +1,14 @@
 """The run: stage 1, stage 2, the evaluations between, and a checkpoint from which all of it goes on."""
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
 from rljax.models import create
-from rljax.training.checkpoint import Checkpoints, RunError, decode_key, encode, encode_key
+from rljax.training.checkpoint import Checkpoints, RunError
 from rljax.training.config import Config
 from rljax.training.evaluation import Evaluator
 from rljax.training.gradients import State
@@ -15,6 +16,13 @@ from rljax.training.guards import require_finite
 from rljax.training.mesh import to_host
 from rljax.training.optimizer import abstract_state, init_state
 from rljax.training.recipe import describe
+from rljax.training.record import (
+    decode_key,
+    encode_data,
+    encode_key,
+    require_same_data,
+    require_same_tokenizer,
+)
 from rljax.training.setting import Setting, make_setting, purpose_key
 from rljax.training.stages import LikelihoodStage, PolicyStage
 from rljax.training.watcher import Watcher
@@ -33,6 +41,7 @@ class Run:
     def __init__(self, config: Config, folder: Path, watcher: Watcher):
         self.config, self.folder, self.watcher = config, folder, watcher
         self.setting = make_setting(config)
+        self.task = encode_data(self.setting.data)
         self.evaluator = Evaluator(config, self.setting)
         self.checkpoints = Checkpoints(folder / "checkpoints")
         self.key = jax.random.key(config.seed)
@@ -41,6 +50,15 @@ class Run:
 
     def train(self) -> None:
         """Takes the run from its newest readable checkpoint, or from the beginning, to its end."""
+        try:
+            self._train()
+        except BaseException:
+            with suppress(Exception):
+                self.checkpoints.wait()  # the save in flight is worth keeping
+            raise
+        self.checkpoints.close()
+
+    def _train(self) -> None:
         state, step = self._resume() or self._start()
         if self.stage.phase == "likelihood":
             state = self._drive(state, step)
@@ -49,7 +67,6 @@ class Run:
         self._look(state, self.stage.steps)
         self._evaluate("after RL", state.params)
         self.watcher.samples("end", self.policy.samples)
-        self.checkpoints.close()
 
     @property
     def policy(self) -> PolicyStage:
@@ -75,12 +92,14 @@ class Run:
         """Measures stage 1's end and keeps it for good, then (state, step) of stage 2."""
         self._evaluate("before RL", params)
         kept = Checkpoints(self.folder / "stage1")
-        kept.save(0, {"params": params}, {})
+        kept.save(0, {"params": params}, {"task": self.task})
         kept.close()
         self.stage = PolicyStage(self.config, self.setting)
         self.stage.reference = jax.tree.map(jnp.copy, params)
         state = State(params, init_state(self.stage.optimizer, params))
         self._save(state, 0)
+        if self.preemption.asked(self._number(0)):
+            self._leave(0)
         return state, 0
 
     def _resume(self):
@@ -100,6 +119,7 @@ class Run:
 
     def _target(self, record: dict):
         """What a checkpoint restores into; sets the stage that it belongs to."""
+        require_same_data(record, self.setting.data, f"run = {str(self.folder)!r}")
         stage = LikelihoodStage if record["phase"] == "likelihood" else PolicyStage
         self.stage = stage(self.config, self.setting)
         params = self.setting.model.abstract_params(self.setting.mesh)
@@ -112,7 +132,8 @@ class Run:
         """The stage's steps from `first` to its end."""
         stage = self.stage
         for n in range(first, stage.steps):
-            if stage.phase == "rl" and self.config.evaluation.every and n % self.config.evaluation.every == 0:
+            every = self.config.evaluation.every if stage.phase == "rl" else 0
+            if every and n % every == 0:
                 self._look(state, n)
             started = time.perf_counter()
             state, metrics, batch = stage.step(state, n, self.key)
@@ -127,11 +148,15 @@ class Run:
             if asked or n + 1 == stage.steps or (stage.checkpoint_every and (n + 1) % stage.checkpoint_every == 0):
                 self._save(state, n + 1)
             if asked:
-                self.checkpoints.close()
-                raise PreemptedError(
-                    f"asked to stop: saved at {stage.phase} step {n + 1}. The same command goes on from there"
-                )
+                self._leave(n + 1)
         return state
+
+    def _leave(self, step: int):
+        """Ends the run that was asked to stop, once its checkpoint is on disk."""
+        self.checkpoints.close()
+        raise PreemptedError(
+            f"asked to stop: saved at {self.stage.phase} step {step}. The same command goes on from there"
+        )
 
     def _number(self, step: int) -> int:
         """Checkpoint numbers rise through both stages; stage 2 begins one past the end of stage 1."""
@@ -143,15 +168,17 @@ class Run:
         record = {
             "key": encode_key(self.key),
             "phase": self.stage.phase, "step": step, "data": self.stage.iterator.get_state(),
-            "tokenizer": encode(self.setting.data.tokenizer.model_proto), "config": describe(self.config),
+            "task": self.task, "config": describe(self.config),
         }  # fmt: skip
         if isinstance(self.stage, PolicyStage):
             tree["reference"], record["samples"] = self.stage.reference, self.stage.samples
-            self.watcher.samples("end", self.stage.samples)
+            self.watcher.samples("latest", self.stage.samples)
         self.checkpoints.save(self._number(step), tree, record)
         self.watcher.report(f"{self.stage.phase} step {step} of {self.stage.steps}")
 
     def _look(self, state: State, n: int) -> None:
+        if self.watcher.looked_at(n):
+            return
         accuracy = self.evaluator.watch(state.params, purpose_key(self.key, "watch", n))
         self.watcher.look(n, accuracy, self.policy.kl_to_start())
 
@@ -165,11 +192,14 @@ def stage_one_params(run: Path, setting: Setting):
     folder = run / "stage1"
     if not folder.is_dir():
         raise ValueError(f"start_from = {str(run)!r}: expected the folder of a run that has ended its stage 1")
-    kept = Checkpoints(folder)
-    try:
-        restored = kept.restore_params(setting.model.abstract_params(setting.mesh))
-    except ValueError as error:
-        raise ValueError(f"start_from = {str(run)!r}: its parameters do not fit this model ({error})") from error
+    kept, where = Checkpoints(folder, read_only=True), f"start_from = {str(run)!r}"
+
+    def target(record):
+        require_same_tokenizer(record, setting.data, where)
+        return setting.model.abstract_params(setting.mesh)
+
+    restored = kept.restore_params(target, print)
     kept.close()
-    assert restored is not None  # the folder is made with its checkpoint
+    if restored is None:
+        raise ValueError(f"{where}: its stage 1 was never saved; let that run go on first")
     return restored.tree["params"]

@@ -25,17 +25,19 @@ def make_mesh(config: MeshConfig) -> Mesh:
 
 
 def check_divides(config: Config, mesh: Mesh) -> None:
-    """Raises ValueError where rows or model dimensions do not divide over the mesh."""
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    steps = {
-        "rollout.prompts × rollout.completions": config.rollout.prompts * config.rollout.completions,
-        "rows of a microbatch": config.rollout.minibatch_rows // config.optimizer.microbatches,
+    """Raises ValueError, naming the fields, where the rows of a step do not divide over the mesh."""
+    shards, rollout = mesh.shape["data"] * mesh.shape["fsdp"], config.rollout
+    trained = "(rollout.train_groups or .prompts) × .completions / (.minibatches × optimizer.microbatches)"
+    rows = {
+        "rollout.prompts × rollout.completions": rollout.prompts * rollout.completions,
+        trained: rollout.minibatch_rows // config.optimizer.microbatches,
         "evaluation.batch": config.evaluation.batch,
     }
     if config.likelihood.steps:
-        steps["likelihood.rows per microbatch"] = config.likelihood.rows // config.likelihood.optimizer.microbatches
-    for argument, count in steps.items():
-        check(count % rows == 0, argument, count, f"a multiple of mesh.data × mesh.fsdp = {rows}")
+        parts = config.likelihood.optimizer.microbatches
+        rows["likelihood.rows / likelihood.optimizer.microbatches"] = config.likelihood.rows // parts
+    for argument, count in rows.items():
+        check(count % shards == 0, argument, count, f"a multiple of mesh.data × mesh.fsdp = {shards}")
 
 
 def to_devices(tree, mesh: Mesh, spec: P = ROWS):

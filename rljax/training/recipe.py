@@ -45,6 +45,7 @@ def load(recipe: Path, overrides: Sequence[str] = ()) -> Config:
         raise ValueError(f"recipe {str(recipe)!r}: expected a Python file, name.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    sys.path.insert(0, str(recipe.absolute().parent))  # a recipe may import what lies beside it
     spec.loader.exec_module(module)
     config = getattr(module, "config", None)
     if not isinstance(config, Config):

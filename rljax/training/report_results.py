@@ -107,7 +107,7 @@ def sampled(samples: Mapping[str, Sequence[Mapping]]) -> str:
         if not drawn:
             continue
         right = sum(sample["reward"] >= 1 for sample in drawn)
-        title = {"start": "At the start of RL", "end": "At the end of RL"}.get(moment, moment)
+        title = {"start": "At the start of RL", "latest": "Latest", "end": "At the end of RL"}.get(moment, moment)
         shown.append(f"<h3>{text(title)}</h3><p class=\"note\">{right} of these {len(drawn)} are correct.</p>"
                      f'<ul class="card samples">{"".join(map(_sample, drawn))}</ul>')  # fmt: skip
     if not shown:

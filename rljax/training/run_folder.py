@@ -28,6 +28,7 @@ def read_json(path: Path, default):
 def identity(config: Config) -> dict:
     """The part of a config that a run folder belongs to."""
     described = describe(config)
+    described["task"].pop("data_dir", None)
     described["optimizer"].pop("microbatches")
     described["likelihood"]["optimizer"].pop("microbatches")
     return {name: value for name, value in described.items() if name not in _FREE}
@@ -52,7 +53,7 @@ class RunFolder:
     def claim(self, config: Config, recipe: Path, overrides: list[str]) -> None:
         """Writes down whose folder this is; raises ValueError, naming the fields, where it is another's already."""
         owner = read_json(self.path / "config.json", None)
-        if owner is not None:
+        if owner is not None and any((self.path / "checkpoints").glob("[0-9]*")):  # before, nothing is lost
             changed = differences(owner["identity"], json.loads(json.dumps(identity(config))))
             if changed:
                 raise ValueError(f"run = {str(self.path)!r} belongs to another config ({'; '.join(changed[:5])}): "

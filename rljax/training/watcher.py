@@ -6,6 +6,8 @@ import platform
 from pathlib import Path
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from rljax.training.config import Config
 from rljax.training.metrics_log import MetricsLog, read
@@ -27,6 +29,13 @@ _PACKAGES = (
 )
 
 
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"  # a checkout on the path, as under Bazel
+
+
 class Watcher:
     """Shows and records; silent on every process but the first."""
 
@@ -36,6 +45,7 @@ class Watcher:
         totals = {"likelihood": config.likelihood.steps if config.start_from is None else 0, "rl": config.steps}
         self.progress = Progress({phase: total for phase, total in totals.items() if total}, enabled=self.writes)
         self._log: MetricsLog | None = None
+        self._looks: set[int] = set()
 
     def __enter__(self):
         self.progress.__enter__()
@@ -49,14 +59,21 @@ class Watcher:
     def begin(self, phase: str, step: int) -> None:
         """Opens the log as it stood at a step: lines written past it are dropped, their steps will come again."""
         if self.writes:
-            resumed = {"likelihood": step, "rl": 0, "eval": 0} if phase == "likelihood" else {"rl": step, "eval": step}
+            resumed = (
+                {"likelihood": step, "rl": 0, "eval": 0} if phase == "likelihood" else {"rl": step, "eval": step + 1}
+            )
             self._log = MetricsLog(self.folder, tensorboard=self.config.tensorboard, resume_from=resumed)
+            self._looks = {row["step"] for row in read(self.folder) if row["phase"] == "eval"}
 
     def step(self, phase: str, step: int, metrics: dict) -> None:
         """One step's metrics, to the log and the display."""
         if self._log is not None:
             self._log.write(phase, step, metrics)
             self.progress.update(phase, step, metrics)
+
+    def looked_at(self, step: int) -> bool:
+        """Whether the look at the held-out problems before rollout `step` is on record, from before an interruption."""
+        return bool(multihost_utils.broadcast_one_to_all(np.int32(step in self._looks)))  # all decide alike
 
     def look(self, step: int, accuracy: dict[str, float], kl_start: float | None) -> None:
         """A look at the held-out problems, before rollout `step`."""
@@ -74,10 +91,11 @@ class Watcher:
             write_json(path, {**read_json(path, {}), stage: figures})
 
     def samples(self, moment: str, samples: list[dict]) -> None:
-        """Completions for the report: `start` or `end` of stage 2."""
+        """Completions for the report: at the `start` of stage 2, the `latest` while it runs, and at its `end`."""
         if self.writes and samples:
             path = self.folder / "samples.json"
-            write_json(path, {**read_json(path, {}), moment: samples})
+            start = {name: drawn for name, drawn in read_json(path, {}).items() if name == "start"}
+            write_json(path, {**start, moment: samples})
 
     def say(self, text: str) -> None:
         """A line for the person."""
@@ -93,7 +111,7 @@ class Watcher:
                 config=describe(self.config),
                 versions={
                     "python": platform.python_version(),
-                    **{name: importlib.metadata.version(name) for name in _PACKAGES},
+                    **{name: _version(name) for name in _PACKAGES},
                 },
                 device=f"{jax.device_count()} × {device.device_kind} ({device.platform}), "
                 f"{jax.process_count()} process(es), {os.cpu_count()} cores on this host",

@@ -32,7 +32,7 @@ def _on_tpu_host() -> bool:
 
 
 def _tasks() -> int:
-    return max(int(os.environ.get(name, 1)) for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
+    return max(int(os.environ.get(name, 1)) for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
 
 
 class Preemption:

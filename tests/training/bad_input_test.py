@@ -103,6 +103,49 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(tmp_path):
     assert "rl step 0: loss = nan" in output
     assert (run / "nonfinite" / "rl-0.npz").exists()
     assert (run / "checkpoints" / "13").is_dir()  # the start of stage 2: the last good one
+    assert f"--start-from {run}" in output
+
+
+def test_a_reward_that_raises_is_shown_with_what_it_was_given(tmp_path):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(
+        "import dataclasses\nfrom rljax.tasks import JsonlTask\nfrom tests.training.tiny import config\n"
+        "def reward(prompt, completion, answer):\n    return int(answer)\n"
+        "config = dataclasses.replace(config, task=JsonlTask('task.jsonl', reward=reward),\n"
+        "    likelihood=dataclasses.replace(config.likelihood, steps=0),\n"
+        "    evaluation=dataclasses.replace(config.evaluation, watch=()))\n"
+    )
+    (tmp_path / "task.jsonl").write_text("".join(f'{{"prompt": "{i}", "answer": "b"}}\n' for i in range(20)))
+    code, output = finish(start(tmp_path / "run", recipe=recipe))
+    assert code == 1
+    assert "raised ValueError: invalid literal for int()" in output
+    assert "recipe.py, line 5" in output
+
+
+def test_data_that_changed_since_are_not_gone_on_with(tmp_path):
+    recipe, data, run = tmp_path / "recipe.py", tmp_path / "task.jsonl", tmp_path / "run"
+    recipe.write_text(
+        "import dataclasses\nfrom rljax.tasks import JsonlTask\nfrom tests.training.tiny import config\n"
+        "config = dataclasses.replace(config, task=JsonlTask('task.jsonl'), steps=1,\n"
+        "    likelihood=dataclasses.replace(config.likelihood, steps=0),\n"
+        "    evaluation=dataclasses.replace(config.evaluation, watch=()))\n"
+    )
+    data.write_text("".join(f'{{"prompt": "{i}", "answer": "b"}}\n' for i in range(20)))
+    code, output = finish(start(run, recipe=recipe))
+    assert code == 0, output
+    data.write_text(data.read_text() + '{"prompt": "new words", "answer": "c"}\n')
+    code, output = finish(start(run, "--steps", "2", recipe=recipe))
+    assert code == 1
+    assert "has changed since" in output
+    assert len(list((run / "checkpoints").glob("[0-9]*"))) > 0
+
+
+def test_a_prompt_longer_than_its_columns(tmp_path):
+    code, output = finish(start(tmp_path / "run", "--rollout.prompt-length", "6"))
+    assert code == 1
+    assert "rollout.prompt_length = 6: expected at least the 8 tokens of the prompt" in output
+    code, output = finish(start(tmp_path / "run", "--steps", "0", "--likelihood.steps", "1"))
+    assert code == 0, output  # a first attempt that failed does not hold the folder
 
 
 def test_start_from_a_folder_without_a_stage_one(tmp_path):

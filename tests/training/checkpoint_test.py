@@ -13,9 +13,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rljax.training import MeshConfig
-from rljax.training.checkpoint import Checkpoints, RunError, decode_key, encode_key
+from rljax.training.checkpoint import Checkpoints, RunError
 from rljax.training.mesh import make_mesh
 from rljax.training.optimizer import abstract_state, init_state
+from rljax.training.record import decode_key, encode_key
 
 pytestmark = pytest.mark.standard_promotion
 
@@ -61,10 +62,39 @@ def test_parameters_alone(tmp_path):
     checkpoints = Checkpoints(tmp_path / "c")
     checkpoints.save(1, tree, {"step": 1})
     checkpoints.close()
-    restored = Checkpoints(tmp_path / "c").restore_params(abstract(optimizer, tree["params"])["params"])
+    target = abstract(optimizer, tree["params"])["params"]
+    restored = Checkpoints(tmp_path / "c", read_only=True).restore_params(lambda record: target, fail)
     assert set(restored.tree) == {"params"}
     np.testing.assert_array_equal(np.asarray(restored.tree["params"]["matrix"]), np.asarray(tree["params"]["matrix"]))
-    assert Checkpoints(tmp_path / "none").restore_params(tree["params"]) is None
+    assert Checkpoints(tmp_path / "none", read_only=True).restore_params(lambda record: target, fail) is None
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_reader_leaves_what_is_being_written_alone(tmp_path):
+    Checkpoints(tmp_path / "c").close()
+    unfinished = tmp_path / "c" / "5.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    Checkpoints(tmp_path / "c", read_only=True).close()
+    assert unfinished.is_dir()
+    Checkpoints(tmp_path / "c").close()  # the writer, after a kill
+    assert not unfinished.exists()
+
+
+def test_a_corrupt_checkpoint_is_put_aside_once_an_older_one_was_read(tmp_path):
+    optimizer, tree = tree_on(MESHES[0])
+    checkpoints = Checkpoints(tmp_path / "c")
+    for step in (1, 2):
+        checkpoints.save(step, tree, {"step": step})
+    checkpoints.close()
+    shutil.rmtree(tmp_path / "c" / "2" / "state")
+    said, target = [], abstract(optimizer, tree["params"])
+    read = Checkpoints(tmp_path / "c", read_only=True).restore_params(lambda record: target["params"], said.append)
+    assert read.record == {"step": 1}
+    assert (tmp_path / "c" / "2").is_dir()  # a reader moves nothing
+    restored = Checkpoints(tmp_path / "c").restore(lambda record: target, said.append)
+    assert restored.record == {"step": 1}
+    assert (tmp_path / "corrupt-c-2").is_dir()
+    assert [text.startswith("checkpoint 2 in") for text in said] == [True, True]
 
 
 def test_every_checkpoint_corrupt_is_an_error_that_keeps_them(tmp_path):
@@ -78,7 +108,7 @@ def test_every_checkpoint_corrupt_is_an_error_that_keeps_them(tmp_path):
         Checkpoints(tmp_path / "c").restore(lambda record: abstract(optimizer, tree["params"]), said.append)
     assert len(said) == 1
     assert "checkpoint 1" in said[0]
-    assert (tmp_path / "corrupt-c-1").is_dir()
+    assert (tmp_path / "c" / "1").is_dir()
 
 
 def test_a_key_survives_the_record():

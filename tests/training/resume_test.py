@@ -130,5 +130,5 @@ def test_a_corrupt_checkpoint_gives_way_to_the_one_before(uninterrupted, tmp_pat
     assert code == 0, output
     assert f"checkpoint {newest.name} in" in output
     assert "cannot be read" in output
-    assert "going on from rl step 4" in output
+    assert "going on from rl step 5" in output
     assert_same_run(run, uninterrupted)

@@ -26,5 +26,5 @@ config = Config(
     ),
     optimizer=OptimizerConfig(learning_rate=1e-3),
     evaluation=EvaluationConfig(every=3, watch=("level 1",), watch_problems=8, problems=8, samples=2, batch=16),
-    checkpoint_every=2,
+    checkpoint_every=1,
 )
