@@ -6,6 +6,7 @@ table in Markdown, printed and written to FOLDER/table.md.
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -26,7 +27,11 @@ def train(recipe: str, run: Path, *overrides: str) -> dict:
     log, started = run.with_suffix(".log"), time.time()
     print(f"{recipe}: {run} (its output is in {log})", flush=True)
     with open(log, "a") as output:
-        subprocess.run([*command, *overrides], check=True, stdout=output, stderr=subprocess.STDOUT)
+        done = subprocess.run([*command, *overrides], stdout=output, stderr=subprocess.STDOUT)
+    if done.returncode:
+        tail = "".join(log.read_text().splitlines(keepends=True)[-5:])
+        print(f"{recipe}: {run} failed:\n{tail}", flush=True)
+        os._exit(1)  # not after the runs in the queue
     print(f"{recipe}: {run} took {(time.time() - started) / 60:.1f} minutes", flush=True)
     return json.loads((run / "evaluations.json").read_text())
 

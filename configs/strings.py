@@ -18,13 +18,13 @@ config = Config(
     task=StringsTask(),
     model=TransformerConfig(width=128, layers=3, heads=4, kv_heads=4, head_dim=32, mlp=344, max_length=64),
     likelihood=LikelihoodConfig(
-        steps=1300,
+        steps=1100,
         rows=64,
         row_length=42,
-        optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=50, decay_steps=1300, weight_decay=0.05),
+        optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=50, decay_steps=1100, weight_decay=0.05),
     ),
     algorithm=algorithms.dapo(),
-    steps=200,
+    steps=160,
     rollout=RolloutConfig(
         prompts=64,
         completions=8,
@@ -33,6 +33,6 @@ config = Config(
         train_groups=32,
         minibatches=2,
     ),
-    optimizer=OptimizerConfig(learning_rate=2e-4, warmup_steps=10, decay_steps=400),  # two steps a rollout
+    optimizer=OptimizerConfig(learning_rate=2e-4, warmup_steps=10, decay_steps=320),  # two steps a rollout
     evaluation=EvaluationConfig(every=20, watch=("level 1", "level 2 trained pairs", "level 2 held-out pairs")),
 )

@@ -30,8 +30,8 @@ LEVELS = (
     "level 4",
 )
 
-DEMONSTRATED_PAIRS = 0.15  # share of level 2 among the demonstrations
-BARE_STEPS = 0.4  # share of bare steps among those of level 1
+DEMONSTRATED_PAIRS = 0.12  # share of level 2 among the demonstrations
+SINGLE_STEPS = 0.25  # share, among those of level 1, of a step alone in place of a whole problem
 ANY_LENGTH = 0.3  # share of their level-1 inputs that have 1 to 7 letters, as intermediate strings have
 LEVEL_1_PROMPTS = 0.25  # share of level 1 among the prompts of RL
 
@@ -78,17 +78,17 @@ def make_problem(names: Sequence[str], text: str, level: str) -> Problem:
     return Problem(prompt, text, ";".join(steps), level)
 
 
-def bare_step(names: Sequence[str], text: str, level: str) -> Problem:
-    """One function as a step of a solution has it, `stuv;f9 ` and its output: nothing but the step names the function.
+def single_step(before: str, name: str, text: str, level: str) -> Problem:
+    """One function as a later step of a solution has it: a string that stands after any name, the step's own, its output.
 
-    A whole problem of one function names it before the string too. A model that has seen no other form may read it
-    there, where a later step of a composition has the name of the step before.
+    A whole problem of one function has the same name in both places. A model that has seen nothing else may read it in
+    the first, where a composition's later step has the name of the step before.
 
-    >>> bare_step(["f9"], "stuv", "level 1")
-    Problem(prompt='stuv;f9 ', answer='vuts', solution='vuts', level='level 1')
+    >>> single_step("f3", "f9", "stuv", "level 1")
+    Problem(prompt='f3 stuv;f9 ', answer='vuts', solution='vuts', level='level 1')
     """
-    answer = apply(names, text)
-    return Problem(f"{text};{names[0]} ", answer, answer, level)
+    answer = apply([name], text)
+    return Problem(f"{before} {text};{name} ", answer, answer, level)
 
 
 def _draw_string(rng: random.Random, lengths: Sequence[int], *, test: bool) -> str:
@@ -108,8 +108,11 @@ def demonstrations(seed: int, count: int) -> Iterator[Problem]:
             yield make_problem(rng.choice(PAIRS.demonstrated), _draw_string(rng, LENGTHS, test=False), "level 2")
         else:
             lengths = range(1, LONGEST + 1) if rng.random() < ANY_LENGTH else LENGTHS
-            make = bare_step if rng.random() < BARE_STEPS else make_problem
-            yield make([rng.choice(tuple(FUNCTIONS))], _draw_string(rng, lengths, test=False), "level 1")
+            name, text = rng.choice(tuple(FUNCTIONS)), _draw_string(rng, lengths, test=False)
+            if rng.random() < SINGLE_STEPS:
+                yield single_step(rng.choice(tuple(FUNCTIONS)), name, text, "level 1")
+            else:
+                yield make_problem([name], text, "level 1")
 
 
 def prompts(seed: int, count: int) -> Iterator[Problem]:

@@ -1,0 +1,41 @@
+"""The wheel holds every package, and the recipes under our own name."""
+
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_every_package_is_listed():
+    folders = {
+        path.parent.relative_to(ROOT) for top in ("rljax", "pallas_kernels") for path in ROOT.glob(f"{top}/**/*.py")
+    }
+    expected = {".".join(folder.parts) for folder in folders} | {"rljax.configs"}
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == expected
+    assert PROJECT["tool"]["setuptools"]["package-dir"] == {"rljax.configs": "configs"}
+    assert all((ROOT / folder / "__init__.py").exists() for folder in (*folders, Path("configs")))
+
+
+def test_the_commands_exist():
+    from rljax.training import cli
+
+    for entry in PROJECT["project"]["scripts"].values():
+        module, function = entry.split(":")
+        assert module == cli.__name__
+        assert callable(getattr(cli, function))
+
+
+def test_the_lock_file_holds_every_dependency():
+    locked = (ROOT / "requirements.lock").read_text().lower().replace("_", "-")
+    extras = PROJECT["project"]["optional-dependencies"]
+    for dependency in (*PROJECT["project"]["dependencies"], *extras["test"], *extras["tb"]):
+        name = dependency.split(">")[0].split("[")[0].lower().replace("_", "-")
+        assert f"\n{name}==" in locked or f"\n{name}[" in locked, name
+
+
+def test_core_tests_of_the_makefile_exist():
+    makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    (line,) = [line for line in makefile.splitlines() if line.startswith("CORE_TESTS")]
+    for path in line.split(":=")[1].split():
+        assert (ROOT / path).exists(), path
