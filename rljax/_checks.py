@@ -15,6 +15,13 @@ def accumulators(**arrays) -> tuple[Array, ...]:
     return tuple(x.astype(dtype) for x in arrays.values())
 
 
+def require_floating(**arrays) -> None:
+    """Raises for an integer or boolean array where only a floating one makes sense."""
+    for name, x in arrays.items():
+        if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+            raise TypeError(f"{name} has dtype {jnp.result_type(x)}: expected floating numbers")
+
+
 def require_mask(mask, axes: str = "") -> Array:
     """A boolean mask, of the axes given as in "P G T"."""
     mask = jnp.asarray(mask)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
-from rljax._checks import accumulators, require_mask, require_rank, require_shape
+from rljax._checks import accumulators, require_floating, require_mask, require_rank, require_shape
 
 
 @jax.tree_util.register_dataclass
@@ -128,6 +128,7 @@ def log_ratios(logp: Float[Array, "*B T"], batch: Batch) -> Float[Array, "*B T"]
     """
     mask = require_mask(batch.mask)
     require_shape(mask.shape, "mask", logp=logp, old_logp=batch.old_logp)
+    require_floating(logp=logp, old_logp=batch.old_logp)
     logp, old_logp = accumulators(logp=logp, old_logp=batch.old_logp)
     log_ratio = logp - old_logp
     return jnp.where(mask & (earns(batch) | jnp.isfinite(log_ratio)), log_ratio, 0.0)
@@ -150,6 +151,7 @@ def policy_loss(logp: Float[Array, "*B T"], batch: Batch, ratio: Callable) -> Fl
     if mask.ndim == 0:
         require_rank("mask", mask, "*B T")
     require_shape(mask.shape, "mask", logp=logp, advantages=batch.advantages, weights=batch.weights)
+    require_floating(advantages=batch.advantages, weights=batch.weights)
     if batch.segment_ids is not None:
         require_shape(mask.shape, "mask", segment_ids=batch.segment_ids)
     advantages, weights, log_ratio = accumulators(

@@ -17,7 +17,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from rljax import _segments
-from rljax._checks import accumulators, require_between, require_rank, require_segments, require_shape
+from rljax._checks import accumulators, require_between, require_floating, require_rank, require_segments, require_shape
 from rljax._segments import Segments
 from rljax.objective import required_fields, requiring
 
@@ -81,6 +81,7 @@ def _checked(log_ratio, advantages, segments) -> tuple[Array, Array, Array]:
     if segments.ndim == 0:
         require_rank("segments", segments, "*B T")
     require_shape(segments.shape, "segments", log_ratio=log_ratio, advantages=advantages)
+    require_floating(log_ratio=log_ratio)
     log_ratio, advantages = accumulators(log_ratio=log_ratio, advantages=advantages)
     return log_ratio, advantages, segments
 

@@ -126,3 +126,13 @@ def test_values_are_pytrees():
     assert jax.jit(lambda a, x: a.ratio(x, x, x > 0))(algorithm, jnp.ones(2)).shape == (2,)
     with pytest.raises(dataclasses.FrozenInstanceError):
         algorithm.ratio = ratio.clip  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", ["logp", "old_logp", "advantages", "weights"])
+def test_integers_where_only_floating_numbers_make_sense(name):
+    shape = (2, 3)
+    arrays = {key: jnp.zeros(shape) for key in ("logp", "old_logp", "advantages", "weights")}
+    arrays[name] = jnp.zeros(shape, jnp.int32)
+    logp = arrays.pop("logp")
+    with pytest.raises(TypeError, match=f"{name} has dtype int32: expected floating"):
+        policy_loss(logp, Batch(mask=jnp.ones(shape, bool), **arrays), ratio.token)

@@ -79,7 +79,7 @@ def make_problem(names: Sequence[str], text: str, level: str) -> Problem:
 
 
 def single_step(before: str, name: str, text: str, level: str) -> Problem:
-    """One function as a later step of a solution has it: a string that stands after any name, the step's own, its output.
+    """One function as a later step of a solution has it: a string after any name, the step's own name, its output.
 
     A whole problem of one function has the same name in both places. A model that has seen nothing else may read it in
     the first, where a composition's later step has the name of the step before.

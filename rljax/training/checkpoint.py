@@ -102,8 +102,8 @@ class Checkpoints:
         bad = []
         for number in numbers:
             read = self._read(number, say, record=ocp.args.JsonRestore())
-            held = read and self._read(number, say, state=arguments(read["record"]))
-            if held:
+            held = None if read is None else self._read(number, say, state=arguments(read["record"]))
+            if read is not None and held is not None:
                 self._put_aside(bad)
                 return Restored(read["record"], held["state"])
             bad.append(number)

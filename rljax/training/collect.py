@@ -93,12 +93,13 @@ def collect(sampler: Sampler, params, prompts: dict, problems: Sequence[Problem]
     """
     rows = {name: np.repeat(prompts[name], group, axis=0) for name in ("tokens", "segment_ids")}
     asked = [problem for problem in problems for _ in range(group)]
-    samples = sampler(params, rows["tokens"], rows["segment_ids"], key)
+    samples: Any = sampler(params, rows["tokens"], rows["segment_ids"], key)
     texts = completions(samples, rows["tokens"].shape[1], data)
+    rewarded: Any = verify(asked, texts, samples.finished, data)
     rollouts = Rollouts(
         tokens=samples.tokens,
         mask=samples.mask,
-        rewards=verify(asked, texts, samples.finished, data),
+        rewards=rewarded,
         old_logp=samples.old_logp,
         segment_ids=samples.segment_ids,
         sampled_logp=samples.sampled_logp,
