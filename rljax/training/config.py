@@ -167,16 +167,13 @@ class EvaluationConfig:
             check(getattr(self, name) >= 1, f"evaluation.{name}", getattr(self, name), "1 or more")
 
 
-Algorithm = PolicyGradient | Callable[[Any], PolicyGradient]
-
-
 @dataclasses.dataclass(frozen=True)
 class Config:
     """One run: a task, a model, two stages of training, an evaluation, and where it is kept."""
 
     task: Task
     """What is learned: problems, tokenizer, reward."""
-    algorithm: Annotated[Algorithm, tyro.conf.Fixed]
+    algorithm: Annotated[Any, tyro.conf.Fixed]  # tyro's hints fail on the union of a dataclass and a function
     """The objective of stage 2: a PolicyGradient, or a function of the rollout's step that returns one."""
     run: Path = Path("runs/default")
     """Folder of the run: checkpoints, metrics, report. The same command goes on from what it holds."""
