@@ -18,10 +18,10 @@ config = Config(
     task=StringsTask(),
     model=TransformerConfig(width=128, layers=3, heads=4, kv_heads=4, head_dim=32, mlp=344, max_length=64),
     likelihood=LikelihoodConfig(
-        steps=1100,
+        steps=900,
         rows=64,
         row_length=42,
-        optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=50, decay_steps=1100, weight_decay=0.05),
+        optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=50, decay_steps=900, weight_decay=0.05),
     ),
     algorithm=algorithms.dapo(),
     steps=160,
