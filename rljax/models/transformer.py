@@ -99,8 +99,8 @@ class Transformer(nnx.Module):
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
         self.config = config
         D, V = config.width, config.padded_vocab
-        # As large as what the blocks add to it: at 0.02 the stream drowns the tokens, and copying is learned late. A tied
-        # table reads hidden states of unit scale too, so it starts small.
+        # As large as what the blocks add to it: at 0.02 they drown the tokens, and copying is learned late. A tied
+        # table also reads hidden states of unit scale, so it starts small.
         self.embedding = _weight(rngs, 0.02 if config.tied else 1.0, vocab=V, embed=D)
         self.blocks = nnx.List([Block(config, rngs) for _ in range(config.layers)])
         self.norm = RMSNorm(D, config)
