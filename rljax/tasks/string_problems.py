@@ -30,7 +30,8 @@ LEVELS = (
     "level 4",
 )
 
-DEMONSTRATED_PAIRS = 0.15  # share of level 2 among the demonstrations
+DEMONSTRATED_PAIRS = 0.05  # share of level 2 among the demonstrations
+SINGLE_STEPS = 0.25  # share, among those of level 1, of a step alone in place of a whole problem
 ANY_LENGTH = 0.3  # share of their level-1 inputs that have 1 to 7 letters, as intermediate strings have
 LEVEL_1_PROMPTS = 0.25  # share of level 1 among the prompts of RL
 
@@ -77,6 +78,19 @@ def make_problem(names: Sequence[str], text: str, level: str) -> Problem:
     return Problem(prompt, text, ";".join(steps), level)
 
 
+def single_step(before: str, name: str, text: str, level: str) -> Problem:
+    """One function as a later step of a solution has it: a string after any name, the step's own name, its output.
+
+    A whole problem of one function has the same name in both places. A model that has seen nothing else may read it in
+    the first, where a composition's later step has the name of the step before.
+
+    >>> single_step("f3", "f9", "stuv", "level 1")
+    Problem(prompt='f3 stuv;f9 ', answer='vuts', solution='vuts', level='level 1')
+    """
+    answer = apply([name], text)
+    return Problem(f"{before} {text};{name} ", answer, answer, level)
+
+
 def _draw_string(rng: random.Random, lengths: Sequence[int], *, test: bool) -> str:
     """A random string, its length uniform over `lengths`, of the test strings or of the others."""
     length = rng.choice(lengths)
@@ -94,7 +108,11 @@ def demonstrations(seed: int, count: int) -> Iterator[Problem]:
             yield make_problem(rng.choice(PAIRS.demonstrated), _draw_string(rng, LENGTHS, test=False), "level 2")
         else:
             lengths = range(1, LONGEST + 1) if rng.random() < ANY_LENGTH else LENGTHS
-            yield make_problem([rng.choice(tuple(FUNCTIONS))], _draw_string(rng, lengths, test=False), "level 1")
+            name, text = rng.choice(tuple(FUNCTIONS)), _draw_string(rng, lengths, test=False)
+            if rng.random() < SINGLE_STEPS:
+                yield single_step(rng.choice(tuple(FUNCTIONS)), name, text, "level 1")
+            else:
+                yield make_problem([name], text, "level 1")
 
 
 def prompts(seed: int, count: int) -> Iterator[Problem]:

@@ -9,11 +9,14 @@ import pytest
 from rljax.tasks import string_problems as sp
 from rljax.tasks.string_functions import FUNCTIONS, apply
 
-DEMONSTRATIONS = list(sp.demonstrations(0, 4000))
+DEMONSTRATIONS = list(sp.demonstrations(0, 12000))
 PROMPTS = list(sp.prompts(0, 4000))
 
 
 def names_and_input(problem):
+    if problem.prompt.endswith(" "):  # a single step, after any name
+        given, name = problem.prompt.split(";")
+        return (name.strip(),), given.split()[1]
     *names, text = problem.prompt.rstrip(";").split()
     return tuple(names), text
 
@@ -62,6 +65,8 @@ def test_no_input_of_an_evaluation_is_an_input_in_training():
 def test_shares_of_the_training_problems():
     level_2 = sum(p.level == "level 2" for p in DEMONSTRATIONS) / len(DEMONSTRATIONS)
     assert abs(level_2 - sp.DEMONSTRATED_PAIRS) < 0.03
+    level_1 = [p for p in DEMONSTRATIONS if p.level == "level 1"]
+    assert abs(sum(p.prompt.endswith(" ") for p in level_1) / len(level_1) - sp.SINGLE_STEPS) < 0.03
     unusual = [len(names_and_input(p)[1]) not in sp.LENGTHS for p in DEMONSTRATIONS if p.level == "level 1"]
     assert abs(sum(unusual) / len(unusual) - 0.3 * 4 / 7) < 0.03
     assert abs(sum(p.level == "level 1" for p in PROMPTS) / len(PROMPTS) - sp.LEVEL_1_PROMPTS) < 0.03
@@ -71,7 +76,8 @@ def test_shares_of_the_training_problems():
 def test_answers_and_solutions():
     for problem in (*DEMONSTRATIONS[:500], *sp.held_out("level 4", 0, 100)):
         names, text = names_and_input(problem)
-        steps = [step.split() for step in problem.solution.split(";")]
+        whole = problem.prompt.split(";")[1] + problem.solution  # a single step's prompt holds the name already
+        steps = [step.split() for step in whole.split(";")]
         assert [name for name, _ in steps] == list(names[::-1])
         for name, output in steps:
             assert output == (text := apply([name], text))
@@ -88,4 +94,4 @@ def test_data_of_this_version():
     """On every machine and Python. Where this fails on purpose, StringFunctions.VERSION changes with it."""
     problems = [*DEMONSTRATIONS, *PROMPTS, *(p for level in sp.LEVELS for p in sp.held_out(level, 0, 200))]
     digest = hashlib.sha256("\n".join(map(repr, (sp.PAIRS, *problems))).encode()).hexdigest()
-    assert digest[:16] == "8e70a6836b7bf238"
+    assert digest[:16] == "a658789c737d56dc"

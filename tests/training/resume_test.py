@@ -14,6 +14,7 @@ import pytest
 
 from tests.training.processes import finish, metrics, start, steps_logged, wait_for_steps
 
+pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")  # the arrays are read as they lie
 STEPS = 12 + 6  # of the tiny recipe: likelihood, then rollouts
 
 
@@ -56,7 +57,7 @@ def test_a_run_goes_on_bit_for_bit_after_kills_at_random_moments(uninterrupted, 
         wait_for_steps(process, run, min(3 * (kill + 1), STEPS - 2))
         time.sleep(chance.uniform(0, 0.4))
         process.kill()
-        process.wait()
+        process.communicate()
     code, output = finish(start(run))
     assert code == 0, output
     assert "going on from" in output
