@@ -47,7 +47,13 @@ def to_devices(tree, mesh: Mesh, spec: P = ROWS):
 
 
 def to_host(tree):
-    """Global arrays as NumPy arrays, whole on every process."""
-    if jax.process_count() == 1:
-        return jax.device_get(tree)
-    return jax.tree.map(np.asarray, multihost_utils.process_allgather(tree, tiled=True))
+    """Global arrays as NumPy arrays, whole on every process; what is on the host already stays as it is."""
+
+    def whole(x):
+        if not isinstance(x, jax.Array):
+            return x
+        if x.is_fully_replicated:
+            return np.asarray(x.addressable_data(0))
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+    return jax.device_get(tree) if jax.process_count() == 1 else jax.tree.map(whole, tree)
