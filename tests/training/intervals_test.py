@@ -1,6 +1,7 @@
 """pass@k against every subset, and intervals against how often they hold the truth."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -107,6 +108,5 @@ def test_difference_interval_holds_the_truth():
 
 
 def test_intervals_are_json():
-    import json
-
-    json.dumps([mean_interval(np.array([0.0, 0.5])), wilson_interval(1, 2), difference_interval([0, 0, 1], [1, 0, 1])])
+    made = [mean_interval(np.array([0.0, 0.5])), wilson_interval(1, 2), difference_interval([0, 0, 1], [1, 0, 1])]
+    assert json.loads(json.dumps(made)) == [list(interval) for interval in made]

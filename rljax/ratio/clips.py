@@ -1,0 +1,142 @@
+"""Clips and gates: how far a ratio may carry. Tests are strict, so that ℓ = 0 always passes its gradient."""
+
+import jax.numpy as jnp
+from jax import Array
+
+from rljax import _segments
+from rljax._checks import require_between
+from rljax._segments import Segments
+from rljax.ratio._arguments import Tokens, checked
+
+
+def _one_sided(log_ratio: Array, advantages: Array, low, high, ceiling: float | Array = jnp.inf) -> Array:
+    """min(ℓ, high) where A ≥ 0; min(max(ℓ, low), ceiling) where A < 0."""
+    below = jnp.where(log_ratio < low, low, jnp.where(log_ratio > ceiling, ceiling, log_ratio))
+    return jnp.where(advantages < 0, below, jnp.where(log_ratio > high, high, log_ratio))
+
+
+def clip(
+    log_ratio: Tokens,
+    advantages: Tokens,
+    segments: Segments,
+    *,
+    low: float | Array,
+    high: float | Array,
+    dual: float | Array | None = None,
+) -> Tokens:
+    """PPO's clip, given the sign of A (1707.06347); bounds are on the ratio r, 1 − low and 1 + high.
+
+        A ≥ 0: min(r, 1 + high);    A < 0: min(max(r, 1 − low), dual)
+
+    which is min(rA, clip(r)A) divided by A. Without `dual` a negative advantage has no ceiling; `dual` > 1 is the
+    dual clip (1912.09729). low in [0, 1), high ≥ 0. Before a pool it is defined for A constant in a sequence only.
+    """
+    require_between("low", low, 0, 1)
+    require_between("high", high, 0)
+    log_ratio, advantages, _ = checked(log_ratio, advantages, segments)
+    low, high = (jnp.asarray(bound, log_ratio.dtype) for bound in (low, high))
+    if dual is None:
+        return _one_sided(log_ratio, advantages, jnp.log1p(-low), jnp.log1p(high))
+    require_between("dual", dual, 1)
+    ceiling = jnp.log(jnp.asarray(dual, log_ratio.dtype))
+    return _one_sided(log_ratio, advantages, jnp.log1p(-low), jnp.log1p(high), ceiling)
+
+
+def log_clip(
+    log_ratio: Tokens, advantages: Tokens, segments: Segments, *, low: float | Array, high: float | Array
+) -> Tokens:
+    """GMPO's clip, before pooling (2507.20673); bounds are on ℓ itself.
+
+        s·min(sℓ, s·clip(ℓ, −low, high)),    s = sign A
+
+    Defined by its paper for A constant in a sequence only. low ≥ 0, high ≥ 0; 0 where A = 0.
+    """
+    require_between("low", low, 0)
+    require_between("high", high, 0)
+    log_ratio, advantages, _ = checked(log_ratio, advantages, segments)
+    low, high = (jnp.asarray(bound, log_ratio.dtype) for bound in (low, high))
+    return jnp.where(advantages == 0, 0.0, _one_sided(log_ratio, advantages, -low, high))
+
+
+def position_clip(
+    log_ratio: Tokens,
+    advantages: Tokens,
+    segments: Segments,
+    *,
+    low: float | Array,
+    high: float | Array,
+    dual: float | Array | None = None,
+    power: float = 0.5,
+) -> Tokens:
+    """CTPO's clip, whose bounds on ℓ widen with the position t (2605.07331).
+
+        A ≥ 0: min(ℓ, high·t^power);    A < 0: min(max(ℓ, −low·t^power), dual·t^power)
+
+    A cumulative ratio's standard deviation grows as √t, hence power = 0.5; a prefix mean's falls, −0.5. `dual` is a
+    coefficient in log space, unlike `clip`'s. low, high, dual ≥ 0.
+    """
+    for name, value in (("low", low), ("high", high), ("dual", dual)):
+        if value is not None:
+            require_between(name, value, 0)
+    log_ratio, advantages, segments = checked(log_ratio, advantages, segments)
+    positions = jnp.maximum(_segments.ordinal(segments), 1).astype(log_ratio.dtype)
+    width = positions ** jnp.asarray(power, log_ratio.dtype)
+    low, high = (jnp.asarray(bound, log_ratio.dtype) * width for bound in (low, high))
+    ceiling = jnp.inf if dual is None else jnp.asarray(dual, log_ratio.dtype) * width
+    return _one_sided(log_ratio, advantages, -low, high, ceiling)
+
+
+def two_sided_clip(
+    log_ratio: Tokens,
+    advantages: Tokens,
+    segments: Segments,
+    *,
+    low: float | Array | None = None,
+    high: float | Array,
+) -> Tokens:
+    """clip(r, 1 − low, 1 + high) whatever the sign of A (CISPO, 2506.13585, under `local_gradient`).
+
+    Under `local_gradient` a clipped token keeps its gradient, with the clipped weight; bare, it loses it. No lower
+    bound where low is None. low in [0, 1), high ≥ 0.
+    """
+    require_between("high", high, 0)
+    log_ratio, _, _ = checked(log_ratio, advantages, segments)
+    upper = jnp.log1p(jnp.asarray(high, log_ratio.dtype))
+    clipped = jnp.where(log_ratio > upper, upper, log_ratio)
+    if low is None:
+        return clipped
+    require_between("low", low, 0, 1)
+    lower = jnp.log1p(-jnp.asarray(low, log_ratio.dtype))
+    return jnp.where(clipped < lower, lower, clipped)
+
+
+def soft_gate(
+    log_ratio: Tokens,
+    advantages: Tokens,
+    segments: Segments,
+    *,
+    positive: float | Array = 1.0,
+    negative: float | Array = 1.05,
+) -> Tokens:
+    """A smooth gate in place of a clip (SAPO, 2511.20347).
+
+        log( (4/τ) σ(τ(r − 1)) ),    τ = positive where A > 0, negative elsewhere
+
+    Its value at r = 1 is 2/τ, its derivative by r there 1, falling to 0 on both sides. τ > 0.
+    """
+    for name, value in (("positive", positive), ("negative", negative)):
+        require_between(name, value, 1e-30)
+    log_ratio, advantages, _ = checked(log_ratio, advantages, segments)
+    positive, negative = (jnp.asarray(t, log_ratio.dtype) for t in (positive, negative))
+    temperature = jnp.where(advantages > 0, positive, negative)
+    excess = jnp.expm1(jnp.minimum(log_ratio, 40.0))  # from there on σ is 1 and its derivative 0 to the last bit
+    gate = -jnp.logaddexp(jnp.zeros_like(excess), -temperature * excess)
+    return jnp.log(4.0 / temperature) + gate
+
+
+def clamp(log_ratio: Tokens, advantages: Tokens, segments: Segments, *, limit: float | Array) -> Tokens:
+    """A visible guard: ℓ held within ±limit, so that exp cannot overflow. Beyond it the gradient is 0. limit ≥ 0."""
+    require_between("limit", limit, 0)
+    log_ratio, _, _ = checked(log_ratio, advantages, segments)
+    limit = jnp.asarray(limit, log_ratio.dtype)
+    return jnp.where(jnp.abs(log_ratio) > limit, jnp.sign(log_ratio) * limit, log_ratio)

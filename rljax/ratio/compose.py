@@ -1,0 +1,42 @@
+"""Ratios made of ratios: one after the other, or with the gradient of each token's own log-probability."""
+
+from collections.abc import Callable
+
+from jax import lax
+
+from rljax._segments import Segments
+from rljax.objective import required_fields, requiring
+from rljax.ratio._arguments import Tokens
+
+
+def chain(*ratios: Callable) -> Callable:
+    """The ratios one after the other, left to right: `chain(f, g)` is g(f(ℓ)).
+
+    Order carries meaning: pool then clip is GSPO, clip then pool is GMPO. A keyword that any of them requires is
+    required of the chain and passed on to those that name it.
+    """
+
+    def chained(log_ratio: Tokens, advantages: Tokens, segments: Segments, **bound) -> Tokens:
+        for ratio in ratios:
+            named = {name: bound[name] for name in required_fields(ratio)}
+            log_ratio = ratio(log_ratio, advantages, segments, **named)
+        return log_ratio
+
+    return requiring(frozenset().union(*map(required_fields, ratios)), chained)
+
+
+def local_gradient(ratio: Callable) -> Callable:
+    """The value of f with the gradient of each token's own log-probability.
+
+        sg(f(ℓ) − ℓ) + ℓ
+
+    Where f pools over tokens, its own gradient gives a token's advantage to other tokens: right for a sequence-level
+    objective (GSPO), wrong for a cumulative ratio, or for an advantage that varies within the sequence.
+    """
+
+    def local(log_ratio: Tokens, advantages: Tokens, segments: Segments, **bound) -> Tokens:
+        value = ratio(log_ratio, advantages, segments, **bound)
+        log_ratio = log_ratio.astype(value.dtype)
+        return lax.stop_gradient(value - log_ratio) + log_ratio
+
+    return requiring(required_fields(ratio), local)

@@ -1,0 +1,84 @@
+"""Pools: the ratio of a token from the tokens of its sequence."""
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from rljax import _segments
+from rljax._segments import Segments
+from rljax.ratio._arguments import Tokens, checked
+
+
+def token(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> Tokens:
+    """Each token's own ratio, ℓ_t (PPO 1707.06347, GRPO 2402.03300)."""
+    return checked(log_ratio, advantages, segments)[0]
+
+
+def sequence_mean(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> Tokens:
+    """The length-normalised sequence ratio, (1/n) Σ_j m_j ℓ_j on every token (GSPO, 2507.18071).
+
+    Spreads Σ_t w_t A_t over the whole sequence: with advantages that vary within it use `local_gradient`.
+    """
+    log_ratio, _, segments = checked(log_ratio, advantages, segments)
+    return _segments.mean(log_ratio, segments)
+
+
+def sequence_sum(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> Tokens:
+    """The exact trajectory ratio, Σ_j m_j ℓ_j on every token. For use under `local_gradient`.
+
+    Bare, each of n tokens carries the gradient of all n.
+    """
+    log_ratio, _, segments = checked(log_ratio, advantages, segments)
+    return _segments.total(log_ratio, segments)
+
+
+def cumulative(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> Tokens:
+    """The ratio of the prefix up to and including the token, Σ_{j≤t} m_j ℓ_j (CTPO, 2605.07331).
+
+    For use under `local_gradient`: bare, it sends token t's advantage to every earlier token.
+    """
+    log_ratio, _, segments = checked(log_ratio, advantages, segments)
+    return _segments.cumulative(log_ratio, segments)
+
+
+def prefix_mean(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> Tokens:
+    """The geometric mean over the prefix, (1/t) Σ_{j≤t} m_j ℓ_j (CTPO's variant, clipped with power −0.5).
+
+    For use under `local_gradient`, as `cumulative`.
+    """
+    log_ratio, _, segments = checked(log_ratio, advantages, segments)
+    positions = jnp.maximum(_segments.ordinal(segments), 1).astype(log_ratio.dtype)
+    return _segments.cumulative(log_ratio, segments) / positions
+
+
+def prefix_min(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> Tokens:
+    """The token's ratio times the least ratio before it, sg[min_{j<t} ℓ_j] + ℓ_t (MinPRO, 2601.22718).
+
+    0 in place of the minimum at the first token; the minimum is not capped at 0. Not verified from the source: from
+    third-party notes on the paper.
+    """
+    log_ratio, _, segments = checked(log_ratio, advantages, segments)
+    return lax.stop_gradient(_segments.minimum_before(log_ratio, segments)) + log_ratio
+
+
+def power_mean(log_ratio: Tokens, advantages: Tokens, segments: Segments, *, p: float | Array) -> Tokens:
+    """The power mean of the sequence's ratios, on every token (HölderPO, 2605.12058).
+
+        (1/p) log (1/n) Σ_j m_j e^{pℓ_j};    p → 0: the mean of ℓ, GSPO's ratio
+
+    Its gradient weighs the tokens by r_t^p / Σ r^p. p is any real number, and may be traced (a schedule). Before
+    `clip` it is the paper's default; after `clip` p = 1 is GRPO and p = 0 GMPO (for advantages constant in a
+    sequence). Stable for large |pℓ|, and accurate as p → 0.
+    """
+    log_ratio, _, segments = checked(log_ratio, advantages, segments)
+    p = jnp.asarray(p, log_ratio.dtype)
+    center = _segments.mean(log_ratio, segments)
+    exponent = jnp.where(_segments.trained(segments), p * (log_ratio - center), 0.0)
+    near = _segments.maximum(jnp.abs(lax.stop_gradient(exponent)), segments) <= 1
+    close, far = jnp.where(near, exponent, 0.0), jnp.where(near, 0.0, exponent)
+    top = _segments.maximum(lax.stop_gradient(far), segments)
+    log_mean = jnp.where(
+        near,
+        jnp.log1p(_segments.mean(jnp.expm1(close), segments)),
+        top + jnp.log(jnp.where(near, 1.0, _segments.mean(jnp.exp(far - top), segments))),
+    )
+    return center + jnp.where(p == 0, 0.0, log_mean / jnp.where(p == 0, 1.0, p))

@@ -1,0 +1,95 @@
+"""Public signatures are true: each function called under its own annotations, checked at run time."""
+
+import inspect
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+from beartype import BeartypeConf, beartype
+from jaxtyping import TypeCheckError, jaxtyped
+
+import pallas_kernels
+from rljax import Batch, advantage, aggregation, metrics, objective, penalty, ratio, rewards
+
+CHECKER = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as to a type checker
+MODULES = (ratio, advantage, aggregation, penalty, metrics, rewards, pallas_kernels)
+FUNCTIONS = {
+    f"{module.__name__}.{name}": function
+    for module in MODULES
+    for name in module.__all__
+    if inspect.isfunction(function := getattr(module, name))
+} | {"rljax.objective.policy_loss": objective.policy_loss}
+COMBINATORS = ("chain", "local_gradient", "straight_through")  # functions of functions: their results are below
+
+P, G, T, V, D = 2, 3, 5, 11, 7
+TOKENS = jnp.linspace(-1.0, 1.0, P * G * T).reshape(P, G, T)
+MASK = jnp.arange(P * G * T).reshape(P, G, T) % 4 > 0
+BATCH = Batch(mask=MASK, old_logp=TOKENS, advantages=TOKENS, weights=TOKENS, ref_logp=-TOKENS)
+ARGUMENTS = dict.fromkeys(
+    ("log_ratio", "advantages", "logp", "entropy", "values", "returns", "old_values", "proxy", "x"), TOKENS
+) | {
+    "segments": MASK,
+    "mask": MASK,
+    "batch": BATCH,
+    "ratio": ratio.token,
+    "rewards": TOKENS[:, :, 0],
+    "sign": jnp.array([[1, 0, -1], [0, 1, 1]]),
+    "sums": metrics.policy_sums(TOKENS, BATCH, ratio.token),
+    "lengths": jnp.array([3, 4]),
+    "key": jax.random.key(0),
+    "hidden": jnp.ones((4, D)),
+    "unembedding": jnp.ones((V, D)),
+    "targets": jnp.arange(4),
+    "segment_ids": MASK.astype(jnp.int32),
+    "max_length": 12,
+    "buffer": 4,
+    "limit": 0.3,
+    "low": 0.2,
+    "high": 0.3,
+    "p": 1.5,
+}
+
+
+def call(function, **replaced):
+    """The function of its required arguments by their names, its annotations checked."""
+    parameters = inspect.signature(function).parameters.values()
+    required = [p.name for p in parameters if p.default is p.empty]
+    with jax.numpy_dtype_promotion("standard"):
+        return jaxtyped(function, typechecker=CHECKER)(**{name: ARGUMENTS[name] for name in required} | replaced)
+
+
+every_function = pytest.mark.parametrize(
+    "function", [pytest.param(f, id=name) for name, f in FUNCTIONS.items() if name.split(".")[-1] not in COMBINATORS]
+)
+
+
+@every_function
+def test_arguments_and_result_are_as_annotated(function):
+    assert len(FUNCTIONS) > 35
+    assert jax.tree.leaves(call(function))
+
+
+@every_function
+def test_every_parameter_is_annotated(function):
+    for name in inspect.signature(function).parameters:
+        with pytest.raises(TypeCheckError, match=f"typechecking parameter '{name}'"):
+            call(function, **{name: object()})
+
+
+@pytest.mark.parametrize("made", [
+    ratio.chain(ratio.token, ratio.sequence_mean), ratio.local_gradient(ratio.cumulative),
+    partial(ratio.power_mean, p=0),
+])  # fmt: skip
+def test_what_combinators_make_is_a_ratio(made):
+    value = made(TOKENS, TOKENS, MASK)
+    assert value.shape == TOKENS.shape
+    assert value.dtype == jnp.float32
+
+
+def test_a_wrong_annotation_is_noticed():
+    def pooled(log_ratio: ratio.pools.Tokens) -> ratio.pools.Tokens:
+        return log_ratio.mean(-1)
+
+    with pytest.raises(TypeCheckError, match="return value"):
+        call(pooled)
