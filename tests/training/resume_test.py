@@ -91,16 +91,18 @@ def test_a_run_goes_on_on_another_mesh(uninterrupted, tmp_path):
     np.testing.assert_allclose(here[2]["grad_norm"], there[2]["grad_norm"], rtol=1e-3)
 
 
-def test_two_workers_train_as_one(uninterrupted, tmp_path):
+def start_two(run, *overrides):
+    """Two workers of two devices each, which find each other by the environment."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{listener.getsockname()[1]}"
+    joined = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    return [start(run, *overrides, devices=2, JAX_PROCESS_ID=str(i), **joined) for i in range(2)]
+
+
+def test_two_workers_train_as_one(uninterrupted, tmp_path):
     run = tmp_path / "run"
-    workers = [
-        start(run, devices=2, JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(i))
-        for i in range(2)
-    ]
-    for worker in workers:
+    for worker in start_two(run):
         code, output = finish(worker)
         assert code == 0, output
     here, there = metrics(run, "likelihood"), metrics(uninterrupted, "likelihood")
@@ -109,6 +111,25 @@ def test_two_workers_train_as_one(uninterrupted, tmp_path):
     first, second = metrics(run, "rl")[0], metrics(uninterrupted, "rl")[0]
     np.testing.assert_allclose(first["grad_norm"], second["grad_norm"], rtol=1e-2)
     assert (run / "report.html").stat().st_size > 10_000
+
+
+def test_sigterm_to_one_of_two_workers_stops_both_at_one_step(tmp_path):
+    run = tmp_path / "run"
+    workers = start_two(run, "--checkpoint-every", "0", "--likelihood.steps", "500")
+    wait_for_steps(workers[0], run, 3)
+    workers[1].send_signal(signal.SIGTERM)
+    codes, outputs = zip(*map(finish, workers), strict=True)
+    assert codes == (143, 143), outputs
+    saved = max(int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit())
+    assert 3 <= saved < 500
+    assert f"asked to stop: saved at likelihood step {saved}" in outputs[0]
+    assert steps_logged(run) == saved
+    workers = start_two(run, "--likelihood.steps", "500")
+    wait_for_steps(workers[0], run, saved + 1)
+    for worker in workers:
+        worker.kill()
+    outputs = [worker.communicate()[0] for worker in workers]
+    assert f"going on from likelihood step {saved}" in outputs[0]
 
 
 def test_a_finished_run_says_so(uninterrupted):
