@@ -26,6 +26,13 @@ def compiled_step(implementation, hidden, unembedding, targets):
     return jax.jit(jax.value_and_grad(loss, (0, 1))).lower(hidden, unembedding).compile()
 
 
+def _temporaries(step):
+    """Bytes that a compiled program allocates beside its arguments and results."""
+    analysis = step.memory_analysis()
+    assert analysis is not None, "this backend tells nothing of its memory"
+    return analysis.temp_size_in_bytes
+
+
 def compare(n, d, v, dtype, turns=3):
     """Prints one line for the sizes [N, D] and [V, D]."""
     keys = jax.random.split(jax.random.key(0), 3)
@@ -40,7 +47,7 @@ def compare(n, d, v, dtype, turns=3):
             jax.block_until_ready(step(hidden, unembedding))
             seconds[name].append(time.process_time() - start)
     best = {name: min(times[1:]) for name, times in seconds.items()}
-    mebibytes = {name: step.memory_analysis().temp_size_in_bytes / 2**20 for name, step in steps.items()}
+    mebibytes = {name: _temporaries(step) / 2**20 for name, step in steps.items()}
     print(
         f"N {n} D {d} V {v} {jnp.dtype(dtype).name}: CPU s dense {best['reference']:.3f} chunked {best['chunked']:.3f} "
         f"ratio {best['chunked'] / best['reference']:.2f}; temporaries MiB dense {mebibytes['reference']:.1f} "
@@ -50,10 +57,10 @@ def compare(n, d, v, dtype, turns=3):
 
 
 def main():
-    sizes = [tuple(map(int, sys.argv[1:4]))] if len(sys.argv) > 3 else SIZES
-    for size in sizes:
+    sizes = [sys.argv[1:4]] if len(sys.argv) > 3 else SIZES
+    for n, d, v in sizes:
         for dtype in (jnp.float32, jnp.bfloat16):
-            compare(*size, dtype)
+            compare(int(n), int(d), int(v), dtype)
 
 
 if __name__ == "__main__":

@@ -2,16 +2,9 @@
 
 import numpy as np
 
+from rljax.tasks.string_problems import LEVELS
 from rljax.training.intervals import mean_interval, pass_at_k, wilson_interval
 
-LEVELS = (
-    "level 1",
-    "level 2 trained pairs",
-    "level 2 held-out pairs",
-    "level 2 held-out functions",
-    "level 3",
-    "level 4",
-)
 BEFORE, AFTER = (0.99, 0.24, 0.22, 0.10, 0.057, 0.02), (0.97, 0.72, 0.55, 0.17, 0.092, 0.03)
 
 CONFIG = {
