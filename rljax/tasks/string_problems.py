@@ -31,7 +31,7 @@ LEVELS = (
 )
 
 DEMONSTRATED_PAIRS = 0.05  # share of level 2 among the demonstrations
-SINGLE_STEPS = 0.25  # share, among those of level 1, of a step alone in place of a whole problem
+SINGLE_STEPS = 0.06  # share, among those of level 1, of a step alone in place of a whole problem
 ANY_LENGTH = 0.3  # share of their level-1 inputs that have 1 to 7 letters, as intermediate strings have
 LEVEL_1_PROMPTS = 0.25  # share of level 1 among the prompts of RL
 
