@@ -50,9 +50,8 @@ def load(recipe: Path, overrides: Sequence[str] = ()) -> Config:
     config = getattr(module, "config", None)
     if not isinstance(config, Config):
         raise ValueError(f"recipe {str(recipe)!r}: config = {config!r}: expected a rljax.training.Config")
-    return tyro.cli(
-        Config, default=config, args=list(overrides), prog=f"tpu_train.py {recipe}", description=module.__doc__
-    )
+    command = f"{Path(sys.argv[0]).name} {recipe}"
+    return tyro.cli(Config, default=config, args=list(overrides), prog=command, description=module.__doc__)
 
 
 def describe(value) -> Any:
