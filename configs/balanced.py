@@ -1,4 +1,4 @@
-"""The string task under Balanced Aggregation: each sign has its share of the group (2605.04077). About 6 minutes."""
+"""The string task under Balanced Aggregation: each sign has its share of the group (2605.04077). About 7 minutes."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The string task under CTPO: cumulative ratios, clipped in proportion to √t (2605.07331). About 6 minutes."""
+"""The string task under CTPO: cumulative ratios, clipped in proportion to √t (2605.07331). About 7 minutes."""
 
 import dataclasses
 from pathlib import Path

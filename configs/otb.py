@@ -1,4 +1,4 @@
-"""The string task under the optimal token baseline (2602.07078). About 6 minutes on 2 cores.
+"""The string task under the optimal token baseline (2602.07078). About 7 minutes on 2 cores.
 
 The baseline's energies come from one more forward pass over each rollout.
 """

@@ -2,7 +2,8 @@
 
 It takes as many samples as reinforcement learning does in `strings.py`, one round a rollout, and learns from every
 verified completion. In the algebra: A is the reward, w the mean over verified tokens, and e^{f(ℓ)} is 1 with the
-gradient of log π.
+gradient of log π. π is the policy that sampled, at the rollouts' temperature, as it is for the recipe beside which
+this one stands.
 """
 
 import dataclasses

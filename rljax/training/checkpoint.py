@@ -31,9 +31,11 @@ class Restored(NamedTuple):
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """Whether an error says so, from whichever layer it comes."""
-    told = "No space left" in str(error) or ("RESOURCE_EXHAUSTED" in str(error) and "memory" not in str(error).lower())
-    return told or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    """Whether an error says so, from whichever layer it comes.
+
+    A device out of memory says RESOURCE_EXHAUSTED too: that alone is no sign of a disk.
+    """
+    return "No space left" in str(error) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -70,7 +72,10 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._check_space(tree)
             items = {"state": ocp.args.StandardSave(tree), "record": ocp.args.JsonSave(record)}
-            self._manager.save(number, args=ocp.args.Composite(**items))
+            if number in self._manager.all_steps():  # of an older run: Orbax would keep it, and say nothing
+                self._manager.delete(number)
+            if not self._manager.save(number, args=ocp.args.Composite(**items)):
+                raise RunError(f"checkpoint {number} in {self.folder} was not saved, and nothing says why")
 
     def _check_space(self, tree) -> None:
         need = sum(s.data.nbytes for x in jax.tree.leaves(tree) for s in x.addressable_shards if s.replica_id == 0)

@@ -7,7 +7,7 @@ from rich.table import Table
 from rljax.training.checkpoint import Checkpoints, RunError
 from rljax.training.config import Config
 from rljax.training.evaluation import Evaluator
-from rljax.training.record import decode_key, require_same_tokenizer
+from rljax.training.record import decode_key, require_same_shapes, require_same_tokenizer
 from rljax.training.run_folder import write_json
 from rljax.training.setting import Setting, make_setting, purpose_key
 
@@ -31,7 +31,9 @@ def newest_params(config: Config, setting: Setting):
 
     def target(record):
         require_same_tokenizer(record, setting.data, where)
-        return setting.model.abstract_params(setting.mesh)
+        params = setting.model.abstract_params(setting.mesh)
+        require_same_shapes(record, params, where)
+        return params
 
     restored = checkpoints.restore_params(target, print)
     checkpoints.close()

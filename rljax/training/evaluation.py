@@ -1,6 +1,6 @@
 """Held-out problems, measured: pass@1, pass@k, greedy accuracy and right chains, each with its 95 % interval."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -58,7 +58,13 @@ class Evaluator:
 
     def evaluate(self, params, key) -> dict[str, dict]:
         """Every level's figures, `[value, low, high]` each; a reward of 1 (or more) counts as solved."""
-        return {level: self._level(params, problems, key) for level, problems in self.data.held_out.items() if problems}
+        return dict(self.levels(params, key))
+
+    def levels(self, params, key) -> Iterator[tuple[str, dict]]:
+        """`evaluate`, level by level."""
+        for level, problems in self.data.held_out.items():
+            if problems:
+                yield level, self._level(params, problems, key)
 
     def _level(self, params, problems: Sequence[Problem], key) -> dict:
         settings = self.config.evaluation

@@ -20,7 +20,9 @@ from rljax.training.record import (
     decode_key,
     encode_data,
     encode_key,
+    encode_shapes,
     require_same_data,
+    require_same_shapes,
     require_same_tokenizer,
 )
 from rljax.training.setting import Setting, make_setting, purpose_key
@@ -92,14 +94,14 @@ class Run:
         """Measures stage 1's end and keeps it for good, then (state, step) of stage 2."""
         self._evaluate("before RL", params)
         kept = Checkpoints(self.folder / "stage1")
-        kept.save(0, {"params": params}, {"task": self.task})
+        kept.save(0, {"params": params}, {"task": self.task, "shapes": encode_shapes(params)})
         kept.close()
         self.stage = PolicyStage(self.config, self.setting)
         self.stage.reference = jax.tree.map(jnp.copy, params)
         state = State(params, init_state(self.stage.optimizer, params))
         self._save(state, 0)
         if self.preemption.asked(self._number(0)):
-            self._leave(0)
+            self._leave("saved at rl step 0")
         return state, 0
 
     def _resume(self):
@@ -148,15 +150,13 @@ class Run:
             if asked or n + 1 == stage.steps or (stage.checkpoint_every and (n + 1) % stage.checkpoint_every == 0):
                 self._save(state, n + 1)
             if asked:
-                self._leave(n + 1)
+                self._leave(f"saved at {stage.phase} step {n + 1}")
         return state
 
-    def _leave(self, step: int):
+    def _leave(self, how: str):
         """Ends the run that was asked to stop, once its checkpoint is on disk."""
         self.checkpoints.close()
-        raise PreemptedError(
-            f"asked to stop: saved at {self.stage.phase} step {step}. The same command goes on from there"
-        )
+        raise PreemptedError(f"asked to stop: {how}. The same command goes on from there")
 
     def _number(self, step: int) -> int:
         """Checkpoint numbers rise through both stages; stage 2 begins one past the end of stage 1."""
@@ -168,7 +168,7 @@ class Run:
         record = {
             "key": encode_key(self.key),
             "phase": self.stage.phase, "step": step, "data": self.stage.iterator.get_state(),
-            "task": self.task, "config": describe(self.config),
+            "task": self.task, "shapes": encode_shapes(state.params), "config": describe(self.config),
         }  # fmt: skip
         if isinstance(self.stage, PolicyStage):
             tree["reference"], record["samples"] = self.stage.reference, self.stage.samples
@@ -184,11 +184,19 @@ class Run:
 
     def _evaluate(self, moment: str, params) -> None:
         self.watcher.say(f"evaluating {moment}")
-        self.watcher.evaluated(moment, self.evaluator.evaluate(params, purpose_key(self.key, "evaluate")))
+        figures = {}
+        for level, of_level in self.evaluator.levels(params, purpose_key(self.key, "evaluate")):
+            figures[level] = of_level
+            if self.preemption.asked_alone:
+                self._leave(f"while evaluating {moment}; what was trained is saved")
+        self.watcher.evaluated(moment, figures)
 
 
 def stage_one_params(run: Path, setting: Setting):
-    """The parameters at the end of another run's stage 1; raises ValueError where it has none, or they do not fit."""
+    """The parameters at the end of another run's stage 1.
+
+    Raises ValueError where it has none, RunError where they are another model's or another tokenizer's.
+    """
     folder = run / "stage1"
     if not folder.is_dir():
         raise ValueError(f"start_from = {str(run)!r}: expected the folder of a run that has ended its stage 1")
@@ -196,7 +204,9 @@ def stage_one_params(run: Path, setting: Setting):
 
     def target(record):
         require_same_tokenizer(record, setting.data, where)
-        return setting.model.abstract_params(setting.mesh)
+        params = setting.model.abstract_params(setting.mesh)
+        require_same_shapes(record, params, where)
+        return params
 
     restored = kept.restore_params(target, print)
     kept.close()

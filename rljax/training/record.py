@@ -38,6 +38,26 @@ def require_same_tokenizer(record: dict, data: TaskData, where: str) -> None:
         )
 
 
+def encode_shapes(params) -> dict[str, list[int]]:
+    """The shape of every parameter by its path, for the record."""
+    return {jax.tree_util.keystr(path): list(x.shape) for path, x in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def require_same_shapes(record: dict, params, where: str) -> None:
+    """Raises RunError, naming the first that differ, where the parameters in `where` are another model's."""
+    theirs, ours = record["shapes"], encode_shapes(params)
+    different = [
+        f"{name} is {theirs.get(name, 'absent')}, not {ours.get(name, 'expected')}"
+        for name in sorted(theirs.keys() | ours.keys())
+        if theirs.get(name) != ours.get(name)
+    ]
+    if different:
+        raise RunError(
+            f"{where} holds another model: {'; '.join(different[:3])}. Give the fields of `model` that it was "
+            "trained with, or start another run with --run FOLDER"
+        )
+
+
 def require_same_data(record: dict, data: TaskData, where: str) -> None:
     """Raises RunError where the run in `where` was trained with another tokenizer or on other problems."""
     require_same_tokenizer(record, data, where)

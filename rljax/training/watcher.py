@@ -123,7 +123,8 @@ class Watcher:
         return path
 
     def finish(self) -> Path:
-        """Marks the run as finished, and returns where its report lies."""
-        if self.writes:
+        """Writes the report, marks the run as finished, and returns where the report lies."""
+        path = self.report("finished")
+        if self.writes:  # last: a finished run is never opened again
             write_json(self.folder / "finished.json", {"steps": self.config.steps})
-        return self.report("finished")
+        return path

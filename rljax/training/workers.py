@@ -1,8 +1,8 @@
 """One of several workers: joining them, and leaving together when asked to."""
 
-import glob
 import os
 import signal
+from pathlib import Path
 
 import jax
 from jax.experimental import multihost_utils
@@ -21,14 +21,31 @@ def join_workers() -> None:
             raise ValueError(f"JAX_COORDINATOR_ADDRESS = {address!r} is set but {' and '.join(missing)} is not: "
                              "each worker needs all three")  # fmt: skip
         jax.distributed.initialize(address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"]))
-    elif _on_tpu_host() or _tasks() > 1:
+    elif _tasks() > 1:
         jax.distributed.initialize()
+    elif _on_tpu_host():
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:
+            if "coordinator_address" not in str(error):
+                raise
+            print("TPU chips without a Cloud TPU's metadata: this process goes on alone", flush=True)
 
 
-def _on_tpu_host() -> bool:
-    return os.environ.get("JAX_PLATFORMS", "") != "cpu" and bool(
-        glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
+def _on_tpu_host(pci: Path = Path("/sys/bus/pci/devices")) -> bool:
+    """Whether a TPU is plugged in: a PCI device of Google's (vendor 0x1ae0) that is not its network card (0x0042)."""
+    if os.environ.get("JAX_PLATFORMS", "") == "cpu":
+        return False
+    return any(
+        _read(device / "vendor") == "0x1ae0" and _read(device / "device") != "0x0042" for device in pci.glob("*")
     )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
 
 
 def _tasks() -> int:
@@ -45,6 +62,11 @@ class Preemption:
 
     def _ask(self, signum, frame):
         self._asked = True
+
+    @property
+    def asked_alone(self) -> bool:
+        """True at once in a lone process; workers have to agree on a step first."""
+        return self._asked
 
     def asked(self, step: int) -> bool:
         """True from the first step at which every worker knows."""

@@ -38,6 +38,14 @@ def test_a_misspelt_value(tmp_path):
     code, output = finish(start(tmp_path / "run", "--steps", "many"))
     assert code == 2
     assert "many" in output
+    assert "--steps INT" in output  # what would be right
+
+
+def test_a_misspelt_choice(tmp_path):
+    code, output = finish(start(tmp_path / "run", "--model.dtype", "bfloat61"))
+    assert code == 2
+    assert "bfloat61" in output
+    assert "'bfloat16'" in output
 
 
 def test_a_field_out_of_range(tmp_path):
@@ -152,6 +160,17 @@ def test_start_from_a_folder_without_a_stage_one(tmp_path):
     code, output = finish(start(tmp_path / "run", "--start-from", str(tmp_path)))
     assert code == 1
     assert f"start_from = '{tmp_path}'" in output
+
+
+def test_start_from_a_run_of_another_model(tmp_path):
+    code, output = finish(start(tmp_path / "first", "--steps", "0"))
+    assert code == 0, output
+    code, output = finish(start(tmp_path / "run", "--start-from", str(tmp_path / "first"), "--model.layers", "2"))
+    assert code == 1
+    assert f"start_from = '{tmp_path / 'first'}' holds another model" in output
+    code, output = evaluate(str(tmp_path / "first"), "--model.width", "64")
+    assert code == 1
+    assert "holds another model" in output
 
 
 def test_the_jsonl_line_that_is_corrupt_is_named(tmp_path):

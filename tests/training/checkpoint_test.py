@@ -1,6 +1,7 @@
 """Checkpoints: whole or not at all, on any mesh, and never lost to a full disk."""
 
 import collections
+import errno
 import shutil
 import subprocess
 import time
@@ -14,10 +15,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rljax.training import MeshConfig
-from rljax.training.checkpoint import Checkpoints, RunError
+from rljax.training.checkpoint import Checkpoints, RunError, disk_is_full
 from rljax.training.mesh import make_mesh
 from rljax.training.optimizer import abstract_state, init_state
-from rljax.training.record import decode_key, encode_key
+from rljax.training.record import decode_key, encode_key, encode_shapes, require_same_shapes
 
 pytestmark = pytest.mark.standard_promotion
 
@@ -113,6 +114,36 @@ def test_every_checkpoint_corrupt_is_an_error_that_keeps_them(tmp_path):
     assert len(said) == 1
     assert "checkpoint 1" in said[0]
     assert (tmp_path / "c" / "1").is_dir()
+
+
+def test_a_number_saved_again_is_the_newer_tree(tmp_path):
+    optimizer, tree = tree_on(MESHES[0])
+    for step, factor in ((1, 1.0), (2, 3.0)):  # the second as a run begun anew in the same folder
+        checkpoints = Checkpoints(tmp_path / "c")
+        checkpoints.save(0, jax.tree.map(lambda x, factor=factor: x * factor, tree["params"]), {"step": step})
+        checkpoints.close()
+    target = abstract(optimizer, tree["params"])["params"]
+    restored = Checkpoints(tmp_path / "c").restore(lambda record: target, fail)
+    assert restored.record == {"step": 2}
+    np.testing.assert_array_equal(np.asarray(restored.tree["matrix"]), 3 * np.asarray(tree["params"]["matrix"]))
+
+
+def test_parameters_of_another_model_are_refused_by_name():
+    params = {"a": np.zeros((2, 3)), "b": np.zeros(4)}
+    record = {"shapes": encode_shapes(params)}
+    require_same_shapes(record, params, "run = 'r'")
+    with pytest.raises(RunError, match=r"run = 'r' holds another model: \['a'\] is \[2, 3\], not \[2, 5\]"):
+        require_same_shapes(record, {**params, "a": np.zeros((2, 5))}, "run = 'r'")
+    with pytest.raises(RunError, match=r"\['b'\] is \[4\], not expected"):
+        require_same_shapes(record, {"a": params["a"]}, "run = 'r'")
+    with pytest.raises(RunError, match=r"\['c'\] is absent, not \[1\]"):
+        require_same_shapes(record, {**params, "c": np.zeros(1)}, "run = 'r'")
+
+
+def test_a_device_out_of_memory_is_no_full_disk():
+    assert disk_is_full(OSError(errno.ENOSPC, "no room"))
+    assert disk_is_full(RuntimeError("… No space left on device"))
+    assert not disk_is_full(RuntimeError("RESOURCE_EXHAUSTED: Attempting to allocate 4.39G. There are 2.30G free"))
 
 
 def test_a_key_survives_the_record():

@@ -78,6 +78,21 @@ def test_sigterm_saves_before_it_leaves(uninterrupted, tmp_path):
     assert_same_run(run, uninterrupted)
 
 
+def test_sigterm_while_evaluating_leaves_at_once_and_loses_nothing(uninterrupted, tmp_path):
+    run = tmp_path / "run"
+    process = start(run, "--evaluation.samples", "64")  # long enough to be met
+    wait_for_steps(process, run, STEPS)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    code, output = finish(process)
+    assert code == 143, output
+    assert "while evaluating after RL; what was trained is saved" in output
+    assert not (run / "finished.json").exists()
+    code, output = finish(start(run))
+    assert code == 0, output
+    assert_same_run(run, uninterrupted)
+
+
 def test_a_run_goes_on_on_another_mesh(uninterrupted, tmp_path):
     run = tmp_path / "run"
     code, output = finish(start(run, "--steps", "2"))

@@ -81,15 +81,16 @@ def assert_same_step(ours, theirs, rtol):
     (metrics, gradient), (their_metrics, their_gradient) = ours, theirs
     for name in ("loss", "grad_norm", "entropy", "kl", "clip_share"):
         np.testing.assert_allclose(metrics[name], their_metrics[name], rtol=rtol, atol=1e-7, err_msg=name)
-    norm = np.sqrt(sum(np.sum(x**2) for x in jax.tree.leaves(their_gradient)))
-    apart = np.sqrt(
-        sum(
-            np.sum((a - b) ** 2)
-            for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(their_gradient), strict=True)
-        )
-    )
-    assert norm > 1e-3
-    assert apart <= rtol * norm
+    assert length(their_gradient) > 1e-3
+    assert length(less(gradient, their_gradient)) <= rtol * length(their_gradient)
+
+
+def length(tree):
+    return np.sqrt(sum(np.sum(x**2) for x in jax.tree.leaves(tree)))
+
+
+def less(a, b):
+    return jax.tree.map(np.subtract, a, b)
 
 
 @pytest.mark.parametrize("sizes", MESHES[1:])
@@ -123,11 +124,7 @@ def test_a_mean_over_microbatch_means_would_be_seen():
         state, _ = make_update(config, model, mesh, optax.sgd(0.5))(state, part, advantages, ref_logp, jnp.int32(0))
         halves.append(jax.tree.map(lambda a, b: a - b, start, jax.device_get(state.params)))
     mean = jax.tree.map(jnp.add, *halves)
-    norm = np.sqrt(sum(np.sum(x**2) for x in jax.tree.leaves(whole)))
-    apart = np.sqrt(
-        sum(np.sum((a - b) ** 2) for a, b in zip(jax.tree.leaves(mean), jax.tree.leaves(whole), strict=True))
-    )
-    assert apart > 1e-2 * norm
+    assert length(less(mean, whole)) > 1e-2 * length(whole)
 
 
 def test_a_penalty_is_simply_added():
@@ -137,11 +134,16 @@ def test_a_penalty_is_simply_added():
         config_of(algorithms.grpo(), penalty=lambda stats, batch: penalty.kl(stats.logp, batch)), MESHES[0]
     )
     assert_same_step(with_kl, plain, 1e-5)
-    bonus = one_step(
-        config_of(algorithms.grpo(), penalty=lambda stats, batch: -0.1 * jnp.sum(batch.weights * stats.entropy)),
-        MESHES[0],
-    )
-    assert bonus[0]["loss"] < plain[0]["loss"] - 0.1  # entropies of about ln 19 nats
+
+    def with_bonus(c):
+        bonus = lambda stats, batch: c * penalty.entropy_bonus(stats.entropy, batch)  # noqa: E731
+        return one_step(config_of(algorithms.grpo(), penalty=bonus), MESHES[0])
+
+    half, whole = with_bonus(0.5), with_bonus(1.0)
+    assert whole[0]["loss"] < half[0]["loss"] - 0.5 < plain[0]["loss"] - 1.0  # entropies of about ln 19 nats
+    bonus = less(whole[1], plain[1])
+    assert length(bonus) > 1e-3
+    assert length(less(bonus, jax.tree.map(lambda x: 2 * x, less(half[1], plain[1])))) < 1e-3 * length(bonus)
 
 
 def test_a_schedule_is_traced():
