@@ -7,9 +7,8 @@ NEXT ?= $(shell for p in python3.12 $(HOME)/.pyenv/versions/3.12*/bin/python; do
 BIN := .venv/bin
 export UV_PYTHON_DOWNLOADS := never
 export UV_LINK_MODE := copy
-CORE_TESTS := tests/kernels tests/laws_test.py tests/ratio_test.py tests/advantage_test.py \
-	tests/aggregation_test.py tests/objective_test.py tests/algorithms_test.py tests/penalty_test.py \
-	tests/metrics_test.py tests/rewards_test.py tests/logprobs_test.py tests/imports_test.py tests/signatures_test.py
+CORE_TESTS := tests/kernels $(addprefix tests/, $(addsuffix _test.py, laws ratio advantage aggregation objective \
+	algorithms penalty metrics rewards correction distillation logprobs imports signatures))
 
 .PHONY: train test check smoke reproduce test-next format lock
 

@@ -5,7 +5,7 @@ An algorithm is a value, three functions: an `advantage` (A), an `aggregation` (
 This core imports jax and jaxtyping only.
 """
 
-from rljax import advantage, aggregation, algorithms, metrics, penalty, ratio, rewards
+from rljax import advantage, aggregation, algorithms, correction, distillation, metrics, penalty, ratio, rewards
 from rljax.objective import Batch, PolicyGradient, Rollouts, policy_loss
 
 __all__ = [
@@ -15,6 +15,8 @@ __all__ = [
     "advantage",
     "aggregation",
     "algorithms",
+    "correction",
+    "distillation",
     "metrics",
     "penalty",
     "policy_loss",

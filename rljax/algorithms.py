@@ -19,6 +19,7 @@ __all__ = [
     "cispo",
     "ctpo",
     "dapo",
+    "dppo",
     "dr_grpo",
     "gmpo",
     "grpo",
@@ -28,6 +29,7 @@ __all__ = [
     "minpro",
     "opo",
     "otb",
+    "reinforce_plus_plus",
     "rloo",
     "sapo",
 ]
@@ -63,6 +65,18 @@ def rloo(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradie
     )
 
 
+def reinforce_plus_plus(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradient:
+    """REINFORCE++ (2501.03262): returns whitened over the batch in place of a group's baseline, PPO's clip.
+
+    With groups, its baseline form is `advantage.reinforce_plus_plus_baseline`.
+    """
+    return PolicyGradient(
+        advantage=advantage.reinforce_plus_plus,
+        aggregation=aggregation.token_mean,
+        ratio=partial(ratio.clip, low=low, high=high),
+    )
+
+
 def opo() -> PolicyGradient:
     """OPO (2505.23585): the length-weighted baseline, for exactly on-policy steps: nothing is clipped."""
     return PolicyGradient(
@@ -78,6 +92,18 @@ def dapo(*, low: float | Array = 0.2, high: float | Array = 0.28, dual: float | 
         advantage=advantage.group_relative,
         aggregation=aggregation.token_mean,
         ratio=partial(ratio.clip, low=low, high=high, dual=dual),
+    )
+
+
+def dppo(*, low: float | Array = 0.15, high: float | Array = 0.15, cap: float | Array = 3.0) -> PolicyGradient:
+    """DPPO (2602.04879): a trust region by the change of the token's probability, not of its ratio.
+
+    Its other form bounds a KL divergence, `ratio.kl_mask` with low = high = 0.05.
+    """
+    return PolicyGradient(
+        advantage=advantage.group_relative,
+        aggregation=aggregation.token_mean,
+        ratio=partial(ratio.total_variation_mask, low=low, high=high, cap=cap),
     )
 
 

@@ -3,18 +3,28 @@
 `policy_sums` of microbatches (or shards) add; `policy_summary` of their total divides once.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Real
 
+from rljax import _segments
 from rljax._checks import accumulators, require_mask, require_shape
-from rljax.objective import Batch, earns, log_ratios, policy_loss
+from rljax.aggregation import side
+from rljax.objective import Batch, earns, log_ratios, policy_loss, segments_of
 from rljax.rewards import informative
 
-__all__ = ["policy_summary", "policy_sums", "reward_summary"]
+__all__ = [
+    "policy_summary",
+    "policy_sums",
+    "position_summary",
+    "position_sums",
+    "reward_summary",
+    "sign_length_gap",
+    "variance_proxies",
+]
 
 
 def policy_sums(logp: Float[Array, "*B T"], batch: Batch, ratio: Callable) -> dict[str, Float[Array, ""]]:
@@ -23,10 +33,12 @@ def policy_sums(logp: Float[Array, "*B T"], batch: Batch, ratio: Callable) -> di
     log_ratio, weights = accumulators(log_ratio=log_ratios(logp, batch), weights=batch.weights)
     weights = jnp.where(batch.mask, weights, 0.0)
     moved = jnp.where(batch.mask, jnp.exp(log_ratio), 0.0)
+    cut = jnp.where(earns(batch) & (gradient == 0), weights, 0.0)
     return {
         "tokens": jnp.sum(batch.mask).astype(log_ratio.dtype),
         "weight": jnp.sum(weights),
-        "clipped": jnp.sum(jnp.where(earns(batch) & (gradient == 0), weights, 0.0)),
+        "clipped": jnp.sum(cut),
+        "clipped_positive": jnp.sum(jnp.where(batch.advantages > 0, cut, 0.0)),
         "k1": -jnp.sum(log_ratio),
         "k3": jnp.sum(jnp.expm1(log_ratio) - log_ratio),
         "ratio": jnp.sum(moved),
@@ -37,22 +49,108 @@ def policy_sums(logp: Float[Array, "*B T"], batch: Batch, ratio: Callable) -> di
 def policy_summary(sums: Mapping[str, Float[Array, ""]]) -> dict[str, Float[Array, ""]]:
     """The metrics of an optimizer step, from the sums over all its tokens; a step without tokens gives zeros.
 
-    - `clip_share`: Σw of the tokens with w·A ≠ 0 and ∂L/∂logp = 0, over Σw;
+    - `clip_share`: Σw of the tokens with w·A ≠ 0 and ∂L/∂logp = 0, over Σw; of it `clip_share_positive` where A > 0
+      and `clip_share_negative` where A < 0;
     - `kl`, `kl_k1`: token means of r − 1 − ℓ and −ℓ, estimates of KL(π_old ‖ π_θ), nats;
     - `ratio_mean`: token mean of r;  `effective_samples`: (Σr)²/(n Σr²), 1 where every r is the same.
     """
 
-    def over(numerator, denominator):
-        empty = denominator == 0
-        return jnp.where(empty, 0.0, numerator / jnp.where(empty, 1.0, denominator))
+    return {
+        "clip_share": _over(sums["clipped"], sums["weight"]),
+        "clip_share_positive": _over(sums["clipped_positive"], sums["weight"]),
+        "clip_share_negative": _over(sums["clipped"] - sums["clipped_positive"], sums["weight"]),
+        "kl": _over(sums["k3"], sums["tokens"]),
+        "kl_k1": _over(sums["k1"], sums["tokens"]),
+        "ratio_mean": _over(sums["ratio"], sums["tokens"]),
+        "effective_samples": _over(_over(sums["ratio"], sums["tokens"]) * sums["ratio"], sums["ratio_squared"]),
+    }
+
+
+def position_sums(
+    logp: Float[Array, "*B T"], batch: Batch, ratio: Callable, *, edges: Sequence[int] = (16, 64, 256, 1024, 4096)
+) -> dict[str, Float[Array, "K"]]:
+    """What `position_summary` reads, for the trained tokens of ordinal ≤ edges[0], in (edges[0], edges[1]], …, beyond.
+
+    The sums of a batch's parts add. Costs one ∂L/∂logp. `edges` must rise.
+    """
+    if list(edges) != sorted(set(edges)) or not edges:
+        raise ValueError(f"edges = {edges!r}: expected ordinals that rise")
+    gradient = jax.grad(policy_loss)(logp, batch, ratio)
+    log_ratio, weights = accumulators(log_ratio=log_ratios(logp, batch), weights=batch.weights)
+    segments = segments_of(batch)
+    cumulative = _segments.cumulative(log_ratio, segments)
+    cut = jnp.where(earns(batch) & (gradient == 0), weights, 0.0)
+    place = jnp.searchsorted(jnp.asarray(edges), _segments.ordinal(segments), side="left")
+    here = batch.mask[..., None] & (place[..., None] == jnp.arange(len(edges) + 1).reshape((1,) * place.ndim + (-1,)))
+
+    def total(x):
+        return jnp.sum(jnp.where(here, x[..., None], 0.0), axis=tuple(range(x.ndim)))
 
     return {
-        "clip_share": over(sums["clipped"], sums["weight"]),
-        "kl": over(sums["k3"], sums["tokens"]),
-        "kl_k1": over(sums["k1"], sums["tokens"]),
-        "ratio_mean": over(sums["ratio"], sums["tokens"]),
-        "effective_samples": over(over(sums["ratio"], sums["tokens"]) * sums["ratio"], sums["ratio_squared"]),
+        "tokens": total(jnp.ones_like(log_ratio)),
+        "weight": total(weights),
+        "clipped_positive": total(jnp.where(batch.advantages > 0, cut, 0.0)),
+        "clipped_negative": total(jnp.where(batch.advantages < 0, cut, 0.0)),
+        "cumulative": total(cumulative),
+        "cumulative_squared": total(cumulative**2),
     }
+
+
+def position_summary(sums: Mapping[str, Float[Array, "K"]]) -> dict[str, Float[Array, "K"]]:
+    """By position, from `position_sums`: 0 where no token is.
+
+    - `clip_share_positive`, `clip_share_negative`: Σw of the tokens cut where A > 0 and A < 0, over the position's Σw;
+    - `drift`, `spread`: mean and standard deviation of Σ_{j≤t} ℓ_j, which prefix ratios clip.
+    """
+    drift = _over(sums["cumulative"], sums["tokens"])
+    variance = _over(sums["cumulative_squared"], sums["tokens"]) - drift**2
+    return {
+        "clip_share_positive": _over(sums["clipped_positive"], sums["weight"]),
+        "clip_share_negative": _over(sums["clipped_negative"], sums["weight"]),
+        "drift": drift,
+        "spread": jnp.sqrt(jnp.maximum(variance, 0.0)),
+    }
+
+
+def sign_length_gap(advantages: Float[Array, "P G T"], mask: Bool[Array, "P G T"]) -> Float[Array, ""]:
+    """Mean length of the completions with A > 0 less that of those with A < 0, in trained tokens; 0 where a side lacks.
+
+    What couples the sign of an update to length under a token mean, and what Balanced Aggregation removes (2605.04077).
+    """
+    sign = side(advantages, mask)
+    lengths = jnp.sum(mask, axis=-1).astype(sign.dtype)
+    up, down = (_over(jnp.sum(jnp.where(sign == s, lengths, 0.0)), jnp.sum(sign == s)) for s in (1, -1))
+    return jnp.where(jnp.any(sign > 0) & jnp.any(sign < 0), up - down, 0.0)
+
+
+def variance_proxies(
+    advantages: Float[Array, "P G T"],
+    mask: Bool[Array, "P G T"],
+    *,
+    proxy: Float[Array, "P G T"],
+    gradient_norm: Float[Array, ""],
+) -> dict[str, Float[Array, ""]]:
+    """How noisy a policy gradient is, from the logit-gradient proxies alone (2602.07078, as verl reports it).
+
+        signal S = ‖g‖²,    total P = mean_i Ā_i² W_i,    noise = max(0, (P − S)/(B − 1))
+
+    over the B completions with a trained token; Ā_i is the mean advantage of completion i and W_i its Σ m_t e_t.
+    """
+    mask = require_mask(mask, "P G T")
+    require_shape(mask.shape, "mask", advantages=advantages, proxy=proxy)
+    advantages, proxy = accumulators(advantages=advantages, proxy=proxy)
+    n = jnp.sum(mask, axis=-1).astype(proxy.dtype)
+    mean = jnp.sum(jnp.where(mask, advantages, 0.0), axis=-1) / jnp.maximum(n, 1)
+    energy = jnp.sum(jnp.where(mask, jnp.maximum(proxy, 0.0), 0.0), axis=-1)
+    count = jnp.sum(n > 0).astype(proxy.dtype)
+    signal, total = jnp.asarray(gradient_norm).astype(proxy.dtype) ** 2, _over(jnp.sum(mean**2 * energy), count)
+    return {"signal": signal, "total": total, "noise": jnp.maximum(0.0, (total - signal) / jnp.maximum(count - 1, 1))}
+
+
+def _over(numerator: Array, denominator: Array) -> Array:
+    """The quotient, 0 where nothing is divided by."""
+    empty = denominator == 0
+    return jnp.where(empty, 0.0, numerator / jnp.where(empty, 1, denominator).astype(numerator.dtype))
 
 
 def reward_summary(rewards: Real[Array, "P G"], mask: Bool[Array, "P G T"]) -> dict[str, Float[Array, ""]]:

@@ -32,7 +32,8 @@ class Rollouts:
     proxy: Float[Array, "P G T"] | None = None  # 1 − 2π(y) + Σπ²
     entropy: Float[Array, "P G T"] | None = None  # nats
     values: Float[Array, "P G T"] | None = None
-    greedy_rewards: Float[Array, "P"] | None = None
+    greedy_rewards: Float[Array, "P"] | None = None  # of the prompt's greedy completion
+    components: Float[Array, "P G K"] | None = None  # the rewards that `rewards` is made of
     task: Int[Array, "P"] | None = None
 
 

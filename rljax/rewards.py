@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Real
 
 from rljax._checks import accumulators, require_between, require_mask, require_rank, require_shape
 
-__all__ = ["informative", "overlong_penalty", "permute_within_group"]
+__all__ = ["improvement", "informative", "length_shaping", "overlong_penalty", "permute_within_group"]
 
 
 def informative(rewards: Real[Array, "P G"], mask: Bool[Array, "P G T"]) -> Bool[Array, "P"]:
@@ -44,3 +44,53 @@ def overlong_penalty(lengths: Real[Array, "..."], *, max_length: float, buffer: 
     require_between("buffer", buffer, 1e-30)
     (lengths,) = accumulators(lengths=lengths)
     return jnp.minimum(0.0, (max_length - buffer - lengths) / buffer)
+
+
+def length_shaping(
+    rewards: Real[Array, "P G"], mask: Bool[Array, "P G T"], *, share: float = 0.2, alpha: float | Array = 0.2
+) -> Float[Array, "P G"]:
+    """GRPO-λ: shorter is better among right completions, in the groups that are right most often.
+
+        right: 1 − α·σ((n − mean n_right) / std n_right),    wrong: 0
+
+    in the `share` of the groups with the greatest accuracy; 0/1 rewards elsewhere. A completion is right where its
+    reward is above 0; mean and std (with n − 1) of the trained tokens n are over the group's right completions, and
+    where that std is 0 the shaping is 1 − α/2 for all. share in [0, 1], alpha in [0, 1]. Not verified from the source:
+    from third-party notes on the paper, which leave α open.
+    """
+    require_between("share", share, 0, 1 + 1e-9)
+    require_between("alpha", alpha, 0, 1 + 1e-9)
+    mask = require_mask(mask, "P G T")
+    require_shape(mask.shape[:2], "mask's leading axes", rewards=rewards)
+    (rewards,) = accumulators(rewards=rewards)
+    present = jnp.any(mask, axis=-1)
+    right = present & (rewards > 0)
+    lengths = jnp.sum(mask, axis=-1).astype(rewards.dtype)
+    count = jnp.sum(right, axis=1, keepdims=True).astype(rewards.dtype)
+    deviations = lengths - jnp.sum(jnp.where(right, lengths, 0.0), axis=1, keepdims=True) / jnp.maximum(count, 1)
+    squares = jnp.sum(jnp.where(right, deviations**2, 0.0), axis=1, keepdims=True)
+    std = jnp.sqrt(squares / jnp.maximum(count - 1, 1))
+    shaped = 1 - jnp.asarray(alpha, rewards.dtype) * jax.nn.sigmoid(deviations / jnp.where(std > 0, std, jnp.inf))
+
+    accuracy = count[:, 0] / jnp.maximum(jnp.sum(present, axis=1), 1).astype(rewards.dtype)
+    shortened = jnp.argsort(jnp.argsort(-accuracy)) < round(share * rewards.shape[0])
+    return jnp.where(right, jnp.where(shortened[:, None], shaped, 1.0), 0.0)
+
+
+def improvement(
+    rewards: Real[Array, "P G"], mask: Bool[Array, "P G T"], history: Float[Array, "K"]
+) -> Float[Array, ""]:
+    """PIPO's ξ = (µ − µ_his)/σ_his: this batch's mean reward against the means of the K batches before it.
+
+    0 where σ_his (with K − 1) is 0. For `advantage.policy_improvement`. Not verified from the source: from third-party
+    notes on the paper, where K = 8.
+    """
+    mask = require_mask(mask, "P G T")
+    require_shape(mask.shape[:2], "mask's leading axes", rewards=rewards)
+    require_rank("history", jnp.asarray(history), "K")
+    rewards, history = accumulators(rewards=rewards, history=history)
+    present = jnp.any(mask, axis=-1)
+    mean = jnp.sum(jnp.where(present, rewards, 0.0)) / jnp.maximum(jnp.sum(present), 1).astype(rewards.dtype)
+    deviations = history - jnp.mean(history)
+    std = jnp.sqrt(jnp.sum(deviations**2) / max(history.shape[0] - 1, 1))
+    return jnp.where(std > 0, (mean - jnp.mean(history)) / jnp.where(std > 0, std, 1.0), 0.0)

@@ -12,31 +12,67 @@ from rljax.objective import required_fields
 from tests import papers
 
 TOKEN_BASELINES = ["optimal_token_baseline", "leave_one_out_token_baseline"]
+BATCH_WIDE = ["multi_reward", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "task_relative"]
+COMBINATORS = ["standardised", "whiten", "whitened"]
+CASES = {
+    name: (getattr(advantage, name), getattr(papers, name)) for name in advantage.__all__ if name not in COMBINATORS
+}
+CASES |= {
+    "standardised pass_at_k": (advantage.standardised(advantage.pass_at_k), papers.standardised(papers.pass_at_k)),
+    "discounted_returns .9": (
+        partial(advantage.discounted_returns, gamma=0.9), partial(papers.discounted_returns, gamma=0.9),
+    ),
+    "generalized_advantage_estimation .9": (
+        partial(advantage.generalized_advantage_estimation, gamma=0.9, lam=0.7),
+        partial(papers.generalized_advantage_estimation, gamma=0.9, lam=0.7),
+    ),
+}  # fmt: skip
+every_case = pytest.mark.parametrize("name", CASES)
 
 
 @partial(jax.jit, static_argnums=0)  # one program a case: eager mode compiles every operation
-def apply(name, rewards, mask, proxy):
-    f = getattr(advantage, name)
-    named = {"proxy": jnp.asarray(proxy)} if required_fields(f) else {}
-    return f(jnp.asarray(rewards), jnp.asarray(mask), **named)
+def call(name, rewards, mask, fields):
+    f = CASES[name][0]
+    return f(jnp.asarray(rewards), jnp.asarray(mask), **{field: fields[field] for field in required_fields(f)})
 
 
-def expected(name, rewards, mask, proxy):
-    f = getattr(papers, name)
-    groups = zip(rewards, mask, *([proxy] if name in TOKEN_BASELINES else []), strict=True)
-    return np.stack([f(*group) for group in groups])
+def apply(name, rewards, mask, proxy=None, **fields):
+    """The advantage on random fields, but for those given."""
+    given = {"proxy": proxy} if proxy is not None else {}
+    return call(name, rewards, mask, papers.random_fields(0, rewards, mask) | given | fields)
+
+
+def expected(name, rewards, mask):
+    f, fields = CASES[name][1], papers.random_fields(0, rewards, mask)
+    named = {field: fields[field] for field in required_fields(CASES[name][0])}
+    if name in BATCH_WIDE:
+        return f(rewards, mask, **named)
+    if "improvement" in named:
+        f, named = partial(f, **named), {}
+    return papers.over_groups(f)(rewards, mask, **named)
 
 
 @pytest.mark.parametrize("dense", [False, True])
-@pytest.mark.parametrize("name", advantage.__all__)
+@every_case
 def test_values_are_the_papers(name, dense):
-    rewards, mask, proxy = papers.random_rollouts(0, dense=dense)
+    rewards, mask, _ = papers.random_rollouts(0, dense=dense)
     with jax.enable_x64(True):
-        A = apply(name, rewards, mask, proxy)
+        A = apply(name, rewards, mask)
         assert A.dtype == jnp.float64
-        assert papers.agree(A, expected(name, rewards, mask, proxy))
-        shifted = apply(name, rewards, np.roll(mask, 1, axis=-1), proxy)
-        assert not papers.agree(shifted, expected(name, rewards, mask, proxy), 1e-3)
+        assert papers.agree(A, expected(name, rewards, mask))
+        shifted = apply(name, rewards, np.roll(mask, 1, axis=-1))
+        assert not papers.agree(shifted, expected(name, rewards, mask), 1e-3)
+
+
+@pytest.mark.parametrize("name", TOKEN_BASELINES)
+def test_importance_weights_enter_the_energy_squared(name):
+    rewards, mask, _ = papers.random_rollouts(0)
+    fields = {name: papers.random_fields(0, rewards, mask)[name] for name in ("proxy", "importance")}
+    weighed = papers.over_groups(getattr(papers, name))(rewards, mask, **fields)
+    with jax.enable_x64(True):
+        ours = jax.jit(getattr(advantage, name))(rewards, mask, **fields)
+    assert papers.agree(ours, weighed)
+    assert not papers.agree(expected(name, rewards, mask), weighed, 1e-3)
 
 
 @pytest.mark.parametrize("name", TOKEN_BASELINES)
@@ -87,20 +123,21 @@ def test_tiny_energies_of_the_others_survive_a_large_one_of_ones_own():
 def test_worked_group():
     rewards, mask = np.array([[1.0, 0.0, 0.0]]), np.arange(3) < np.array([[[1], [2], [3]]])
     at_first = {"group_relative": 2 / 3 / (np.sqrt(1 / 3) + 1e-6), "mean_baseline": 2 / 3, "leave_one_out": 1.0,
-                "length_weighted": 5 / 6}  # fmt: skip
+                "length_weighted": 5 / 6, "pass_at_k": 1.0, "discounted_returns": 1.0,
+                "standardised pass_at_k": 1 / (np.sqrt(1 / 3) + 1e-6)}  # fmt: skip
     for name, value in at_first.items():
         np.testing.assert_allclose(apply(name, rewards, mask, None)[0, 0], [value, 0, 0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", advantage.__all__)
+@every_case
 def test_integer_rewards_are_numbers_too(name):
-    rewards, mask = np.array([[1, 0, 1]], np.int32), np.ones((1, 3, 2), bool)
+    rewards, mask = np.array([[2, 0, 1]], np.int32), np.ones((1, 3, 2), bool)
     A = apply(name, rewards, mask, np.ones((1, 3, 2), np.float32))
     assert A.dtype == jnp.float32
-    assert A[0, 0, 0] > 0 > A[0, 1, 0]
+    assert np.max(np.abs(A)) > 0
 
 
-@pytest.mark.parametrize("name", advantage.__all__)
+@every_case
 def test_arguments_that_do_not_fit(name):
     rewards, mask, proxy = papers.random_rollouts(0)
     with pytest.raises(TypeError, match="mask has dtype float32: expected bool"):
@@ -114,3 +151,49 @@ def test_arguments_that_do_not_fit(name):
     if name in TOKEN_BASELINES:
         with pytest.raises(ValueError, match=r"proxy has shape \(4, 5\)"):
             apply(name, rewards, mask, proxy[..., 0])
+    if name == "prefix_tree":
+        with pytest.raises(ValueError, match=r"tokens has shape \(4, 5\)"):
+            apply(name, rewards, mask, tokens=np.zeros((4, 5), np.int32))
+    if name == "remax":
+        with pytest.raises(ValueError, match=r"greedy_rewards has shape \(3,\): expected \(4,\)"):
+            apply(name, rewards, mask, greedy_rewards=np.zeros(3))
+
+
+def test_hyper_parameters_out_of_range():
+    rewards, mask, _ = papers.random_rollouts(0)
+    with pytest.raises(ValueError, match=r"gamma = 1\.2"):
+        advantage.discounted_returns(rewards, mask, gamma=1.2)
+    with pytest.raises(ValueError, match=r"lam = -0\.1"):
+        advantage.generalized_advantage_estimation(rewards, mask, values=np.zeros(mask.shape), lam=-0.1)
+    with pytest.raises(ValueError, match="slope = -1"):
+        advantage.policy_improvement(rewards, mask, improvement=1.0, slope=-1)
+
+
+def test_worked_returns():
+    """Three chosen tokens with a tool token between: R = 1 at the last; γ = ½, λ = ½, V = ½."""
+    rewards, mask = np.array([[1.0]]), np.array([[[True, False, True, True]]])
+    G = advantage.discounted_returns(rewards, mask, gamma=0.5)
+    np.testing.assert_allclose(G[0, 0], [0.25, 0, 0.5, 1])
+    A = advantage.generalized_advantage_estimation(rewards, mask, values=np.full((1, 1, 4), 0.5), gamma=0.5, lam=0.5)
+    np.testing.assert_allclose(A[0, 0], [-0.28125, 0, -0.125, 0.5])  # δ = −¼, −¼, ½
+    A = advantage.remax(rewards, mask, greedy_rewards=np.array([0.25]))
+    np.testing.assert_allclose(A[0, 0], [0.75, 0, 0.75, 0.75])
+
+
+def test_worked_prefix_tree():
+    """ab → 1, ac → 0: the first token changes nothing, the second decides."""
+    rewards, mask, tokens = np.array([[1.0, 0.0]]), np.ones((1, 2, 2), bool), np.array([[[0, 1], [0, 2]]], np.int32)
+    A = advantage.prefix_tree(rewards, mask, tokens=tokens)
+    np.testing.assert_allclose(A[0], np.array([[0.5, 1.0], [-0.5, -1.0]]) / (np.sqrt(0.5) + 1e-6), rtol=1e-6)
+
+
+def test_worked_batch_statistics():
+    rewards, mask = np.array([[1.0, 0.0], [1.0, 1.0]]), np.ones((2, 2, 1), bool)
+    A = advantage.task_relative(rewards, mask, task=np.array([7, 7], np.int32))
+    np.testing.assert_allclose(A[0, :, 0], np.array([0.5, -0.5]) / (0.5 + 1e-6), rtol=1e-6)
+    A = advantage.reinforce_plus_plus(rewards, mask)
+    np.testing.assert_allclose(A[..., 0], np.array([[0.25, -0.75], [0.25, 0.25]]) / np.sqrt(0.25 + 1e-8), rtol=1e-6)
+    A = advantage.policy_improvement(rewards, mask, improvement=-2.0)
+    np.testing.assert_allclose(A[..., 0], [[-0.2, 0.2], [0, 0]], rtol=1e-6)
+    A = advantage.multi_reward(rewards, mask, components=np.stack([rewards, 100 * rewards], -1))
+    np.testing.assert_allclose(A[0, :, 0], np.array([1, -1]) * np.sqrt(3 / 2), rtol=1e-5)

@@ -20,6 +20,8 @@ PAPERS = {
     ),
     "opo": (papers.length_weighted, papers.token_mean, papers.token),
     "dapo": (papers.group_relative, papers.token_mean, clip(0.2, 0.28, 3.0)),
+    "dppo": (papers.group_relative, papers.token_mean, papers.total_variation_mask(0.15, 0.15, 1.0)),  # old_logp = 0
+    "reinforce_plus_plus": (papers.reinforce_plus_plus, papers.token_mean, clip(0.2, 0.2)),
     "gspo": (papers.group_relative, papers.sequence_mean_weights, chain(papers.sequence_mean, clip(3e-4, 4e-4))),
     "gspo_token": (
         papers.group_relative,
@@ -79,7 +81,10 @@ def test_every_algorithm_has_its_papers_formula_here():
 def test_a_step_is_the_papers(name):
     rewards, mask, proxy, l = small_move(0)
     advantage, weigh, ratio = PAPERS[name]
-    A = np.stack([advantage(*group) for group in zip(rewards, mask, *[proxy] * (name == "otb"), strict=True)])
+    if name == "reinforce_plus_plus":  # whitened over the whole batch
+        A = advantage(rewards, mask)
+    else:
+        A = np.stack([advantage(*group) for group in zip(rewards, mask, *[proxy] * (name == "otb"), strict=True)])
     w = weigh(mask, np.sign(A.sum(-1)))
     flat = [x.reshape(-1, x.shape[-1]) for x in (l, A, w, mask.astype(int))]
     with jax.enable_x64(True):

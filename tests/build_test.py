@@ -138,9 +138,9 @@ def test_a_missing_file_is_noticed(targets):
 
 def test_a_file_twice_and_a_file_that_is_gone_are_noticed(targets):
     core = targets[":rljax"]
-    twice = {**targets, ":rljax": replace(core, srcs=(*core.srcs, "rljax/penalty.py"))}
+    twice = {**targets, ":rljax": replace(core, srcs=(*core.srcs, "rljax/metrics.py"))}
     gone = {**targets, ":rljax": replace(core, srcs=(*core.srcs, "rljax/gone.py"))}
-    assert unnamed(twice) == ["rljax/penalty.py is in 2 targets"]
+    assert unnamed(twice) == ["rljax/metrics.py is in 2 targets"]
     assert unnamed(gone) == ["rljax/gone.py is no file"]
 
 

@@ -24,9 +24,10 @@ def test_the_kernels_know_nothing_of_rljax():
 
 def test_public_names_have_docstrings():
     assert set(rljax.__all__) == {
-        "Batch", "PolicyGradient", "Rollouts", "advantage", "aggregation", "algorithms", "metrics", "penalty",
-        "policy_loss", "ratio", "rewards",
+        "Batch", "PolicyGradient", "Rollouts", "advantage", "aggregation", "algorithms", "correction", "distillation",
+        "metrics", "penalty", "policy_loss", "ratio", "rewards",
     }  # fmt: skip
-    for module in (rljax.advantage, rljax.aggregation, rljax.algorithms, rljax.metrics, rljax.penalty, rljax.ratio):
+    for module in (rljax.advantage, rljax.aggregation, rljax.algorithms, rljax.correction, rljax.distillation,
+                   rljax.metrics, rljax.penalty, rljax.ratio, rljax.rewards):  # fmt: skip
         for name in module.__all__:
             assert getattr(module, name).__doc__, name

@@ -21,11 +21,17 @@ HYPER = {
     "position_clip": {"low": 0.1, "high": 0.2, "dual": 0.3},
     "two_sided_clip": {"low": 0.2, "high": 0.3},
     "clamp": {"limit": 0.3},
+    "total_variation_mask": {"low": 0.02, "high": 0.02},
+    "kl_mask": {"low": 0.01, "high": 0.01},
+    "cumulative_divergence_mask": {"limit": 0.15, "slack": 0.02},
     "constant": {"max_length": 12},
     "dr_grpo": {"max_length": 12},
 }
 LOCAL_ONLY = ("sequence_sum", "cumulative", "prefix_mean")  # what they are for: see objective and ratio_test
-COMBINATORS = ("chain", "local_gradient")
+COMBINATORS = ("chain", "local_gradient", "standardised", "whiten", "whitened")
+RETURNS = ("discounted_returns", "generalized_advantage_estimation")  # no baseline that a constant outcome cancels
+BATCH_WIDE = ("multi_reward", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "task_relative")
+NO_GROUP = (*RETURNS, "multi_reward", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "remax")
 
 
 def bound(module, name):
@@ -37,7 +43,11 @@ RATIOS = {name: bound(ratio, name) for name in ratio.__all__ if name not in COMB
 RATIOS |= {name: bound(algorithms, name)().ratio for name in algorithms.__all__}
 seen = [(f.func, f.keywords) if isinstance(f, partial) else f for f in RATIOS.values()]
 RATIOS = {name: f for i, (name, f) in enumerate(RATIOS.items()) if seen[i] not in seen[:i]}  # four clip alike
-ADVANTAGES = {name: bound(advantage, name) for name in advantage.__all__}
+ADVANTAGES = {name: bound(advantage, name) for name in advantage.__all__ if name not in COMBINATORS}
+ADVANTAGES |= {
+    f"{combine.__name__} {name}": combine(getattr(advantage, name))
+    for combine, name in ((advantage.standardised, "pass_at_k"), (advantage.whitened, "leave_one_out"))
+}
 AGGREGATIONS = {name: bound(aggregation, name) for name in aggregation.__all__}
 LOSS = jax.jit(jax.value_and_grad(policy_loss), static_argnums=2)
 every_ratio = pytest.mark.parametrize("f", RATIOS.values(), ids=RATIOS)
@@ -50,8 +60,9 @@ def random_rows(seed=0, shape=(8, 10)):
     """log π and a Batch of float32 rows with holes; the advantages are constant in each row."""
     l, A, w, mask = papers.random_batch(seed, shape)
     old = np.random.default_rng(seed).normal(size=shape) - 3
-    logp, old, A, w = (x.astype(np.float32) for x in (old + l, old, A, w))
-    return logp, Batch(mask=mask, old_logp=old, advantages=A, weights=w)
+    divergence = np.random.default_rng(seed).uniform(0, 0.2, shape)
+    logp, old, A, w, divergence = (x.astype(np.float32) for x in (old + l, old, A, w, divergence))
+    return logp, Batch(mask=mask, old_logp=old, advantages=A, weights=w, divergence=divergence)
 
 
 def rows(f, logp, batch):
@@ -98,8 +109,7 @@ def test_what_masked_places_hold_changes_nothing(f):
     logp, batch = random_rows()
     expected = LOSS(logp, batch, f)
     assert np.isfinite(expected[0])
-    hidden = [np.where(batch.mask, x, np.float32("nan")) for x in (logp, *jax.tree.leaves(batch)[1:])]
-    spoilt = LOSS(hidden[0], Batch(batch.mask, *hidden[1:]), f)
+    spoilt = LOSS(*rows(lambda x: x if x.dtype == bool else np.where(batch.mask, x, np.float32("nan")), logp, batch), f)
     jax.tree.map(np.testing.assert_array_equal, spoilt, expected)
 
 
@@ -179,56 +189,95 @@ def test_sharding_changes_nothing(f):
 
 
 @compiled
-def advantages(f, rewards, mask, proxy):
-    return f(rewards, mask, **({"proxy": proxy} if required_fields(f) else {}))
+def advantages(f, rewards, mask, fields):
+    return f(rewards, mask, **{name: fields[name] for name in required_fields(f)})
 
 
-@every_advantage
+def random_rollouts(seed):
+    rewards, mask, _ = papers.random_rollouts(seed)
+    return rewards, mask, papers.random_fields(seed, rewards, mask)
+
+
+def each(f, fields, axes):
+    """f of the fields that have so many axes or more, the others as they are."""
+    return {name: f(x) if np.ndim(x) >= axes else x for name, x in fields.items()}
+
+
+def but(*names):
+    return pytest.mark.parametrize("f", [f for n, f in ADVANTAGES.items() if n.split()[0] not in names],
+                                   ids=[n for n in ADVANTAGES if n.split()[0] not in names])  # fmt: skip
+
+
+@but(*RETURNS)
 def test_a_constant_outcome_gives_exactly_zero(f):
-    _, mask, proxy = papers.random_rollouts(0)
+    _, mask, fields = random_rollouts(0)
     for value in (0.1, -7.3, 1e6):
-        A = advantages(f, np.full(mask.shape[:2], value, np.float32), mask, proxy)
-        np.testing.assert_array_equal(A, np.zeros(mask.shape))
+        rewards = np.full(mask.shape[:2], value, np.float32)
+        same = {"greedy_rewards": rewards[:, 0], "components": np.stack([rewards] * 2, -1)}
+        np.testing.assert_array_equal(advantages(f, rewards, mask, fields | same), np.zeros(mask.shape))
+
+
+@but(*NO_GROUP, "whitened")
+def test_a_group_of_one_has_no_advantage(f):
+    rewards, mask, fields = random_rollouts(1)
+    np.testing.assert_array_equal(advantages(f, rewards, mask, fields)[0], np.zeros(mask.shape[1:]))
 
 
 @every_advantage
 def test_advantages_ignore_the_absent_the_masked_and_the_order(f):
-    rewards, mask, proxy = papers.random_rollouts(1)
-    A = np.asarray(advantages(f, rewards, mask, proxy))
+    rewards, mask, fields = random_rollouts(1)
+    A = np.asarray(advantages(f, rewards, mask, fields))
     assert np.max(np.abs(A)) > 0.1
     np.testing.assert_array_equal(np.where(mask, 0, A), np.zeros(mask.shape))
-    np.testing.assert_array_equal(A[0], np.zeros(mask.shape[1:]))  # a group of one
-    hidden = advantages(f, np.where(mask.any(-1), rewards, np.nan), mask, np.where(mask, proxy, np.nan))
-    np.testing.assert_array_equal(hidden, A)
+    present = mask.any(-1)
+
+    def spoil(x):
+        where = mask if x.shape == mask.shape else present[..., None]
+        return x if x.dtype == np.int32 else np.where(where, x, np.nan)
+
+    spoilt = each(spoil, fields, 3)
+    np.testing.assert_array_equal(advantages(f, np.where(present, rewards, np.nan), mask, spoilt), A)
     order = np.array([3, 0, 4, 2, 1])
-    assert_same(advantages(f, rewards[:, order], mask[:, order], proxy[:, order]), A[:, order])
-    pad = partial(np.pad, pad_width=((0, 0), (2, 1), (1, 2)))
-    padded = np.asarray(advantages(f, np.pad(rewards, ((0, 0), (2, 1))), pad(mask), pad(proxy)))
-    assert_same(padded[:, 2:-1, 1:-2], A)
+    assert_same(advantages(f, rewards[:, order], mask[:, order], each(lambda x: x[:, order], fields, 2)), A[:, order])
 
 
 @every_advantage
+def test_padding_changes_no_advantage(f):
+    rewards, mask, fields = random_rollouts(1)
+    pad = partial(np.pad, pad_width=((0, 0), (2, 1), (1, 2)))
+    padded = each(pad, fields, 3)
+    padded["components"] = np.pad(fields["components"], ((0, 0), (2, 1), (0, 0)))
+    A = np.asarray(advantages(f, np.pad(rewards, ((0, 0), (2, 1))), pad(mask), padded))
+    assert_same(A[:, 2:-1, 1:-2], advantages(f, rewards, mask, fields))
+
+
+@every_advantage
+def test_sharding_changes_no_advantage(f):
+    rewards, mask, fields = jax.tree.map(lambda x: np.concatenate([x, x]) if np.ndim(x) else x, random_rollouts(2))
+    there = each(lambda x: spread(x)[0], fields, 1)
+    assert_same(advantages(f, *spread(rewards, mask), there), advantages(f, rewards, mask, fields))
+
+
+@but(*BATCH_WIDE, "whitened")
 def test_groups_are_independent_so_shards_of_them_are(f):
-    rewards, mask, proxy = (np.concatenate([x, x]) for x in papers.random_rollouts(2))
-    A = advantages(f, rewards, mask, proxy)
-    assert_same(advantages(f, rewards[4:], mask[4:], proxy[4:]), A[4:])
-    assert_same(advantages(f, *spread(rewards, mask, proxy)), A)
+    rewards, mask, fields = random_rollouts(2)
+    part = advantages(f, rewards[2:], mask[2:], each(lambda x: x[2:], fields, 1))
+    assert_same(part, advantages(f, rewards, mask, fields)[2:])
 
 
 @every_advantage
 def test_advantages_of_bfloat16_are_float32_of_float64_float64(f):
-    rewards, mask, proxy = papers.random_rollouts(3)
-    assert (
-        advantages(f, jnp.asarray(rewards, jnp.bfloat16), mask, jnp.asarray(proxy, jnp.bfloat16)).dtype == jnp.float32
-    )
+    rewards, mask, fields = random_rollouts(3)
+    low = each(lambda x: x if x.dtype == np.int32 else jnp.asarray(x, jnp.bfloat16), fields, 1)
+    assert advantages(f, jnp.asarray(rewards, jnp.bfloat16), mask, low).dtype == jnp.float32
     with jax.enable_x64(True):
-        assert advantages(f, rewards, mask, proxy).dtype == jnp.float64
+        assert advantages(f, rewards, mask, fields).dtype == jnp.float64
 
 
 @every_advantage
 def test_an_empty_rollout_has_no_advantage(f):
-    rewards, mask, proxy = papers.random_rollouts(3)
-    np.testing.assert_array_equal(advantages(f, rewards, np.zeros_like(mask), proxy), np.zeros(mask.shape))
+    rewards, mask, fields = random_rollouts(3)
+    np.testing.assert_array_equal(advantages(f, rewards, np.zeros_like(mask), fields), np.zeros(mask.shape))
 
 
 # Aggregations.

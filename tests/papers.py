@@ -4,6 +4,8 @@ A ratio here is `f(l, A, l0) -> f(l)` over the trained tokens of one sequence; `
 gradient. Loops run on complex numbers too, so that a complex step gives gradients to the last digits.
 """
 
+from functools import partial
+
 import numpy as np
 
 # Ratios of one sequence.
@@ -90,6 +92,47 @@ def soft_gate(positive=1.0, negative=1.05):
         return np.log(4 / tau / (1 + np.exp(-tau * (np.exp(x) - 1))))
 
     return lambda l, A, l0: [one(x, a) for x, a in zip(l, A, strict=True)]
+
+
+def total_variation_mask(low, high, q, cap=3.0):
+    """DPPO-TV where every token had probability q."""
+
+    def one(x, x0, a):
+        d = q * np.exp(x0) - q
+        if (a > 0 and d > high) or (a < 0 and d < -low):
+            return -np.inf
+        return min(x0, np.log(cap)) - x0 + x
+
+    return lambda l, A, l0: [one(x, np.real(x0), a) for x, x0, a in zip(l, l0, A, strict=True)]
+
+
+def kl_mask(low, high, q, cap=3.0):
+    """DPPO-KL where every token had probability q."""
+
+    def one(x, x0, a):
+        p = q * np.exp(x0)
+        d = q * np.log(q / p) + (1 - q) * np.log((1 - q + 1e-8) / (1 - p + 1e-8))
+        if (a > 0 and not (d <= high or p <= q)) or (a < 0 and not (d <= low or p >= q)):
+            return -np.inf
+        return min(x0, np.log(cap)) - x0 + x
+
+    return lambda l, A, l0: [one(x, np.real(x0), a) for x, x0, a in zip(l, l0, A, strict=True)]
+
+
+def cumulative_divergence_mask(limit, slack, divergence, least=0.8):
+    """CPPO where every token has that divergence."""
+
+    def f(l, A, l0):
+        n = len(l)
+        w = [1 - (1 - least) * t / max(n - 1, 1) for t in range(n)]
+        out = []
+        for t in range(n):
+            spent, before = sum(w[: t + 1]) * divergence, sum(w[:t])
+            within = w[t] * divergence <= limit and spent <= limit + slack * before
+            out.append(l[t] if A[t] * (np.exp(np.real(l0[t])) - 1) <= 0 or within else -np.inf)
+        return out
+
+    return f
 
 
 def clamp(limit):
@@ -187,13 +230,131 @@ def length_weighted(R, n):
     return [x - np.dot(R, n) / sum(n) for x in R]
 
 
+@outcomes
+def pass_at_k(R, n):
+    first, *second = sorted(R, reverse=True)[:2]
+    return [first - second[0] if second and i == int(np.argmax(R)) else 0.0 for i in range(len(R))]
+
+
+def standardised(advantage):
+    def f(rewards, mask):
+        present = [i for i in range(len(mask)) if mask[i].any()]
+        R = [rewards[i] if rewards.ndim == 1 else rewards[i][mask[i]].sum() for i in present]
+        return advantage(rewards, mask) / ((np.std(R, ddof=1) if len(R) > 1 else 0.0) + 1e-6)
+
+    return f
+
+
+def policy_improvement(rewards, mask, improvement, slope=0.1):
+    phi = improvement if improvement >= 0 else slope * improvement
+
+    @outcomes
+    def baseline(R, n):
+        A = [x - np.mean(R) for x in R]
+        return [phi * len(R) * a / sum(map(abs, A)) if any(A) else 0.0 for a in A]
+
+    return baseline(rewards, mask)
+
+
+def prefix_tree(rewards, mask, tokens):
+    words = [tuple(t[m]) for t, m in zip(tokens, mask, strict=True)]
+    R = [reward if np.ndim(reward) == 0 else reward[m].sum() for reward, m in zip(rewards, mask, strict=True)]
+    present, out = [i for i in range(len(mask)) if words[i]], np.zeros(mask.shape)
+
+    def value(prefix):
+        return np.mean([R[j] for j in present if words[j][: len(prefix)] == prefix])
+
+    for i in present:
+        std = np.std([R[j] for j in present], ddof=1) if len(present) > 1 else 0.0
+        for t, column in enumerate(np.flatnonzero(mask[i])):
+            change = value(words[i][: t + 1]) - value(words[i][:t])
+            out[i, column] = (R[i] - value(()) + change) / (std + 1e-6)
+    return out
+
+
+def token_rewards(rewards, mask):
+    """r_t at each member's ordinals: an outcome is paid at the last."""
+    out = []
+    for reward, m in zip(rewards, mask, strict=True):
+        n = int(m.sum())
+        out.append(list(reward[m]) if np.ndim(reward) else [reward * (t == n - 1) for t in range(n)])
+    return out
+
+
+def discounted_returns(rewards, mask, gamma=1.0):
+    out = np.zeros(mask.shape)
+    for i, r in enumerate(token_rewards(rewards, mask)):
+        out[i, mask[i]] = [sum(gamma ** (j - t) * r[j] for j in range(t, len(r))) for t in range(len(r))]
+    return out
+
+
+def remax(rewards, mask, greedy_rewards):
+    out = np.zeros(mask.shape)
+    for i, G in enumerate(returns(rewards, mask)):
+        out[i, mask[i]] = [x - greedy_rewards for x in G]
+    return out
+
+
+def generalized_advantage_estimation(rewards, mask, values, gamma=1.0, lam=0.95):
+    """The sum (γλ)^k δ_{t+k}, written out."""
+    out = np.zeros(mask.shape)
+    for i, r in enumerate(token_rewards(rewards, mask)):
+        V = [*values[i][mask[i]], 0.0]
+        delta = [r[t] + gamma * V[t + 1] - V[t] for t in range(len(r))]
+        out[i, mask[i]] = [sum((gamma * lam) ** (j - t) * delta[j] for j in range(t, len(r))) for t in range(len(r))]
+    return out
+
+
+# Advantages of the whole batch: `rewards [P, G]` or `[P, G, T]`, `mask [P, G, T]`.
+
+
+def over_groups(f):
+    return lambda rewards, mask, **named: np.stack(
+        [f(*group, **{k: v[p] for k, v in named.items()}) for p, group in enumerate(zip(rewards, mask, strict=True))]
+    )
+
+
+def whiten(x, mask):
+    values = x[mask]
+    out = np.zeros(x.shape)
+    if len(values) > 1:
+        out[mask] = (values - values.mean()) / np.sqrt(values.var(ddof=1) + 1e-8)
+    return out
+
+
+def reinforce_plus_plus(rewards, mask, gamma=1.0):
+    return whiten(over_groups(partial(discounted_returns, gamma=gamma))(rewards, mask), mask)
+
+
+def reinforce_plus_plus_baseline(rewards, mask):
+    return whiten(over_groups(mean_baseline)(rewards, mask), mask)
+
+
+def multi_reward(rewards, mask, components):
+    standard = [over_groups(group_relative)(components[..., k], mask) for k in range(components.shape[-1])]
+    return whiten(sum(standard), mask)
+
+
+def task_relative(rewards, mask, task):
+    out = np.zeros(mask.shape)
+    P, G = mask.shape[:2]
+    R = [[rewards[p, g] if rewards.ndim == 2 else rewards[p, g][mask[p, g]].sum() for g in range(G)] for p in range(P)]
+    for p in range(P):
+        own = [R[p][g] for g in range(G) if mask[p, g].any()]
+        alike = [R[q][g] for q in range(P) for g in range(G) if task[q] == task[p] and mask[q, g].any()]
+        std = np.std(alike, ddof=1) if len(alike) > 1 else 0.0
+        for g in range(G):
+            out[p, g, mask[p, g]] = (R[p][g] - np.mean(own)) / (std + 1e-6) if own else 0.0
+    return out
+
+
 def weighted_mean(values, weights):
     return np.dot(values, weights) / sum(weights) if sum(weights) > 0 else np.mean(values)
 
 
-def token_baseline(rewards, mask, proxy, leave_out):
+def token_baseline(rewards, mask, W, leave_out):
+    """W holds each member's energies at its ordinals."""
     G = returns(rewards, mask)
-    W = [np.cumsum(np.maximum(e[m], 0)) for e, m in zip(proxy, mask, strict=True)]
     out = np.zeros(mask.shape)
     for i, m in enumerate(mask):
         for t, column in enumerate(np.flatnonzero(m)):
@@ -211,12 +372,21 @@ def token_baseline(rewards, mask, proxy, leave_out):
     return out
 
 
-def optimal_token_baseline(rewards, mask, proxy):
-    return token_baseline(rewards, mask, proxy, leave_out=False)
+def energies(mask, proxy, importance=None):
+    w = np.ones_like(proxy) if importance is None else importance
+    return [np.cumsum(np.maximum(e[m], 0) * u[m] ** 2) for e, u, m in zip(proxy, w, mask, strict=True)]
 
 
-def leave_one_out_token_baseline(rewards, mask, proxy):
-    return token_baseline(rewards, mask, proxy, leave_out=True)
+def optimal_token_baseline(rewards, mask, proxy, importance=None):
+    return token_baseline(rewards, mask, energies(mask, proxy, importance), leave_out=False)
+
+
+def leave_one_out_token_baseline(rewards, mask, proxy, importance=None):
+    return token_baseline(rewards, mask, energies(mask, proxy, importance), leave_out=True)
+
+
+def exact_energy_baseline(rewards, mask, energy):
+    return token_baseline(rewards, mask, [e[m] for e, m in zip(energy, mask, strict=True)], leave_out=False)
 
 
 def reference_token_baseline(rewards, mask, proxy):
@@ -263,6 +433,37 @@ def balanced(mask, sign):
     return out
 
 
+# Corrections of one sequence: λ over its trained tokens. Weights, then rejections.
+
+
+def token_truncated(x, cap=2.0):
+    return [min(np.exp(v), cap) for v in x]
+
+
+def sequence_truncated(x, cap=2.0):
+    return [min(np.prod(np.exp(x)), cap) for _ in x]
+
+
+def icepop(x, low=0.5, high=5.0):
+    return [np.exp(v) if low <= np.exp(v) <= high else 0.0 for v in x]
+
+
+def sequence_masked(x, cap=2.0):
+    return [np.prod(np.exp(x)) * (np.prod(np.exp(x)) <= cap) for _ in x]
+
+
+def geometric(x, low=0.999, high=1.001):
+    return low <= np.exp(np.mean(x)) <= high
+
+
+def k3(x, limit=0.01):
+    return np.mean([np.exp(v) - v - 1 for v in x]) <= limit
+
+
+def veto(x, least=1e-4):
+    return not any(v < np.log(least) for v in x)
+
+
 # Random batches.
 
 
@@ -287,6 +488,25 @@ def random_rollouts(seed, shape=(4, 5, 8), *, dense=False):
     proxy = rng.uniform(0, 2, shape)
     proxy[3, :, :3] = [0.0, -0.1, 0.0]
     return rewards, mask, proxy
+
+
+def random_fields(seed, rewards, mask):
+    """What advantages name beyond rewards and mask, for the rollouts of that seed."""
+    rng = np.random.default_rng(seed + 1000)
+    groups, members = mask.shape[:2]
+    proxy = rng.uniform(-0.2, 2, mask.shape)
+    proxy[3:, ..., :3] = 0.0
+    return {
+        "proxy": proxy,
+        "energy": rng.uniform(0, 3, mask.shape),
+        "importance": rng.uniform(0.2, 2, mask.shape),
+        "values": rng.normal(size=mask.shape),
+        "tokens": rng.integers(0, 2, mask.shape).astype(np.int32),
+        "greedy_rewards": rng.normal(size=groups),
+        "components": rng.normal(size=(groups, members, 2)),
+        "task": (np.arange(groups) % 2).astype(np.int32),
+        "improvement": -0.7,
+    }
 
 
 def random_batch(seed, shape=(6, 9), scale=0.4):

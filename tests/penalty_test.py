@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rljax import Batch, penalty
+from rljax import Batch, penalty, policy_loss, ratio
 from tests import papers
 
 
@@ -109,3 +109,74 @@ def test_arguments_that_do_not_fit():
         penalty.entropy_bonus(logp[:, 0], batch)
     with pytest.raises(ValueError, match="limit = -1"):
         penalty.value_loss(logp, batch, returns=logp, old_values=logp, limit=-1.0)
+
+
+def covariances(logp, batch):
+    """By loops, and the trained tokens."""
+    logp, A, mask = (np.asarray(x) for x in (logp, batch.advantages, batch.mask))
+    mean_A, mean = (sum(x[mask]) / mask.sum() for x in (A, logp))
+    c = np.zeros(mask.shape)
+    for place in zip(*np.nonzero(mask), strict=True):
+        c[place] = (A[place] - mean_A) * (logp[place] - mean)
+    return c, mask
+
+
+def test_covariance_is_its_formula():
+    with jax.enable_x64(True):
+        logp, batch, _, _ = random_case()
+        assert papers.agree(jax.jit(penalty.covariance)(logp, batch), covariances(logp, batch)[0])
+
+
+@pytest.mark.parametrize("share", [2e-4, 0.2, 1.0])
+def test_kl_cov_moves_the_tokens_of_largest_covariance(share):
+    with jax.enable_x64(True):
+        logp, batch, _, w = random_case()
+        c, mask = covariances(logp, batch)
+        k = max(1, int(share * mask.sum()))
+        chosen = mask & (c >= np.sort(c[mask])[-k])
+        l = np.where(mask, logp - batch.old_logp, 0)
+        loss, gradient = jax.jit(jax.value_and_grad(lambda x: penalty.kl_cov(x, batch, share=share)))(logp)
+        assert papers.agree(loss, np.sum(w * chosen * np.abs(l)))
+        assert papers.agree(gradient, w * chosen * np.sign(l))
+        assert np.count_nonzero(gradient) == k
+
+
+def test_clip_cov_drops_random_candidates_by_its_key():
+    rng = np.random.default_rng(0)
+    shape, clip = (40, 25), partial(ratio.clip, low=0.2, high=0.2)
+    logp, A = (jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(2))
+    batch = Batch(mask=jnp.ones(shape, bool), old_logp=logp - 0.3 * jnp.asarray(rng.normal(size=shape), jnp.float32),
+                  advantages=A, weights=jnp.ones(shape))  # fmt: skip
+    c, _ = covariances(logp, batch)
+    clipped = np.asarray(jax.grad(policy_loss)(logp, batch, clip)) == 0
+    candidates = ~clipped & (c > 1) & (c < 5)
+    drop = jax.jit(lambda key, share: ~penalty.clip_cov(logp, batch, clip, key, share=share))
+    for share, expected in ((0.02, 20), (1.0, candidates.sum())):
+        dropped = np.asarray(drop(jax.random.key(0), share))
+        assert dropped.sum() == expected
+        assert not np.any(dropped & ~candidates)
+    assert candidates.sum() > 60
+    assert np.any(drop(jax.random.key(0), 0.02) != drop(jax.random.key(1), 0.02))
+    np.testing.assert_array_equal(drop(jax.random.key(0), 0.02), drop(jax.random.key(0), 0.02))
+
+
+def test_confident_negatives_and_hysteresis():
+    batch = Batch(mask=jnp.ones((1, 4), bool), old_logp=jnp.zeros((1, 4)), weights=jnp.ones((1, 4)),
+                  advantages=jnp.array([[1.0, -1.0, -1.0, 0.0]]))  # fmt: skip
+    kept = penalty.confident_negatives(jnp.array([[3.0, 3.0, 1.0, 3.0]]), batch, threshold=2.0)
+    np.testing.assert_array_equal(kept, [[True, False, True, True]])
+    state, seen = jnp.array(False), []
+    for entropy in (0.5, 0.9, 1.1, 0.9, 0.5, 0.3, 0.5):
+        state = penalty.hysteresis(state, jnp.asarray(entropy), low=0.4, high=1.0)
+        seen.append(bool(state))
+    assert seen == [False, False, True, True, True, False, False]
+
+
+def test_the_quadratic_term_is_dros():
+    """With the constant ratio under local_gradient: −Σ w (A log π − ½βℓ²), up to a constant."""
+    with jax.enable_x64(True):
+        logp, batch, _, w = random_case()
+        constant = ratio.local_gradient(partial(ratio.clamp, limit=0.0))
+        gradient = jax.grad(lambda x: policy_loss(x, batch, constant) + 0.3 * penalty.quadratic(x, batch))(logp)
+        l = np.where(batch.mask, logp - batch.old_logp, 0)
+        assert papers.agree(gradient, -w * (np.asarray(batch.advantages) - 0.3 * l))

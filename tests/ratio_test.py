@@ -34,6 +34,18 @@ CASES = {
     "two_sided_clip": (partial(ratio.two_sided_clip, high=0.28), papers.two_sided_clip(None, 0.28)),
     "two_sided_clip low": (partial(ratio.two_sided_clip, low=0.2, high=0.28), papers.two_sided_clip(0.2, 0.28)),
     "soft_gate": (ratio.soft_gate, papers.soft_gate()),
+    **{
+        f"{name} {q}": (
+            partial(getattr(ratio, name), low=0.03, high=0.05, old_logp=np.full((6, 9), np.log(q))),
+            getattr(papers, name)(0.03, 0.05, q),
+        )
+        for name in ("total_variation_mask", "kl_mask")
+        for q in (0.02, 0.3)
+    },
+    "cumulative_divergence_mask": (
+        partial(ratio.cumulative_divergence_mask, limit=0.15, slack=0.02, divergence=np.full((6, 9), 0.1)),
+        papers.cumulative_divergence_mask(0.15, 0.02, 0.1),
+    ),
     "clamp": (partial(ratio.clamp, limit=0.3), papers.clamp(0.3)),
     "chain, local_gradient": (
         ratio.chain(ratio.local_gradient(ratio.cumulative), partial(ratio.clip, low=0.4, high=0.6)),
@@ -66,7 +78,11 @@ def test_values_losses_and_gradients_are_the_papers(name):
         values, loss, gradient = ours(f, l, A, w, mask)
         assert values.dtype == loss.dtype == gradient.dtype == jnp.float64
         earning = mask & (A != 0)
-        assert papers.agree(np.where(earning, values, 0), papers.ratio_values(paper, l, A, ids) * earning)
+        with np.errstate(invalid="ignore"):
+            expected = np.where(earning, papers.ratio_values(paper, l, A, ids), 0)
+        np.testing.assert_array_equal(np.isneginf(np.where(earning, values, 0)), np.isneginf(expected))
+        values, expected = (np.where(earning & ~np.isneginf(expected), x, 0) for x in (values, expected))
+        assert papers.agree(values, expected)
         assert papers.agree(loss, papers.policy_loss(paper, l, A, w, ids))
         expected = papers.policy_gradient(paper, l, A, w, ids)
         assert papers.agree(gradient, expected)
@@ -187,6 +203,10 @@ def test_required_keywords_pass_through_chain_local_gradient_and_partial():
         (partial(ratio.two_sided_clip, low=1.5, high=0.2), "low"),
         (partial(ratio.soft_gate, positive=0.0), "positive"),
         (partial(ratio.clamp, limit=-1.0), "limit"),
+        (partial(ratio.total_variation_mask, low=-0.1, high=0.1, old_logp=jnp.zeros((2, 3))), "low = -0.1"),
+        (partial(ratio.kl_mask, low=0.1, high=0.1, cap=0.5, old_logp=jnp.zeros((2, 3))), "cap = 0.5"),
+        (partial(ratio.kl_mask, low=0.1, high=0.1, old_logp=jnp.zeros((2, 2))), "old_logp has shape"),
+        (partial(ratio.cumulative_divergence_mask, limit=-1, slack=0, divergence=jnp.zeros((2, 3))), "limit = -1"),
         (partial(ratio.clip, low=float("nan"), high=0.2), "low"),
     ],
 )
@@ -206,3 +226,21 @@ def test_arguments_that_do_not_fit():
         ratio.token(l[0, 0], l[0, 0], mask[0, 0])
     with pytest.raises(TypeError, match="segments have dtype float32"):
         ratio.cumulative(l, l, l)
+
+
+def test_divergence_masks_drop_by_the_change_of_probability_not_by_the_ratio():
+    """r = 1.5: of a rare token it stays, of a likely one it goes; where A < 0 the rise is welcome."""
+    l, A, mask = jnp.full((2, 2), jnp.log(1.5)), jnp.array([[1.0, 1.0], [-1.0, -1.0]]), jnp.ones((2, 2), bool)
+    old_logp = jnp.log(jnp.array([[0.01, 0.6]] * 2))
+    batch = Batch(mask=mask, old_logp=old_logp, advantages=A, weights=jnp.ones((2, 2)))
+    for f in (ratio.total_variation_mask, ratio.kl_mask):
+        gradient = jax.jit(jax.grad(policy_loss), static_argnums=2)(old_logp + l, batch, partial(f, low=0.1, high=0.1))
+        np.testing.assert_allclose(gradient, [[-1.5, 0], [1.5, 1.5]], rtol=1e-5)
+
+
+def test_worked_cumulative_divergence():
+    """Budget .15 + .02 a token before; .1 a token of weights 1, .9, .8: the second is over .17, the third over .188."""
+    l, mask = jnp.full((1, 3), 0.2), jnp.ones((1, 3), bool)
+    f = partial(ratio.cumulative_divergence_mask, limit=0.15, slack=0.02, divergence=jnp.full((1, 3), 0.1))
+    np.testing.assert_array_equal(jnp.isneginf(f(l, jnp.ones((1, 3)), mask)), [[False, True, True]])
+    np.testing.assert_array_equal(f(l, -jnp.ones((1, 3)), mask), l)

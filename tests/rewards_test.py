@@ -1,5 +1,7 @@
 """Dynamic sampling, the permuted control, and length penalties."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,3 +44,36 @@ def test_arguments_that_do_not_fit():
         rewards.permute_within_group(np.ones(2), jax.random.key(0))
     with pytest.raises(ValueError, match="buffer = 0"):
         rewards.overlong_penalty(np.ones(2), max_length=5, buffer=0)
+
+
+def test_length_shaping_is_its_formula():
+    """By loops: in the two most accurate of four groups, shorter right completions are worth more."""
+    rng = np.random.default_rng(0)
+    mask = np.arange(9) < rng.integers(1, 10, (4, 6))[..., None]
+    right = np.array([[1, 1, 0, 1, 1, 1], [1, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 1], [0, 0, 0, 1, 1, 0]], float)
+    mask[1, 5] = False
+    expected = right.copy()
+    for p in (0, 2):
+        lengths = mask[p].sum(-1)
+        own = lengths[right[p] > 0]
+        for g in np.flatnonzero(right[p]):
+            expected[p, g] = 1 - 0.3 / (1 + np.exp(-(lengths[g] - own.mean()) / own.std(ddof=1)))
+    with jax.enable_x64(True):
+        shaped = jax.jit(partial(rewards.length_shaping, share=0.5, alpha=0.3))(right, mask)
+    np.testing.assert_allclose(shaped, expected, rtol=1e-12)
+    assert np.ptp(expected[0][right[0] > 0]) > 0.05
+    np.testing.assert_array_equal(rewards.length_shaping(jnp.asarray(right), mask, share=0.0), right)
+    same = rewards.length_shaping(jnp.ones((1, 2)), jnp.ones((1, 2, 3), bool), share=1.0, alpha=0.2)
+    np.testing.assert_allclose(same, [[0.9, 0.9]])
+    with pytest.raises(ValueError, match=r"alpha = 1\.5"):
+        rewards.length_shaping(jnp.asarray(right), mask, alpha=1.5)
+
+
+def test_improvement_by_hand():
+    """Means .2, .4, .6 before (σ = .2), .8 now: ξ = 2."""
+    mask = jnp.ones((1, 5, 2), bool)
+    now, before = jnp.array([[1.0, 1.0, 1.0, 1.0, 0.0]]), jnp.array([0.2, 0.4, 0.6])
+    np.testing.assert_allclose(rewards.improvement(now, mask, before), 2.0, rtol=1e-6)
+    assert rewards.improvement(now, mask, jnp.array([0.5, 0.5])) == 0
+    absent = mask.at[0, 4].set(False)
+    np.testing.assert_allclose(rewards.improvement(now, absent, before), 3.0, rtol=1e-6)

@@ -10,24 +10,48 @@ from beartype import BeartypeConf, beartype
 from jaxtyping import TypeCheckError, jaxtyped
 
 import pallas_kernels
-from rljax import Batch, advantage, aggregation, metrics, objective, penalty, ratio, rewards
+from rljax import Batch, advantage, aggregation, correction, distillation, metrics, objective, penalty, ratio, rewards
 
 CHECKER = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as to a type checker
-MODULES = (ratio, advantage, aggregation, penalty, metrics, rewards, pallas_kernels)
+MODULES = (ratio, advantage, aggregation, penalty, metrics, rewards, correction, distillation, pallas_kernels)
 FUNCTIONS = {
     f"{module.__name__}.{name}": function
     for module in MODULES
     for name in module.__all__
     if inspect.isfunction(function := getattr(module, name))
 } | {"rljax.objective.policy_loss": objective.policy_loss}
-COMBINATORS = ("chain", "local_gradient", "straight_through")  # functions of functions: their results are below
+COMBINATORS = (
+    "chain",
+    "local_gradient",
+    "standardised",
+    "straight_through",
+    "whitened",
+)  # functions of functions: their results are below
 
 P, G, T, V, D = 2, 3, 5, 11, 7
 TOKENS = jnp.linspace(-1.0, 1.0, P * G * T).reshape(P, G, T)
 MASK = jnp.arange(P * G * T).reshape(P, G, T) % 4 > 0
 BATCH = Batch(mask=MASK, old_logp=TOKENS, advantages=TOKENS, weights=TOKENS, ref_logp=-TOKENS)
+LOGITS, IDS = jnp.ones((4, 3)), jnp.arange(12, dtype=jnp.int32).reshape(4, 3) % V
+SUPPORT = distillation.teachers(IDS)
 ARGUMENTS = dict.fromkeys(
-    ("log_ratio", "advantages", "logp", "entropy", "values", "returns", "old_values", "proxy", "x"), TOKENS
+    (
+        "log_ratio",
+        "advantages",
+        "logp",
+        "entropy",
+        "values",
+        "returns",
+        "old_values",
+        "proxy",
+        "x",
+        "energy",
+        "old_logp",
+        "divergence",
+        "mismatch",
+        "weights",
+    ),
+    TOKENS,
 ) | {
     "segments": MASK,
     "mask": MASK,
@@ -42,6 +66,24 @@ ARGUMENTS = dict.fromkeys(
     "unembedding": jnp.ones((V, D)),
     "targets": jnp.arange(4),
     "segment_ids": MASK.astype(jnp.int32),
+    "tokens": MASK.astype(jnp.int32),
+    "components": TOKENS[..., :2],
+    "greedy_rewards": TOKENS[:, 0, 0],
+    "task": jnp.arange(P),
+    "history": TOKENS[0, 0],
+    "improvement": 0.5,
+    "dropping": jnp.array(True),
+    "threshold": 0.5,
+    "teacher_logp": TOKENS,
+    "ids": IDS,
+    "teacher_ids": IDS,
+    "student_ids": IDS,
+    "student_logits": LOGITS,
+    "teacher_logits": LOGITS,
+    "support": SUPPORT,
+    "k": 3,
+    "gradient_norm": jnp.float32(1.0),
+    "slack": 0.1,
     "max_length": 12,
     "buffer": 4,
     "limit": 0.3,
@@ -51,12 +93,20 @@ ARGUMENTS = dict.fromkeys(
 }
 
 
+OTHERWISE = {
+    distillation.support_loss: {"weights": jnp.ones(4)},
+    penalty.hysteresis: {"entropy": jnp.float32(1.0)},
+    metrics.position_summary: {"sums": metrics.position_sums(TOKENS, BATCH, ratio.token)},
+}
+
+
 def call(function, **replaced):
     """The function of its required arguments by their names, its annotations checked."""
     parameters = inspect.signature(function).parameters.values()
     required = [p.name for p in parameters if p.default is p.empty]
+    arguments = {name: ARGUMENTS[name] for name in required} | OTHERWISE.get(function, {})
     with jax.numpy_dtype_promotion("standard"):
-        return jaxtyped(function, typechecker=CHECKER)(**{name: ARGUMENTS[name] for name in required} | replaced)
+        return jaxtyped(function, typechecker=CHECKER)(**arguments | replaced)
 
 
 every_function = pytest.mark.parametrize(

@@ -12,6 +12,7 @@ All raise ValueError where shapes differ or a hyper-parameter is out of range, T
 
 from rljax.ratio.clips import clamp, clip, log_clip, position_clip, soft_gate, two_sided_clip
 from rljax.ratio.compose import chain, local_gradient
+from rljax.ratio.masks import cumulative_divergence_mask, kl_mask, total_variation_mask
 from rljax.ratio.pools import (
     cumulative,
     power_mean,
@@ -27,6 +28,8 @@ __all__ = [
     "clamp",
     "clip",
     "cumulative",
+    "cumulative_divergence_mask",
+    "kl_mask",
     "local_gradient",
     "log_clip",
     "position_clip",
@@ -37,5 +40,6 @@ __all__ = [
     "sequence_sum",
     "soft_gate",
     "token",
+    "total_variation_mask",
     "two_sided_clip",
 ]

@@ -1,0 +1,67 @@
+"""What advantages share: a completion's reward, its group's statistics, and rewards-to-go."""
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Bool, Float
+
+from rljax._checks import accumulators, require_mask, require_rank, require_shape
+
+Rewards = Float[Array, "P G"] | Float[Array, "P G T"]
+Mask = Bool[Array, "P G T"]
+Advantages = Float[Array, "P G T"]
+
+
+def checked(rewards, mask) -> tuple[Array, Array]:
+    mask = require_mask(mask, "P G T")
+    (rewards,) = accumulators(rewards=rewards)
+    require_rank("rewards", rewards, "P G", "P G T")
+    require_shape(mask.shape[: rewards.ndim], "mask's leading axes" if rewards.ndim == 2 else "mask", rewards=rewards)
+    return rewards, mask
+
+
+def outcomes(rewards, mask) -> tuple[Array, Array, Array, Array]:
+    """The mask, R less one present member's (so that equal rewards are exact zeros), present [P, G] and N [P, 1]."""
+    rewards, mask = checked(rewards, mask)
+    rewards, present = totals(rewards, mask), jnp.any(mask, axis=-1)
+    centred = jnp.where(present, rewards - greatest(rewards, present), 0.0)
+    return mask, centred, present, jnp.sum(present, axis=1, keepdims=True).astype(centred.dtype)
+
+
+def totals(rewards: Array, mask: Array) -> Array:
+    """R [P, G], the sum of a dense reward."""
+    return rewards if rewards.ndim == 2 else jnp.sum(jnp.where(mask, rewards, 0.0), axis=-1)
+
+
+def greatest(values: Array, members: Array) -> Array:
+    """The group's greatest value among the members, 0 where there are none.
+
+    Less this, equal values are exact zeros, of which every weighted mean is an exact zero.
+    """
+    largest = jnp.max(values, axis=1, keepdims=True, where=members, initial=-jnp.inf)
+    return jnp.where(jnp.any(members, axis=1, keepdims=True), largest, 0.0)
+
+
+def deviation(centred: Array, weights: Array, present: Array) -> Array:
+    """Values less their weighted mean over the group, 0 where absent."""
+    weights = weights.astype(centred.dtype)
+    weight = jnp.sum(weights, axis=1, keepdims=True)
+    mean = jnp.sum(weights * centred, axis=1, keepdims=True) / jnp.maximum(weight, 1)
+    return jnp.where(present, centred - mean, 0.0)
+
+
+def spread_of(centred: Array, present: Array, count: Array) -> Array:
+    """The group's standard deviation, with N − 1, [P, 1]; 0 for a group of one."""
+    deviations = deviation(centred, present, present)
+    return jnp.sqrt(jnp.sum(deviations**2, axis=1, keepdims=True) / jnp.maximum(count - 1, 1))
+
+
+def on_tokens(values: Array, mask: Array) -> Array:
+    """A completion's value on each of its trained tokens."""
+    return jnp.where(mask, values[..., None], 0.0)
+
+
+def returns_of(rewards: Array, mask: Array) -> Array:
+    """G_t [P, G, T]: the outcome at every token, or a dense reward's sum from the token on."""
+    if rewards.ndim == 2:
+        return jnp.broadcast_to(rewards[..., None], mask.shape)
+    return lax.cumsum(jnp.where(mask, rewards, 0.0), axis=2, reverse=True)

@@ -1,0 +1,67 @@
+"""Advantages made of advantages: over their group's std, whitened over the batch, or of several rewards."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from rljax._checks import accumulators, require_mask, require_rank, require_shape
+from rljax.advantage._outcomes import Advantages, Mask, Rewards, checked, outcomes, spread_of
+from rljax.advantage.group import group_relative
+from rljax.objective import required_fields, requiring
+
+
+def standardised(advantage: Callable) -> Callable:
+    """The advantage over the std of its group's rewards plus 1e-6: `standardised(mean_baseline)` is group_relative."""
+
+    def over_std(rewards: Rewards, mask: Mask, **bound) -> Advantages:
+        mask, centred, present, count = outcomes(rewards, mask)
+        std = spread_of(centred, present, count)[..., None]
+        return jnp.where(mask, advantage(rewards, mask, **bound) / (std + 1e-6), 0.0)
+
+    return requiring(required_fields(advantage), over_std)
+
+
+def whitened(advantage: Callable) -> Callable:
+    """The advantage standardised over the batch's trained tokens: (A − µ)/√(σ² + 1e-8), σ² with n − 1.
+
+    Statistics of the whole `[P, G, T]` it is called on: call it on the global rollout, outside of any `shard_map`.
+    """
+
+    def over_batch(rewards: Rewards, mask: Mask, **bound) -> Advantages:
+        return whiten(advantage(rewards, mask, **bound), mask)
+
+    return requiring(required_fields(advantage), over_batch)
+
+
+def whiten(x: Float[Array, "*B T"], mask: Array) -> Float[Array, "*B T"]:
+    """(x − µ)/√(σ² + 1e-8) over the trained tokens, 0 elsewhere; equal values give exactly 0."""
+    mask = require_mask(mask)
+    require_shape(mask.shape, "mask", x=x)
+    (x,) = accumulators(x=x)
+    count = jnp.maximum(jnp.sum(mask), 1).astype(x.dtype)
+    x = jnp.where(mask, x - jnp.max(x, where=mask, initial=-jnp.inf), 0.0)
+    x = jnp.where(mask, x - jnp.sum(x) / count, 0.0)
+    return x / jnp.sqrt(jnp.sum(x**2) / jnp.maximum(count - 1, 1) + 1e-8)
+
+
+def multi_reward(
+    rewards: Rewards, mask: Mask, *, components: Float[Array, "P G K"], coefficients: Float[Array, "K"] | None = None
+) -> Advantages:
+    """GDPO: each reward standardised within its group by itself, their weighted sum whitened over the batch.
+
+        whiten(Σ_k c_k · group_relative(R_k))
+
+    A reward of larger scale then does not drown the others. `components[..., k]` is R_k; c_k = 1 unless given.
+    `rewards` itself is not read, its shape is checked.
+    """
+    _, mask = checked(rewards, mask)
+    (components,) = accumulators(components=components)
+    require_rank("components", components, "P G K")
+    require_shape(mask.shape[:2], "mask's leading axes", components=components[..., 0])
+    c = jnp.ones(components.shape[-1]) if coefficients is None else jnp.asarray(coefficients)
+    require_shape(components.shape[-1:], "components' last axis", coefficients=c)
+    standard = [group_relative(components[..., k], mask) for k in range(components.shape[-1])]
+    total = jnp.zeros(mask.shape, components.dtype)
+    return whiten(sum((c[k].astype(A.dtype) * A for k, A in enumerate(standard)), total), mask)

@@ -1,0 +1,103 @@
+"""Baselines from the group: a completion's reward against those of the other completions of its prompt."""
+
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Int
+
+from rljax._checks import require_between, require_shape
+from rljax.advantage._outcomes import (
+    Advantages,
+    Mask,
+    Rewards,
+    checked,
+    deviation,
+    on_tokens,
+    outcomes,
+    spread_of,
+    totals,
+)
+
+
+def group_relative(rewards: Rewards, mask: Mask) -> Advantages:
+    """The reward standardised within its group: (R − mean)/(std + 1e-6), std with N − 1 (GRPO, 2402.03300)."""
+    mask, centred, present, count = outcomes(rewards, mask)
+    std = spread_of(centred, present, count)
+    return on_tokens(deviation(centred, present, present) / (std + 1e-6), mask)
+
+
+def mean_baseline(rewards: Rewards, mask: Mask) -> Advantages:
+    """The reward less its group's mean, R − mean, not divided by the std (Dr. GRPO, 2503.20783)."""
+    mask, centred, present, _ = outcomes(rewards, mask)
+    return on_tokens(deviation(centred, present, present), mask)
+
+
+def leave_one_out(rewards: Rewards, mask: Mask) -> Advantages:
+    """The reward less the mean of the others', N/(N − 1)·(R − mean) (RLOO, 2402.14740). A group of one gets 0."""
+    mask, centred, present, count = outcomes(rewards, mask)
+    return on_tokens(deviation(centred, present, present) * count / jnp.maximum(count - 1, 1), mask)
+
+
+def length_weighted(rewards: Rewards, mask: Mask) -> Advantages:
+    """The reward less the length-weighted mean, R − Σ n_j R_j / Σ n_j (OPO, 2505.23585)."""
+    mask, centred, present, _ = outcomes(rewards, mask)
+    lengths = jnp.sum(mask, axis=-1).astype(centred.dtype)
+    return on_tokens(deviation(centred, lengths, present), mask)
+
+
+def pass_at_k(rewards: Rewards, mask: Mask) -> Advantages:
+    """The best completion gets its lead over the second best, R₁ − R₂; all others 0 (pass@k training, 2503.19595).
+
+    Its expectation is the gradient of the best reward of a group's. Equal best rewards lead by 0, and so does a group
+    of one. With `standardised` the lead is divided by the group's std.
+    """
+    mask, centred, present, count = outcomes(rewards, mask)
+    ranked = jnp.where(present, centred, -jnp.inf)
+    best = present & (jnp.arange(ranked.shape[1])[None] == jnp.argmax(ranked, axis=1, keepdims=True))
+    second = jnp.max(ranked, axis=1, keepdims=True, where=present & ~best, initial=-jnp.inf)
+    lead = jnp.where(best & (count > 1), -jnp.where(count > 1, second, 0.0), 0.0)  # the best stands at 0
+    return on_tokens(lead, mask)
+
+
+def task_relative(rewards: Rewards, mask: Mask, *, task: Int[Array, "P"]) -> Advantages:
+    """The reward less its group's mean, over the std of the batch's rewards of the same task (QwenLong-L1.5).
+
+        (R − group mean) / (std over the task's completions + 1e-6)
+
+    `task [P]` numbers the task of each prompt; std with n − 1, over all present completions of the batch (the divisor
+    is ours: the paper does not say).
+    """
+    mask, centred, present, _ = outcomes(rewards, mask)
+    task = jnp.asarray(task)
+    require_shape(mask.shape[:1], "mask's first axis", task=task)
+    same = (task[:, None] == task[None, :]).astype(centred.dtype)
+    members = present.astype(centred.dtype)
+    R = jnp.where(present, totals(*checked(rewards, mask)), 0.0)
+
+    def over_task(values):
+        return (same @ jnp.sum(values, axis=1))[:, None]
+
+    count = over_task(members)
+    mean = over_task(R) / jnp.maximum(count, 1)
+    # Each prompt has its own task's mean: the deviations of a task's members are taken from one number.
+    std = jnp.sqrt(over_task(members * (R - mean) ** 2) / jnp.maximum(count - 1, 1))
+    return on_tokens(deviation(centred, present, present) / (std + 1e-6), mask)
+
+
+def policy_improvement(
+    rewards: Rewards, mask: Mask, *, improvement: float | Array, slope: float | Array = 0.1
+) -> Advantages:
+    """PIPO's second look at the *previous* batch: its advantages, scaled by how much the policy has improved since.
+
+        φ(ξ) · N · A_i / Σ_j |A_j|,    φ(ξ) = ξ where ξ ≥ 0, slope · ξ below;  A_i = R_i − mean
+
+    `improvement` is ξ = (µ − µ_his)/σ_his, of the current batch's mean reward against those of the batches before
+    (`rewards.improvement`); the step on it is clipped as any other. slope ≥ 0. Not verified from the source: from
+    third-party notes on the paper.
+    """
+    require_between("slope", slope, 0)
+    mask, centred, present, count = outcomes(rewards, mask)
+    deviations = deviation(centred, present, present)
+    improvement = jnp.asarray(improvement, centred.dtype)
+    phi = jnp.where(improvement >= 0, improvement, jnp.asarray(slope, centred.dtype) * improvement)
+    total = jnp.sum(jnp.abs(deviations), axis=1, keepdims=True)
+    return on_tokens(phi * count * deviations / jnp.where(total > 0, total, 1.0), mask)

@@ -1,0 +1,34 @@
+"""Credit by the tree of prefixes that a group's completions form."""
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Int
+
+from rljax._checks import require_shape
+from rljax.advantage._outcomes import Advantages, Mask, Rewards, deviation, outcomes, spread_of
+
+
+def prefix_tree(rewards: Rewards, mask: Mask, *, tokens: Int[Array, "P G T"]) -> Advantages:
+    """The outcome's advantage plus what each token changed, by the values of the prefixes (TEMPO, P2T).
+
+        [R_i − mean R + V(y_≤t) − V(y_<t)] / (std + 1e-6),    V(prefix) = mean R of the group's members that share it
+
+    V of the empty prefix is the group's mean; a prefix that nobody shares has its own R. Prefixes are of the trained
+    tokens, in order; std with N − 1. Compares all pairs of a group: [P, G, G, T] booleans.
+    """
+    mask, centred, present, count = outcomes(rewards, mask)
+    tokens = jnp.asarray(tokens)
+    require_shape(mask.shape, "mask", tokens=tokens)
+    order = jnp.argsort(~mask, axis=-1, stable=True)  # trained tokens first, in order
+    alive, tokens = (jnp.take_along_axis(x, order, axis=-1) for x in (mask, tokens))
+    same = (tokens[:, :, None] == tokens[:, None]) & alive[:, :, None] & alive[:, None]
+    shared = lax.cumprod(same.astype(jnp.int8), axis=3).astype(centred.dtype)  # [P, i, j, t]: j has i's prefix
+    value = jnp.einsum("pijt,pj->pit", shared, centred) / jnp.maximum(jnp.sum(shared, axis=2), 1)
+
+    deviations = deviation(centred, present, present)[..., None]
+    mean = jnp.where(present, centred, 0.0)[..., None] - deviations
+    before = jnp.concatenate([mean, value[..., :-1]], axis=-1)
+    std = spread_of(centred, present, count)[..., None]
+    advantages = (deviations + value - before) / (std + 1e-6)
+    ordinal = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
+    return jnp.where(mask, jnp.take_along_axis(advantages, ordinal, axis=-1), 0.0)

@@ -1,0 +1,167 @@
+"""On-policy distillation: the student samples, a teacher q says what it would have done.
+
+With the sampled token alone it is a policy gradient, whose advantage is `sampled_token`. With more of the teacher's
+distribution it is a loss of its own, Σ w · KL(π̂ ‖ q̂) over a *support* S of a few tokens a position, both renormalised
+over S, differentiated directly:
+
+    ids, _ = top_tokens(teacher_hidden, teacher_unembedding, k=32)          # [N, K], no [N, V] logits
+    student, teacher = logits_at(hidden, unembedding, ids), logits_at(teacher_hidden, teacher_unembedding, ids)
+    loss = support_loss(student, teacher, weights, support=teachers(ids))
+
+The supports: `teachers`, `students`, `intersection`, `union`. Special tokens are left out by the weights (or by the
+mask that they are made from): `where(jnp.isin(tokens, special_ids), 0, weights)`.
+
+All raise ValueError where shapes differ.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Bool, Float, Int
+
+from rljax._checks import accumulators, require_mask, require_rank, require_shape
+
+__all__ = [
+    "Support",
+    "intersection",
+    "logits_at",
+    "sampled_token",
+    "students",
+    "support_kl",
+    "support_loss",
+    "teachers",
+    "top_tokens",
+    "union",
+]
+
+Ids = Int[Array, "*B K"]
+
+
+class Support(NamedTuple):
+    """The tokens that a divergence is taken over: `ids [*B, K]`, and `valid [*B, K]`, false where an entry is none."""
+
+    ids: Int[Array, "*B K"]
+    valid: Bool[Array, "*B K"]
+
+
+def sampled_token(
+    old_logp: Float[Array, "P G T"], teacher_logp: Float[Array, "P G T"], mask: Bool[Array, "P G T"]
+) -> Float[Array, "P G T"]:
+    """The advantage A_t = log q(y_t) − log π_old(y_t), neither centred nor scaled; 0 where the mask is false.
+
+    Its policy gradient is that of −KL(π ‖ q), token by token.
+    """
+    mask = require_mask(mask)
+    require_shape(mask.shape, "mask", old_logp=old_logp, teacher_logp=teacher_logp)
+    old_logp, teacher_logp = accumulators(old_logp=old_logp, teacher_logp=teacher_logp)
+    return lax.stop_gradient(jnp.where(mask, teacher_logp - old_logp, 0.0))
+
+
+def teachers(ids: Ids) -> Support:
+    """The teacher's likeliest tokens (2603.25562)."""
+    return Support(ids, jnp.ones(ids.shape, bool))
+
+
+def students(ids: Ids) -> Support:
+    """The student's likeliest tokens: what it would say, judged by the teacher."""
+    return Support(ids, jnp.ones(ids.shape, bool))
+
+
+def intersection(teacher_ids: Ids, student_ids: Ids) -> Support:
+    """The teacher's tokens that are among the student's; there may be none."""
+    return Support(teacher_ids, _among(teacher_ids, student_ids))
+
+
+def union(teacher_ids: Ids, student_ids: Ids) -> Support:
+    """The teacher's tokens, then those of the student's that are not among them."""
+    ids = jnp.concatenate([teacher_ids, student_ids], axis=-1)
+    new = ~_among(student_ids, teacher_ids)
+    return Support(ids, jnp.concatenate([jnp.ones(teacher_ids.shape, bool), new], axis=-1))
+
+
+def support_kl(
+    student_logits: Float[Array, "*B K"], teacher_logits: Float[Array, "*B K"], support: Support
+) -> Float[Array, "*B"]:
+    """KL(π̂ ‖ q̂) = Σ_{v∈S} π̂(v) log(π̂(v)/q̂(v)), nats, both renormalised over the support; 0 where it is empty.
+
+    Without the renormalisation the mass outside of S is free, and the student puts all of it there. The teacher has
+    no gradient.
+    """
+    student_logits, teacher_logits = accumulators(student_logits=student_logits, teacher_logits=teacher_logits)
+    require_shape(support.valid.shape, "support", student_logits=student_logits, teacher_logits=teacher_logits)
+    valid = support.valid
+    log_pi, log_q = _log_softmax(student_logits, valid), _log_softmax(lax.stop_gradient(teacher_logits), valid)
+    return jnp.sum(jnp.where(valid, jnp.exp(log_pi) * (log_pi - log_q), 0.0), axis=-1)
+
+
+def support_loss(
+    student_logits: Float[Array, "*B K"],
+    teacher_logits: Float[Array, "*B K"],
+    weights: Float[Array, "*B"],
+    *,
+    support: Support,
+) -> Float[Array, ""]:
+    """Σ w · KL(π̂ ‖ q̂): a plain sum; the weights are an aggregation's. A token of weight 0 may hold anything."""
+    (weights,) = accumulators(weights=weights)
+    require_shape(support.valid.shape[:-1], "support's leading axes", weights=weights)
+    live = Support(support.ids, support.valid & (weights != 0)[..., None])
+    return jnp.sum(lax.stop_gradient(weights) * support_kl(student_logits, teacher_logits, live))
+
+
+def top_tokens(
+    hidden: Float[Array, "N D"], unembedding: Float[Array, "V D"], *, k: int, tile: int = 4096
+) -> tuple[Int[Array, "N K"], Float[Array, "N K"]]:
+    """(ids, logits) of each row's k largest logits of h·Wᵀ, the largest first, from one pass over vocabulary tiles.
+
+    Of equal logits the lower id comes first. Not for differentiation: `logits_at` is.
+    """
+    require_rank("hidden", hidden, "N D")
+    require_rank("unembedding", unembedding, "V D")
+    size = unembedding.shape[0]
+    if not 1 <= k <= size:
+        raise ValueError(f"k = {k}: expected a number of tokens from 1 to {size}, the vocabulary's")
+    width, n = min(max(tile, k), size), hidden.shape[0]
+
+    def step(best, first):
+        start = jnp.minimum(first, size - width)  # the last tile reaches back
+        ids = start + jnp.arange(width, dtype=jnp.int32)
+        x = _logits(hidden, lax.dynamic_slice_in_dim(unembedding, start, width))
+        x = jnp.where((ids >= first)[None], x, -jnp.inf)
+        logits = jnp.concatenate([best[1], x], axis=1)
+        ids = jnp.concatenate([best[0], jnp.broadcast_to(ids[None], x.shape)], axis=1)
+        logits, places = lax.top_k(logits, k)
+        return (jnp.take_along_axis(ids, places, axis=1), logits), None
+
+    dtype = jnp.float64 if jnp.float64 in (hidden.dtype, unembedding.dtype) else jnp.float32
+    nothing = jnp.zeros((n, k), jnp.int32), jnp.full((n, k), -jnp.inf, dtype)
+    best, _ = lax.scan(step, nothing, jnp.arange(0, size, width, dtype=jnp.int32))
+    return lax.stop_gradient(best)
+
+
+def logits_at(
+    hidden: Float[Array, "N D"], unembedding: Float[Array, "V D"], ids: Int[Array, "N K"]
+) -> Float[Array, "N K"]:
+    """h·W[ids]: the logits of a few tokens of each row, differentiable in both. Gathers [N, K, D]."""
+    require_rank("ids", ids, "N K")
+    require_shape(ids.shape[:1], "ids' first axis", hidden=hidden[:, 0])
+    hidden, rows = accumulators(hidden=hidden, unembedding=unembedding[ids])
+    return jnp.einsum("nd,nkd->nk", hidden, rows, precision=lax.Precision.HIGHEST)
+
+
+def _logits(hidden: Array, rows: Array) -> Array:
+    hidden, rows = accumulators(hidden=hidden, rows=rows)
+    return jnp.einsum("nd,vd->nv", hidden, rows, precision=lax.Precision.HIGHEST)
+
+
+def _log_softmax(logits: Array, valid: Array) -> Array:
+    """log softmax over the valid entries, 0 at the others; nothing that those hold is read."""
+    top = jnp.max(lax.stop_gradient(logits), axis=-1, keepdims=True, where=valid, initial=-jnp.inf)
+    shifted = jnp.where(valid, logits - jnp.where(jnp.isfinite(top), top, 0.0), 0.0)
+    total = jnp.sum(jnp.where(valid, jnp.exp(shifted), 0.0), axis=-1, keepdims=True)
+    return jnp.where(valid, shifted - jnp.log(jnp.where(total > 0, total, 1.0)), 0.0)
+
+
+def _among(ids: Array, others: Array) -> Array:
+    """True at the ids that are among the others of the same position."""
+    return jnp.any(ids[..., :, None] == others[..., None, :], axis=-1)

@@ -1,0 +1,31 @@
+"""Penalties: weighted sums over a batch's tokens that are simply added to the policy loss.
+
+    loss = policy_loss(logp, batch, ratio) + 0.001 * kl(logp, batch) + 0.01 * entropy_bonus(entropy, batch)
+
+All use the batch's weights, so microbatches and shards add here too. An aggregation that gives some tokens no weight
+(`balanced`, where A = 0) exempts them, and so does leaving out the groups that `rewards.informative` finds to carry
+no signal: to penalise them, `dataclasses.replace` the weights, or keep them in the batch.
+
+An estimator maps ℓ = log π_θ − log π_ref of a token sampled from π_θ to an estimate of KL(π_θ ‖ π_ref), nats
+(Schulman 2020, "Approximating KL divergence").
+"""
+
+from rljax.penalty.divergence import k1, k2, k3, kl, quadratic, straight_through
+from rljax.penalty.entropy_control import clip_cov, confident_negatives, covariance, hysteresis, kl_cov
+from rljax.penalty.values import entropy_bonus, value_loss
+
+__all__ = [
+    "clip_cov",
+    "confident_negatives",
+    "covariance",
+    "entropy_bonus",
+    "hysteresis",
+    "k1",
+    "k2",
+    "k3",
+    "kl",
+    "kl_cov",
+    "quadratic",
+    "straight_through",
+    "value_loss",
+]

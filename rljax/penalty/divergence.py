@@ -1,0 +1,59 @@
+"""Penalties on the distance from another policy: estimators of a KL divergence, and DRO's quadratic term."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float
+
+from rljax.objective import Batch, log_ratios
+from rljax.penalty._weighted import Tokens, weighted, weighted_sum
+
+
+def k1(log_ratio: Tokens) -> Tokens:
+    """ℓ: unbiased, may be negative; as a loss its expected gradient is 0: put it in a reward, or straight-through."""
+    return log_ratio
+
+
+def k2(log_ratio: Tokens) -> Tokens:
+    """½ℓ²: biased, never negative; its expected on-policy gradient is that of the KL."""
+    return 0.5 * log_ratio**2
+
+
+def k3(log_ratio: Tokens) -> Tokens:
+    """e^{−ℓ} − 1 + ℓ: unbiased, never negative (GRPO's). Not clamped: a clamp would zero its gradient."""
+    return jnp.expm1(-log_ratio) + log_ratio
+
+
+def straight_through(value: Callable, gradient: Callable = k2) -> Callable:
+    """An estimator with the value of one and the gradient of another, k2's unless said.
+
+    sg(value(ℓ) − gradient(ℓ)) + gradient(ℓ)
+    """
+
+    def estimator(log_ratio: Tokens) -> Tokens:
+        differentiated = gradient(log_ratio)
+        return lax.stop_gradient(value(log_ratio) - differentiated) + differentiated
+
+    return estimator
+
+
+def kl(logp: Tokens, batch: Batch, *, estimator: Callable = k3) -> Float[Array, ""]:
+    """Σ w · k(ℓ) with ℓ = logp − ref_logp: an estimate of KL(π_θ ‖ π_ref), nats, where the weights sum to one.
+
+    ValueError where `batch.ref_logp` is None or shapes differ.
+    """
+    if batch.ref_logp is None:
+        raise ValueError("Batch.ref_logp is None: give Batch(ref_logp=…), log π_ref of the batch's tokens")
+    logp, ref_logp, weights, live = weighted(batch, logp=logp, ref_logp=batch.ref_logp)
+    return weighted_sum(weights, estimator(jnp.where(live, logp - ref_logp, 0.0)), live)
+
+
+def quadratic(logp: Tokens, batch: Batch) -> Float[Array, ""]:
+    """DRO's term, Σ w · ½ℓ² with ℓ = logp − old_logp (2405.19107).
+
+    Its loss is −(A·log π − ½βℓ²): `local_gradient` of a constant ratio (A times the gradient of log π), plus β times
+    this.
+    """
+    log_ratio, weights, live = weighted(batch, log_ratio=log_ratios(logp, batch))
+    return weighted_sum(weights, 0.5 * log_ratio**2, live)

@@ -1,0 +1,96 @@
+"""What keeps the entropy from collapsing or exploding: tokens chosen by covariance, and whole sides left out."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Bool, Float
+
+from rljax._checks import accumulators, require_between, require_mask, require_shape
+from rljax.objective import Batch, earns, log_ratios, policy_loss
+from rljax.penalty._weighted import Tokens, weighted, weighted_sum
+
+
+def covariance(logp: Tokens, batch: Batch) -> Tokens:
+    """c_t = (A_t − Ā)(log π_t − mean log π), means over the batch's trained tokens; 0 elsewhere. Without gradient.
+
+    A token of large c lowers the entropy most: it is likely, and rewarded for it.
+    """
+    mask = require_mask(batch.mask)
+    require_shape(mask.shape, "mask", logp=logp, advantages=batch.advantages)
+    logp, advantages = accumulators(logp=logp, advantages=batch.advantages)
+    count = jnp.maximum(jnp.sum(mask), 1).astype(logp.dtype)
+
+    def centred(x):
+        return jnp.where(mask, x - jnp.sum(jnp.where(mask, x, 0.0)) / count, 0.0)
+
+    return lax.stop_gradient(centred(advantages) * centred(logp))
+
+
+def kl_cov(logp: Tokens, batch: Batch, *, share: float | Array = 2e-4) -> Float[Array, ""]:
+    """KL-Cov: Σ w · |ℓ| over the k tokens of largest covariance, k = max(1, ⌊share · tokens⌋) (2505.22617).
+
+    ℓ = logp − old_logp. The paper's coefficient is 0.1. share in [0, 1].
+    """
+    log_ratio, weights, live = weighted(batch, log_ratio=log_ratios(logp, batch))
+    chosen = _largest(jnp.where(batch.mask, covariance(logp, batch), -jnp.inf), _number(batch.mask, share))
+    return weighted_sum(weights, jnp.where(chosen, jnp.abs(log_ratio), 0.0), live)
+
+
+def clip_cov(
+    logp: Tokens,
+    batch: Batch,
+    ratio: Callable,
+    key: Array,
+    *,
+    share: float | Array = 2e-4,
+    low: float | Array = 1.0,
+    high: float | Array = 5.0,
+) -> Bool[Array, "*B T"]:
+    """Clip-Cov: true at the tokens to keep; k random ones of covariance in (low, high) are dropped (2505.22617).
+
+    At most k = max(1, ⌊share · tokens⌋), among those that the ratio's own clip has not dropped already. To use it:
+    `dataclasses.replace(batch, weights=jnp.where(kept, batch.weights, 0))`. share in [0, 1].
+    """
+    c = covariance(logp, batch)
+    moved = jax.grad(policy_loss)(lax.stop_gradient(logp), batch, ratio) != 0
+    candidates = earns(batch) & moved & (c > low) & (c < high)
+    lots = jnp.where(candidates, jax.random.uniform(key, c.shape, jnp.float32), -jnp.inf)
+    return ~(candidates & _largest(lots, _number(batch.mask, share)))
+
+
+def confident_negatives(entropy: Tokens, batch: Batch, *, threshold: float | Array) -> Bool[Array, "*B T"]:
+    """True at the tokens to keep: those of A < 0 whose entropy is above the threshold, nats, are dropped.
+
+    Pushing an uncertain token down spreads its mass over tokens that nobody looked at.
+    """
+    mask = require_mask(batch.mask)
+    require_shape(mask.shape, "mask", entropy=entropy)
+    (entropy,) = accumulators(entropy=entropy)
+    return ~((batch.advantages < 0) & (entropy > jnp.asarray(threshold, entropy.dtype)))
+
+
+def hysteresis(
+    dropping: Bool[Array, ""], entropy: Float[Array, ""], *, low: float | Array, high: float | Array
+) -> Bool[Array, ""]:
+    """AEPO's state: whether sequences of A < 0 are left out, from the batch's mean entropy, nats (QwenLong-L1.5).
+
+    Above `high` it becomes true, below `low` false, between it stays: carry it from step to step, beginning with
+    false, and drop by `mask & ~(dropping & (sign < 0))[..., None]`. 0 ≤ low; the paper's thresholds are unpublished.
+    """
+    require_between("low", low, 0)
+    require_between("high", high, 0)
+    return (entropy > high) | (dropping & ~(entropy < low))
+
+
+def _number(mask: Array, share) -> Array:
+    require_between("share", share, 0, 1 + 1e-9)
+    return jnp.maximum(1, jnp.floor(share * jnp.sum(mask).astype(jnp.float32))).astype(jnp.int32)
+
+
+def _largest(x: Array, k: Array) -> Array:
+    """True at the k largest values, the earlier of equals."""
+    order = jnp.argsort(-x.reshape(-1), stable=True)
+    rank = jnp.zeros(x.size, jnp.int32).at[order].set(jnp.arange(x.size, dtype=jnp.int32))
+    return (rank < k).reshape(x.shape)

@@ -1,0 +1,31 @@
+"""The entropy bonus, and the loss of a value function."""
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float
+
+from rljax._checks import require_between
+from rljax.objective import Batch
+from rljax.penalty._weighted import Tokens, weighted, weighted_sum
+
+
+def entropy_bonus(entropy: Tokens, batch: Batch) -> Float[Array, ""]:
+    """−Σ w · H: minus the policy's entropy, nats, from the pass that gives log π; a positive coefficient raises it."""
+    entropy, weights, live = weighted(batch, entropy=entropy)
+    return -weighted_sum(weights, entropy, live)
+
+
+def value_loss(
+    values: Tokens, batch: Batch, *, returns: Tokens, old_values: Tokens, limit: float | Array
+) -> Float[Array, ""]:
+    """PPO's value loss, clipped about the values of the rollout (1707.06347). limit ≥ 0.
+
+    Σ w · ½ max((v − R)², (clip(v, v_old − limit, v_old + limit) − R)²)
+    """
+    require_between("limit", limit, 0)
+    values, returns, old_values, weights, live = weighted(batch, values=values, returns=returns, old_values=old_values)
+    limit = jnp.asarray(limit, values.dtype)
+    returns, old_values = lax.stop_gradient((returns, old_values))
+    near = jnp.where(jnp.abs(values - old_values) > limit, old_values + jnp.sign(values - old_values) * limit, values)
+    plain, clipped = (values - returns) ** 2, (near - returns) ** 2
+    return weighted_sum(weights, 0.5 * jnp.where(clipped > plain, clipped, plain), live)

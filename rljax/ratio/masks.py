@@ -1,0 +1,107 @@
+"""Trust regions by divergence: a token outside of the region is dropped, whatever its ratio."""
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from rljax import _segments
+from rljax._checks import require_between, require_shape
+from rljax._segments import Segments
+from rljax.ratio._arguments import Tokens, checked
+
+
+def total_variation_mask(
+    log_ratio: Tokens,
+    advantages: Tokens,
+    segments: Segments,
+    *,
+    old_logp: Tokens,
+    low: float | Array,
+    high: float | Array,
+    cap: float | Array = 3.0,
+) -> Tokens:
+    """DPPO's trust region by the total variation of the sampled token (2602.04879).
+
+        −∞ where A > 0 and p − q > high, or A < 0 and p − q < −low;  elsewhere sg(min(ℓ, log cap) − ℓ) + ℓ
+
+    p = π_θ(y), q = π_old(y), so |p − q| is the total variation of "y or not y". ℓ is the token's own log-ratio: not for
+    use after a pool. low, high ≥ 0, cap ≥ 1.
+    """
+    log_ratio, advantages, log_q, low, high = _checked_all(log_ratio, advantages, segments, old_logp, low, high, cap)
+    difference = jnp.exp(log_q) * jnp.expm1(log_ratio)
+    leaves = ((advantages > 0) & (difference > high)) | ((advantages < 0) & (difference < -low))
+    return jnp.where(leaves, -jnp.inf, _capped(log_ratio, cap))
+
+
+def kl_mask(
+    log_ratio: Tokens,
+    advantages: Tokens,
+    segments: Segments,
+    *,
+    old_logp: Tokens,
+    low: float | Array,
+    high: float | Array,
+    cap: float | Array = 3.0,
+) -> Tokens:
+    """DPPO's trust region by the KL divergence of the sampled token, nats (2602.04879).
+
+        D = q log(q/p) + (1 − q) log((1 − q + 1e-8)/(1 − p + 1e-8))
+        −∞ where A > 0, p > q and D > high, or A < 0, p < q and D > low;  elsewhere sg(min(ℓ, log cap) − ℓ) + ℓ
+
+    p = π_θ(y), q = π_old(y). ℓ is the token's own log-ratio: not for use after a pool. low, high ≥ 0, cap ≥ 1.
+    """
+    log_ratio, advantages, log_q, low, high = _checked_all(log_ratio, advantages, segments, old_logp, low, high, cap)
+    other_q, other_p = (jnp.maximum(-jnp.expm1(log_pi), 0) + 1e-8 for log_pi in (log_q, log_q + log_ratio))
+    divergence = -jnp.exp(log_q) * log_ratio + (other_q - 1e-8) * jnp.log(other_q / other_p)
+    up, down = (advantages > 0) & (log_ratio > 0), (advantages < 0) & (log_ratio < 0)
+    leaves = (up & (divergence > high)) | (down & (divergence > low))
+    return jnp.where(leaves, -jnp.inf, _capped(log_ratio, cap))
+
+
+def cumulative_divergence_mask(
+    log_ratio: Tokens,
+    advantages: Tokens,
+    segments: Segments,
+    *,
+    divergence: Tokens,
+    limit: float | Array,
+    slack: float | Array,
+    least: float | Array = 0.8,
+) -> Tokens:
+    """CPPO's trust region: a budget of divergence along the sequence (2606.10968).
+
+        keep where A(r − 1) ≤ 0, or w_t D_t ≤ limit and S_t ≤ limit + slack · W_{t−1};  −∞ elsewhere
+        w_t = 1 − (1 − least)(t − 1)/(n − 1),    S_t = Σ_{j≤t} w_j D_j,    W_t = Σ_{j≤t} w_j
+
+    `divergence` is D_t ≥ 0, the paper's the total variation over the old policy's 20 likeliest tokens and the rest. t
+    is the ordinal among the sequence's n trained tokens. limit, slack ≥ 0, least in [0, 1]. The weight falls over the
+    sequence's own length; the paper's T is read so.
+    """
+    for name, value in (("limit", limit), ("slack", slack), ("least", least)):
+        require_between(name, value, 0)
+    log_ratio, advantages, segments = checked(log_ratio, advantages, segments)
+    require_shape(segments.shape, "segments", divergence=divergence)
+    divergence = lax.stop_gradient(jnp.asarray(divergence).astype(log_ratio.dtype))
+    divergence = jnp.where(_segments.trained(segments), divergence, 0.0)
+    t = _segments.ordinal(segments).astype(log_ratio.dtype)
+    n = _segments.total(jnp.ones_like(log_ratio), segments)
+    limit, slack, least = (jnp.asarray(x, log_ratio.dtype) for x in (limit, slack, least))
+    w = jnp.where(_segments.trained(segments), 1 - (1 - least) * (t - 1) / jnp.maximum(n - 1, 1), 0.0)
+    spent, before = _segments.cumulative(w * divergence, segments), _segments.cumulative(w, segments) - w
+    within = (w * divergence <= limit) & (spent <= limit + slack * before)
+    return jnp.where((advantages * log_ratio <= 0) | within, log_ratio, -jnp.inf)
+
+
+def _checked_all(log_ratio, advantages, segments, old_logp, low, high, cap) -> tuple[Array, ...]:
+    """ℓ, A, log q (0 where no token is trained), low and high, in the dtype of sums."""
+    for name, value, least in (("low", low, 0), ("high", high, 0), ("cap", cap, 1)):
+        require_between(name, value, least)
+    log_ratio, advantages, segments = checked(log_ratio, advantages, segments)
+    require_shape(segments.shape, "segments", old_logp=old_logp)
+    log_q = jnp.where(_segments.trained(segments), jnp.asarray(old_logp).astype(log_ratio.dtype), 0.0)
+    return log_ratio, advantages, log_q, *(jnp.asarray(bound, log_ratio.dtype) for bound in (low, high))
+
+
+def _capped(log_ratio: Array, cap) -> Array:
+    """sg(min(ℓ, log cap) − ℓ) + ℓ."""
+    bound = jnp.log(jnp.asarray(cap, log_ratio.dtype))
+    return lax.stop_gradient(jnp.minimum(log_ratio, bound) - log_ratio) + log_ratio

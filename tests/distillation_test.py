@@ -1,0 +1,128 @@
+"""Distillation against loops at float64, by the laws that each support keeps, and what it refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rljax import distillation
+from rljax.distillation import Support
+
+
+def random_case(seed=0, n=6, d=5, v=40, k=4):
+    rng = np.random.default_rng(seed)
+    student, teacher = ((rng.normal(size=(n, d)), rng.normal(size=(v, d))) for _ in range(2))
+    return student, teacher, rng.uniform(0.5, 1.5, n), k
+
+
+def kl_by_loops(student, teacher, ids, valid):
+    """KL over the support, from the dense logits."""
+    out = np.zeros(len(ids))
+    for n, (row, ok) in enumerate(zip(ids, valid, strict=True)):
+        x, z = (np.array([h[n] @ w[i] for i in row[ok]]) for h, w in (student, teacher))
+        if len(x):
+            pi, q = np.exp(x) / np.exp(x).sum(), np.exp(z) / np.exp(z).sum()
+            out[n] = sum(a * np.log(a / b) for a, b in zip(pi, q, strict=True))
+    return out
+
+
+def supports(student, teacher, k):
+    (ids, _), (own, _) = (distillation.top_tokens(*map(jnp.asarray, model), k=k) for model in (teacher, student))
+    return {
+        "teachers": distillation.teachers(ids),
+        "students": distillation.students(own),
+        "intersection": distillation.intersection(ids, own),
+        "union": distillation.union(ids, own),
+    }
+
+
+@pytest.mark.parametrize("tile", [4, 7, 40, 1000])
+def test_top_tokens_are_those_of_the_dense_logits(tile):
+    (hidden, unembedding), *_ = random_case()
+    with jax.enable_x64(True):
+        ids, logits = jax.jit(distillation.top_tokens, static_argnames=("k", "tile"))(
+            hidden, unembedding, k=4, tile=tile
+        )
+    dense = hidden @ unembedding.T
+    np.testing.assert_array_equal(ids, np.argsort(-dense, axis=1)[:, :4])
+    np.testing.assert_allclose(logits, -np.sort(-dense, axis=1)[:, :4], rtol=1e-12)
+    everything, _ = distillation.top_tokens(jnp.zeros((1, 2)), jnp.ones((5, 2)), k=5, tile=2)
+    assert sorted(np.asarray(everything)[0]) == [0, 1, 2, 3, 4]
+
+
+def test_top_tokens_never_hold_all_logits():
+    shapes = jnp.zeros((512, 8)), jnp.zeros((32768, 8))
+    compiled = jax.jit(lambda h, w: distillation.top_tokens(h, w, k=8, tile=1024)).lower(*shapes).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.3 * 512 * 32768 * 4
+
+
+@pytest.mark.parametrize("name", ["teachers", "students", "intersection", "union"])
+def test_the_loss_is_its_formula_and_its_gradient_the_differences(name):
+    student, teacher, weights, k = random_case()
+    with jax.enable_x64(True):
+        support = supports(student, teacher, k)[name]
+
+        @jax.jit
+        def loss(hidden, unembedding):
+            logits = distillation.logits_at(hidden, unembedding, support.ids)
+            goal = distillation.logits_at(*map(jnp.asarray, teacher), support.ids)
+            return distillation.support_loss(logits, goal, weights, support=support)
+
+        expected = np.sum(weights * kl_by_loops(student, teacher, *map(np.asarray, support)))
+        np.testing.assert_allclose(loss(*student), expected, rtol=1e-11)
+        gradients = jax.grad(loss, (0, 1))(*student)
+        step = np.random.default_rng(1).normal(size=student[0].shape), np.random.default_rng(2).normal(size=(40, 5))
+        ahead, behind = (loss(*(x + s * 1e-5 * e for x, e in zip(student, step, strict=True))) for s in (1, -1))
+        slope = sum(np.sum(g * e) for g, e in zip(gradients, step, strict=True))
+        np.testing.assert_allclose(slope, (ahead - behind) / 2e-5, rtol=1e-6)
+        assert abs(slope) > 1e-3
+
+
+def test_supports_by_hand():
+    teacher, student = jnp.array([[3, 1, 4]]), jnp.array([[4, 9, 3]])
+    both, either = distillation.intersection(teacher, student), distillation.union(teacher, student)
+    np.testing.assert_array_equal(np.asarray(both.ids)[np.asarray(both.valid)], [3, 4])
+    np.testing.assert_array_equal(np.asarray(either.ids)[np.asarray(either.valid)], [3, 1, 4, 9])
+
+
+def test_worked_divergence_and_what_invalid_entries_hold():
+    """π̂ = (½, ½), q̂ = (¾, ¼): KL = ½ log(4/3)."""
+    support = Support(jnp.array([[0, 1, 2]]), jnp.array([[True, True, False]]))
+    student, teacher = jnp.array([[0.0, 0.0, jnp.nan]]), jnp.array([[jnp.log(3.0), 0.0, jnp.inf]])
+    kl, gradient = jax.value_and_grad(lambda x: distillation.support_kl(x, teacher, support)[0])(student)
+    np.testing.assert_allclose(kl, 0.5 * np.log(4 / 3), rtol=1e-6)
+    np.testing.assert_allclose(gradient, [[-np.log(3) / 4, np.log(3) / 4, 0]], rtol=1e-6)
+    nothing = Support(support.ids, jnp.zeros((1, 3), bool))
+    assert distillation.support_kl(student, teacher, nothing)[0] == 0
+    loss = distillation.support_loss(student * jnp.nan, teacher, jnp.zeros(1), support=support)
+    assert loss == 0
+
+
+def test_the_teacher_has_no_gradient_and_is_the_minimum():
+    (hidden, unembedding), *_ = random_case()
+    ids = jnp.arange(24, dtype=jnp.int32).reshape(6, 4)
+    logits = distillation.logits_at(jnp.asarray(hidden), jnp.asarray(unembedding), ids)
+    support = distillation.teachers(ids)
+    for place in (0, 1):
+        gradient = jax.grad(lambda *x: jnp.sum(distillation.support_kl(*x, support)), place)(logits, logits)
+        np.testing.assert_allclose(gradient, np.zeros((6, 4)), atol=1e-6)
+    moved = jax.grad(lambda x: jnp.sum(distillation.support_kl(logits, x, support)))(logits + ids.astype(jnp.float32))
+    np.testing.assert_array_equal(moved, np.zeros((6, 4)))
+
+
+def test_the_sampled_token_advantage_is_the_log_ratio_of_the_teacher():
+    mask = jnp.array([[[True, False]]])
+    A = distillation.sampled_token(jnp.array([[[-2.0, jnp.nan]]]), jnp.array([[[-0.5, 1.0]]]), mask)
+    np.testing.assert_array_equal(A, [[[1.5, 0.0]]])
+
+
+def test_arguments_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"k = 9: expected a number of tokens from 1 to 5"):
+        distillation.top_tokens(jnp.zeros((2, 3)), jnp.zeros((5, 3)), k=9)
+    support = distillation.teachers(jnp.zeros((2, 3), jnp.int32))
+    with pytest.raises(ValueError, match=r"teacher_logits has shape \(2, 2\)"):
+        distillation.support_kl(jnp.zeros((2, 3)), jnp.zeros((2, 2)), support)
+    with pytest.raises(ValueError, match=r"weights has shape \(3,\): expected \(2,\)"):
+        distillation.support_loss(jnp.zeros((2, 3)), jnp.zeros((2, 3)), jnp.zeros(3), support=support)
+    with pytest.raises(ValueError, match="old_logp has shape"):
+        distillation.sampled_token(jnp.zeros((1, 1, 2)), jnp.zeros((1, 1, 3)), jnp.ones((1, 1, 3), bool))
