@@ -1,0 +1,56 @@
+"""README's table of algorithms, from the algorithms themselves: `python tools/algorithm_table.py` writes it there."""
+
+import inspect
+import re
+from functools import partial
+from pathlib import Path
+
+from rljax import algorithms
+
+README = Path(__file__).parents[1] / "README.md"
+BEGIN, END = "| `rljax.algorithms` |", "\n\nEach has its paper's defaults"
+REQUIRED = {"dr_grpo": {"max_length": "…"}}
+
+
+def words(function) -> str:
+    """A function as one reads it: a chain by arrows, what is bound in parentheses."""
+    if isinstance(function, partial):
+        bound = ", ".join(f"{name} {_number(value)}" for name, value in function.keywords.items() if value is not None)
+        return f"{words(function.func)}({bound})" if bound else words(function.func)
+    inner = inspect.getclosurevars(function).nonlocals
+    if function.__qualname__.startswith("chain."):
+        return " → ".join(map(words, inner["ratios"]))
+    if function.__qualname__.startswith("local_gradient."):
+        return f"local {words(inner['ratio'])}"
+    return function.__name__
+
+
+def _number(value) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def row(name: str) -> str:
+    make = getattr(algorithms, name)
+    given = {**REQUIRED.get(name, {})}
+    algorithm = make(**given)
+    called = f"{name}({', '.join(f'{k}={v}' for k, v in given.items())})" if given else name
+    paper = re.search(r"\d{4}\.\d{5}", make.__doc__)
+    assert paper, f"{name}: its docstring names no paper"
+    columns = [f"`{called}`", *map(words, (algorithm.advantage, algorithm.ratio, algorithm.aggregation)), paper[0]]
+    return "| " + " | ".join(columns) + " |"
+
+
+def table() -> str:
+    """The table in Markdown, in the order of `algorithms.__all__`."""
+    head = f"{BEGIN} advantage A | ratio f | aggregation w | paper |"
+    return "\n".join([head, "|---|---|---|---|---|", *map(row, algorithms.__all__)])
+
+
+def main() -> None:
+    text = README.read_text()
+    before, after = text[: text.index(BEGIN)], text[text.index(END) :]
+    README.write_text(before + table() + after)
+
+
+if __name__ == "__main__":
+    main()
