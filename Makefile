@@ -49,15 +49,15 @@ lock: .venv/.ready
 	@test -n "$(PYTHON)" || { echo "rljax needs Python 3.11, 3.12 or 3.13; give one with PYTHON=/path/to/python"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; \
 		echo "$(PYTHON) cannot make virtual environments: on Debian and Ubuntu, apt-get install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1' || true
-	if test -x $(BIN)/uv; then \
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1' || true
+	@if test -x $(BIN)/uv; then \
 		$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock && \
 		$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .; \
 	else \
 		$(BIN)/python -m pip install --quiet -r requirements.lock && \
 		$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .; \
 	fi
-	touch $@
+	@touch $@
 
 .venv-next/.ready: requirements.lock pyproject.toml .venv/.ready
 	$(NEXT) -m venv .venv-next
