@@ -5,10 +5,14 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
 NEXT ?= $(shell for p in python3.12 $(HOME)/.pyenv/versions/3.12*/bin/python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
+# A test keeps little more than one core busy.
+WORKERS := -n 2 --dist worksteal
 export UV_PYTHON_DOWNLOADS := never
 export UV_LINK_MODE := copy
-CORE_TESTS := tests/kernels $(addprefix tests/, $(addsuffix _test.py, laws ratio advantage aggregation objective \
-	algorithms penalty metrics rewards correction distillation logprobs imports signatures))
+CORE_TESTS := tests/kernels tests/laws_test.py tests/ratio_test.py tests/advantage_test.py \
+	tests/aggregation_test.py tests/objective_test.py tests/algorithms_test.py tests/penalty_test.py \
+	tests/metrics_test.py tests/rewards_test.py tests/correction_test.py tests/distillation_test.py \
+	tests/logprobs_test.py tests/imports_test.py tests/signatures_test.py
 
 .PHONY: train test check smoke reproduce test-next format lock
 
@@ -16,7 +20,7 @@ train: .venv/.ready
 	$(BIN)/python launch/tpu_train.py
 
 test: .venv/.ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 check: .venv/.ready
 	$(BIN)/ruff check .
@@ -34,7 +38,7 @@ reproduce: .venv/.ready
 
 test-next:  # the core alone, on Python 3.12 with its newer jax, where there is a Python 3.12
 	@if [ -z "$(NEXT)" ]; then echo "test-next: no Python 3.12 here, nothing run"; else $(MAKE) .venv-next/.ready && \
-		.venv-next/bin/python -m pytest $(CORE_TESTS); fi
+		.venv-next/bin/python -m pytest $(WORKERS) $(CORE_TESTS); fi
 
 format: .venv/.ready
 	$(BIN)/ruff check --fix .
@@ -63,5 +67,5 @@ lock: .venv/.ready
 	$(NEXT) -m venv .venv-next
 	grep -v -e '--hash' requirements.lock | sed 's/ \\$$//' > .venv-next/constraints.txt
 	$(BIN)/uv pip install --quiet --python .venv-next/bin/python -c .venv-next/constraints.txt \
-		jax jaxtyping numpy pytest hypothesis beartype
+		jax jaxtyping numpy pytest pytest-xdist hypothesis beartype
 	touch $@
