@@ -5,6 +5,7 @@ runs or raises.  This package imports jax and jaxtyping only.
 """
 
 from pallas_kernels.segmented_cumsum import segmented_cummin, segmented_cumsum
+from pallas_kernels.token_kl import token_kl
 from pallas_kernels.token_stats import TokenStats, token_stats
 
-__all__ = ["TokenStats", "segmented_cummin", "segmented_cumsum", "token_stats"]
+__all__ = ["TokenStats", "segmented_cummin", "segmented_cumsum", "token_kl", "token_stats"]

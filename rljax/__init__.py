@@ -5,7 +5,19 @@ An algorithm is a value, three functions: an `advantage` (A), an `aggregation` (
 This core imports jax and jaxtyping only.
 """
 
-from rljax import advantage, aggregation, algorithms, correction, distillation, metrics, penalty, ratio, rewards
+from rljax import (
+    advantage,
+    aggregation,
+    algorithms,
+    correction,
+    distillation,
+    divergence,
+    metrics,
+    penalty,
+    ratio,
+    rewards,
+    schedule,
+)
 from rljax.objective import Batch, PolicyGradient, Rollouts, policy_loss
 
 __all__ = [
@@ -17,9 +29,11 @@ __all__ = [
     "algorithms",
     "correction",
     "distillation",
+    "divergence",
     "metrics",
     "penalty",
     "policy_loss",
     "ratio",
     "rewards",
+    "schedule",
 ]

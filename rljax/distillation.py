@@ -8,8 +8,7 @@ over S, differentiated directly:
     student, teacher = logits_at(hidden, unembedding, ids), logits_at(teacher_hidden, teacher_unembedding, ids)
     loss = support_loss(student, teacher, weights, support=teachers(ids))
 
-The supports: `teachers`, `students`, `intersection`, `union`. Special tokens are left out by the weights (or by the
-mask that they are made from): `where(jnp.isin(tokens, special_ids), 0, weights)`.
+The supports: `teachers`, `students`, `intersection`, `union`. Weights are made from the mask of `ordinary` tokens.
 
 All raise ValueError where shapes differ.
 """
@@ -26,6 +25,7 @@ __all__ = [
     "Support",
     "intersection",
     "logits_at",
+    "ordinary",
     "sampled_token",
     "students",
     "support_kl",
@@ -56,6 +56,13 @@ def sampled_token(
     require_shape(mask.shape, "mask", old_logp=old_logp, teacher_logp=teacher_logp)
     old_logp, teacher_logp = accumulators(old_logp=old_logp, teacher_logp=teacher_logp)
     return lax.stop_gradient(jnp.where(mask, teacher_logp - old_logp, 0.0))
+
+
+def ordinary(mask: Bool[Array, "*B T"], tokens: Int[Array, "*B T"], special: tuple[int, ...]) -> Bool[Array, "*B T"]:
+    """The mask without the special tokens (2603.25562): templates differ, so the teacher's opinion of them misleads."""
+    mask = require_mask(mask)
+    require_shape(mask.shape, "mask", tokens=tokens)
+    return mask & ~jnp.isin(tokens, jnp.asarray(special, tokens.dtype))
 
 
 def teachers(ids: Ids) -> Support:

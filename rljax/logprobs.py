@@ -1,4 +1,7 @@
-"""From hidden states and the unembedding to what the loss needs of every trained token, on one device or a mesh."""
+"""From hidden states and the unembedding to what the loss needs of every trained token, on one device or a mesh.
+
+In all, hidden[t − 1] has seen the tokens before t, so it says how likely token t was; at t = 0 there is nothing.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +9,10 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from pallas_kernels import TokenStats, token_stats
+from pallas_kernels import TokenStats, token_kl, token_stats
+from rljax.distillation import logits_at
+
+__all__ = ["delayed", "logps_at", "token_kls", "token_logps"]
 
 
 def token_logps(
@@ -39,41 +45,109 @@ def token_logps(
     """
     _check(hidden, unembedding, tokens, mask)
     targets = jnp.where(mask, tokens, -1)
-    following = jnp.concatenate([targets[..., 1:], jnp.full_like(targets[..., :1], -1)], axis=-1)  # hidden[t] sees t+1
-    rows, y = hidden.reshape(-1, hidden.shape[-1]), following.reshape(-1)
 
-    def stats(rows, unembedding, y, temperature):
+    def stats(rows, y, unembedding, temperature):
         return token_stats(rows, unembedding, y, temperature=temperature, implementation=implementation)
 
-    run = stats if mesh is None else _divided(stats, mesh)
-    return TokenStats(*(_delayed(stat.reshape(tokens.shape)) for stat in run(rows, unembedding, y, temperature)))
+    rows, y = _flat(hidden), _advanced(targets, -1).reshape(-1)
+    found = _divided(stats, mesh, 2)(rows, y, unembedding, temperature)
+    return TokenStats(*(delayed(stat.reshape(tokens.shape)) for stat in found))
 
 
-def _divided(stats, mesh: Mesh):
-    """`stats` with its rows split over all the mesh's devices; the transpose of replication sums ∂W over them."""
-    rows = P(mesh.axis_names)
-    split = jax.shard_map(stats, mesh=mesh, in_specs=(rows, P(), rows, P()), out_specs=rows, check_vma=False)
+def token_kls(
+    hidden: Float[Array, "*B T D"],
+    unembedding: Float[Array, "V D"],
+    ref_hidden: Float[Array, "*B T E"],
+    ref_unembedding: Float[Array, "V E"],
+    mask: Bool[Array, "*B T"],
+    *,
+    temperature: float | Float[Array, ""] = 1.0,
+    mesh: Mesh | None = None,
+    implementation: str | None = None,
+) -> Float[Array, "*B T"]:
+    """KL(π_t ‖ ρ_t) over the whole vocabulary where `mask` is true, nats, of the policy from the reference; else 0.
 
-    def run(hidden, unembedding, targets, temperature):
-        count = hidden.shape[0]
-        extra = -count % mesh.size
-        hidden = jnp.pad(hidden, ((0, extra), (0, 0)))
-        targets = jnp.pad(targets, (0, extra), constant_values=-1)
-        return jax.tree.map(lambda stat: stat[:count], split(hidden, unembedding, targets, temperature))
+    As `token_logps` in all else; the reference has no gradient. `penalty.exact_kl` sums it.
+    """
+    tokens = jnp.zeros(jnp.shape(mask), jnp.int32)
+    _check(hidden, unembedding, tokens, mask)
+    _check(ref_hidden, ref_unembedding, tokens, mask, "ref_")
+
+    def kls(rows, ref_rows, present, unembedding, ref_unembedding, temperature):
+        return token_kl(rows, unembedding, ref_rows, ref_unembedding, present, temperature=temperature,
+                        implementation=implementation)  # fmt: skip
+
+    rows = _flat(hidden), _flat(ref_hidden), _advanced(mask, False).reshape(-1)
+    found = _divided(kls, mesh, 3)(*rows, unembedding, ref_unembedding, temperature)
+    return delayed(found.reshape(mask.shape))
+
+
+def logps_at(
+    hidden: Float[Array, "*B T D"],
+    unembedding: Float[Array, "V D"],
+    ids: Int[Array, "*B T K"],
+    tokens: Int[Array, "*B T"],
+    logp: Float[Array, "*B T"],
+    *,
+    temperature: float | Float[Array, ""] = 1.0,
+) -> Float[Array, "*B T K"]:
+    """log π_t of a few tokens v at each position, from that of the position's own token y.
+
+        log π(v) = log π(y) + (x_v − x_y)/τ
+
+    `ids[t]` are the tokens v, `logp` as `token_logps` gives it at the same τ; meaningless where that is masked.
+    """
+    rows = _flat(jnp.concatenate([jnp.zeros_like(hidden[..., :1, :]), hidden[..., :-1, :]], axis=-2))
+    wanted = jnp.concatenate([tokens[..., None], ids], axis=-1)
+    x = logits_at(rows, unembedding, wanted.reshape(-1, wanted.shape[-1])).reshape(wanted.shape)
+    return logp[..., None].astype(x.dtype) + (x[..., 1:] - x[..., :1]) / jnp.asarray(temperature, x.dtype)
+
+
+def _flat(hidden):
+    """[*B, T, D] as rows [N, D]."""
+    return hidden.reshape(-1, hidden.shape[-1])
+
+
+def _advanced(x, absent):
+    """[.., T] one step earlier: hidden[t] sees what stands at t + 1."""
+    return jnp.concatenate([x[..., 1:], jnp.full_like(x[..., :1], absent)], axis=-1)
+
+
+def _divided(function, mesh: Mesh | None, arrays: int):
+    """The function with the rows of its first `arrays` arguments split over all the mesh's devices.
+
+    The others lie whole on every device; the transpose of replication sums their gradients.
+    """
+    if mesh is None:
+        return function
+    devices, rows = mesh.size, P(mesh.axis_names)
+
+    def run(*arguments):
+        count = arguments[0].shape[0]
+        specs = tuple(rows if i < arrays else P() for i in range(len(arguments)))
+        split = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
+        padded = (_padded(x, -count % devices) for x in arguments[:arrays])
+        return jax.tree.map(lambda stat: stat[:count], split(*padded, *arguments[arrays:]))
 
     return run
 
 
-def _delayed(x):
+def _padded(x, extra: int):
+    """Rows that count as masked, so that every device has as many."""
+    absent = False if x.dtype == jnp.bool_ else -1 if jnp.issubdtype(x.dtype, jnp.integer) else 0
+    return jnp.pad(x, ((0, extra), *[(0, 0)] * (x.ndim - 1)), constant_values=absent)
+
+
+def delayed(x: Float[Array, "*B T"]) -> Float[Array, "*B T"]:
     """[.., T] one step later: what was computed at t−1 stands at t, and 0 at t = 0."""
     return jnp.concatenate([jnp.zeros_like(x[..., :1]), x[..., :-1]], axis=-1)
 
 
-def _check(hidden, unembedding, tokens, mask) -> None:
+def _check(hidden, unembedding, tokens, mask, of: str = "") -> None:
     shape = jnp.shape(tokens)
     if not shape or jnp.shape(hidden)[:-1] != shape:
         raise ValueError(
-            f"token_logps: hidden is of shape {jnp.shape(hidden)}; it should be [*B, T, D] "
+            f"token_logps: {of}hidden is of shape {jnp.shape(hidden)}; it should be [*B, T, D] "
             f"with [*B, T] = {shape}, as in tokens"
         )
     if jnp.shape(mask) != shape:
@@ -84,6 +158,6 @@ def _check(hidden, unembedding, tokens, mask) -> None:
         raise TypeError(f"token_logps: tokens is of dtype {jnp.result_type(tokens)}; it should be a signed integer")
     if jnp.ndim(unembedding) != 2 or jnp.shape(unembedding)[1] != jnp.shape(hidden)[-1]:
         raise ValueError(
-            f"token_logps: unembedding is of shape {jnp.shape(unembedding)}; it should be [V, D] "
-            f"with D = {jnp.shape(hidden)[-1]}, as in hidden"
+            f"token_logps: {of}unembedding is of shape {jnp.shape(unembedding)}; it should be [V, D] "
+            f"with D = {jnp.shape(hidden)[-1]}, as in {of}hidden"
         )

@@ -35,6 +35,7 @@ class Rollouts:
     greedy_rewards: Float[Array, "P"] | None = None  # of the prompt's greedy completion
     components: Float[Array, "P G K"] | None = None  # the rewards that `rewards` is made of
     task: Int[Array, "P"] | None = None
+    dropping: Bool[Array, ""] | None = None  # whether completions of A < 0 are left out (an algorithm's hysteresis)
 
 
 @jax.tree_util.register_dataclass
@@ -52,7 +53,7 @@ class Batch:
     divergence: Float[Array, "*B T"] | None = None
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["advantage", "aggregation", "ratio"])
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class PolicyGradient:
     """An algorithm: three functions, A, w and f of the objective. (As a pytree it is static: it has no leaves.)"""
@@ -63,6 +64,9 @@ class PolicyGradient:
     """w, how much a token counts: `f(mask [P, G, T], sign [P, G])`."""
     ratio: Callable[..., Float[Array, "*B T"]]
     """f, how far the policy moved: `f(log_ratio, advantages, segments, **fields of Batch) -> log_ratio`."""
+    hysteresis: Callable[..., Bool[Array, ""]] | None = None
+    """What is remembered from one rollout to the next: `f(dropping, entropy) -> dropping`, false at first, entropy
+    the rollout's mean in nats. An advantage reads it as `Rollouts.dropping`."""
 
 
 def required_fields(function: Callable) -> frozenset[str]:
@@ -78,7 +82,7 @@ def required_fields(function: Callable) -> frozenset[str]:
 def requiring(fields: frozenset[str], function: Callable) -> Callable:
     """`function(…, **bound)`, declared to require those keyword-only parameters."""
     parameters = inspect.signature(function).parameters.values()
-    plain = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
+    plain = [p for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in fields]
     named = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in sorted(fields)]
     function.__signature__ = inspect.Signature([*plain, *named])  # type: ignore[attr-defined]
     return function

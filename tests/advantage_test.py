@@ -12,8 +12,14 @@ from rljax.objective import required_fields
 from tests import papers
 
 TOKEN_BASELINES = ["optimal_token_baseline", "leave_one_out_token_baseline"]
-BATCH_WIDE = ["multi_reward", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "task_relative"]
-COMBINATORS = ["standardised", "whiten", "whitened"]
+BATCH_WIDE = [
+    "multi_reward",
+    "reinforce_plus_plus",
+    "reinforce_plus_plus_baseline",
+    "task_relative",
+    "without_negatives",
+]
+COMBINATORS = ["standardised", "whiten", "whitened", "without_negatives"]
 CASES = {
     name: (getattr(advantage, name), getattr(papers, name)) for name in advantage.__all__ if name not in COMBINATORS
 }
@@ -27,6 +33,9 @@ CASES |= {
         partial(papers.generalized_advantage_estimation, gamma=0.9, lam=0.7),
     ),
 }  # fmt: skip
+CASES["without_negatives"] = (
+    advantage.without_negatives(advantage.task_relative), papers.without_negatives(papers.task_relative),
+)  # fmt: skip
 every_case = pytest.mark.parametrize("name", CASES)
 
 
@@ -185,6 +194,14 @@ def test_worked_prefix_tree():
     rewards, mask, tokens = np.array([[1.0, 0.0]]), np.ones((1, 2, 2), bool), np.array([[[0, 1], [0, 2]]], np.int32)
     A = advantage.prefix_tree(rewards, mask, tokens=tokens)
     np.testing.assert_allclose(A[0], np.array([[0.5, 1.0], [-0.5, -1.0]]) / (np.sqrt(0.5) + 1e-6), rtol=1e-6)
+
+
+def test_negatives_are_left_out_while_dropping():
+    rewards, mask = np.array([[1.0, 0.0, 0.0]]), np.ones((1, 3, 2), bool)
+    controlled = advantage.without_negatives(advantage.leave_one_out)
+    for dropping, expected in ((True, [1.0, 0.0, 0.0]), (False, [1.0, -0.5, -0.5])):
+        A = controlled(rewards, mask, dropping=jnp.array(dropping))
+        np.testing.assert_allclose(A[0], np.repeat(np.array(expected)[:, None], 2, axis=1), rtol=1e-6)
 
 
 def test_worked_batch_statistics():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rljax import Batch, Rollouts, aggregation, algorithms, policy_loss
-from rljax.objective import PolicyGradient, advantages_of
+from rljax.objective import PolicyGradient, advantages_of, required_fields
 from tests import papers
 from tests.papers import chain, clip, local_gradient
 
@@ -46,30 +46,51 @@ PAPERS = {
     ),
     "cispo": (papers.group_relative, papers.token_mean, local_gradient(papers.two_sided_clip(None, 0.28))),
     "sapo": (papers.group_relative, papers.sequence_mean_weights, papers.soft_gate(1.0, 1.05)),
+    "holder_po_token_clip": (
+        papers.group_relative,
+        papers.sequence_mean_weights,
+        chain(clip(0.2, 0.2), papers.power_mean(2.0)),
+    ),
+    "holder_po_two_sided": (
+        papers.group_relative,
+        papers.sequence_mean_weights,
+        chain(papers.clamp(np.log(1.2)), papers.power_mean(2.0), clip(0.2, 0.2)),
+    ),
+    "ppo": (papers.whitened_estimation, papers.token_mean, clip(0.2, 0.2)),
+    "remax": (papers.remax, papers.constant(1), papers.token),
+    "aepo": (papers.without_negatives(papers.task_relative), papers.token_mean, clip(0.2, 0.28)),
+    "cppo": (papers.group_relative, papers.token_mean, papers.cumulative_divergence_mask(0.15, 0.02, 0.1)),
     "otb": (papers.optimal_token_baseline, papers.token_mean, clip(0.2, 0.2)),
     "balanced_grpo": (papers.group_relative, papers.balanced, clip(0.2, 0.2)),
 }
 
 
+REQUIRED = {"dr_grpo": {"max_length": 8}, "aepo": {"entropy_low": 0.5, "entropy_high": 1.0}}
+BATCH_WIDE = ("aepo", "ppo", "reinforce_plus_plus")
+
+
 def make(name, **hyper):
-    needed = {"max_length": 8} if name == "dr_grpo" else {}
-    return getattr(algorithms, name)(**needed, **hyper)
+    return getattr(algorithms, name)(**REQUIRED.get(name, {}), **hyper)
 
 
 def small_move(seed):
     """Rollouts of a policy that moved a little: some tokens and sequences are beyond a clip, some within."""
-    rewards, mask, proxy = papers.random_rollouts(seed)
+    rewards, mask, _ = papers.random_rollouts(seed)
     rng = np.random.default_rng(seed)
     l = rng.normal(size=mask.shape) * rng.choice([1e-4, 0.02, 0.3], mask.shape[:2])[..., None] * mask
-    return rewards, mask, proxy, l
+    return rewards, mask, papers.random_fields(seed, rewards, mask), l
 
 
-def train_step(algorithm, rewards, mask, proxy, l):
+def train_step(algorithm, rewards, mask, fields, l):
     zeros = jnp.zeros_like(l)
-    rollouts = Rollouts(tokens=zeros.astype(jnp.int32), mask=mask, rewards=rewards, old_logp=zeros, proxy=proxy)
+    given = {name: fields[name] for name in required_fields(algorithm.advantage)}
+    tokens = zeros.astype(jnp.int32)
+    rollouts = Rollouts(**{"tokens": tokens, "mask": mask, "rewards": rewards, "old_logp": zeros} | given)
     A = advantages_of(algorithm.advantage, rollouts)
     w = algorithm.aggregation(mask, aggregation.side(A, mask))
-    loss, gradient = jax.value_and_grad(policy_loss)(l, Batch(mask, zeros, A, w), algorithm.ratio)
+    loss, gradient = jax.value_and_grad(policy_loss)(
+        l, Batch(mask, zeros, A, w, divergence=zeros + 0.1), algorithm.ratio
+    )
     return A, w, loss, gradient
 
 
@@ -79,16 +100,14 @@ def test_every_algorithm_has_its_papers_formula_here():
 
 @pytest.mark.parametrize("name", PAPERS)
 def test_a_step_is_the_papers(name):
-    rewards, mask, proxy, l = small_move(0)
+    rewards, mask, fields, l = small_move(0)
     advantage, weigh, ratio = PAPERS[name]
-    if name == "reinforce_plus_plus":  # whitened over the whole batch
-        A = advantage(rewards, mask)
-    else:
-        A = np.stack([advantage(*group) for group in zip(rewards, mask, *[proxy] * (name == "otb"), strict=True)])
+    named = {field: fields[field] for field in required_fields(make(name).advantage)}
+    A = (advantage if name in BATCH_WIDE else papers.over_groups(advantage))(rewards, mask, **named)
     w = weigh(mask, np.sign(A.sum(-1)))
     flat = [x.reshape(-1, x.shape[-1]) for x in (l, A, w, mask.astype(int))]
     with jax.enable_x64(True):
-        ours = jax.jit(lambda *args: train_step(make(name), *args))(rewards, mask, proxy, l)
+        ours = jax.jit(lambda *args: train_step(make(name), *args))(rewards, mask, fields, l)
         assert papers.agree(ours[0], A)
         assert papers.agree(ours[1], w)
         assert papers.agree(ours[2], papers.policy_loss(ratio, *flat))
@@ -105,14 +124,14 @@ def test_hyper_parameters_are_keywords_and_make_a_value(name):
 
 
 def test_a_schedule_may_be_traced():
-    rewards, mask, proxy, l = (jnp.asarray(x) for x in small_move(1))
+    rewards, mask, fields, l = jax.tree.map(jnp.asarray, small_move(1))
 
     @jax.jit
     def gradient(step):
         algorithm = algorithms.holder_po(p=algorithms.holder_schedule(step))
-        return train_step(algorithm, rewards, mask, proxy, l)[3]
+        return train_step(algorithm, rewards, mask, fields, l)[3]
 
-    fixed = jax.jit(lambda: train_step(algorithms.holder_po(p=-1.0), rewards, mask, proxy, l)[3])()
+    fixed = jax.jit(lambda: train_step(algorithms.holder_po(p=-1.0), rewards, mask, fields, l)[3])()
     np.testing.assert_allclose(gradient(375), fixed, rtol=1e-5, atol=1e-8)
     assert not np.allclose(gradient(0), fixed, rtol=1e-3)
 
@@ -123,10 +142,31 @@ def test_the_schedule_is_linear_and_then_stays():
 
 
 def test_holder_at_zero_is_gspo_with_its_bounds():
-    rewards, mask, proxy, l = (jnp.asarray(x) for x in small_move(2))
+    rewards, mask, fields, l = jax.tree.map(jnp.asarray, small_move(2))
     steps = [
-        jax.jit(lambda a=a: train_step(a, rewards, mask, proxy, l)[2:])()
+        jax.jit(lambda a=a: train_step(a, rewards, mask, fields, l)[2:])()
         for a in (algorithms.holder_po(p=0.0), algorithms.gspo(low=0.2, high=0.2))
     ]
     np.testing.assert_allclose(steps[0][0], steps[1][0], rtol=1e-6)
     np.testing.assert_allclose(steps[0][1], steps[1][1], rtol=1e-6)
+
+
+def test_holder_token_clip_is_grpo_at_one_and_gmpo_at_zero():
+    """GMPO with PPO's bounds in log space; the two clips before the pool are the same map."""
+    rewards, mask, fields, l = jax.tree.map(jnp.asarray, small_move(3))
+    bounds = {"low": float(-np.log(0.8)), "high": float(np.log(1.2))}
+    for p, other in ((1.0, algorithms.grpo()), (0.0, algorithms.gmpo(**bounds))):
+        step = jax.jit(lambda a: train_step(a, rewards, mask, fields, l)[2:], static_argnums=0)
+        ours, theirs = step(algorithms.holder_po_token_clip(p=p)), step(other)
+        np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-4, atol=1e-7)
+        assert np.max(np.abs(theirs[1])) > 1e-3
+
+
+def test_aepo_remembers_between_its_thresholds():
+    hysteresis = make("aepo").hysteresis
+    dropping, seen = jnp.array(False), []
+    for entropy in (0.7, 1.2, 0.7, 0.4, 0.7):
+        dropping = hysteresis(dropping, jnp.float32(entropy))
+        seen.append(bool(dropping))
+    assert seen == [False, True, True, False, False]

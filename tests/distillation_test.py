@@ -126,3 +126,11 @@ def test_arguments_that_do_not_fit():
         distillation.support_loss(jnp.zeros((2, 3)), jnp.zeros((2, 3)), jnp.zeros(3), support=support)
     with pytest.raises(ValueError, match="old_logp has shape"):
         distillation.sampled_token(jnp.zeros((1, 1, 2)), jnp.zeros((1, 1, 3)), jnp.ones((1, 1, 3), bool))
+
+
+def test_special_tokens_are_left_out_of_the_mask():
+    mask = jnp.array([[True, True, False, True]])
+    kept = distillation.ordinary(mask, jnp.array([[5, 1, 5, 2]], jnp.int32), special=(1, 2))
+    np.testing.assert_array_equal(kept, [[True, False, False, False]])
+    with pytest.raises(ValueError, match=r"tokens has shape \(1, 3\): expected \(1, 4\)"):
+        distillation.ordinary(mask, jnp.zeros((1, 3), jnp.int32), special=(1,))

@@ -1,7 +1,9 @@
 """The core can be imported into any JAX code base: it brings in no framework."""
 
+import inspect
 import subprocess
 import sys
+from functools import partial
 
 import rljax
 
@@ -25,9 +27,8 @@ def test_the_kernels_know_nothing_of_rljax():
 def test_public_names_have_docstrings():
     assert set(rljax.__all__) == {
         "Batch", "PolicyGradient", "Rollouts", "advantage", "aggregation", "algorithms", "correction", "distillation",
-        "metrics", "penalty", "policy_loss", "ratio", "rewards",
+        "divergence", "metrics", "penalty", "policy_loss", "ratio", "rewards", "schedule",
     }  # fmt: skip
-    for module in (rljax.advantage, rljax.aggregation, rljax.algorithms, rljax.correction, rljax.distillation,
-                   rljax.metrics, rljax.penalty, rljax.ratio, rljax.rewards):  # fmt: skip
+    for module in filter(inspect.ismodule, map(partial(getattr, rljax), rljax.__all__)):
         for name in module.__all__:
             assert getattr(module, name).__doc__, name

@@ -26,9 +26,10 @@ HYPER = {
     "cumulative_divergence_mask": {"limit": 0.15, "slack": 0.02},
     "constant": {"max_length": 12},
     "dr_grpo": {"max_length": 12},
+    "aepo": {"entropy_low": 0.5, "entropy_high": 1.0},
 }
 LOCAL_ONLY = ("sequence_sum", "cumulative", "prefix_mean")  # what they are for: see objective and ratio_test
-COMBINATORS = ("chain", "local_gradient", "standardised", "whiten", "whitened")
+COMBINATORS = ("chain", "local_gradient", "standardised", "whiten", "whitened", "without_negatives")
 RETURNS = ("discounted_returns", "generalized_advantage_estimation")  # no baseline that a constant outcome cancels
 BATCH_WIDE = ("multi_reward", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "task_relative")
 NO_GROUP = (*RETURNS, "multi_reward", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "remax")
@@ -46,7 +47,11 @@ RATIOS = {name: f for i, (name, f) in enumerate(RATIOS.items()) if seen[i] not i
 ADVANTAGES = {name: bound(advantage, name) for name in advantage.__all__ if name not in COMBINATORS}
 ADVANTAGES |= {
     f"{combine.__name__} {name}": combine(getattr(advantage, name))
-    for combine, name in ((advantage.standardised, "pass_at_k"), (advantage.whitened, "leave_one_out"))
+    for combine, name in (
+        (advantage.standardised, "pass_at_k"),
+        (advantage.whitened, "leave_one_out"),
+        (advantage.without_negatives, "mean_baseline"),
+    )
 }
 AGGREGATIONS = {name: bound(aggregation, name) for name in aggregation.__all__}
 LOSS = jax.jit(jax.value_and_grad(policy_loss), static_argnums=2)

@@ -8,7 +8,7 @@ from jax.sharding import AxisType
 
 from pallas_kernels import TokenStats
 from rljax import logprobs
-from rljax.logprobs import token_logps
+from rljax.logprobs import logps_at, token_kls, token_logps
 
 B, T, D, V = 3, 7, 5, 11  # B·T = 21 rows: no multiple of 8
 
@@ -81,13 +81,13 @@ def test_every_mesh_gives_the_same(example, shape, implementation):
 
 def test_mutants_fail(example, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(logprobs, "_delayed", lambda x: x)
+        patch.setattr(logprobs, "delayed", lambda x: x)
         with pytest.raises(AssertionError):
             test_alignment(example)
     split = jax.shard_map
 
     def unsummed(function, **options):
-        return split(lambda h, w, y, t: function(h, jax.lax.stop_gradient(w), y, t), **options)
+        return split(lambda h, y, w, t: function(h, y, jax.lax.stop_gradient(w), t), **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(jax, "shard_map", unsummed)
@@ -108,3 +108,46 @@ def test_errors_name_the_argument(example):
             token_logps(*inputs)
     with pytest.raises(NotImplementedError, match="'gpu' is not written yet"):
         token_logps(*example, implementation="gpu")
+
+
+def reference_model(seed=5, width=4):
+    rng = np.random.default_rng(seed)
+    return (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((B, T, width), (V, width)))
+
+
+def test_the_exact_kl_is_aligned_as_the_log_probabilities(example):
+    """KL[t] from hidden[t−1] of both, by a loop in float64; the same on a mesh, with its gradients."""
+    hidden, unembedding, _, mask = example
+    theirs = tuple(reference_model())
+    expected = np.zeros((B, T))
+    for b, t in np.argwhere(np.asarray(mask)):
+        if t > 0:
+            x, z = (np.float64(w) @ np.float64(h[b, t - 1]) / 0.7 for h, w in ((hidden, unembedding), theirs))
+            pi, rho = np.exp(x) / np.exp(x).sum(), np.exp(z) / np.exp(z).sum()
+            expected[b, t] = (pi * np.log(pi / rho)).sum()
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+
+    def run(mesh):
+        def of(hidden, unembedding):
+            kl = token_kls(hidden, unembedding, *theirs, mask, temperature=0.7, mesh=mesh)
+            return jnp.sum(jnp.cos(jnp.arange(T, dtype=jnp.float32))[None] * kl), kl
+
+        return jax.jit(jax.grad(of, (0, 1), has_aux=True))(hidden, unembedding)
+
+    (alone, kl), (spread, there) = run(None), run(mesh)
+    np.testing.assert_allclose(kl, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(there, kl, rtol=1e-6, atol=1e-6)
+    for a, b in zip(alone, spread, strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
+        assert jnp.max(jnp.abs(a)) > 0.1
+
+
+def test_a_few_tokens_beside_the_sampled_one(example):
+    hidden, unembedding, tokens, mask = example
+    ids = jnp.asarray(np.random.default_rng(1).integers(0, V, (B, T, 3)), jnp.int32)
+    logp = token_logps(*example, temperature=0.7).logp
+    few = np.asarray(logps_at(hidden, unembedding, ids, tokens, logp, temperature=0.7))
+    dense = jax.nn.log_softmax(jnp.einsum("btd,vd->btv", hidden, unembedding) / 0.7, axis=-1)
+    for b, t in np.argwhere(np.asarray(mask)):
+        if t > 0:
+            np.testing.assert_allclose(few[b, t], dense[b, t - 1][ids[b, t]], rtol=1e-5, atol=1e-5)

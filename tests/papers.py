@@ -335,6 +335,21 @@ def multi_reward(rewards, mask, components):
     return whiten(sum(standard), mask)
 
 
+def without_negatives(advantage):
+    def kept(rewards, mask, dropping, **named):
+        out = advantage(rewards, mask, **named).copy()
+        for p, g in np.ndindex(*mask.shape[:2]):
+            if dropping and out[p, g][mask[p, g]].sum() < 0:
+                out[p, g] = 0
+        return out
+
+    return kept
+
+
+def whitened_estimation(rewards, mask, values):
+    return whiten(over_groups(generalized_advantage_estimation)(rewards, mask, values=values), mask)
+
+
 def task_relative(rewards, mask, task):
     out = np.zeros(mask.shape)
     P, G = mask.shape[:2]
@@ -506,6 +521,7 @@ def random_fields(seed, rewards, mask):
         "components": rng.normal(size=(groups, members, 2)),
         "task": (np.arange(groups) % 2).astype(np.int32),
         "improvement": -0.7,
+        "dropping": np.array(True),
     }
 
 

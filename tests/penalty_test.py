@@ -180,3 +180,12 @@ def test_the_quadratic_term_is_dros():
         gradient = jax.grad(lambda x: policy_loss(x, batch, constant) + 0.3 * penalty.quadratic(x, batch))(logp)
         l = np.where(batch.mask, logp - batch.old_logp, 0)
         assert papers.agree(gradient, -w * (np.asarray(batch.advantages) - 0.3 * l))
+
+
+def test_the_exact_kl_is_weighted():
+    kl = jnp.array([[0.5, jnp.nan], [1.0, 2.0]])
+    weights = jnp.array([[0.5, 0.5], [0.25, 0.0]])
+    batch = Batch(mask=jnp.array([[True, False], [True, True]]), old_logp=kl, advantages=kl, weights=weights)
+    loss, gradient = jax.value_and_grad(penalty.exact_kl)(kl, batch)
+    assert loss == 0.5
+    np.testing.assert_array_equal(gradient, [[0.5, 0], [0.25, 0]])

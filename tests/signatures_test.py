@@ -10,10 +10,27 @@ from beartype import BeartypeConf, beartype
 from jaxtyping import TypeCheckError, jaxtyped
 
 import pallas_kernels
-from rljax import Batch, advantage, aggregation, correction, distillation, metrics, objective, penalty, ratio, rewards
+from rljax import (
+    Batch,
+    advantage,
+    aggregation,
+    correction,
+    distillation,
+    divergence,
+    logprobs,
+    metrics,
+    objective,
+    penalty,
+    ratio,
+    rewards,
+    schedule,
+)  # fmt: skip
 
 CHECKER = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as to a type checker
-MODULES = (ratio, advantage, aggregation, penalty, metrics, rewards, correction, distillation, pallas_kernels)
+MODULES = (
+    ratio, advantage, aggregation, penalty, metrics, rewards, correction, distillation, divergence, schedule, logprobs,
+    pallas_kernels,
+)  # fmt: skip
 FUNCTIONS = {
     f"{module.__name__}.{name}": function
     for module in MODULES
@@ -23,9 +40,11 @@ FUNCTIONS = {
 COMBINATORS = (
     "chain",
     "local_gradient",
+    "power",
     "standardised",
     "straight_through",
     "whitened",
+    "without_negatives",
 )  # functions of functions: their results are below
 
 P, G, T, V, D = 2, 3, 5, 11, 7
@@ -90,11 +109,31 @@ ARGUMENTS = dict.fromkeys(
     "low": 0.2,
     "high": 0.3,
     "p": 1.5,
+    "kl": TOKENS,
+    "special": (1, 2),
+    "step": 3,
+    "start": 2.0,
+    "end": -2.0,
+    "steps": 5,
+    "s": jnp.float32(0.5),
 }
+ROWS = {"hidden": jnp.ones((2, 5, D)), "unembedding": jnp.ones((V, D)), "tokens": jnp.ones((2, 5), jnp.int32)}
+ROWS |= {"mask": jnp.ones((2, 5), bool)}
 
 
 OTHERWISE = {
     distillation.support_loss: {"weights": jnp.ones(4)},
+    logprobs.token_logps: ROWS,
+    logprobs.token_kls: {name: ROWS[name] for name in ("hidden", "unembedding", "mask")}
+    | {"ref_hidden": ROWS["hidden"], "ref_unembedding": ROWS["unembedding"]},
+    logprobs.logps_at: {name: ROWS[name] for name in ("hidden", "unembedding", "tokens")}
+    | {"ids": jnp.ones((2, 5, 3), jnp.int32), "logp": jnp.ones((2, 5))},
+    logprobs.delayed: {"x": jnp.ones((2, 5))},
+    pallas_kernels.token_kl: {
+        "ref_hidden": jnp.ones((4, 2)),
+        "ref_unembedding": jnp.ones((V, 2)),
+        "mask": MASK[0, 0, :4],
+    },
     penalty.hysteresis: {"entropy": jnp.float32(1.0)},
     metrics.position_summary: {"sums": metrics.position_sums(TOKENS, BATCH, ratio.token)},
 }
@@ -104,7 +143,7 @@ def call(function, **replaced):
     """The function of its required arguments by their names, its annotations checked."""
     parameters = inspect.signature(function).parameters.values()
     required = [p.name for p in parameters if p.default is p.empty]
-    arguments = {name: ARGUMENTS[name] for name in required} | OTHERWISE.get(function, {})
+    arguments = {name: ARGUMENTS.get(name) for name in required} | OTHERWISE.get(function, {})
     with jax.numpy_dtype_promotion("standard"):
         return jaxtyped(function, typechecker=CHECKER)(**arguments | replaced)
 

@@ -9,7 +9,8 @@ from rljax import algorithms
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "| `rljax.algorithms` |", "\n\nEach has its paper's defaults"
-REQUIRED = {"dr_grpo": {"max_length": "…"}}
+REQUIRED = {"aepo": {"entropy_low": "…", "entropy_high": "…"}, "dr_grpo": {"max_length": "…"}}
+COMBINED = {"local_gradient": "local", "whitened": "whitened", "without_negatives": "without negatives of"}
 
 
 def words(function) -> str:
@@ -17,11 +18,11 @@ def words(function) -> str:
     if isinstance(function, partial):
         bound = ", ".join(f"{name} {_number(value)}" for name, value in function.keywords.items() if value is not None)
         return f"{words(function.func)}({bound})" if bound else words(function.func)
-    inner = inspect.getclosurevars(function).nonlocals
-    if function.__qualname__.startswith("chain."):
+    outer, inner = function.__qualname__.split(".")[0], inspect.getclosurevars(function).nonlocals
+    if outer == "chain":
         return " → ".join(map(words, inner["ratios"]))
-    if function.__qualname__.startswith("local_gradient."):
-        return f"local {words(inner['ratio'])}"
+    if outer in COMBINED:
+        return f"{COMBINED[outer]} {words(next(iter(inner.values())))}"
     return function.__name__
 
 

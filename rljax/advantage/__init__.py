@@ -11,7 +11,7 @@ where the baseline comes from the group. All raise ValueError where shapes do
 not fit, TypeError where the mask is not boolean.
 """
 
-from rljax.advantage.combine import multi_reward, standardised, whiten, whitened
+from rljax.advantage.combine import multi_reward, standardised, whiten, whitened, without_negatives
 from rljax.advantage.group import (
     group_relative,
     leave_one_out,
@@ -56,4 +56,5 @@ __all__ = [
     "task_relative",
     "whiten",
     "whitened",
+    "without_negatives",
 ]

@@ -1,14 +1,15 @@
-"""Advantages made of advantages: over their group's std, whitened over the batch, or of several rewards."""
+"""Advantages made of advantages: over their group's std, whitened over the batch, one-sided, or of several rewards."""
 
 from collections.abc import Callable
 
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from rljax._checks import accumulators, require_mask, require_rank, require_shape
 from rljax.advantage._outcomes import Advantages, Mask, Rewards, checked, outcomes, spread_of
 from rljax.advantage.group import group_relative
+from rljax.aggregation import side
 from rljax.objective import required_fields, requiring
 
 
@@ -44,6 +45,19 @@ def whiten(x: Float[Array, "*B T"], mask: Array) -> Float[Array, "*B T"]:
     x = jnp.where(mask, x - jnp.max(x, where=mask, initial=-jnp.inf), 0.0)
     x = jnp.where(mask, x - jnp.sum(x) / count, 0.0)
     return x / jnp.sqrt(jnp.sum(x**2) / jnp.maximum(count - 1, 1) + 1e-8)
+
+
+def without_negatives(advantage: Callable) -> Callable:
+    """The advantage, but 0 on completions of negative side while `dropping` is true (AEPO, 2512.12967).
+
+    The side is the sign of a completion's mean advantage. `dropping` is the state of `penalty.hysteresis`, [].
+    """
+
+    def unless_dropped(rewards: Rewards, mask: Mask, *, dropping: Bool[Array, ""], **bound) -> Advantages:
+        A = advantage(rewards, mask, **bound)
+        return jnp.where(jnp.asarray(dropping) & (side(A, require_mask(mask)) < 0)[..., None], 0.0, A)
+
+    return requiring(required_fields(advantage) | {"dropping"}, unless_dropped)
 
 
 def multi_reward(

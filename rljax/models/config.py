@@ -39,6 +39,8 @@ class TransformerConfig:
     """Unembed with the embedding table."""
     qk_norm: bool = False
     """Normalise queries and keys by RMSNorm over the features of each head."""
+    value_head: bool = False
+    """A linear map from hidden states to values; the trainer sets it where the algorithm's advantage needs a critic."""
     max_length: int = 64
     """Longest row, in tokens."""
     norm_eps: float = 1e-6

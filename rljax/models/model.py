@@ -11,7 +11,7 @@ from jax import Array, lax
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
-from rljax.models.attention import causal_mask, positions_of
+from rljax.models.attention import accumulator, causal_mask, positions_of
 from rljax.models.config import TransformerConfig
 from rljax.models.sharding import keep_split, param_shardings, split_rows
 from rljax.models.transformer import Transformer
@@ -76,6 +76,12 @@ class Model:
         """The table that reads hidden states, in the compute dtype; without the rows that pad the vocabulary."""
         table = keep_split(params, _definition(self.config)[1])["embedding" if self.config.tied else "unembedding"]
         return table[: self.config.vocab_size].astype(self.config.dtype)
+
+    def values(self, params: dict, hidden: Float[Array, "B T D"]) -> Float[Array, "B T"]:
+        """V of the state after each token, h·v + b in at least float32; the config must have a `value_head`."""
+        kept = keep_split(params, _definition(self.config)[1])
+        hidden = hidden.astype(accumulator(hidden.dtype))
+        return hidden @ kept["value"].astype(hidden.dtype) + kept["value_bias"].astype(hidden.dtype)
 
     def prefill(
         self, params: dict, tokens: Int[Array, "B L"], segment_ids: Int[Array, "B L"], cache_length: int
@@ -149,6 +155,11 @@ def _require_integers(name: str, x: Array, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} has shape {x.shape}: expected {shape}")
     if not jnp.issubdtype(x.dtype, jnp.integer):
         raise TypeError(f"{name} has dtype {x.dtype}: expected int32")
+
+
+def without_value_head(params: dict) -> dict:
+    """The parameters of the policy alone."""
+    return {name: x for name, x in params.items() if name not in ("value", "value_bias")}
 
 
 def create(config: TransformerConfig, mesh: Mesh, key: Array) -> tuple[Model, dict]:

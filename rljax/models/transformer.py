@@ -106,6 +106,9 @@ class Transformer(nnx.Module):
         self.norm = RMSNorm(D, config)
         if not config.tied:
             self.unembedding = _weight(rngs, 0.02, vocab=V, embed=D)
+        if config.value_head:  # values start at 0
+            self.value = nnx.Param(jnp.zeros(D, jnp.float32), out_sharding=("embed",), eager_sharding=False)
+            self.value_bias = nnx.Param(jnp.zeros((), jnp.float32), out_sharding=(), eager_sharding=False)
 
     def __call__(self, tokens: Array, positions: Array, mask: Array, remember: Callable) -> tuple[Array, tuple]:
         """Hidden states [B, T, D] of tokens [B, T], and what each block remembered.

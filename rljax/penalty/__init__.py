@@ -12,13 +12,14 @@ An estimator maps ℓ = log π_θ − log π_ref of a token sampled from π_θ t
 
 from rljax.penalty.divergence import k1, k2, k3, kl, quadratic, straight_through
 from rljax.penalty.entropy_control import clip_cov, confident_negatives, covariance, hysteresis, kl_cov
-from rljax.penalty.values import entropy_bonus, value_loss
+from rljax.penalty.values import entropy_bonus, exact_kl, value_loss
 
 __all__ = [
     "clip_cov",
     "confident_negatives",
     "covariance",
     "entropy_bonus",
+    "exact_kl",
     "hysteresis",
     "k1",
     "k2",

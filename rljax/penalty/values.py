@@ -1,4 +1,4 @@
-"""The entropy bonus, and the loss of a value function."""
+"""The exact KL divergence, the entropy bonus, and the loss of a value function."""
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -13,6 +13,12 @@ def entropy_bonus(entropy: Tokens, batch: Batch) -> Float[Array, ""]:
     """−Σ w · H: minus the policy's entropy, nats, from the pass that gives log π; a positive coefficient raises it."""
     entropy, weights, live = weighted(batch, entropy=entropy)
     return -weighted_sum(weights, entropy, live)
+
+
+def exact_kl(kl: Tokens, batch: Batch) -> Float[Array, ""]:
+    """Σ w · KL(π_θ ‖ π_ref) over the whole vocabulary, nats, as `logprobs.token_kls` gives it: no sampling noise."""
+    kl, weights, live = weighted(batch, kl=kl)
+    return weighted_sum(weights, kl, live)
 
 
 def value_loss(

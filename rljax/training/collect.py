@@ -89,13 +89,12 @@ class Collected(NamedTuple):
 def collect(sampler: Sampler, params, prompts: dict, problems: Sequence[Problem], data: TaskData, group: int, key):
     """`group` completions of each prompt: Rollouts `[P, G, T]` with rewards `[P, G]`.
 
-    `prompts` holds left-padded `tokens` and `segment_ids`, `[P, L]`; `problems` are theirs, in order.
+    `prompts` holds left-padded `tokens` and `segment_ids`, `[P, L]`; `problems` are theirs, in order. A prompt's task
+    is its level.
     """
     rows = {name: np.repeat(prompts[name], group, axis=0) for name in ("tokens", "segment_ids")}
     asked = [problem for problem in problems for _ in range(group)]
-    samples: Any = sampler(params, rows["tokens"], rows["segment_ids"], key)
-    texts = completions(samples, rows["tokens"].shape[1], data)
-    rewarded: Any = verify(asked, texts, samples.finished, data)
+    samples, texts, rewarded = _sampled(sampler, params, rows, asked, data, key)
     rollouts = Rollouts(
         tokens=samples.tokens,
         mask=samples.mask,
@@ -104,8 +103,22 @@ def collect(sampler: Sampler, params, prompts: dict, problems: Sequence[Problem]
         segment_ids=samples.segment_ids,
         sampled_logp=samples.sampled_logp,
     )
+    levels = sorted({problem.level for problem in data.prompts})
+    task: Any = np.array([levels.index(problem.level) for problem in problems], np.int32)
     grouped = jax.tree.map(lambda x: x.reshape(len(problems), group, *x.shape[1:]), rollouts)
-    return Collected(grouped, asked, texts, samples.finished)
+    return Collected(dataclasses.replace(grouped, task=task), asked, texts, samples.finished)
+
+
+def greedy_rewards(sampler: Sampler, params, prompts: dict, problems: Sequence[Problem], data: TaskData, key):
+    """The reward [P] of each prompt's completion by a greedy sampler."""
+    return _sampled(sampler, params, prompts, problems, data, key)[2]
+
+
+def _sampled(sampler: Sampler, params, rows: dict, problems: Sequence[Problem], data: TaskData, key) -> tuple[Any, ...]:
+    """(samples, texts, rewards) of a completion of each row."""
+    samples: Any = sampler(params, rows["tokens"], rows["segment_ids"], key)
+    texts = completions(samples, rows["tokens"].shape[1], data)
+    return samples, texts, verify(problems, texts, samples.finished, data)
 
 
 def with_signal_first(rollouts: Rollouts, groups: int) -> Rollouts:

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import tyro
 
+from rljax.advantage import discounted_returns
 from rljax.models import TransformerConfig
-from rljax.objective import PolicyGradient
+from rljax.objective import PolicyGradient, required_fields
 from rljax.rollout import SamplingConfig
 from rljax.tasks import Task
 
@@ -142,6 +143,23 @@ class RolloutConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CriticConfig:
+    """The value function, on the policy's own hidden states; it is there only where the advantage needs `values`."""
+
+    coefficient: float = 0.5
+    """Weight of its loss beside the policy's."""
+    limit: float = 0.2
+    """How far a value may move from the rollout's before its loss is clipped."""
+    returns: Annotated[Callable, tyro.conf.Fixed] = discounted_returns
+    """What it predicts: maps (rewards, mask) to returns [P, G, T]. The reward-to-go has no bias, whatever λ the
+    advantage uses."""
+
+    def __post_init__(self):
+        check(self.coefficient >= 0, "critic.coefficient", self.coefficient, "0 or more")
+        check(self.limit > 0, "critic.limit", self.limit, "a positive number (inf never clips)")
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
     """Held-out problems: watched cheaply during training, measured carefully at the end of each stage."""
 
@@ -193,12 +211,15 @@ class Config:
     """Stage 2."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """Stage 2's optimizer."""
+    critic: CriticConfig = CriticConfig()
+    """The value function of stage 2, where the algorithm has one."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Held-out problems."""
     reward_map: Annotated[Callable | None, tyro.conf.Fixed] = None
     """Maps (rewards [P, G], key) to the rewards that are trained on; None leaves them as verified."""
     penalty: Annotated[Callable | None, tyro.conf.Fixed] = None
-    """A sum added to the loss: maps (TokenStats, Batch) to a scalar; batch.ref_logp is of the start of stage 2."""
+    """A sum added to the loss: maps (TokenStats, Batch) to a scalar; batch.ref_logp is of the start of stage 2. One
+    that requires the keyword `kl` is given the exact KL divergence from there, [*B, T]."""
     checkpoint_every: int = 40
     """Rollouts between two checkpoints in stage 2 (stage 1: ten times as many optimizer steps); 0: as stages end."""
     tensorboard: bool = False
@@ -226,3 +247,10 @@ class Config:
     def algorithm_at(self, step) -> PolicyGradient:
         """The objective at a rollout's step (which may be traced)."""
         return self.algorithm if isinstance(self.algorithm, PolicyGradient) else self.algorithm(step)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the algorithm and the penalty ask of the trainer, by the names of their required parameters."""
+        algorithm = self.algorithm_at(0)
+        named = required_fields(algorithm.advantage) | required_fields(algorithm.ratio)
+        return named | (required_fields(self.penalty) if self.penalty else frozenset())

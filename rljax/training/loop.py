@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from rljax.models import create
+from rljax.models import create, without_value_head
 from rljax.training.checkpoint import Checkpoints, RunError
 from rljax.training.config import Config
 from rljax.training.evaluation import Evaluator
@@ -84,7 +84,7 @@ class Run:
         _, params = create(model.config, mesh, purpose_key(self.key, "initialise"))
         self.watcher.begin("likelihood", 0)
         if self.config.start_from is not None:
-            return self._begin_policy(stage_one_params(self.config.start_from, self.setting))
+            return self._begin_policy({**params, **stage_one_params(self.config.start_from, self.setting)})
         if self.config.likelihood.steps == 0:
             return self._begin_policy(params)
         self.stage = LikelihoodStage(self.config, self.setting)
@@ -94,7 +94,8 @@ class Run:
         """Measures stage 1's end and keeps it for good, then (state, step) of stage 2."""
         self._evaluate("before RL", params)
         kept = Checkpoints(self.folder / "stage1")
-        kept.save(0, {"params": params}, {"task": self.task, "shapes": encode_shapes(params)})
+        policy = without_value_head(params)
+        kept.save(0, {"params": policy}, {"task": self.task, "shapes": encode_shapes(policy)})
         kept.close()
         self.stage = PolicyStage(self.config, self.setting)
         self.stage.reference = jax.tree.map(jnp.copy, params)
@@ -114,7 +115,7 @@ class Run:
         self.stage.iterator.set_state(record["data"])
         if isinstance(self.stage, PolicyStage):
             self.stage.reference = restored.tree["reference"]
-            self.stage.samples = record["samples"]
+            self.stage.samples, self.stage.dropping = record["samples"], record.get("dropping", False)
         self.watcher.begin(record["phase"], record["step"])
         self.watcher.say(f"going on from {record['phase']} step {record['step']}")
         return State(restored.tree["params"], restored.tree["opt"]), record["step"]
@@ -172,6 +173,7 @@ class Run:
         }  # fmt: skip
         if isinstance(self.stage, PolicyStage):
             tree["reference"], record["samples"] = self.stage.reference, self.stage.samples
+            record["dropping"] = self.stage.dropping
             self.watcher.samples("latest", self.stage.samples)
         self.checkpoints.save(self._number(step), tree, record)
         self.watcher.report(f"{self.stage.phase} step {step} of {self.stage.steps}")
@@ -204,7 +206,7 @@ def stage_one_params(run: Path, setting: Setting):
 
     def target(record):
         require_same_tokenizer(record, setting.data, where)
-        params = setting.model.abstract_params(setting.mesh)
+        params = without_value_head(setting.model.abstract_params(setting.mesh))
         require_same_shapes(record, params, where)
         return params
 

@@ -33,6 +33,8 @@ def check_divides(config: Config, mesh: Mesh) -> None:
         trained: rollout.minibatch_rows // config.optimizer.microbatches,
         "evaluation.batch": config.evaluation.batch,
     }
+    if "greedy_rewards" in config.needs:
+        rows["rollout.prompts"] = rollout.prompts
     if config.likelihood.steps:
         parts = config.likelihood.optimizer.microbatches
         rows["likelihood.rows / likelihood.optimizer.microbatches"] = config.likelihood.rows // parts

@@ -34,7 +34,8 @@ def make_setting(config: Config) -> Setting:
     check_divides(config, mesh)
     data = config.task.load()
     check_lengths(config, data)
-    model = Model(dataclasses.replace(config.model, vocab_size=data.tokenizer.vocab_size))
+    critic = "values" in config.needs
+    model = Model(dataclasses.replace(config.model, vocab_size=data.tokenizer.vocab_size, value_head=critic))
     return Setting(mesh, model, data)
 
 

@@ -10,14 +10,15 @@ from jax.sharding import PartitionSpec as P
 
 from rljax import penalty
 from rljax.metrics import reward_summary
+from rljax.rollout import SamplingConfig
 from rljax.tasks.reading import batches, encode_prompts, pack
-from rljax.training.collect import collect, make_sampler, with_signal_first
+from rljax.training.collect import collect, greedy_rewards, make_sampler, with_signal_first
 from rljax.training.config import Config
 from rljax.training.likelihood import make_update as make_likelihood_update
 from rljax.training.mesh import to_devices, to_host
 from rljax.training.optimizer import make_optimizer
-from rljax.training.policy import make_prepare, make_score
 from rljax.training.policy import make_update as make_policy_update
+from rljax.training.prepare import make_prepare, make_score
 from rljax.training.setting import Setting, purpose_key
 
 SAMPLES_SHOWN = 12
@@ -61,8 +62,12 @@ class PolicyStage:
         prompts["index"] = np.arange(len(setting.data.prompts), dtype=np.int32)
         self.iterator = batches(prompts, config.rollout.prompts, config.seed)
         self.samples: list[dict] = []
+        self.dropping = False  # the state of an algorithm's hysteresis
         self._rollouts = None
-        self._sampler = make_sampler(setting.model, setting.mesh, config.rollout.sampling)
+        sampling = config.rollout.sampling
+        self._sampler = make_sampler(setting.model, setting.mesh, sampling)
+        greedy = SamplingConfig(max_new_tokens=sampling.max_new_tokens, temperature=0.0)
+        self._greedy = make_sampler(setting.model, setting.mesh, greedy)
         self._score = jax.jit(make_score(config, setting.model, setting.mesh))
         self._prepare = make_prepare(config, setting.model, setting.mesh)
         self._update = make_policy_update(config, setting.model, setting.mesh, self.optimizer)
@@ -75,10 +80,12 @@ class PolicyStage:
         drawn = collect(self._sampler, state.params, prompts, problems, data, settings.completions,
                         purpose_key(key, "rollout", n))  # fmt: skip
         self._show(drawn)
-        rollouts, verified = drawn.rollouts, drawn.rollouts.rewards
-        if self.config.reward_map is not None:
-            mapped = self.config.reward_map(jnp.asarray(verified), purpose_key(key, "rewards", n))
-            rollouts = dataclasses.replace(rollouts, rewards=np.asarray(mapped))
+        verified = drawn.rollouts.rewards
+        reward_key = purpose_key(key, "rewards", n)
+        rollouts = dataclasses.replace(drawn.rollouts, rewards=self._mapped(verified, reward_key))
+        if "greedy_rewards" in self.config.needs:
+            earned = greedy_rewards(self._greedy, state.params, prompts, problems, data, key)
+            rollouts = dataclasses.replace(rollouts, greedy_rewards=self._mapped(earned[:, None], reward_key)[:, 0])
         if settings.train_groups:
             rollouts = with_signal_first(rollouts, settings.train_groups)
         state, metrics = self._learn(state, rollouts, jnp.int32(n))
@@ -86,16 +93,23 @@ class PolicyStage:
         about |= {"finished": drawn.finished.mean(), "tokens": drawn.rollouts.mask.sum()}
         return state, {**metrics, **about}, rollouts
 
+    def _mapped(self, rewards: Any, key) -> Any:
+        """The rewards [P, G] that are trained on."""
+        mapped = self.config.reward_map
+        return rewards if mapped is None else np.asarray(mapped(jnp.asarray(rewards), key))
+
     def _learn(self, state, rollouts, step):
         """The rollout's optimizer steps, and the mean of their metrics; minibatch i takes the groups i, i + M, …."""
         settings = self.config.rollout
         self._rollouts = rollouts = to_devices(rollouts, self.setting.mesh, P())
-        advantages, ref_logp = self._prepare(state.params, self.reference, rollouts, step)
+        prepared, dropping = self._prepare(state.params, self.reference, rollouts, jnp.bool_(self.dropping), step)
+        self.dropping = bool(to_host(dropping))
+        reference = self.reference if "kl" in self.config.needs else None
         history = []
         for _ in range(settings.epochs):
             for i in range(settings.minibatches):
-                part = jax.tree.map(lambda x: x[i :: settings.minibatches], (rollouts, advantages, ref_logp))  # noqa: B023
-                state, metrics = self._update(state, *part, step)
+                part = jax.tree.map(lambda x: x[i :: settings.minibatches], (rollouts, prepared))  # noqa: B023
+                state, metrics = self._update(state, reference, *part, step)
                 history.append(metrics)
         return state, jax.tree.map(lambda *values: sum(values) / len(values), *history)
 
@@ -104,7 +118,7 @@ class PolicyStage:
         if self._rollouts is None:
             return None
         old_logp, mask = to_host((self._rollouts.old_logp, self._rollouts.mask))
-        log_ratio = old_logp - to_host(self._score(self.reference, self._rollouts).logp)
+        log_ratio = old_logp - to_host(self._score(self.reference, self._rollouts).stats.logp)
         return float(np.mean(penalty.k3(log_ratio[mask]))) if mask.any() else None
 
     def _show(self, drawn) -> None:

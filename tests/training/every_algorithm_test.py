@@ -15,7 +15,7 @@ from tests.training.processes import metrics
 from tests.training.tiny import config
 
 pytestmark = [pytest.mark.standard_promotion, pytest.mark.filterwarnings("ignore:Sharding info not provided")]
-REQUIRED = {"dr_grpo": {"max_length": 10}}
+REQUIRED = {"aepo": {"entropy_low": 0.5, "entropy_high": 1.0}, "dr_grpo": {"max_length": 10}}
 
 
 def some_right(rewards, key):

@@ -1,7 +1,5 @@
 """The train step: one loss and one gradient, whatever the mesh and the microbatches."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,88 +7,17 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from rljax import algorithms, penalty
-from rljax.models import TransformerConfig, create
-from rljax.objective import Rollouts
-from rljax.rollout import SamplingConfig
-from rljax.tasks import StringsTask
-from rljax.training import Config, LikelihoodConfig, MeshConfig, OptimizerConfig, RolloutConfig
+from rljax.models import create
+from rljax.training import LikelihoodConfig, MeshConfig, OptimizerConfig
 from rljax.training.gradients import State
 from rljax.training.likelihood import make_update as make_likelihood_update
 from rljax.training.mesh import make_mesh, to_devices
 from rljax.training.optimizer import init_state, make_optimizer
-from rljax.training.policy import make_prepare, make_update
+from rljax.training.policy import make_update
+from rljax.training.prepare import make_prepare
+from tests.training.one_step import MESHES, assert_same_step, config_of, length, less, mesh_of, one_step, rollouts_of
 
 pytestmark = pytest.mark.standard_promotion
-
-MESHES = [(1, 1, 1), (8, 1, 1), (2, 2, 2)]
-PLAIN = OptimizerConfig(learning_rate=1.0, b1=0.0, b2=0.0, clip_norm=1e9)  # the update tells the gradient's sign
-
-
-def config_of(algorithm, microbatches=1, **more):
-    return Config(
-        task=StringsTask(),
-        algorithm=algorithm,
-        model=TransformerConfig(
-            vocab_size=19, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=64, max_length=32
-        ),
-        rollout=RolloutConfig(prompts=4, completions=8, prompt_length=4, sampling=SamplingConfig(max_new_tokens=8)),
-        optimizer=dataclasses.replace(PLAIN, microbatches=microbatches),
-        **more,
-    )
-
-
-def rollouts_of(config):
-    """Random rollouts with ragged completions, a tool token in the middle of one, and an absent completion."""
-    draw = np.random.default_rng(0)
-    shape = (4, 8, 12)
-    lengths = draw.integers(1, 9, shape[:2])
-    column = np.arange(12)
-    mask = (column >= 4) & (column < 4 + lengths[..., None])
-    mask[1, 2] = False
-    mask[0, 0, 5] = False
-    segment_ids = np.where(column < 2, 0, (column < 4 + lengths[..., None]).astype(np.int32)).astype(np.int32)
-    return Rollouts(
-        tokens=draw.integers(4, 19, shape).astype(np.int32),
-        mask=mask,
-        rewards=draw.integers(0, 2, shape[:2]).astype(np.float32),
-        old_logp=np.where(mask, -3.0 + 0.3 * draw.standard_normal(shape), 0.0).astype(np.float32),
-        segment_ids=segment_ids,
-    )
-
-
-def mesh_of(sizes):
-    devices = np.array(jax.devices()[: int(np.prod(sizes))]).reshape(sizes)
-    return jax.sharding.Mesh(devices, ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
-
-
-def one_step(config, sizes):
-    """(metrics, change of the parameters) of one optimizer step by plain gradient descent."""
-    import optax
-
-    mesh, optimizer = mesh_of(sizes), optax.sgd(1.0)
-    model, params = create(config.model, mesh, jax.random.key(0))
-    start = jax.device_get(params)
-    rollouts = to_devices(rollouts_of(config), mesh, P())
-    advantages, ref_logp = make_prepare(config, model, mesh)(params, params, rollouts, jnp.int32(0))
-    state = State(params, init_state(optimizer, params))
-    state, metrics = make_update(config, model, mesh, optimizer)(state, rollouts, advantages, ref_logp, jnp.int32(0))
-    return jax.device_get(metrics), jax.tree.map(lambda a, b: a - b, start, jax.device_get(state.params))
-
-
-def assert_same_step(ours, theirs, rtol):
-    (metrics, gradient), (their_metrics, their_gradient) = ours, theirs
-    for name in ("loss", "grad_norm", "entropy", "kl", "clip_share"):
-        np.testing.assert_allclose(metrics[name], their_metrics[name], rtol=rtol, atol=1e-7, err_msg=name)
-    assert length(their_gradient) > 1e-3
-    assert length(less(gradient, their_gradient)) <= rtol * length(their_gradient)
-
-
-def length(tree):
-    return np.sqrt(sum(np.sum(x**2) for x in jax.tree.leaves(tree)))
-
-
-def less(a, b):
-    return jax.tree.map(np.subtract, a, b)
 
 
 @pytest.mark.parametrize("sizes", MESHES[1:])
@@ -99,7 +26,10 @@ def test_the_mesh_changes_nothing(sizes):
     assert_same_step(one_step(config, sizes), one_step(config, MESHES[0]), 1e-5)
 
 
-@pytest.mark.parametrize("algorithm", [algorithms.dapo(), algorithms.gspo(), algorithms.ctpo(), algorithms.otb()])
+@pytest.mark.parametrize(
+    "algorithm",
+    [algorithms.dapo(), algorithms.gspo(), algorithms.ctpo(), algorithms.otb(), algorithms.ppo(), algorithms.cppo()],
+)
 def test_microbatches_change_nothing_but_memory(algorithm):
     """The weights are a measure over the optimizer step, so the parts add: no mean of means anywhere."""
     whole, parts = (one_step(config_of(algorithm, m), MESHES[0]) for m in (1, 4))
@@ -119,9 +49,9 @@ def test_a_mean_over_microbatch_means_would_be_seen():
         model, params = create(config.model, mesh, jax.random.key(0))
         start = jax.device_get(params)
         part = to_devices(part, mesh, P())
-        advantages, ref_logp = make_prepare(config, model, mesh)(params, params, part, jnp.int32(0))
+        prepared, _ = make_prepare(config, model, mesh)(params, params, part, False, jnp.int32(0))
         state = State(params, init_state(optax.sgd(0.5), params))
-        state, _ = make_update(config, model, mesh, optax.sgd(0.5))(state, part, advantages, ref_logp, jnp.int32(0))
+        state, _ = make_update(config, model, mesh, optax.sgd(0.5))(state, None, part, prepared, jnp.int32(0))
         halves.append(jax.tree.map(lambda a, b: a - b, start, jax.device_get(state.params)))
     mean = jax.tree.map(jnp.add, *halves)
     assert length(less(mean, whole)) > 1e-2 * length(whole)

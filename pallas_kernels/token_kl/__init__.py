@@ -1,0 +1,64 @@
+"""The exact KL divergence of every token's distribution from a reference's, over the whole vocabulary."""
+
+import jax.numpy as jnp
+from jax import core
+from jaxtyping import Array, Bool, Float
+
+from pallas_kernels._dispatch import require, select
+from pallas_kernels.token_kl import chunked, reference
+
+__all__ = ["token_kl"]
+
+IMPLEMENTATIONS = {"reference": reference.token_kl, "chunked": chunked.token_kl}
+
+
+def token_kl(
+    hidden: Float[Array, "N D"],
+    unembedding: Float[Array, "V D"],
+    ref_hidden: Float[Array, "N E"],
+    ref_unembedding: Float[Array, "V E"],
+    mask: Bool[Array, " N"],
+    *,
+    temperature: float | Float[Array, ""] = 1.0,
+    implementation: str | None = None,
+) -> Float[Array, " N"]:
+    """KL(π ‖ ρ) of every row, without the logits of either leaving the kernel.
+
+        Σ_v π(v) (log π(v) − log ρ(v)) in nats,    π = softmax(h·Wᵀ/τ),  ρ = softmax(h'·W'ᵀ/τ)
+
+    `hidden` [N, D] and `unembedding` [V, D] are the policy's, the other two the reference's, whose width E may differ;
+    the output is [N], in float32 (float64 where an input is). A row whose `mask` is false gives 0 and no gradient,
+    whatever it holds. Differentiable in `hidden` and `unembedding` by reverse mode; the reference and the temperature
+    τ > 0 count as constants.
+
+    Raises ValueError for ranks, sizes, a temperature or an implementation that do not fit, TypeError for dtypes.
+
+    >>> import jax.numpy as jnp
+    >>> h, W, other = jnp.eye(2), jnp.array([[0.0, 0.0], [jnp.log(3.0), 0.0]]), jnp.zeros((2, 2))
+    >>> [round(float(kl), 4) for kl in token_kl(h, W, h, other, jnp.array([True, True]))]  # ¼ log ½ + ¾ log 3/2
+    [0.1308, 0.0]
+    """
+    _check(hidden, unembedding, ref_hidden, ref_unembedding, mask, temperature)
+    run = select("token_kl", implementation, IMPLEMENTATIONS)
+    return run(hidden, unembedding, ref_hidden, ref_unembedding, mask, temperature=temperature)
+
+
+def _check(hidden, unembedding, ref_hidden, ref_unembedding, mask, temperature) -> None:
+    kernel, floats = "token_kl", {"hidden": hidden, "unembedding": unembedding}
+    floats |= {"ref_hidden": ref_hidden, "ref_unembedding": ref_unembedding}
+    for name, array in floats.items():
+        require(jnp.ndim(array) == 2, kernel, name, f"of shape {jnp.shape(array)}", "of two axes")
+        dtype = jnp.result_type(array)
+        require(jnp.issubdtype(dtype, jnp.floating), kernel, name, f"of dtype {dtype}", "floating point", TypeError)
+    (N, D), (V, _), E = jnp.shape(hidden), jnp.shape(unembedding), jnp.shape(ref_hidden)[1]
+    for name, expected in (("unembedding", (V, D)), ("ref_hidden", (N, E)), ("ref_unembedding", (V, E))):
+        shape = jnp.shape(floats[name])
+        require(shape == expected, kernel, name, f"of shape {shape}", f"of shape {expected}, to fit the others")
+    require(V > 0, kernel, "unembedding", f"of shape {(V, D)}", "of at least one row")
+    require(jnp.shape(mask) == (N,), kernel, "mask", f"of shape {jnp.shape(mask)}", f"[N] with N = {N}, as in hidden")
+    dtype = jnp.result_type(mask)
+    require(dtype == jnp.bool_, kernel, "mask", f"of dtype {dtype}", "bool", TypeError)
+    require(jnp.ndim(temperature) == 0, kernel, "temperature", f"of shape {jnp.shape(temperature)}", "a scalar")
+    if not isinstance(temperature, core.Tracer):
+        positive = 0 < float(temperature) < float("inf")
+        require(positive, kernel, "temperature", temperature, "positive and finite")

@@ -1,0 +1,138 @@
+"""token_kl over tiles of tokens × vocabulary: the logits [N, V] of neither policy exist, forward or backward.
+
+Forward, one pass over the vocabulary with the running maxima m of the policy's logits x and k of the reference's z:
+
+    S = Σ e^(x−m),   R = Σ e^(z−k),   M = Σ e^(x−m) ((x − m) − (z − k)),     KL = M/S − log S + log R
+
+Backward, each tile is computed again, and ∂KL/∂x_v = π_v (log π_v − log ρ_v − KL).
+"""
+
+from functools import cache, partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from pallas_kernels._dispatch import promoted
+from pallas_kernels.token_stats._tiles import Tiles, best_tiles, cover
+from pallas_kernels.token_stats._types import dtypes
+
+
+def token_kl(hidden, unembedding, ref_hidden, ref_unembedding, mask, *, temperature=1.0, tiles: Tiles | None = None):
+    """The same function as `reference.token_kl`, in memory that does not grow with N·V."""
+    n, vocabulary = hidden.shape[0], unembedding.shape[0]
+    accumulator = promoted(dtypes(hidden, unembedding)[1], dtypes(ref_hidden, ref_unembedding)[1])
+    if n == 0:
+        return jnp.zeros(0, accumulator)
+    tiles = tiles or best_tiles(n, vocabulary)
+    tiles = Tiles(min(tiles.tokens, n), min(tiles.vocabulary, vocabulary))
+    beta = lax.stop_gradient(1 / jnp.asarray(temperature, accumulator))
+    return _tiled(tiles)(hidden, unembedding, ref_hidden, ref_unembedding, mask, beta)
+
+
+@cache
+def _tiled(tiles: Tiles):
+    function = jax.custom_vjp(lambda *inputs: _forward(tiles, *inputs)[0])
+    function.defvjp(partial(_save, tiles), partial(_backward, tiles))
+    return function
+
+
+class _Sums(NamedTuple):
+    """Of the columns seen so far, [n] each: the maxima m and k, and what the module's first equations name."""
+
+    top: Array
+    ref_top: Array
+    total: Array
+    ref_total: Array
+    moment: Array
+
+
+def _forward(tiles: Tiles, hidden, unembedding, ref_hidden, ref_unembedding, mask, beta):
+    """The divergence, and the normalisers (m, log S, k, log R) of each row, [N] each."""
+    n = hidden.shape[0]
+
+    def rows(start, _, results):
+        h, g = (_rows(x, mask, start, tiles.tokens) for x in (hidden, ref_hidden))
+
+        def columns(first, unseen, sums):
+            x, z = (_logits(r, w, first, tiles, beta) for r, w in ((h, unembedding), (g, ref_unembedding)))
+            return _absorb(sums, x, z, unseen[None])
+
+        zero = jnp.zeros(tiles.tokens, beta.dtype)
+        start_sums = _Sums(zero - jnp.inf, zero - jnp.inf, zero, zero, zero)
+        sums = cover(unembedding.shape[0], tiles.vocabulary, columns, start_sums)
+        log_s, log_r = jnp.log(sums.total), jnp.log(sums.ref_total)
+        kl = sums.moment / sums.total - log_s + log_r
+        kl = jnp.where(lax.dynamic_slice_in_dim(mask, start, tiles.tokens), kl, 0)
+        tile = kl, sums.top, log_s, sums.ref_top, log_r
+        return jax.tree.map(lambda whole, part: lax.dynamic_update_slice_in_dim(whole, part, start, 0), results, tile)
+
+    kl, *normalisers = cover(n, tiles.tokens, rows, (jnp.zeros(n, beta.dtype),) * 5)
+    return kl, normalisers
+
+
+def _absorb(sums: _Sums, x, z, unseen) -> _Sums:
+    """The sums with one more tile of both logits [n, v]; a column that is not `unseen` adds nothing."""
+    top, ref_top = (jnp.maximum(old, jnp.max(new, axis=-1)) for old, new in ((sums.top, x), (sums.ref_top, z)))
+    shift, ref_shift = (
+        jnp.where(jnp.isfinite(old), old - new, 0) for old, new in ((sums.top, top), (sums.ref_top, ref_top))
+    )
+    d, c = x - top[:, None], z - ref_top[:, None]
+    e = jnp.where(unseen, jnp.exp(d), 0)
+    return _Sums(
+        top=top,
+        ref_top=ref_top,
+        total=sums.total * jnp.exp(shift) + jnp.sum(e, axis=-1),
+        ref_total=sums.ref_total * jnp.exp(ref_shift) + jnp.sum(jnp.where(unseen, jnp.exp(c), 0), axis=-1),
+        moment=(sums.moment + (shift - ref_shift) * sums.total) * jnp.exp(shift) + jnp.sum(e * (d - c), axis=-1),
+    )
+
+
+def _save(tiles: Tiles, *inputs):
+    kl, normalisers = _forward(tiles, *inputs)
+    return kl, (inputs, kl, normalisers)
+
+
+def _backward(tiles: Tiles, saved, cotangent):
+    (hidden, unembedding, ref_hidden, ref_unembedding, mask, beta), kl, normalisers = saved
+    slope = jnp.where(mask, cotangent * beta, 0)
+
+    def rows(start, fresh, gradients):
+        m, log_s, k, log_r, divergence, g = (
+            lax.dynamic_slice_in_dim(whole, start, tiles.tokens)[:, None] for whole in (*normalisers, kl, slope)
+        )
+        h, ref_h = (_rows(x, mask, start, tiles.tokens) for x in (hidden, ref_hidden))
+        fresh_h = jnp.where(fresh[:, None], h, 0).astype(beta.dtype)
+
+        def columns(first, unseen, gradients):
+            dh, dw = gradients
+            log_pi = _logits(h, unembedding, first, tiles, beta) - m - log_s
+            log_rho = _logits(ref_h, ref_unembedding, first, tiles, beta) - k - log_r
+            dx = jnp.where(unseen[None], g * jnp.exp(log_pi) * (log_pi - log_rho - divergence), 0)
+            w = lax.dynamic_slice_in_dim(unembedding, first, tiles.vocabulary)
+            dh += jnp.einsum("nv,vd->nd", dx, w.astype(dx.dtype))
+            part = lax.dynamic_slice_in_dim(dw, first, tiles.vocabulary) + jnp.einsum("nv,nd->vd", dx, fresh_h)
+            return dh, lax.dynamic_update_slice_in_dim(dw, part, first, 0)
+
+        whole, dw = gradients
+        dh, dw = cover(unembedding.shape[0], tiles.vocabulary, columns, (jnp.zeros(h.shape, beta.dtype), dw))
+        return lax.dynamic_update_slice_in_dim(whole, dh.astype(hidden.dtype), start, 0), dw
+
+    nothing = jnp.zeros_like(hidden), jnp.zeros(unembedding.shape, beta.dtype)
+    dh, dw = cover(hidden.shape[0], tiles.tokens, rows, nothing)
+    return dh, dw.astype(unembedding.dtype), None, None, None, None
+
+
+def _rows(x, mask, start, size: int):
+    """A tile of rows, zeros where the mask is false: whatever stands there must not reach ∂W."""
+    x, present = (lax.dynamic_slice_in_dim(whole, start, size) for whole in (x, mask))
+    return jnp.where(present[:, None], x, 0)
+
+
+def _logits(h, unembedding, first, tiles: Tiles, beta):
+    w = lax.dynamic_slice_in_dim(unembedding, first, tiles.vocabulary)
+    common, accumulator = dtypes(h, w)
+    x = jnp.einsum("nd,vd->nv", h.astype(common), w.astype(common), preferred_element_type=accumulator)
+    return x.astype(beta.dtype) * beta

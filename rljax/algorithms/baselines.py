@@ -1,0 +1,85 @@
+"""Clipped policy gradients that differ in their baseline: a critic, the other completions, a greedy one, none."""
+
+from functools import partial
+
+from jax import Array
+
+from rljax import advantage, aggregation, ratio
+from rljax.objective import PolicyGradient
+
+
+def ppo(
+    *,
+    low: float | Array = 0.2,
+    high: float | Array = 0.2,
+    gamma: float | Array = 1.0,
+    lam: float | Array = 0.95,
+) -> PolicyGradient:
+    """PPO (1707.06347): GAE whitened over the batch, a token mean, the clip on every token. Needs `Rollouts.values`.
+
+    The critic's own loss is `penalty.value_loss`. Undiscounted, as language models are trained; no group is needed.
+    """
+    estimate = partial(advantage.generalized_advantage_estimation, gamma=gamma, lam=lam)
+    return PolicyGradient(
+        advantage=advantage.whitened(estimate),
+        aggregation=aggregation.token_mean,
+        ratio=partial(ratio.clip, low=low, high=high),
+    )
+
+
+def rloo(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradient:
+    """RLOO (2402.14740): leave-one-out baseline, a mean over sequences of sums, the clipped trajectory ratio.
+
+    On-policy it is REINFORCE on whole sequences; the clip off-policy is ours.
+    """
+    return PolicyGradient(
+        advantage=advantage.leave_one_out,
+        aggregation=partial(aggregation.constant, max_length=1),
+        ratio=ratio.chain(ratio.local_gradient(ratio.sequence_sum), partial(ratio.clip, low=low, high=high)),
+    )
+
+
+def reinforce_plus_plus(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradient:
+    """REINFORCE++ (2501.03262): returns whitened over the batch in place of a group's baseline, PPO's clip.
+
+    With groups, its baseline form is `advantage.reinforce_plus_plus_baseline`.
+    """
+    return PolicyGradient(
+        advantage=advantage.reinforce_plus_plus,
+        aggregation=aggregation.token_mean,
+        ratio=partial(ratio.clip, low=low, high=high),
+    )
+
+
+def opo() -> PolicyGradient:
+    """OPO (2505.23585): the length-weighted baseline, for exactly on-policy steps: nothing is clipped."""
+    return PolicyGradient(
+        advantage=advantage.length_weighted,
+        aggregation=aggregation.token_mean,
+        ratio=ratio.token,
+    )
+
+
+def remax() -> PolicyGradient:
+    """ReMax (2310.10505): the reward of the greedy completion as the baseline, a mean over sequences of sums.
+
+    Needs `Rollouts.greedy_rewards`. For exactly on-policy steps: nothing is clipped.
+    """
+    return PolicyGradient(
+        advantage=advantage.remax,
+        aggregation=partial(aggregation.constant, max_length=1),
+        ratio=ratio.token,
+    )
+
+
+def otb(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradient:
+    """OTB (2602.07078): the optimal token baseline, PPO's clip on every token, a token mean. Needs `Rollouts.proxy`.
+
+    Its advantage varies within the sequence: pool ratios under `local_gradient` only. The unbiased baseline is
+    `advantage.leave_one_out_token_baseline`; which has less variance depends on the group's size (see there).
+    """
+    return PolicyGradient(
+        advantage=advantage.optimal_token_baseline,
+        aggregation=aggregation.token_mean,
+        ratio=partial(ratio.clip, low=low, high=high),
+    )

@@ -1,0 +1,65 @@
+"""GRPO and those that change its normalisers, its clip's bounds or which side of the group counts."""
+
+from functools import partial
+
+from jax import Array
+
+from rljax import advantage, aggregation, penalty, ratio
+from rljax.objective import PolicyGradient
+
+
+def grpo(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradient:
+    """GRPO (2402.03300): standardised rewards, a mean over sequences of token means, PPO's clip on every token."""
+    return PolicyGradient(
+        advantage=advantage.group_relative,
+        aggregation=aggregation.sequence_mean,
+        ratio=partial(ratio.clip, low=low, high=high),
+    )
+
+
+def dr_grpo(*, max_length: float, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradient:
+    """Dr. GRPO (2503.20783): GRPO without the std, and tokens divided by the constant budget `max_length`."""
+    return PolicyGradient(
+        advantage=advantage.mean_baseline,
+        aggregation=partial(aggregation.constant, max_length=max_length),
+        ratio=partial(ratio.clip, low=low, high=high),
+    )
+
+
+def dapo(*, low: float | Array = 0.2, high: float | Array = 0.28, dual: float | Array | None = 3.0) -> PolicyGradient:
+    """DAPO (2503.14476): GRPO with a token mean and a higher upper clip; `rewards` has its sampling and penalty."""
+    return PolicyGradient(
+        advantage=advantage.group_relative,
+        aggregation=aggregation.token_mean,
+        ratio=partial(ratio.clip, low=low, high=high, dual=dual),
+    )
+
+
+def balanced_grpo(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradient:
+    """Balanced Aggregation (2605.04077): GRPO with a token mean on each side of the group."""
+    return PolicyGradient(
+        advantage=advantage.group_relative,
+        aggregation=aggregation.balanced,
+        ratio=partial(ratio.clip, low=low, high=high),
+    )
+
+
+def aepo(
+    *,
+    entropy_low: float | Array,
+    entropy_high: float | Array,
+    low: float | Array = 0.2,
+    high: float | Array = 0.28,
+) -> PolicyGradient:
+    """AEPO (2512.12967): once the entropy has risen above `entropy_high`, completions of A < 0 are left out, until it
+    has fallen below `entropy_low`, nats. Needs `Rollouts.task` and `.dropping`.
+
+    With the paper's task-relative advantage. Its thresholds are unpublished, so there are no defaults; aggregation and
+    clip, and that what is left out keeps its place in the denominators, are ours: not verified from the source.
+    """
+    return PolicyGradient(
+        advantage=advantage.without_negatives(advantage.task_relative),
+        aggregation=aggregation.token_mean,
+        ratio=partial(ratio.clip, low=low, high=high),
+        hysteresis=partial(penalty.hysteresis, low=entropy_low, high=entropy_high),
+    )

@@ -1,0 +1,37 @@
+"""A token's ratio with that of the tokens before it."""
+
+from functools import partial
+
+from jax import Array
+
+from rljax import advantage, aggregation, ratio
+from rljax.objective import PolicyGradient
+
+
+def ctpo(
+    *, low: float | Array = 0.025, high: float | Array = 0.05, dual: float | Array | None = 0.05, power: float = 0.5
+) -> PolicyGradient:
+    """CTPO (2605.07331): the cumulative ratio of the prefix, clipped in bounds that widen as t^power.
+
+    Aggregated by token mean as the authors' code does; the equation has `aggregation.sequence_mean`.
+    """
+    return PolicyGradient(
+        advantage=advantage.group_relative,
+        aggregation=aggregation.token_mean,
+        ratio=ratio.chain(
+            ratio.local_gradient(ratio.cumulative),
+            partial(ratio.position_clip, low=low, high=high, dual=dual, power=power),
+        ),
+    )
+
+
+def minpro(*, low: float | Array = 0.2, high: float | Array = 0.28) -> PolicyGradient:
+    """MinPRO (2601.22718): the token's ratio times the least before it, then PPO's clip.
+
+    Not verified from the source: the ratio is from notes on the paper, its outer form and aggregation are ours.
+    """
+    return PolicyGradient(
+        advantage=advantage.group_relative,
+        aggregation=aggregation.token_mean,
+        ratio=ratio.chain(ratio.prefix_min, partial(ratio.clip, low=low, high=high)),
+    )

@@ -1,0 +1,163 @@
+"""token_kl: chunked against its definition, the definition by loops and by hand, and mutants of both."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import token_kl
+from pallas_kernels.token_kl import chunked
+from pallas_kernels.token_stats._tiles import Tiles
+
+reference = importlib.import_module("pallas_kernels.token_kl.reference")
+SIZES = [((8, 4, 3, 12), Tiles(4, 4)), ((13, 5, 5, 23), Tiles(4, 8)), ((7, 5, 2, 11), Tiles(100, 100))]
+
+
+def enable_x64():
+    return jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64()
+
+
+def example(n, d, e, v, dtype=jnp.float64, scale=1.0):
+    """hidden, unembedding and the reference's, and a mask; masked rows hold NaN."""
+    rng = np.random.default_rng(n * 100 + v)
+    mask = np.arange(n) % 4 != 1
+    rows = [np.where(mask[:, None], scale * rng.normal(size=(n, width)), np.nan) for width in (d, e)]
+    tables = [rng.normal(size=(v, width)) for width in (d, e)]
+    return *(jnp.asarray(x, dtype) for x in (rows[0], tables[0], rows[1], tables[1])), jnp.asarray(mask)
+
+
+def loss(function):
+    """A loss with another cotangent for every row, and its gradients in the policy's two arrays; and the value."""
+
+    def of(hidden, unembedding, *others):
+        kl = function(hidden, unembedding, *others)
+        return jnp.sum(jnp.cos(jnp.arange(kl.shape[0], dtype=kl.dtype)) * kl), kl
+
+    return jax.jit(jax.grad(of, (0, 1), has_aux=True))
+
+
+def tiled(tiles):
+    return lambda *inputs: chunked.token_kl(*inputs, temperature=0.7, tiles=tiles)
+
+
+def dense(*inputs):
+    return token_kl(*inputs, temperature=0.7, implementation="reference")
+
+
+def agree(actual, expected, tolerance):
+    return all(
+        np.all(np.abs(a - e) <= tolerance * max(1.0, np.max(np.abs(e))))
+        for a, e in zip(*(map(np.asarray, jax.tree.leaves(x)) for x in (actual, expected)), strict=True)
+    )
+
+
+def test_definition_by_loops():
+    hidden, unembedding, ref_hidden, ref_unembedding, mask = (np.asarray(x) for x in example(5, 3, 2, 6, jnp.float32))
+    expected = np.zeros(5)
+    for n in np.flatnonzero(mask):
+        x, z = np.float64(unembedding) @ hidden[n] / 0.7, np.float64(ref_unembedding) @ ref_hidden[n] / 0.7
+        pi, rho = np.exp(x) / np.exp(x).sum(), np.exp(z) / np.exp(z).sum()
+        expected[n] = sum(a * np.log(a / b) for a, b in zip(pi, rho, strict=True))
+    actual = dense(hidden, unembedding, ref_hidden, ref_unembedding, mask)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+    assert expected.max() > 0.1
+
+
+@pytest.mark.parametrize(("sizes", "tiles"), SIZES)
+def test_chunked_is_the_definition_with_its_gradients(sizes, tiles):
+    with enable_x64():
+        inputs = example(*sizes)
+        ours, theirs = loss(tiled(tiles))(*inputs), loss(dense)(*inputs)
+        assert agree(ours, theirs, 1e-12)
+        (dh, _), kl = theirs
+        assert not np.any(np.asarray(dh)[~np.asarray(inputs[-1])])
+        assert not np.any(np.asarray(kl)[~np.asarray(inputs[-1])])
+        assert min(float(jnp.max(jnp.abs(x))) for x in jax.tree.leaves(ours)) > 0.1
+
+
+def test_the_gradient_of_the_definition_is_the_differences():
+    with enable_x64():
+        inputs = example(4, 3, 3, 5)
+        present = jax.tree.map(lambda x: jnp.where(inputs[-1][:, None], x, 0.0), (inputs[0], inputs[2]))
+        inputs = present[0], inputs[1], present[1], inputs[3], inputs[4]
+        (dh, dw), _ = loss(dense)(*inputs)
+        rng = np.random.default_rng(0)
+        steps = [rng.normal(size=x.shape) for x in inputs[:2]]
+
+        def along(s):
+            kl = dense(*(x + s * e for x, e in zip(inputs[:2], steps, strict=True)), *inputs[2:])
+            return float(jnp.sum(jnp.cos(jnp.arange(4.0)) * kl))
+
+        slope = sum(float(jnp.sum(g * e)) for g, e in zip((dh, dw), steps, strict=True))
+        np.testing.assert_allclose(slope, (along(1e-6) - along(-1e-6)) / 2e-6, rtol=1e-7)
+        assert abs(slope) > 1e-2
+
+
+def test_the_reference_has_no_gradient_and_equal_policies_no_divergence():
+    hidden, unembedding, _, _, mask = example(8, 4, 3, 12, jnp.float32)
+    same = hidden, unembedding, hidden, unembedding, mask
+    np.testing.assert_allclose(tiled(Tiles(4, 4))(*same), np.zeros(8), atol=2e-6)
+    gradient = jax.grad(lambda w: jnp.sum(tiled(Tiles(4, 4))(hidden, unembedding, hidden, w, mask)))(unembedding + 1)
+    assert not np.any(gradient)
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_float32_is_near_float64(scale):
+    """Also at logits of hundreds: one pass loses little more than the dense computation does."""
+    with enable_x64():
+        low = example(13, 5, 5, 23, jnp.float32, scale)
+        exact = loss(dense)(*(x if x.dtype == bool else x.astype(jnp.float64) for x in low))
+        ours, theirs = loss(tiled(Tiles(4, 8)))(*low), loss(dense)(*low)
+    for x, y, z in zip(*map(jax.tree.leaves, (ours, theirs, exact)), strict=True):
+        assert x.dtype == jnp.float32
+        error, least = (np.max(np.abs(np.asarray(a) - np.asarray(z))) for a in (x, y))
+        assert error <= 2 * least + 1e-6 * np.max(np.abs(z))
+
+
+def test_bfloat16_is_accumulated_in_float32():
+    low = example(13, 5, 5, 23, jnp.bfloat16)
+    ours, theirs = (loss(f)(*low) for f in (tiled(Tiles(4, 8)), dense))
+    assert ours[1].dtype == jnp.float32
+    assert agree(ours[1], theirs[1], 1e-5)
+
+
+def test_no_logits_of_either_policy_are_held():
+    n, d, v = 512, 8, 32768
+    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((n, d), (v, d), (n, d), (v, d))]
+    compiled = loss(token_kl).lower(*shapes, jax.ShapeDtypeStruct((n,), jnp.bool_)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.5 * n * v * 4
+
+
+def test_mutants_fail(monkeypatch):
+    cover = chunked.cover
+    for mutant in (
+        lambda size, tile, body, carry: cover(max(tile, size - tile), tile, body, carry),  # the last tile dropped
+        lambda size, tile, body, carry: cover(size, tile, lambda s, f, c: body(s, jnp.ones_like(f), c), carry),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(chunked, "cover", mutant)
+            chunked._tiled.cache_clear()
+            with pytest.raises(AssertionError):
+                test_chunked_is_the_definition_with_its_gradients(*SIZES[1])
+    chunked._tiled.cache_clear()
+
+
+def test_errors_name_the_argument():
+    hidden, unembedding, ref_hidden, ref_unembedding, mask = example(5, 3, 2, 6, jnp.float32)
+    for inputs, error, words in (
+        ((hidden, unembedding.T, ref_hidden, ref_unembedding, mask), ValueError, r"unembedding is of shape \(3, 6\)"),
+        ((hidden, unembedding, ref_hidden[1:], ref_unembedding, mask), ValueError, r"ref_hidden is of shape \(4, 2\)"),
+        ((hidden, unembedding, ref_hidden, ref_unembedding[1:], mask), ValueError, r"\(5, 2\).*\(6, 2\)"),
+        ((hidden, unembedding, ref_hidden, ref_unembedding, mask[1:]), ValueError, r"mask is of shape \(4,\)"),
+        (
+            (hidden, unembedding, ref_hidden, ref_unembedding, mask.astype(jnp.int32)),
+            TypeError,
+            "mask is of dtype int32",
+        ),
+    ):
+        with pytest.raises(error, match=words):
+            token_kl(*inputs)
+    with pytest.raises(ValueError, match="temperature is 0"):
+        token_kl(hidden, unembedding, ref_hidden, ref_unembedding, mask, temperature=0)

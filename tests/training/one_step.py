@@ -1,0 +1,91 @@
+"""One optimizer step of a small policy on random rollouts, on any mesh."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import PartitionSpec as P
+
+from rljax.models import TransformerConfig, create
+from rljax.objective import Rollouts
+from rljax.rollout import SamplingConfig
+from rljax.tasks import StringsTask
+from rljax.training import Config, OptimizerConfig, RolloutConfig
+from rljax.training.gradients import State
+from rljax.training.mesh import to_devices
+from rljax.training.optimizer import init_state
+from rljax.training.policy import make_update
+from rljax.training.prepare import make_prepare
+
+MESHES = [(1, 1, 1), (8, 1, 1), (2, 2, 2)]
+PLAIN = OptimizerConfig(learning_rate=1.0, b1=0.0, b2=0.0, clip_norm=1e9)  # the update tells the gradient's sign
+
+
+def config_of(algorithm, microbatches=1, **more):
+    config = Config(
+        task=StringsTask(),
+        algorithm=algorithm,
+        model=TransformerConfig(
+            vocab_size=19, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=64, max_length=32
+        ),
+        rollout=RolloutConfig(prompts=4, completions=8, prompt_length=4, sampling=SamplingConfig(max_new_tokens=8)),
+        optimizer=dataclasses.replace(PLAIN, microbatches=microbatches),
+        **more,
+    )
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, value_head="values" in config.needs))
+
+
+def rollouts_of(config):
+    """Random rollouts with ragged completions, a tool token in the middle of one, and an absent completion."""
+    draw = np.random.default_rng(0)
+    shape = (4, 8, 12)
+    lengths = draw.integers(1, 9, shape[:2])
+    column = np.arange(12)
+    mask = (column >= 4) & (column < 4 + lengths[..., None])
+    mask[1, 2] = False
+    mask[0, 0, 5] = False
+    segment_ids = np.where(column < 2, 0, (column < 4 + lengths[..., None]).astype(np.int32)).astype(np.int32)
+    return Rollouts(
+        tokens=draw.integers(4, 19, shape).astype(np.int32),
+        mask=mask,
+        rewards=draw.integers(0, 2, shape[:2]).astype(np.float32),
+        old_logp=np.where(mask, -3.0 + 0.3 * draw.standard_normal(shape), 0.0).astype(np.float32),
+        segment_ids=segment_ids,
+        greedy_rewards=draw.integers(0, 2, 4).astype(np.float32),
+        task=np.array([0, 1, 0, 1], np.int32),
+    )
+
+
+def mesh_of(sizes):
+    devices = np.array(jax.devices()[: int(np.prod(sizes))]).reshape(sizes)
+    return jax.sharding.Mesh(devices, ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+
+
+def one_step(config, sizes):
+    """(metrics, change of the parameters) of one optimizer step by plain gradient descent."""
+    mesh, optimizer = mesh_of(sizes), optax.sgd(1.0)
+    model, params = create(config.model, mesh, jax.random.key(0))
+    start = jax.device_get(params)
+    rollouts = to_devices(rollouts_of(config), mesh, P())
+    prepared, _ = make_prepare(config, model, mesh)(params, params, rollouts, False, jnp.int32(0))
+    state = State(params, init_state(optimizer, params))
+    state, metrics = make_update(config, model, mesh, optimizer)(state, params, rollouts, prepared, jnp.int32(0))
+    return jax.device_get(metrics), jax.tree.map(lambda a, b: a - b, start, jax.device_get(state.params))
+
+
+def assert_same_step(ours, theirs, rtol):
+    (metrics, gradient), (their_metrics, their_gradient) = ours, theirs
+    for name in ("loss", "grad_norm", "entropy", "kl", "clip_share"):
+        np.testing.assert_allclose(metrics[name], their_metrics[name], rtol=rtol, atol=1e-7, err_msg=name)
+    assert length(their_gradient) > 1e-3
+    assert length(less(gradient, their_gradient)) <= rtol * length(their_gradient)
+
+
+def length(tree):
+    return np.sqrt(sum(np.sum(x**2) for x in jax.tree.leaves(tree)))
+
+
+def less(a, b):
+    return jax.tree.map(np.subtract, a, b)

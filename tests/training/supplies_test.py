@@ -1,0 +1,157 @@
+"""What the trainer gives an algorithm that asks: values, greedy rewards, divergences, a state, the exact KL."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from rljax import algorithms, penalty
+from rljax.models import create, without_value_head
+from rljax.rollout import SamplingConfig
+from rljax.tasks import StringsTask
+from rljax.tasks.reading import encode_prompts
+from rljax.training.collect import collect, greedy_rewards, make_sampler
+from rljax.training.evaluate_run import evaluate_run
+from rljax.training.gradients import State
+from rljax.training.loop import Run
+from rljax.training.mesh import to_devices
+from rljax.training.optimizer import init_state
+from rljax.training.policy import make_batch, make_loss, make_update
+from rljax.training.prepare import flat, make_prepare
+from rljax.training.setting import make_setting
+from rljax.training.stages import PolicyStage
+from rljax.training.watcher import Watcher
+from tests.training.one_step import MESHES, assert_same_step, config_of, mesh_of, one_step, rollouts_of
+from tests.training.tiny import config as tiny
+
+pytestmark = [pytest.mark.standard_promotion, pytest.mark.filterwarnings("ignore:Sharding info not provided")]
+AEPO = {"entropy_low": 0.5, "entropy_high": 2.0}  # a fresh policy over 19 tokens has 2.9 nats
+
+
+def prepared_of(config, seed=0):
+    """(model, params, rollouts, Prepared, dropping) on one device."""
+    mesh = mesh_of(MESHES[0])
+    model, params = create(config.model, mesh, jax.random.key(seed))
+    rollouts = to_devices(rollouts_of(config), mesh, P())
+    prepared, dropping = make_prepare(config, model, mesh)(params, params, rollouts, False, jnp.int32(0))
+    return model, params, rollouts, prepared, dropping
+
+
+def test_the_critic_learns_the_reward_to_go():
+    """Its values start at 0, so the loss is Σ w ½R² and the gradient of its bias −c Σ w R."""
+    metrics, gradient = one_step(config_of(algorithms.ppo()), MESHES[0])
+    rollouts = rollouts_of(None)
+    R, n = rollouts.rewards, rollouts.mask.sum(axis=-1)
+    np.testing.assert_allclose(metrics["value_loss"], 0.5 * np.sum(n * R**2) / n.sum(), rtol=1e-5)
+    np.testing.assert_allclose(gradient["value_bias"], -0.5 * np.sum(n * R) / n.sum(), rtol=1e-5)
+    assert np.linalg.norm(gradient["value"]) > 1e-2
+
+
+def test_the_critic_is_the_same_on_a_mesh():
+    config = config_of(algorithms.ppo())
+    assert_same_step(one_step(config, (2, 2, 2)), one_step(config, MESHES[0]), 1e-5)
+
+
+def test_likeliest_tokens_and_the_divergence_since_the_rollout():
+    """The vocabulary has fewer than 20 tokens, so they hold all mass. A budget of 0 drops nothing until π moves."""
+    config = config_of(algorithms.cppo(limit=0.0, slack=0.0))
+    model, params, rollouts, prepared, _ = prepared_of(config)
+    mass = jnp.sum(jnp.exp(prepared.likeliest.logp), axis=-1)
+    np.testing.assert_allclose(np.asarray(mass)[np.asarray(rollouts.mask)], 1.0, rtol=1e-5)
+    update = make_update(config, model, mesh_of(MESHES[0]), optax.sgd(1.0))
+    state = State(params, init_state(optax.sgd(1.0), params))
+    state, at_rest = update(state, None, rollouts, prepared, jnp.int32(0))
+    _, moved = update(state, None, rollouts, prepared, jnp.int32(0))
+    assert at_rest["clip_share"] == 0
+    assert 0.2 < moved["clip_share"] < 0.8
+
+
+def test_negatives_are_left_out_once_the_entropy_is_high():
+    for high, expected in ((2.0, True), (5.0, False)):
+        config = config_of(algorithms.aepo(entropy_low=0.5, entropy_high=high))
+        *_, prepared, dropping = prepared_of(config)
+        assert bool(dropping) is expected
+        assert bool(jnp.all(prepared.advantages >= 0)) is expected
+        assert jnp.max(prepared.advantages) > 0.5
+
+
+def test_a_penalty_may_ask_for_the_exact_kl():
+    config = config_of(algorithms.grpo(), penalty=lambda stats, batch, *, kl: penalty.exact_kl(kl, batch))
+    model, params, rollouts, prepared, _ = prepared_of(config)
+    _, reference = create(config.model, mesh_of(MESHES[0]), jax.random.key(1))
+    rows = make_batch(config.algorithm, rollouts, prepared), flat(prepared)
+
+    def value(config):
+        loss = make_loss(config, model, mesh_of(MESHES[0]))
+        return jax.jit(lambda p, r: loss(p, rows, config.algorithm.ratio, r)[0])(params, reference)
+
+    def log_pi(params):
+        hidden = model.hidden(params, rows[0].tokens, rows[0].segment_ids)
+        return jax.nn.log_softmax(hidden @ model.unembedding(params).T, axis=-1)[:, :-1]
+
+    ours, theirs = log_pi(params), log_pi(reference)
+    kl = jnp.sum(jnp.exp(ours) * (ours - theirs), axis=-1)
+    expected = jnp.sum(rows[0].weights[:, 1:] * kl)
+    assert expected > 1e-3
+    np.testing.assert_allclose(value(config) - value(config_of(algorithms.grpo())), expected, rtol=1e-3)
+
+
+def test_greedy_rewards_are_those_of_greedy_completions():
+    setting = make_setting(dataclasses.replace(tiny, task=StringsTask(demonstrations=400, prompts=200, problems=24)))
+    data = dataclasses.replace(setting.data, reward=lambda prompt, text, answer: 1.0 + len(text))
+    _, params = create(setting.model.config, setting.mesh, jax.random.key(0))
+    params["unembedding"] = params["unembedding"].at[1].multiply(2.0)  # some completions end
+    problems = data.prompts[:64]
+    prompts = encode_prompts(problems, data.tokenizer, 8)
+    greedy, hot = (
+        make_sampler(setting.model, setting.mesh, SamplingConfig(max_new_tokens=10, temperature=t)) for t in (0.0, 1.0)
+    )
+    earned = greedy_rewards(greedy, params, prompts, problems, data, jax.random.key(1))
+    np.testing.assert_array_equal(earned, greedy_rewards(greedy, params, prompts, problems, data, jax.random.key(2)))
+    drawn = collect(hot, params, prompts, problems, data, 1, jax.random.key(1)).rollouts
+    assert earned.shape == (64,)
+    assert len(set(earned.tolist())) > 1
+    assert np.any(earned != drawn.rewards[:, 0])
+    assert drawn.task.shape == (64,)
+
+
+def trained(folder, data, algorithm, **more):
+    """A short run of the tiny recipe."""
+    settings = {"steps": 1, "checkpoint_every": 0, "algorithm": algorithm, "run": folder} | more
+    task = StringsTask(demonstrations=400, prompts=200, problems=8, data_dir=data)
+    evaluation = dataclasses.replace(tiny.evaluation, every=0, watch_problems=4, problems=4)
+    config = dataclasses.replace(tiny, task=task, evaluation=evaluation, **settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    with Watcher(config, folder) as watcher:
+        run = Run(config, folder, watcher)
+        run.train()
+    return config, run
+
+
+def test_the_state_of_an_algorithm_is_saved_with_the_run(tmp_path):
+    config, run = trained(tmp_path / "aepo", tmp_path, algorithms.aepo(entropy_low=0.01, entropy_high=0.02))
+    assert run.policy.dropping
+    with Watcher(config, config.run) as watcher:
+        again = Run(config, config.run, watcher)
+        again._resume()
+    assert again.policy.dropping
+
+
+def test_a_critic_begins_from_a_run_without_one_and_the_other_way(tmp_path):
+    likelihood = dataclasses.replace(tiny.likelihood, steps=2)
+    trained(tmp_path / "plain", tmp_path, algorithms.dapo(), likelihood=likelihood)
+    config, run = trained(tmp_path / "critic", tmp_path, algorithms.ppo(), start_from=tmp_path / "plain")
+    assert "value" in run.policy.reference
+    assert evaluate_run(config)
+    _, back = trained(tmp_path / "back", tmp_path, algorithms.dapo(), start_from=tmp_path / "critic")
+    for ours, theirs in zip(
+        jax.tree.leaves(back.policy.reference),
+        jax.tree.leaves(without_value_head(run.policy.reference)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    assert isinstance(back.stage, PolicyStage)
