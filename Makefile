@@ -9,13 +9,13 @@ BIN := .venv/bin
 WORKERS := -n 2 --dist worksteal
 export UV_PYTHON_DOWNLOADS := never
 export UV_LINK_MODE := copy
-CORE_TESTS := tests/kernels tests/laws_test.py tests/ratio_test.py tests/advantage_test.py \
+CORE_TESTS := tests/docs_test.py tests/kernels tests/laws_test.py tests/ratio_test.py tests/advantage_test.py \
 	tests/aggregation_test.py tests/objective_test.py tests/algorithms_test.py tests/penalty_test.py \
 	tests/metrics_test.py tests/rewards_test.py tests/correction_test.py tests/distillation_test.py \
 	tests/logprobs_test.py tests/divergence_test.py tests/schedule_test.py tests/imports_test.py \
 	tests/signatures_test.py
 
-.PHONY: train test check smoke reproduce test-next format lock
+.PHONY: train test check smoke reproduce test-next docs format lock
 
 train: .venv/.ready
 	$(BIN)/python launch/tpu_train.py
@@ -40,6 +40,10 @@ reproduce: .venv/.ready
 test-next:  # the core alone, on Python 3.12 with its newer jax, where there is a Python 3.12
 	@if [ -z "$(NEXT)" ]; then echo "test-next: no Python 3.12 here, nothing run"; else $(MAKE) .venv-next/.ready && \
 		.venv-next/bin/python -m pytest $(WORKERS) $(CORE_TESTS); fi
+
+docs: .venv-docs/.ready  # a broken link or a symbol that is not there fails it
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+	@echo "docs: build/site/index.html"
 
 format: .venv/.ready
 	$(BIN)/ruff check --fix .
@@ -69,4 +73,9 @@ lock: .venv/.ready
 	grep -v -e '--hash' requirements.lock | sed 's/ \\$$//' > .venv-next/constraints.txt
 	$(BIN)/uv pip install --quiet --python .venv-next/bin/python -c .venv-next/constraints.txt \
 		jax jaxtyping numpy pytest pytest-xdist hypothesis beartype
+	touch $@
+
+.venv-docs/.ready: tools/docs/requirements.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -r tools/docs/requirements.txt
 	touch $@

@@ -23,6 +23,10 @@ def side(advantages: Float[Array, "P G T"], mask: Mask) -> Float[Array, "P G"]:
     """The sign of each completion's mean advantage over its trained tokens; 0 where it has none.
 
     It is the sign of A where A is constant in the completion.
+
+    >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
+    >>> side(jnp.array([[[0.5, 9.0, 9.0], [1.0, -2.0, -2.0]]]), lengths_1_and_3).tolist()
+    [[1.0, -1.0]]
     """
     mask = require_mask(mask, "P G T")
     require_shape(mask.shape, "mask", advantages=advantages)
@@ -31,20 +35,36 @@ def side(advantages: Float[Array, "P G T"], mask: Mask) -> Float[Array, "P G"]:
 
 
 def token_mean(mask: Mask, sign: Sign) -> Weights:
-    """Every token alike, 1/Σm over the step (DAPO, 2503.14476)."""
+    """Every token alike, 1/Σm over the step (DAPO, 2503.14476).
+
+    >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
+    >>> token_mean(lengths_1_and_3, jnp.array([[1, -1]])).tolist()
+    [[[0.25, 0.0, 0.0], [0.25, 0.25, 0.25]]]
+    """
     mask, sign = _checked(mask, sign)
     return _weights(mask, 1 / _count(mask, (0, 1, 2), sign))
 
 
 def sequence_mean(mask: Mask, sign: Sign) -> Weights:
-    """Every sequence alike, 1/(n_i · number of sequences) (GRPO, 2402.03300; GSPO, 2507.18071)."""
+    """Every sequence alike, 1/(n_i · number of sequences) (GRPO, 2402.03300; GSPO, 2507.18071).
+
+    >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
+    >>> print(sequence_mean(lengths_1_and_3, jnp.array([[1, -1]])))
+    [[[0.5   0.    0.   ]
+      [0.167 0.167 0.167]]]
+    """
     mask, sign = _checked(mask, sign)
     present = jnp.any(mask, axis=-1, keepdims=True)
     return _weights(mask, 1 / (_count(mask, 2, sign) * _count(present, (0, 1, 2), sign)))
 
 
 def group_mean(mask: Mask, sign: Sign) -> Weights:
-    """Every prompt alike, and its tokens alike, 1/(P · tokens of the group)."""
+    """Every prompt alike, and its tokens alike, 1/(P · tokens of the group).
+
+    >>> two_groups = jnp.array([[[1, 0, 0], [1, 0, 0]], [[1, 1, 0], [1, 1, 0]]], bool)
+    >>> group_mean(two_groups, jnp.ones((2, 2))).tolist()
+    [[[0.25, 0.0, 0.0], [0.25, 0.0, 0.0]], [[0.125, 0.125, 0.0], [0.125, 0.125, 0.0]]]
+    """
     mask, sign = _checked(mask, sign)
     return _weights(mask, 1 / (_count(mask, (1, 2), sign) * _groups(mask, sign)))
 
@@ -54,6 +74,10 @@ def constant(mask: Mask, sign: Sign, *, max_length: float) -> Weights:
 
     Unlike the others the weights do not sum to 1, by design: a long sequence counts more. `max_length` is the budget
     of trained tokens; with 1 the loss is a mean of sums over sequences.
+
+    >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
+    >>> constant(lengths_1_and_3, jnp.array([[1, -1]]), max_length=4).tolist()
+    [[[0.125, 0.0, 0.0], [0.125, 0.125, 0.125]]]
     """
     require_between("max_length", max_length, 1)
     mask, sign = _checked(mask, sign)
@@ -69,6 +93,11 @@ def balanced(mask: Mask, sign: Sign) -> Weights:
     n_side counts the completions on the token's side, G those of the group, P the groups. A completion with A = 0 is
     on neither side: it counts in G, and gets 0. Within a group this is 1/(G·n_i) when the lengths are equal on each
     side, and `group_mean` when both sides' mean lengths are equal.
+
+    >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
+    >>> print(balanced(lengths_1_and_3, jnp.array([[1, -1]])))  # half over one token, half over three
+    [[[0.5   0.    0.   ]
+      [0.167 0.167 0.167]]]
     """
     mask, sign = _checked(mask, sign)
     present = jnp.any(mask, axis=-1, keepdims=True)

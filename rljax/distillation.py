@@ -51,6 +51,10 @@ def sampled_token(
     """The advantage A_t = log q(y_t) − log π_old(y_t), neither centred nor scaled; 0 where the mask is false.
 
     Its policy gradient is that of −KL(π ‖ q), token by token.
+
+    >>> old_logp, teacher_logp = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.25, 1.0]))
+    >>> print(sampled_token(old_logp, teacher_logp, jnp.ones(2, bool)))
+    [-0.693  0.693]
     """
     mask = require_mask(mask)
     require_shape(mask.shape, "mask", old_logp=old_logp, teacher_logp=teacher_logp)
@@ -59,29 +63,49 @@ def sampled_token(
 
 
 def ordinary(mask: Bool[Array, "*B T"], tokens: Int[Array, "*B T"], special: tuple[int, ...]) -> Bool[Array, "*B T"]:
-    """The mask without the special tokens (2603.25562): templates differ, so the teacher's opinion of them misleads."""
+    """The mask without the special tokens (2603.25562): templates differ, so the teacher's opinion of them misleads.
+
+    >>> ordinary(jnp.array([True, True, False]), jnp.array([5, 1, 5]), special=(0, 1)).tolist()
+    [True, False, False]
+    """
     mask = require_mask(mask)
     require_shape(mask.shape, "mask", tokens=tokens)
     return mask & ~jnp.isin(tokens, jnp.asarray(special, tokens.dtype))
 
 
 def teachers(ids: Ids) -> Support:
-    """The teacher's likeliest tokens (2603.25562)."""
+    """The teacher's likeliest tokens (2603.25562).
+
+    >>> teachers(jnp.array([[5, 2]])).valid.tolist()
+    [[True, True]]
+    """
     return Support(ids, jnp.ones(ids.shape, bool))
 
 
 def students(ids: Ids) -> Support:
-    """The student's likeliest tokens: what it would say, judged by the teacher."""
+    """The student's likeliest tokens: what it would say, judged by the teacher.
+
+    >>> students(jnp.array([[5, 2]])).ids.tolist()
+    [[5, 2]]
+    """
     return Support(ids, jnp.ones(ids.shape, bool))
 
 
 def intersection(teacher_ids: Ids, student_ids: Ids) -> Support:
-    """The teacher's tokens that are among the student's; there may be none."""
+    """The teacher's tokens that are among the student's; there may be none.
+
+    >>> [x.tolist() for x in intersection(jnp.array([[5, 2]]), jnp.array([[2, 7]]))]
+    [[[5, 2]], [[False, True]]]
+    """
     return Support(teacher_ids, _among(teacher_ids, student_ids))
 
 
 def union(teacher_ids: Ids, student_ids: Ids) -> Support:
-    """The teacher's tokens, then those of the student's that are not among them."""
+    """The teacher's tokens, then those of the student's that are not among them.
+
+    >>> [x.tolist() for x in union(jnp.array([[5, 2]]), jnp.array([[2, 7]]))]
+    [[[5, 2, 2, 7]], [[True, True, False, True]]]
+    """
     ids = jnp.concatenate([teacher_ids, student_ids], axis=-1)
     new = ~_among(student_ids, teacher_ids)
     return Support(ids, jnp.concatenate([jnp.ones(teacher_ids.shape, bool), new], axis=-1))
@@ -94,6 +118,10 @@ def support_kl(
 
     Without the renormalisation the mass outside of S is free, and the student puts all of it there. The teacher has
     no gradient.
+
+    >>> support, student, teacher = teachers(jnp.array([[5, 2]])), jnp.zeros((1, 2)), jnp.log(jnp.array([[3.0, 1.0]]))
+    >>> print(support_kl(student, teacher, support))  # ½ log(½ ÷ ¾) + ½ log(½ ÷ ¼)
+    [0.1438]
     """
     student_logits, teacher_logits = accumulators(student_logits=student_logits, teacher_logits=teacher_logits)
     require_shape(support.valid.shape, "support", student_logits=student_logits, teacher_logits=teacher_logits)
@@ -109,7 +137,13 @@ def support_loss(
     *,
     support: Support,
 ) -> Float[Array, ""]:
-    """Σ w · KL(π̂ ‖ q̂): a plain sum; the weights are an aggregation's. A token of weight 0 may hold anything."""
+    """Σ w · KL(π̂ ‖ q̂): a plain sum; the weights are an aggregation's. A token of weight 0 may hold anything.
+
+    >>> support, student = teachers(jnp.array([[5, 2]])), jnp.zeros((1, 2))
+    >>> teacher = jnp.log(jnp.array([[3.0, 1.0]]))
+    >>> print(support_loss(student, teacher, jnp.array([0.5]), support=support))
+    0.0719
+    """
     (weights,) = accumulators(weights=weights)
     require_shape(support.valid.shape[:-1], "support's leading axes", weights=weights)
     live = Support(support.ids, support.valid & (weights != 0)[..., None])
@@ -122,6 +156,10 @@ def top_tokens(
     """(ids, logits) of each row's k largest logits of h·Wᵀ, the largest first, from one pass over vocabulary tiles.
 
     Of equal logits the lower id comes first. Not for differentiation: `logits_at` is.
+
+    >>> hidden, unembedding = jnp.array([[1.0, 0.0]]), jnp.array([[3.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
+    >>> [x.tolist() for x in top_tokens(hidden, unembedding, k=2)]
+    [[[0, 2]], [[3.0, 2.0]]]
     """
     require_rank("hidden", hidden, "N D")
     require_rank("unembedding", unembedding, "V D")
@@ -149,7 +187,12 @@ def top_tokens(
 def logits_at(
     hidden: Float[Array, "N D"], unembedding: Float[Array, "V D"], ids: Int[Array, "N K"]
 ) -> Float[Array, "N K"]:
-    """h·W[ids]: the logits of a few tokens of each row, differentiable in both. Gathers [N, K, D]."""
+    """h·W[ids]: the logits of a few tokens of each row, differentiable in both. Gathers [N, K, D].
+
+    >>> hidden, unembedding = jnp.array([[1.0, 0.0]]), jnp.array([[3.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
+    >>> logits_at(hidden, unembedding, jnp.array([[2, 0]])).tolist()
+    [[2.0, 3.0]]
+    """
     require_rank("ids", ids, "N K")
     require_shape(ids.shape[:1], "ids' first axis", hidden=hidden[:, 0])
     hidden, rows = accumulators(hidden=hidden, unembedding=unembedding[ids])

@@ -68,6 +68,11 @@ def token_kls(
     """KL(π_t ‖ ρ_t) over the whole vocabulary where `mask` is true, nats, of the policy from the reference; else 0.
 
     As `token_logps` in all else; the reference has no gradient. `penalty.exact_kl` sums it.
+
+    >>> hidden, mask = jnp.ones((2, 1)), jnp.array([False, True])
+    >>> kl = token_kls(hidden, jnp.log(jnp.array([[1.0], [3.0]])), hidden, jnp.zeros((2, 1)), mask)
+    >>> [float(value) for value in kl]  # ¼ log ½ + ¾ log 3/2
+    [0.0, 0.1308]
     """
     tokens = jnp.zeros(jnp.shape(mask), jnp.int32)
     _check(hidden, unembedding, tokens, mask)
@@ -96,6 +101,12 @@ def logps_at(
         log π(v) = log π(y) + (x_v − x_y)/τ
 
     `ids[t]` are the tokens v, `logp` as `token_logps` gives it at the same τ; meaningless where that is masked.
+
+    >>> hidden, unembedding = jnp.ones((2, 1)), jnp.log(jnp.array([[1.0], [3.0]]))
+    >>> tokens, logp = jnp.array([0, 1]), jnp.array([0.0, jnp.log(0.75)])
+    >>> few = logps_at(hidden, unembedding, jnp.array([[0, 1], [0, 1]]), tokens, logp)
+    >>> jnp.exp(few[1]).tolist()
+    [0.25, 0.75]
     """
     rows = _flat(jnp.concatenate([jnp.zeros_like(hidden[..., :1, :]), hidden[..., :-1, :]], axis=-2))
     wanted = jnp.concatenate([tokens[..., None], ids], axis=-1)
@@ -139,7 +150,11 @@ def _padded(x, extra: int):
 
 
 def delayed(x: Float[Array, "*B T"]) -> Float[Array, "*B T"]:
-    """[.., T] one step later: what was computed at t−1 stands at t, and 0 at t = 0."""
+    """[.., T] one step later: what was computed at t−1 stands at t, and 0 at t = 0.
+
+    >>> delayed(jnp.array([1.0, 2.0, 3.0])).tolist()
+    [0.0, 1.0, 2.0]
+    """
     return jnp.concatenate([jnp.zeros_like(x[..., :1]), x[..., :-1]], axis=-1)
 
 

@@ -28,7 +28,14 @@ __all__ = [
 
 
 def policy_sums(logp: Float[Array, "*B T"], batch: Batch, ratio: Callable) -> dict[str, Float[Array, ""]]:
-    """The sums over a batch's tokens that `policy_summary` reads; those of its parts add. Costs one ∂L/∂logp."""
+    """The sums over a batch's tokens that `policy_summary` reads; those of its parts add. Costs one ∂L/∂logp.
+
+    >>> from rljax import algorithms
+    >>> batch = Batch(mask=jnp.ones(4, bool), old_logp=jnp.zeros(4), weights=jnp.full(4, 0.25), advantages=jnp.ones(4))
+    >>> sums = policy_sums(jnp.log(jnp.array([0.5, 1.0, 1.5, 2.0])), batch, algorithms.grpo().ratio)
+    >>> print(sums["clipped"], sums["weight"], sums["ratio"])  # 1.5 and 2 are beyond 1.2
+    0.5 1.0 5.0
+    """
     gradient = jax.grad(policy_loss)(logp, batch, ratio)
     log_ratio, weights = accumulators(log_ratio=log_ratios(logp, batch), weights=batch.weights)
     weights = jnp.where(batch.mask, weights, 0.0)
@@ -53,6 +60,12 @@ def policy_summary(sums: Mapping[str, Float[Array, ""]]) -> dict[str, Float[Arra
       and `clip_share_negative` where A < 0;
     - `kl`, `kl_k1`: token means of r − 1 − ℓ and −ℓ, estimates of KL(π_old ‖ π_θ), nats;
     - `ratio_mean`: token mean of r;  `effective_samples`: (Σr)²/(n Σr²), 1 where every r is the same.
+
+    >>> names = ("tokens", "weight", "clipped", "clipped_positive", "k1", "k3", "ratio", "ratio_squared")
+    >>> sums = dict(zip(names, jnp.array([4.0, 1.0, 0.5, 0.5, 0.0, 0.5, 5.0, 7.5])))
+    >>> summary = policy_summary(sums)
+    >>> print(summary["clip_share"], summary["kl"], summary["effective_samples"])  # 25/(4 · 7.5)
+    0.5 0.125 0.8333
     """
 
     return {
@@ -72,6 +85,12 @@ def position_sums(
     """What `position_summary` reads, for the trained tokens of ordinal ≤ edges[0], in (edges[0], edges[1]], …, beyond.
 
     The sums of a batch's parts add. Costs one ∂L/∂logp. `edges` must rise.
+
+    >>> from rljax import algorithms
+    >>> batch = Batch(mask=jnp.ones(4, bool), old_logp=jnp.zeros(4), weights=jnp.full(4, 0.25), advantages=jnp.ones(4))
+    >>> sums = position_sums(jnp.array([0.25, 0.5, -0.5, 0.5]), batch, algorithms.grpo().ratio, edges=(2,))
+    >>> print(sums["tokens"], sums["cumulative"], sums["clipped_positive"])  # Σ ℓ = 0.25, 0.75, 0.25, 0.75
+    [2. 2.] [1. 1.] [0.5  0.25]
     """
     if list(edges) != sorted(set(edges)) or not edges:
         raise ValueError(f"edges = {edges!r}: expected ordinals that rise")
@@ -101,6 +120,11 @@ def position_summary(sums: Mapping[str, Float[Array, "K"]]) -> dict[str, Float[A
 
     - `clip_share_positive`, `clip_share_negative`: Σw of the tokens cut where A > 0 and A < 0, over the position's Σw;
     - `drift`, `spread`: mean and standard deviation of Σ_{j≤t} ℓ_j, which prefix ratios clip.
+
+    >>> names = ("tokens", "weight", "clipped_positive", "clipped_negative", "cumulative", "cumulative_squared")
+    >>> sums = {name: jnp.array([x]) for name, x in zip(names, (2.0, 0.5, 0.25, 0.0, 1.0, 1.0))}
+    >>> {name: x.tolist() for name, x in position_summary(sums).items()}
+    {'clip_share_positive': [0.5], 'clip_share_negative': [0.0], 'drift': [0.5], 'spread': [0.5]}
     """
     drift = _over(sums["cumulative"], sums["tokens"])
     variance = _over(sums["cumulative_squared"], sums["tokens"]) - drift**2
@@ -116,6 +140,10 @@ def sign_length_gap(advantages: Float[Array, "P G T"], mask: Bool[Array, "P G T"
     """Mean length of the completions with A > 0 less that of those with A < 0, in trained tokens; 0 where a side lacks.
 
     What couples the sign of an update to length under a token mean, and what Balanced Aggregation removes (2605.04077).
+
+    >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
+    >>> float(sign_length_gap(jnp.array([[[1.0, 1.0, 1.0], [-1.0, -1.0, -1.0]]]), lengths_1_and_3))
+    -2.0
     """
     sign = side(advantages, mask)
     lengths = jnp.sum(mask, axis=-1).astype(sign.dtype)
@@ -135,6 +163,11 @@ def variance_proxies(
         signal S = ‖g‖²,    total P = mean_i Ā_i² W_i,    noise = max(0, (P − S)/(B − 1))
 
     over the B completions with a trained token; Ā_i is the mean advantage of completion i and W_i its Σ m_t e_t.
+
+    >>> advantages, proxy = jnp.array([[[2.0], [0.0]]]), jnp.array([[[0.5], [1.0]]])  # P = (4 · ½ + 0)/2
+    >>> found = variance_proxies(advantages, jnp.ones((1, 2, 1), bool), proxy=proxy, gradient_norm=jnp.float32(0.5))
+    >>> {name: float(x) for name, x in found.items()}
+    {'signal': 0.25, 'total': 1.0, 'noise': 0.75}
     """
     mask = require_mask(mask, "P G T")
     require_shape(mask.shape, "mask", advantages=advantages, proxy=proxy)
@@ -155,7 +188,12 @@ def _over(numerator: Array, denominator: Array) -> Array:
 
 def reward_summary(rewards: Real[Array, "P G"], mask: Bool[Array, "P G T"]) -> dict[str, Float[Array, ""]]:
     """Of a rollout's present completions: `reward` and `reward_std` (over all of them, divided by their number),
-    `length` in trained tokens, and `informative`, the share of groups whose rewards differ."""
+    `length` in trained tokens, and `informative`, the share of groups whose rewards differ.
+
+    >>> found = reward_summary(jnp.array([[1.0, 0.0], [1.0, 1.0]]), jnp.ones((2, 2, 3), bool))
+    >>> {name: float(x) for name, x in found.items()}
+    {'reward': 0.75, 'reward_std': 0.433, 'length': 3.0, 'informative': 0.5}
+    """
     mask = require_mask(mask, "P G T")
     require_shape(mask.shape[:2], "mask's leading axes", rewards=rewards)
     (rewards,) = accumulators(rewards=rewards)

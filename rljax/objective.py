@@ -154,6 +154,12 @@ def policy_loss(logp: Float[Array, "*B T"], batch: Batch, ratio: Callable) -> Fl
 
     Raises ValueError where shapes differ or the ratio names a field that the batch lacks; TypeError for a mask that
     is not boolean.
+
+    >>> from rljax import ratio
+    >>> batch = Batch(mask=jnp.ones(2, bool), old_logp=jnp.zeros(2), weights=jnp.array([0.5, 0.5]),
+    ...               advantages=jnp.array([1.0, -1.0]))
+    >>> print(policy_loss(jnp.log(jnp.array([2.0, 0.5])), batch, ratio.token))  # −½ (1 · 2 − 1 · ½)
+    -0.75
     """
     mask = require_mask(batch.mask)
     if mask.ndim == 0:

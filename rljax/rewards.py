@@ -14,6 +14,9 @@ def informative(rewards: Real[Array, "P G"], mask: Bool[Array, "P G T"]) -> Bool
     """True for the groups whose rewards differ among the completions present: the others have advantage 0.
 
     Keeping these is DAPO's dynamic sampling, 0 < #correct < G for binary rewards (2503.14476).
+
+    >>> informative(jnp.array([[1.0, 0.0], [1.0, 1.0]]), jnp.ones((2, 2, 1), bool)).tolist()
+    [True, False]
     """
     mask, rewards = require_mask(mask, "P G T"), jnp.asarray(rewards)
     require_shape(mask.shape[:2], "mask's leading axes", rewards=rewards)
@@ -24,7 +27,12 @@ def informative(rewards: Real[Array, "P G"], mask: Bool[Array, "P G T"]) -> Bool
 
 
 def permute_within_group(rewards: Real[Array, "P G"], key: Array) -> Real[Array, "P G"]:
-    """The rewards of each group in an order of its own, uniformly random: a control that must teach nothing."""
+    """The rewards of each group in an order of its own, uniformly random: a control that must teach nothing.
+
+    >>> shuffled = permute_within_group(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jax.random.key(0))
+    >>> jnp.sort(shuffled, axis=1).tolist()
+    [[1.0, 2.0], [3.0, 4.0]]
+    """
     rewards = jnp.asarray(rewards)
     require_rank("rewards", rewards, "P G")
     return jax.random.permutation(key, rewards, axis=1, independent=True)
@@ -57,6 +65,10 @@ def length_shaping(
     reward is above 0; mean and std (with n − 1) of the trained tokens n are over the group's right completions, and
     where that std is 0 the shaping is 1 − α/2 for all. share in [0, 1], alpha in [0, 1]. Not verified from the source:
     from third-party notes on the paper, which leave α open.
+
+    >>> lengths_1_3_2 = jnp.array([[[1, 0, 0], [1, 1, 1], [1, 1, 0]]], bool)
+    >>> print(length_shaping(jnp.array([[1.0, 1.0, 0.0]]), lengths_1_3_2, share=1.0))  # 1 − 0.2 σ(∓1/√2)
+    [[0.934 0.866 0.   ]]
     """
     require_between("share", share, 0, 1 + 1e-9)
     require_between("alpha", alpha, 0, 1 + 1e-9)
@@ -84,6 +96,10 @@ def improvement(
 
     0 where σ_his (with K − 1) is 0. For `advantage.policy_improvement`. Not verified from the source: from third-party
     notes on the paper, where K = 8.
+
+    >>> rewards, mask = jnp.array([[1.0, 0.0]]), jnp.ones((1, 2, 1), bool)
+    >>> float(improvement(rewards, mask, jnp.array([0.0, 0.25, 0.5])))  # (½ − ¼)/¼
+    1.0
     """
     mask = require_mask(mask, "P G T")
     require_shape(mask.shape[:2], "mask's leading axes", rewards=rewards)

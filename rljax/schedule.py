@@ -19,22 +19,38 @@ Share = Float[Array, ""]
 
 
 def linear(s: Share) -> Share:
-    """s: the same pace all the way."""
+    """s: the same pace all the way.
+
+    >>> float(linear(jnp.float32(0.25)))
+    0.25
+    """
     return s
 
 
 def cosine(s: Share) -> Share:
-    """½(1 − cos πs): slow at both ends."""
+    """½(1 − cos πs): slow at both ends.
+
+    >>> float(cosine(jnp.float32(0.25)))
+    0.1464
+    """
     return 0.5 * (1 - jnp.cos(jnp.pi * s))
 
 
 def cubic(s: Share) -> Share:
-    """3s² − 2s³: slow at both ends, the polynomial of least degree that is flat there."""
+    """3s² − 2s³: slow at both ends, the polynomial of least degree that is flat there.
+
+    >>> float(cubic(jnp.float32(0.25)))
+    0.15625
+    """
     return s * s * (3 - 2 * s)
 
 
 def power(n: float) -> Callable[[Share], Share]:
-    """The shape s^n: n > 1 moves late, n < 1 early. n > 0."""
+    """The shape s^n: n > 1 moves late, n < 1 early. n > 0.
+
+    >>> float(power(2)(jnp.float32(0.25)))
+    0.0625
+    """
     require_between("n", n, 1e-30)
     return lambda s: s**n
 

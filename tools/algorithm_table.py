@@ -1,4 +1,4 @@
-"""README's table of algorithms, from the algorithms themselves: `python tools/algorithm_table.py` writes it there."""
+"""README's table of algorithms and the docs', from themselves: `python tools/algorithm_table.py` writes both."""
 
 import inspect
 import re
@@ -48,9 +48,10 @@ def table() -> str:
 
 
 def main() -> None:
-    text = README.read_text()
-    before, after = text[: text.index(BEGIN)], text[text.index(END) :]
-    README.write_text(before + table() + after)
+    for page in (README, README.parent / "docs/algorithms/index.md"):
+        text = page.read_text()
+        before, after = text[: text.index(BEGIN)], text[text.index(END) :]
+        page.write_text(before + table() + after)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,13 @@ from rljax.objective import required_fields, requiring
 
 
 def standardised(advantage: Callable) -> Callable:
-    """The advantage over the std of its group's rewards plus 1e-6: `standardised(mean_baseline)` is group_relative."""
+    """The advantage over the std of its group's rewards plus 1e-6: `standardised(mean_baseline)` is group_relative.
+
+    >>> from rljax.advantage import pass_at_k
+    >>> print(standardised(pass_at_k)(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool)))  # 2 over √2
+    [[[1.4142 1.4142 1.4142]
+      [0.     0.     0.    ]]]
+    """
 
     def over_std(rewards: Rewards, mask: Mask, **bound) -> Advantages:
         mask, centred, present, count = outcomes(rewards, mask)
@@ -28,6 +34,11 @@ def whitened(advantage: Callable) -> Callable:
     """The advantage standardised over the batch's trained tokens: (A − µ)/√(σ² + 1e-8), σ² with n − 1.
 
     Statistics of the whole `[P, G, T]` it is called on: call it on the global rollout, outside of any `shard_map`.
+
+    >>> from rljax.advantage import mean_baseline
+    >>> print(whitened(mean_baseline)(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool)))  # ±1 over √(6/5)
+    [[[ 0.9129  0.9129  0.9129]
+      [-0.9129 -0.9129 -0.9129]]]
     """
 
     def over_batch(rewards: Rewards, mask: Mask, **bound) -> Advantages:
@@ -37,7 +48,12 @@ def whitened(advantage: Callable) -> Callable:
 
 
 def whiten(x: Float[Array, "*B T"], mask: Array) -> Float[Array, "*B T"]:
-    """(x − µ)/√(σ² + 1e-8) over the trained tokens, 0 elsewhere; equal values give exactly 0."""
+    """(x − µ)/√(σ² + 1e-8) over the trained tokens, 0 elsewhere; equal values give exactly 0.
+
+    >>> print(whiten(jnp.array([[[1.0, 2.0, 3.0], [3.0, 4.0, 5.0]]]), jnp.ones((1, 2, 3), bool)))  # over √(10/5)
+    [[[-1.4142 -0.7071  0.    ]
+      [ 0.      0.7071  1.4142]]]
+    """
     mask = require_mask(mask)
     require_shape(mask.shape, "mask", x=x)
     (x,) = accumulators(x=x)
@@ -51,6 +67,11 @@ def without_negatives(advantage: Callable) -> Callable:
     """The advantage, but 0 on completions of negative side while `dropping` is true (AEPO, 2512.12967).
 
     The side is the sign of a completion's mean advantage. `dropping` is the state of `penalty.hysteresis`, [].
+
+    >>> from rljax.advantage import leave_one_out
+    >>> rewards, mask = jnp.array([[1.0, 0.0]]), jnp.ones((1, 2, 1), bool)
+    >>> without_negatives(leave_one_out)(rewards, mask, dropping=jnp.array(True)).tolist()
+    [[[1.0], [0.0]]]
     """
 
     def unless_dropped(rewards: Rewards, mask: Mask, *, dropping: Bool[Array, ""], **bound) -> Advantages:
@@ -69,6 +90,10 @@ def multi_reward(
 
     A reward of larger scale then does not drown the others. `components[..., k]` is R_k; c_k = 1 unless given.
     `rewards` itself is not read, its shape is checked.
+
+    >>> components = jnp.array([[[1.0, 0.0], [0.0, 100.0]]])  # R₁ = 1, 0 and R₂ = 0, 100 are worth the same
+    >>> multi_reward(jnp.zeros((1, 2)), jnp.ones((1, 2, 3), bool), components=components).tolist()
+    [[[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]]
     """
     _, mask = checked(rewards, mask)
     (components,) = accumulators(components=components)

@@ -19,26 +19,44 @@ from rljax.advantage._outcomes import (
 
 
 def group_relative(rewards: Rewards, mask: Mask) -> Advantages:
-    """The reward standardised within its group: (R − mean)/(std + 1e-6), std with N − 1 (GRPO, 2402.03300)."""
+    """The reward standardised within its group: (R − mean)/(std + 1e-6), std with N − 1 (GRPO, 2402.03300).
+
+    >>> print(group_relative(jnp.array([[1.0, 0.0]]), jnp.ones((1, 2, 3), bool)))  # ±½ over a std of √½
+    [[[ 0.7071  0.7071  0.7071]
+      [-0.7071 -0.7071 -0.7071]]]
+    """
     mask, centred, present, count = outcomes(rewards, mask)
     std = spread_of(centred, present, count)
     return on_tokens(deviation(centred, present, present) / (std + 1e-6), mask)
 
 
 def mean_baseline(rewards: Rewards, mask: Mask) -> Advantages:
-    """The reward less its group's mean, R − mean, not divided by the std (Dr. GRPO, 2503.20783)."""
+    """The reward less its group's mean, R − mean, not divided by the std (Dr. GRPO, 2503.20783).
+
+    >>> mean_baseline(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool)).tolist()
+    [[[1.0, 1.0, 1.0], [-1.0, -1.0, -1.0]]]
+    """
     mask, centred, present, _ = outcomes(rewards, mask)
     return on_tokens(deviation(centred, present, present), mask)
 
 
 def leave_one_out(rewards: Rewards, mask: Mask) -> Advantages:
-    """The reward less the mean of the others', N/(N − 1)·(R − mean) (RLOO, 2402.14740). A group of one gets 0."""
+    """The reward less the mean of the others', N/(N − 1)·(R − mean) (RLOO, 2402.14740). A group of one gets 0.
+
+    >>> leave_one_out(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool)).tolist()
+    [[[2.0, 2.0, 2.0], [-2.0, -2.0, -2.0]]]
+    """
     mask, centred, present, count = outcomes(rewards, mask)
     return on_tokens(deviation(centred, present, present) * count / jnp.maximum(count - 1, 1), mask)
 
 
 def length_weighted(rewards: Rewards, mask: Mask) -> Advantages:
-    """The reward less the length-weighted mean, R − Σ n_j R_j / Σ n_j (OPO, 2505.23585)."""
+    """The reward less the length-weighted mean, R − Σ n_j R_j / Σ n_j (OPO, 2505.23585).
+
+    >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
+    >>> length_weighted(jnp.array([[1.0, 0.0]]), lengths_1_and_3).tolist()
+    [[[0.75, 0.0, 0.0], [-0.25, -0.25, -0.25]]]
+    """
     mask, centred, present, _ = outcomes(rewards, mask)
     lengths = jnp.sum(mask, axis=-1).astype(centred.dtype)
     return on_tokens(deviation(centred, lengths, present), mask)
@@ -49,6 +67,9 @@ def pass_at_k(rewards: Rewards, mask: Mask) -> Advantages:
 
     Its expectation is the gradient of the best reward of a group's. Equal best rewards lead by 0, and so does a group
     of one. With `standardised` the lead is divided by the group's std.
+
+    >>> pass_at_k(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool)).tolist()
+    [[[2.0, 2.0, 2.0], [0.0, 0.0, 0.0]]]
     """
     mask, centred, present, count = outcomes(rewards, mask)
     ranked = jnp.where(present, centred, -jnp.inf)
@@ -65,6 +86,11 @@ def task_relative(rewards: Rewards, mask: Mask, *, task: Int[Array, "P"]) -> Adv
 
     `task [P]` numbers the task of each prompt; std with n − 1, over all present completions of the batch (the divisor
     is ours: the paper does not say).
+
+    >>> rewards, mask = jnp.array([[4.0, 0.0], [2.0, 2.0]]), jnp.ones((2, 2, 1), bool)
+    >>> print(task_relative(rewards, mask, task=jnp.array([7, 7]))[0])  # ±2 over the std of 4, 0, 2, 2, √(8/3)
+    [[ 1.2247]
+     [-1.2247]]
     """
     mask, centred, present, _ = outcomes(rewards, mask)
     task = jnp.asarray(task)
@@ -93,6 +119,9 @@ def policy_improvement(
     `improvement` is ξ = (µ − µ_his)/σ_his, of the current batch's mean reward against those of the batches before
     (`rewards.improvement`); the step on it is clipped as any other. slope ≥ 0. Not verified from the source: from
     third-party notes on the paper.
+
+    >>> policy_improvement(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool), improvement=0.5).tolist()  # ½ · 2 · ±1/2
+    [[[0.5, 0.5, 0.5], [-0.5, -0.5, -0.5]]]
     """
     require_between("slope", slope, 0)
     mask, centred, present, count = outcomes(rewards, mask)

@@ -15,6 +15,11 @@ def prefix_tree(rewards: Rewards, mask: Mask, *, tokens: Int[Array, "P G T"]) ->
 
     V of the empty prefix is the group's mean; a prefix that nobody shares has its own R. Prefixes are of the trained
     tokens, in order; std with N − 1. Compares all pairs of a group: [P, G, G, T] booleans.
+
+    >>> tokens = jnp.array([[[5, 6, 8], [5, 7, 8]]])  # V: ½; ½, 1, 1 and ½, 0, 0. The std is √½
+    >>> print(prefix_tree(jnp.array([[1.0, 0.0]]), jnp.ones((1, 2, 3), bool), tokens=tokens))
+    [[[ 0.7071  1.4142  0.7071]
+      [-0.7071 -1.4142 -0.7071]]]
     """
     mask, centred, present, count = outcomes(rewards, mask)
     tokens = jnp.asarray(tokens)

@@ -14,6 +14,9 @@ def discounted_returns(rewards: Rewards, mask: Mask, *, gamma: float | Array = 1
     """The discounted reward-to-go, G_t = Σ_{j≥t} γ^{j−t} r_j over the completion's trained tokens.
 
     An outcome reward is paid at the last one. gamma in [0, 1].
+
+    >>> discounted_returns(jnp.array([[1.0, 2.0]]), jnp.ones((1, 2, 3), bool), gamma=0.5).tolist()
+    [[[0.25, 0.5, 1.0], [0.5, 1.0, 2.0]]]
     """
     _require_share("gamma", gamma)
     rewards, mask = checked(rewards, mask)
@@ -34,17 +37,30 @@ def reinforce_plus_plus(rewards: Rewards, mask: Mask, *, gamma: float | Array = 
         (G_t − µ)/√(σ² + 1e-8)
 
     No group is needed. With γ = 1 a constant outcome reward gives 0.
+
+    >>> print(reinforce_plus_plus(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool)))  # ±1 over √(6/5)
+    [[[ 0.9129  0.9129  0.9129]
+      [-0.9129 -0.9129 -0.9129]]]
     """
     return whiten(discounted_returns(rewards, mask, gamma=gamma), mask)
 
 
 def reinforce_plus_plus_baseline(rewards: Rewards, mask: Mask) -> Advantages:
-    """REINFORCE++-baseline: the reward less its group's mean, whitened over the batch's trained tokens (2501.03262)."""
+    """REINFORCE++-baseline: the reward less its group's mean, whitened over the batch's trained tokens (2501.03262).
+
+    >>> print(reinforce_plus_plus_baseline(jnp.array([[9.0, 7.0]]), jnp.ones((1, 2, 3), bool)))  # ±1 over √(6/5)
+    [[[ 0.9129  0.9129  0.9129]
+      [-0.9129 -0.9129 -0.9129]]]
+    """
     return whitened(mean_baseline)(rewards, mask)
 
 
 def remax(rewards: Rewards, mask: Mask, *, greedy_rewards: Float[Array, "P"]) -> Advantages:
-    """ReMax: the reward-to-go less the reward of the prompt's greedy completion, G_t − R_greedy (2310.10505)."""
+    """ReMax: the reward-to-go less the reward of the prompt's greedy completion, G_t − R_greedy (2310.10505).
+
+    >>> remax(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool), greedy_rewards=jnp.array([1.0])).tolist()
+    [[[2.0, 2.0, 2.0], [0.0, 0.0, 0.0]]]
+    """
     rewards, mask = checked(rewards, mask)
     require_shape(mask.shape[:1], "mask's first axis", greedy_rewards=greedy_rewards)
     rewards, greedy_rewards = accumulators(rewards=rewards, greedy_rewards=greedy_rewards)
@@ -66,6 +82,11 @@ def generalized_advantage_estimation(
     t + 1 is the completion's next trained token, whatever tool tokens lie between; past the last one V and Â are 0. An
     outcome reward is paid at the last one. `values` is V of the state before each token, read without gradient;
     Â + V is the value loss's return. gamma and lam in [0, 1]. Not whitened: `whitened(…)` does that.
+
+    >>> values = jnp.array([[[0.5, 0.25, 0.0], [0.0, 0.0, 0.0]]])  # δ = −¼, −¼, 1 and 0, 0, 0
+    >>> rewards, mask = jnp.array([[1.0, 0.0]]), jnp.ones((1, 2, 3), bool)
+    >>> generalized_advantage_estimation(rewards, mask, values=values, lam=0.5).tolist()
+    [[[-0.125, 0.25, 1.0], [0.0, 0.0, 0.0]]]
     """
     _require_share("gamma", gamma)
     _require_share("lam", lam)

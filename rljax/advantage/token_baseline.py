@@ -27,6 +27,10 @@ def optimal_token_baseline(
 
     The baseline holds the sample itself, so it is biased: measured from groups of 4, the gradient has .46–.68 of its
     length and .35–.43 of the variance. `leave_one_out_token_baseline` is unbiased.
+
+    >>> proxy = jnp.array([[[0.5, 0.5], [0.5, 0.5], [1.0, 1.0]]])  # B = (4 + 1 + 0)/4
+    >>> optimal_token_baseline(jnp.array([[4.0, 1.0, 0.0]]), jnp.ones((1, 3, 2), bool), proxy=proxy).tolist()
+    [[[2.75, 2.75], [-0.25, -0.25], [-1.25, -1.25]]]
     """
     return _token_baseline(rewards, mask, _energy(proxy, importance, mask), _everyone)
 
@@ -39,6 +43,10 @@ def leave_one_out_token_baseline(
         A_{i,t} = G_{i,t} − Σ_{j≠i alive} G_{j,t} W_{j,t} / Σ_{j≠i alive} W_{j,t}
 
     Measured against `leave_one_out`, its variance is 1.12–1.22 from groups of 4 and .95–1.03 from groups of 32.
+
+    >>> proxy = jnp.array([[[0.5, 0.5], [0.5, 0.5], [1.5, 1.5]]])  # B = 1/4, 4/4, 5/2
+    >>> leave_one_out_token_baseline(jnp.array([[4.0, 1.0, 0.0]]), jnp.ones((1, 3, 2), bool), proxy=proxy).tolist()
+    [[[3.75, 3.75], [0.0, 0.0], [-2.5, -2.5]]]
     """
     return _token_baseline(rewards, mask, _energy(proxy, importance, mask), _others)
 
@@ -48,6 +56,10 @@ def exact_energy_baseline(rewards: Rewards, mask: Mask, *, energy: Tokens) -> Ad
 
     With `energy` = ‖Σ_{j≤t} ∇ log π(y_j)‖² it is the optimum that the proxies stand for; with 1 it is the group's mean
     among those alive, with t a length-weighted one.
+
+    >>> energy = jnp.array([[[1.0, 2.0], [1.0, 1.0], [2.0, 1.0]]])  # B = 5/4, 9/4
+    >>> exact_energy_baseline(jnp.array([[4.0, 1.0, 0.0]]), jnp.ones((1, 3, 2), bool), energy=energy).tolist()
+    [[[2.75, 1.75], [-0.25, -1.25], [-1.25, -2.25]]]
     """
     return _token_baseline(rewards, mask, energy, _everyone)
 

@@ -18,10 +18,15 @@ def ppo(
     """PPO (1707.06347): GAE whitened over the batch, a token mean, the clip on every token. Needs `Rollouts.values`.
 
     The critic's own loss is `penalty.value_loss`. Undiscounted, as language models are trained; no group is needed.
+
+    >>> import jax.numpy as jnp
+    >>> ones = jnp.ones((1, 2, 1))
+    >>> A = ppo().advantage(jnp.array([[1.0, 0.0]]), ones.astype(bool), values=0.5 * ones)  # δ = ±½
+    >>> A.tolist()
+    [[[0.7071], [-0.7071]]]
     """
-    estimate = partial(advantage.generalized_advantage_estimation, gamma=gamma, lam=lam)
     return PolicyGradient(
-        advantage=advantage.whitened(estimate),
+        advantage=advantage.whitened(partial(advantage.generalized_advantage_estimation, gamma=gamma, lam=lam)),
         aggregation=aggregation.token_mean,
         ratio=partial(ratio.clip, low=low, high=high),
     )
@@ -31,6 +36,11 @@ def rloo(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradie
     """RLOO (2402.14740): leave-one-out baseline, a mean over sequences of sums, the clipped trajectory ratio.
 
     On-policy it is REINFORCE on whole sequences; the clip off-policy is ours.
+
+    >>> import jax.numpy as jnp
+    >>> r, A, mask = jnp.array([0.5, 1.0, 2.2]), jnp.ones(3), jnp.ones(3, bool)
+    >>> print(jnp.exp(rloo().ratio(jnp.log(r), A, mask)))  # their product, 1.1, on each
+    [1.1 1.1 1.1]
     """
     return PolicyGradient(
         advantage=advantage.leave_one_out,
@@ -43,6 +53,11 @@ def reinforce_plus_plus(*, low: float | Array = 0.2, high: float | Array = 0.2) 
     """REINFORCE++ (2501.03262): returns whitened over the batch in place of a group's baseline, PPO's clip.
 
     With groups, its baseline form is `advantage.reinforce_plus_plus_baseline`.
+
+    >>> import jax.numpy as jnp
+    >>> print(reinforce_plus_plus().advantage(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool)))  # ±1 over √(6/5)
+    [[[ 0.9129  0.9129  0.9129]
+      [-0.9129 -0.9129 -0.9129]]]
     """
     return PolicyGradient(
         advantage=advantage.reinforce_plus_plus,
@@ -52,7 +67,13 @@ def reinforce_plus_plus(*, low: float | Array = 0.2, high: float | Array = 0.2) 
 
 
 def opo() -> PolicyGradient:
-    """OPO (2505.23585): the length-weighted baseline, for exactly on-policy steps: nothing is clipped."""
+    """OPO (2505.23585): the length-weighted baseline, for exactly on-policy steps: nothing is clipped.
+
+    >>> import jax.numpy as jnp
+    >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
+    >>> opo().advantage(jnp.array([[1.0, 0.0]]), lengths_1_and_3).tolist()
+    [[[0.75, 0.0, 0.0], [-0.25, -0.25, -0.25]]]
+    """
     return PolicyGradient(
         advantage=advantage.length_weighted,
         aggregation=aggregation.token_mean,
@@ -64,6 +85,11 @@ def remax() -> PolicyGradient:
     """ReMax (2310.10505): the reward of the greedy completion as the baseline, a mean over sequences of sums.
 
     Needs `Rollouts.greedy_rewards`. For exactly on-policy steps: nothing is clipped.
+
+    >>> import jax.numpy as jnp
+    >>> mask = jnp.ones((1, 2, 3), bool)
+    >>> remax().advantage(jnp.array([[1.0, 0.0]]), mask, greedy_rewards=jnp.array([1.0])).tolist()
+    [[[0.0, 0.0, 0.0], [-1.0, -1.0, -1.0]]]
     """
     return PolicyGradient(
         advantage=advantage.remax,
@@ -77,6 +103,11 @@ def otb(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradien
 
     Its advantage varies within the sequence: pool ratios under `local_gradient` only. The unbiased baseline is
     `advantage.leave_one_out_token_baseline`; which has less variance depends on the group's size (see there).
+
+    >>> import jax.numpy as jnp
+    >>> proxy = jnp.array([[[1.5], [0.5]]])  # B = 3/4
+    >>> otb().advantage(jnp.array([[1.0, 0.0]]), jnp.ones((1, 2, 1), bool), proxy=proxy).tolist()
+    [[[0.25], [-0.75]]]
     """
     return PolicyGradient(
         advantage=advantage.optimal_token_baseline,

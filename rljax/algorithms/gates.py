@@ -9,7 +9,13 @@ from rljax.objective import PolicyGradient
 
 
 def cispo(*, low: float | Array | None = None, high: float | Array = 0.28) -> PolicyGradient:
-    """CISPO (2506.13585): the clipped ratio as a weight of ∇log π, so that no token loses its gradient."""
+    """CISPO (2506.13585): the clipped ratio as a weight of ∇log π, so that no token loses its gradient.
+
+    >>> import jax.numpy as jnp
+    >>> r, A, mask = jnp.array([0.5, 1.0, 2.0]), jnp.ones(3), jnp.ones(3, bool)
+    >>> print(jnp.exp(cispo().ratio(jnp.log(r), A, mask)))
+    [0.5  1.   1.28]
+    """
     return PolicyGradient(
         advantage=advantage.group_relative,
         aggregation=aggregation.token_mean,
@@ -18,7 +24,13 @@ def cispo(*, low: float | Array | None = None, high: float | Array = 0.28) -> Po
 
 
 def sapo(*, positive: float | Array = 1.0, negative: float | Array = 1.05) -> PolicyGradient:
-    """SAPO (2511.20347): a smooth gate of each token's ratio in place of a clip."""
+    """SAPO (2511.20347): a smooth gate of each token's ratio in place of a clip.
+
+    >>> import jax.numpy as jnp
+    >>> r, A, mask = jnp.array([0.7, 1.0, 1.3]), jnp.ones(3), jnp.ones(3, bool)
+    >>> print(jnp.exp(sapo().ratio(jnp.log(r), A, mask)))  # 4σ(−0.3), 4σ(0), 4σ(0.3)
+    [1.7022 2.     2.2978]
+    """
     return PolicyGradient(
         advantage=advantage.group_relative,
         aggregation=aggregation.sequence_mean,
@@ -30,6 +42,11 @@ def dppo(*, low: float | Array = 0.15, high: float | Array = 0.15, cap: float | 
     """DPPO (2602.04879): a trust region by the change of the token's probability, not of its ratio.
 
     Its other form bounds a KL divergence, `ratio.kl_mask` with low = high = 0.05.
+
+    >>> import jax.numpy as jnp
+    >>> r, A, mask, q = jnp.array([0.5, 1.0, 2.0]), jnp.ones(3), jnp.ones(3, bool), jnp.array([0.5, 0.5, 0.4])
+    >>> print(jnp.exp(dppo().ratio(jnp.log(r), A, mask, old_logp=jnp.log(q))))  # p − q = −0.25, 0, 0.4
+    [0.5 1.  0. ]
     """
     return PolicyGradient(
         advantage=advantage.group_relative,
@@ -43,6 +60,11 @@ def cppo(*, limit: float | Array = 0.15, slack: float | Array = 0.02, least: flo
 
     `divergence.total_variation` over the old policy's 20 likeliest tokens is the paper's. slack 0.015 to 0.02;
     advantage and aggregation are ours: not verified from the source.
+
+    >>> import jax.numpy as jnp
+    >>> r, A, mask = jnp.full(3, 1.1), jnp.ones(3), jnp.ones(3, bool)
+    >>> print(jnp.exp(cppo().ratio(jnp.log(r), A, mask, divergence=jnp.full(3, 0.1))))  # spent .1, .19, .27
+    [1.1 0.  0. ]
     """
     return PolicyGradient(
         advantage=advantage.group_relative,

@@ -14,6 +14,11 @@ def ctpo(
     """CTPO (2605.07331): the cumulative ratio of the prefix, clipped in bounds that widen as t^power.
 
     Aggregated by token mean as the authors' code does; the equation has `aggregation.sequence_mean`.
+
+    >>> import jax.numpy as jnp
+    >>> r, A, mask = jnp.array([0.5, 3.0, 0.5]), jnp.ones(3), jnp.ones(3, bool)
+    >>> print(jnp.exp(ctpo().ratio(jnp.log(r), A, mask)))  # prefixes: 0.5; 1.5, above e^{0.05√2}; 0.75
+    [0.5   1.0733 0.75  ]
     """
     return PolicyGradient(
         advantage=advantage.group_relative,
@@ -29,6 +34,11 @@ def minpro(*, low: float | Array = 0.2, high: float | Array = 0.28) -> PolicyGra
     """MinPRO (2601.22718): the token's ratio times the least before it, then PPO's clip.
 
     Not verified from the source: the ratio is from notes on the paper, its outer form and aggregation are ours.
+
+    >>> import jax.numpy as jnp
+    >>> r, A, mask = jnp.array([0.5, 1.2, 2.0]), jnp.ones(3), jnp.ones(3, bool)
+    >>> print(jnp.exp(minpro().ratio(jnp.log(r), A, mask)))  # 0.5, 0.5 · 1.2, 0.5 · 2
+    [0.5 0.6 1. ]
     """
     return PolicyGradient(
         advantage=advantage.group_relative,

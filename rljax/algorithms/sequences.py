@@ -11,7 +11,13 @@ from rljax.objective import PolicyGradient
 
 
 def gspo(*, low: float | Array = 3e-4, high: float | Array = 4e-4) -> PolicyGradient:
-    """GSPO (2507.18071): the length-normalised ratio of the sequence, then a narrow clip."""
+    """GSPO (2507.18071): the length-normalised ratio of the sequence, then a narrow clip.
+
+    >>> import jax.numpy as jnp
+    >>> r, A, mask = jnp.array([1.0, 1.0, 1.331]), jnp.ones(3), jnp.ones(3, bool)
+    >>> print(jnp.exp(gspo(low=0.2, high=0.2).ratio(jnp.log(r), A, mask)))  # ∛1.331
+    [1.1 1.1 1.1]
+    """
     return PolicyGradient(
         advantage=advantage.group_relative,
         aggregation=aggregation.sequence_mean,
@@ -20,7 +26,13 @@ def gspo(*, low: float | Array = 3e-4, high: float | Array = 4e-4) -> PolicyGrad
 
 
 def gspo_token(*, low: float | Array = 3e-4, high: float | Array = 4e-4) -> PolicyGradient:
-    """GSPO-token (2507.18071): GSPO's value with each token's own gradient, for advantages that vary by token."""
+    """GSPO-token (2507.18071): GSPO's value with each token's own gradient, for advantages that vary by token.
+
+    >>> import jax, jax.numpy as jnp
+    >>> ratio_of, A, mask = gspo_token().ratio, jnp.ones(2), jnp.ones(2, bool)
+    >>> jax.grad(lambda ℓ: ratio_of(ℓ, A, mask)[0])(jnp.zeros(2)).tolist()  # GSPO's are ½, ½
+    [1.0, 0.0]
+    """
     return PolicyGradient(
         advantage=advantage.group_relative,
         aggregation=aggregation.sequence_mean,
@@ -29,7 +41,13 @@ def gspo_token(*, low: float | Array = 3e-4, high: float | Array = 4e-4) -> Poli
 
 
 def gmpo(*, low: float | Array = 0.4, high: float | Array = 0.4) -> PolicyGradient:
-    """GMPO (2507.20673): the geometric mean of clipped token ratios; bounds on ℓ itself."""
+    """GMPO (2507.20673): the geometric mean of clipped token ratios; bounds on ℓ itself.
+
+    >>> import jax.numpy as jnp
+    >>> r, A, mask = jnp.array([1.0, 1.0, 9.0]), jnp.ones(3), jnp.ones(3, bool)
+    >>> print(jnp.exp(gmpo(high=0.3).ratio(jnp.log(r), A, mask)))  # e^{0.3/3}
+    [1.1052 1.1052 1.1052]
+    """
     return PolicyGradient(
         advantage=advantage.group_relative,
         aggregation=aggregation.sequence_mean,
@@ -42,6 +60,11 @@ def holder_po(*, p: float | Array = 2.0, low: float | Array = 0.2, high: float |
 
     p is annealed over training (`holder_schedule`, at whose start the default stands), constant within a rollout's
     updates; it may be traced. p → 0 is GSPO with these bounds.
+
+    >>> import jax.numpy as jnp
+    >>> r, A, mask = jnp.array([1.0, 1.0, 2.5]), jnp.ones(3), jnp.ones(3, bool)
+    >>> print(jnp.exp(holder_po(p=1.0, high=1.0).ratio(jnp.log(r), A, mask)))
+    [1.5 1.5 1.5]
     """
     return PolicyGradient(
         advantage=advantage.group_relative,
@@ -56,6 +79,11 @@ def holder_po_token_clip(
     """HölderPO's token clip (2605.12058): PPO's clip of each token by the sign of A, then the power mean.
 
     p = 1 is GRPO, p → 0 is GMPO with PPO's bounds. Defined for advantages constant in a sequence only.
+
+    >>> import jax.numpy as jnp
+    >>> r, A, mask = jnp.array([0.5, 1.0, 2.0]), jnp.ones(3), jnp.ones(3, bool)
+    >>> print(jnp.exp(holder_po_token_clip().ratio(jnp.log(r), A, mask)))  # √ of the mean of ¼, 1, 1.44
+    [0.9469 0.9469 0.9469]
     """
     return PolicyGradient(
         advantage=advantage.group_relative,
@@ -74,6 +102,11 @@ def holder_po_two_sided(
     """HölderPO's two-sided clip (2605.12058): each ℓ held within ±log(1 + limit), then `holder_po`.
 
     No single token can then rule the mean at large |p|; one beyond the limit has no gradient. limit ≥ 0.
+
+    >>> import jax.numpy as jnp
+    >>> r, A, mask = jnp.array([0.5, 1.0, 2.0]), jnp.ones(3), jnp.ones(3, bool)
+    >>> print(jnp.exp(holder_po_two_sided().ratio(jnp.log(r), A, mask)))  # √ of the mean of 1/1.44, 1, 1.44
+    [1.0222 1.0222 1.0222]
     """
     return PolicyGradient(
         advantage=advantage.group_relative,
@@ -93,5 +126,8 @@ def holder_schedule(
 
     Linear as in the paper's main run; `schedule.cosine`, `.power(n)` and `.cubic` are its others by name, the
     formulas ours. (ALFWorld: 1 to −1.)
+
+    >>> [float(holder_schedule(step)) for step in (0, 125, 250, 500, 900)]
+    [2.0, 1.0, 0.0, -2.0, -2.0]
     """
     return schedule.anneal(step, start=start, end=end, steps=steps, shape=shape)

@@ -11,17 +11,29 @@ from rljax.penalty._weighted import Tokens, weighted, weighted_sum
 
 
 def k1(log_ratio: Tokens) -> Tokens:
-    """ℓ: unbiased, may be negative; as a loss its expected gradient is 0: put it in a reward, or straight-through."""
+    """ℓ: unbiased, may be negative; as a loss its expected gradient is 0: put it in a reward, or straight-through.
+
+    >>> print(k1(jnp.log(jnp.array([0.5, 1.0, 2.0]))))
+    [-0.6931  0.      0.6931]
+    """
     return log_ratio
 
 
 def k2(log_ratio: Tokens) -> Tokens:
-    """½ℓ²: biased, never negative; its expected on-policy gradient is that of the KL."""
+    """½ℓ²: biased, never negative; its expected on-policy gradient is that of the KL.
+
+    >>> k2(jnp.array([-1.0, 0.0, 0.5])).tolist()
+    [0.5, 0.0, 0.125]
+    """
     return 0.5 * log_ratio**2
 
 
 def k3(log_ratio: Tokens) -> Tokens:
-    """e^{−ℓ} − 1 + ℓ: unbiased, never negative (GRPO's). Not clamped: a clamp would zero its gradient."""
+    """e^{−ℓ} − 1 + ℓ: unbiased, never negative (GRPO's). Not clamped: a clamp would zero its gradient.
+
+    >>> print(k3(jnp.log(jnp.array([0.5, 1.0, 2.0]))))  # 2 − 1 − log 2, 0, ½ − 1 + log 2
+    [0.307 0.    0.193]
+    """
     return jnp.expm1(-log_ratio) + log_ratio
 
 
@@ -29,6 +41,11 @@ def straight_through(value: Callable, gradient: Callable = k2) -> Callable:
     """An estimator with the value of one and the gradient of another, k2's unless said.
 
     sg(value(ℓ) − gradient(ℓ)) + gradient(ℓ)
+
+    >>> import jax
+    >>> value, gradient = jax.value_and_grad(straight_through(k3))(jnp.log(2.0))
+    >>> print(value, gradient)  # k3's value, and log 2 where k3's own gradient is ½
+    0.193 0.693
     """
 
     def estimator(log_ratio: Tokens) -> Tokens:
@@ -42,6 +59,11 @@ def kl(logp: Tokens, batch: Batch, *, estimator: Callable = k3) -> Float[Array, 
     """Σ w · k(ℓ) with ℓ = logp − ref_logp: an estimate of KL(π_θ ‖ π_ref), nats, where the weights sum to one.
 
     ValueError where `batch.ref_logp` is None or shapes differ.
+
+    >>> batch = Batch(mask=jnp.ones(2, bool), old_logp=jnp.zeros(2), advantages=jnp.zeros(2),
+    ...               weights=jnp.array([0.5, 0.5]), ref_logp=jnp.log(jnp.array([0.25, 0.5])))
+    >>> print(kl(jnp.log(jnp.array([0.5, 0.5])), batch))  # ½ (½ − 1 + log 2)
+    0.0966
     """
     if batch.ref_logp is None:
         raise ValueError("Batch.ref_logp is None: give Batch(ref_logp=…), log π_ref of the batch's tokens")
@@ -54,6 +76,11 @@ def quadratic(logp: Tokens, batch: Batch) -> Float[Array, ""]:
 
     Its loss is −(A·log π − ½βℓ²): `local_gradient` of a constant ratio (A times the gradient of log π), plus β times
     this.
+
+    >>> batch = Batch(mask=jnp.ones(2, bool), old_logp=jnp.zeros(2), advantages=jnp.zeros(2),
+    ...               weights=jnp.array([0.5, 0.5]))
+    >>> float(quadratic(jnp.array([1.0, -0.5]), batch))  # ½ (½ + ⅛)
+    0.3125
     """
     log_ratio, weights, live = weighted(batch, log_ratio=log_ratios(logp, batch))
     return weighted_sum(weights, 0.5 * log_ratio**2, live)

@@ -16,6 +16,11 @@ def covariance(logp: Tokens, batch: Batch) -> Tokens:
     """c_t = (A_t − Ā)(log π_t − mean log π), means over the batch's trained tokens; 0 elsewhere. Without gradient.
 
     A token of large c lowers the entropy most: it is likely, and rewarded for it.
+
+    >>> batch = Batch(mask=jnp.ones(3, bool), weights=jnp.ones(3), old_logp=jnp.array([-1.5, -2.0, -3.0]),
+    ...               advantages=jnp.array([3.0, 0.0, 0.0]))
+    >>> covariance(jnp.array([-1.0, -2.0, -3.0]), batch).tolist()  # (2, −1, −1) · (1, 0, −1)
+    [2.0, -0.0, 1.0]
     """
     mask = require_mask(batch.mask)
     require_shape(mask.shape, "mask", logp=logp, advantages=batch.advantages)
@@ -32,6 +37,11 @@ def kl_cov(logp: Tokens, batch: Batch, *, share: float | Array = 2e-4) -> Float[
     """KL-Cov: Σ w · |ℓ| over the k tokens of largest covariance, k = max(1, ⌊share · tokens⌋) (2505.22617).
 
     ℓ = logp − old_logp. The paper's coefficient is 0.1. share in [0, 1].
+
+    >>> batch = Batch(mask=jnp.ones(3, bool), weights=jnp.ones(3), old_logp=jnp.array([-1.5, -2.0, -3.0]),
+    ...               advantages=jnp.array([3.0, 0.0, 0.0]))
+    >>> float(kl_cov(jnp.array([-1.0, -2.0, -3.0]), batch))  # |ℓ| of the first token, of covariance 2
+    0.5
     """
     log_ratio, weights, live = weighted(batch, log_ratio=log_ratios(logp, batch))
     chosen = _largest(jnp.where(batch.mask, covariance(logp, batch), -jnp.inf), _number(batch.mask, share))
@@ -52,6 +62,12 @@ def clip_cov(
 
     At most k = max(1, ⌊share · tokens⌋), among those that the ratio's own clip has not dropped already. To use it:
     `dataclasses.replace(batch, weights=jnp.where(kept, batch.weights, 0))`. share in [0, 1].
+
+    >>> batch = Batch(mask=jnp.ones(3, bool), weights=jnp.ones(3), old_logp=jnp.array([-1.5, -2.0, -3.0]),
+    ...               advantages=jnp.array([3.0, 0.0, 0.0]))
+    >>> from rljax import ratio
+    >>> clip_cov(jnp.array([-1.0, -2.0, -3.0]), batch, ratio.token, jax.random.key(0)).tolist()  # c = 2, 0, 1
+    [False, True, True]
     """
     c = covariance(logp, batch)
     moved = jax.grad(policy_loss)(lax.stop_gradient(logp), batch, ratio) != 0
@@ -64,6 +80,11 @@ def confident_negatives(entropy: Tokens, batch: Batch, *, threshold: float | Arr
     """True at the tokens to keep: those of A < 0 whose entropy is above the threshold, nats, are dropped.
 
     Pushing an uncertain token down spreads its mass over tokens that nobody looked at.
+
+    >>> batch = Batch(mask=jnp.ones(3, bool), weights=jnp.ones(3), old_logp=jnp.zeros(3),
+    ...               advantages=jnp.array([-1.0, -1.0, 1.0]))
+    >>> confident_negatives(jnp.array([0.5, 2.0, 2.0]), batch, threshold=1.0).tolist()
+    [True, False, True]
     """
     mask = require_mask(batch.mask)
     require_shape(mask.shape, "mask", entropy=entropy)
@@ -78,6 +99,11 @@ def hysteresis(
 
     Above `high` it becomes true, below `low` false, between it stays: carry it from step to step, beginning with
     false, and drop by `mask & ~(dropping & (sign < 0))[..., None]`. 0 ≤ low; the paper's thresholds are unpublished.
+
+    >>> [bool(hysteresis(jnp.array(True), jnp.array(entropy), low=0.5, high=1.0)) for entropy in (2.0, 0.75, 0.25)]
+    [True, True, False]
+    >>> [bool(hysteresis(jnp.array(False), jnp.array(entropy), low=0.5, high=1.0)) for entropy in (2.0, 0.75, 0.25)]
+    [True, False, False]
     """
     require_between("low", low, 0)
     require_between("high", high, 0)

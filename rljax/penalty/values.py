@@ -10,13 +10,25 @@ from rljax.penalty._weighted import Tokens, weighted, weighted_sum
 
 
 def entropy_bonus(entropy: Tokens, batch: Batch) -> Float[Array, ""]:
-    """−Σ w · H: minus the policy's entropy, nats, from the pass that gives log π; a positive coefficient raises it."""
+    """−Σ w · H: minus the policy's entropy, nats, from the pass that gives log π; a positive coefficient raises it.
+
+    >>> batch = Batch(mask=jnp.ones(2, bool), old_logp=jnp.zeros(2), advantages=jnp.zeros(2),
+    ...               weights=jnp.array([0.5, 0.5]))
+    >>> float(entropy_bonus(jnp.array([1.0, 3.0]), batch))
+    -2.0
+    """
     entropy, weights, live = weighted(batch, entropy=entropy)
     return -weighted_sum(weights, entropy, live)
 
 
 def exact_kl(kl: Tokens, batch: Batch) -> Float[Array, ""]:
-    """Σ w · KL(π_θ ‖ π_ref) over the whole vocabulary, nats, as `logprobs.token_kls` gives it: no sampling noise."""
+    """Σ w · KL(π_θ ‖ π_ref) over the whole vocabulary, nats, as `logprobs.token_kls` gives it: no sampling noise.
+
+    >>> batch = Batch(mask=jnp.ones(2, bool), old_logp=jnp.zeros(2), advantages=jnp.zeros(2),
+    ...               weights=jnp.array([0.5, 0.5]))
+    >>> float(exact_kl(jnp.array([0.1, 0.3]), batch))
+    0.2
+    """
     kl, weights, live = weighted(batch, kl=kl)
     return weighted_sum(weights, kl, live)
 
@@ -27,6 +39,12 @@ def value_loss(
     """PPO's value loss, clipped about the values of the rollout (1707.06347). limit ≥ 0.
 
     Σ w · ½ max((v − R)², (clip(v, v_old − limit, v_old + limit) − R)²)
+
+    >>> batch = Batch(mask=jnp.ones(2, bool), old_logp=jnp.zeros(2), advantages=jnp.zeros(2),
+    ...               weights=jnp.array([0.5, 0.5]))
+    >>> returns, old_values = jnp.ones(2), jnp.zeros(2)  # ½ ½ (max(0, (½ − 1)²) + max(1, (½ − 1)²))
+    >>> float(value_loss(jnp.array([1.0, 2.0]), batch, returns=returns, old_values=old_values, limit=0.5))
+    0.3125
     """
     require_between("limit", limit, 0)
     values, returns, old_values, weights, live = weighted(batch, values=values, returns=returns, old_values=old_values)

@@ -30,6 +30,10 @@ def clip(
 
     which is min(rA, clip(r)A) divided by A. Without `dual` a negative advantage has no ceiling; `dual` > 1 is the
     dual clip (1912.09729). low in [0, 1), high ≥ 0. Before a pool it is defined for A constant in a sequence only.
+
+    >>> ℓ, mask = jnp.log(jnp.array([0.5, 1.0, 2.0])), jnp.ones(3, bool)
+    >>> print(*(jnp.exp(clip(ℓ, jnp.full(3, A), mask, low=0.2, high=0.2)) for A in (1.0, -1.0)))
+    [0.5 1.  1.2] [0.8 1.  2. ]
     """
     require_between("low", low, 0, 1)
     require_between("high", high, 0)
@@ -50,6 +54,10 @@ def log_clip(
         s·min(sℓ, s·clip(ℓ, −low, high)),    s = sign A
 
     Defined by its paper for A constant in a sequence only. low ≥ 0, high ≥ 0; 0 where A = 0.
+
+    >>> ℓ, mask = jnp.array([-1.0, 0.25, 1.0]), jnp.ones(3, bool)
+    >>> print(*(log_clip(ℓ, jnp.full(3, A), mask, low=0.5, high=0.5) for A in (1.0, -1.0)))
+    [-1.    0.25  0.5 ] [-0.5   0.25  1.  ]
     """
     require_between("low", low, 0)
     require_between("high", high, 0)
@@ -74,6 +82,9 @@ def position_clip(
 
     A cumulative ratio's standard deviation grows as √t, hence power = 0.5; a prefix mean's falls, −0.5. `dual` is a
     coefficient in log space, unlike `clip`'s. low, high, dual ≥ 0.
+
+    >>> print(position_clip(jnp.full(4, 9.0), jnp.ones(4), jnp.ones(4, bool), low=0.5, high=0.5))
+    [0.5   0.707 0.866 1.   ]
     """
     for name, value in (("low", low), ("high", high), ("dual", dual)):
         if value is not None:
@@ -98,6 +109,10 @@ def two_sided_clip(
 
     Under `local_gradient` a clipped token keeps its gradient, with the clipped weight; bare, it loses it. No lower
     bound where low is None. low in [0, 1), high ≥ 0.
+
+    >>> ℓ, A, mask = jnp.log(jnp.array([0.5, 1.0, 2.0])), jnp.array([1.0, 1.0, -1.0]), jnp.ones(3, bool)
+    >>> print(jnp.exp(two_sided_clip(ℓ, A, mask, low=0.2, high=0.2)))
+    [0.8 1.  1.2]
     """
     require_between("high", high, 0)
     log_ratio, _, _ = checked(log_ratio, advantages, segments)
@@ -123,6 +138,10 @@ def soft_gate(
         log( (4/τ) σ(τ(r − 1)) ),    τ = positive where A > 0, negative elsewhere
 
     Its value at r = 1 is 2/τ, its derivative by r there 1, falling to 0 on both sides. τ > 0.
+
+    >>> ℓ, A, mask = jnp.log(jnp.array([1.0, 1.3])), jnp.ones(2), jnp.ones(2, bool)
+    >>> print(jnp.exp(soft_gate(ℓ, A, mask)))  # 4σ(0), 4σ(0.3)
+    [2.    2.298]
     """
     for name, value in (("positive", positive), ("negative", negative)):
         require_between(name, value, 1e-30)
@@ -135,7 +154,11 @@ def soft_gate(
 
 
 def clamp(log_ratio: Tokens, advantages: Tokens, segments: Segments, *, limit: float | Array) -> Tokens:
-    """A visible guard: ℓ held within ±limit, so that exp cannot overflow. Beyond it the gradient is 0. limit ≥ 0."""
+    """A visible guard: ℓ held within ±limit, so that exp cannot overflow. Beyond it the gradient is 0. limit ≥ 0.
+
+    >>> clamp(jnp.array([-50.0, 0.5, 50.0]), jnp.ones(3), jnp.ones(3, bool), limit=20).tolist()
+    [-20.0, 0.5, 20.0]
+    """
     require_between("limit", limit, 0)
     log_ratio, _, _ = checked(log_ratio, advantages, segments)
     limit = jnp.asarray(limit, log_ratio.dtype)

@@ -14,6 +14,12 @@ def chain(*ratios: Callable) -> Callable:
 
     Order carries meaning: pool then clip is GSPO, clip then pool is GMPO. A keyword that any of them requires is
     required of the chain and passed on to those that name it.
+
+    >>> import jax.numpy as jnp
+    >>> from rljax.ratio import cumulative, sequence_mean
+    >>> ℓ, A, mask = jnp.array([1.0, 3.0]), jnp.ones(2), jnp.ones(2, bool)
+    >>> print(chain(sequence_mean, cumulative)(ℓ, A, mask), chain(cumulative, sequence_mean)(ℓ, A, mask))
+    [2. 4.] [2.5 2.5]
     """
 
     def chained(log_ratio: Tokens, advantages: Tokens, segments: Segments, **bound) -> Tokens:
@@ -32,6 +38,13 @@ def local_gradient(ratio: Callable) -> Callable:
 
     Where f pools over tokens, its own gradient gives a token's advantage to other tokens: right for a sequence-level
     objective (GSPO), wrong for a cumulative ratio, or for an advantage that varies within the sequence.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from rljax.ratio import cumulative
+    >>> for ratio in (cumulative, local_gradient(cumulative)):
+    ...     print(jax.grad(lambda ℓ: ratio(ℓ, jnp.ones(3), jnp.ones(3, bool)).sum())(jnp.zeros(3)))
+    [3. 2. 1.]
+    [1. 1. 1.]
     """
 
     def local(log_ratio: Tokens, advantages: Tokens, segments: Segments, **bound) -> Tokens:

@@ -25,6 +25,12 @@ def total_variation_mask(
 
     p = π_θ(y), q = π_old(y), so |p − q| is the total variation of "y or not y". ℓ is the token's own log-ratio: not for
     use after a pool. low, high ≥ 0, cap ≥ 1.
+
+    >>> r, q = jnp.array([1.25, 1.5, 0.5]), jnp.array([0.5, 0.5, 0.5])  # p − q = 0.125, 0.25, −0.25
+    >>> ratio = total_variation_mask(
+    ...     jnp.log(r), jnp.ones(3), jnp.ones(3, bool), old_logp=jnp.log(q), low=0.15, high=0.15)
+    >>> print(jnp.exp(ratio))
+    [1.25 0.   0.5 ]
     """
     log_ratio, advantages, log_q, low, high = _checked_all(log_ratio, advantages, segments, old_logp, low, high, cap)
     difference = jnp.exp(log_q) * jnp.expm1(log_ratio)
@@ -48,6 +54,11 @@ def kl_mask(
         −∞ where A > 0, p > q and D > high, or A < 0, p < q and D > low;  elsewhere sg(min(ℓ, log cap) − ℓ) + ℓ
 
     p = π_θ(y), q = π_old(y). ℓ is the token's own log-ratio: not for use after a pool. low, high ≥ 0, cap ≥ 1.
+
+    >>> r, q = jnp.array([1.25, 1.5, 0.5]), jnp.array([0.5, 0.5, 0.5])  # D = 0.032, 0.144, 0.144
+    >>> ratio = kl_mask(jnp.log(r), jnp.ones(3), jnp.ones(3, bool), old_logp=jnp.log(q), low=0.05, high=0.05)
+    >>> print(jnp.exp(ratio))
+    [1.25 0.   0.5 ]
     """
     log_ratio, advantages, log_q, low, high = _checked_all(log_ratio, advantages, segments, old_logp, low, high, cap)
     other_q, other_p = (jnp.maximum(-jnp.expm1(log_pi), 0) + 1e-8 for log_pi in (log_q, log_q + log_ratio))
@@ -75,6 +86,11 @@ def cumulative_divergence_mask(
     `divergence` is D_t ≥ 0, the paper's the total variation over the old policy's 20 likeliest tokens and the rest. t
     is the ordinal among the sequence's n trained tokens. limit, slack ≥ 0, least in [0, 1]. The weight falls over the
     sequence's own length; the paper's T is read so.
+
+    >>> cumulative_divergence_mask(  # S = 0.125, 0.25, 0.375 against 0.125, 0.25, 0.3125
+    ...     jnp.ones(3), jnp.ones(3), jnp.ones(3, bool),
+    ...     divergence=jnp.full(3, 0.125), limit=0.1875, slack=0.0625, least=1.0).tolist()
+    [1.0, 1.0, -inf]
     """
     for name, value in (("limit", limit), ("slack", slack), ("least", least)):
         require_between(name, value, 0)

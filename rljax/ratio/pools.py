@@ -9,7 +9,11 @@ from rljax.ratio._arguments import Tokens, checked
 
 
 def token(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> Tokens:
-    """Each token's own ratio, ℓ_t (PPO 1707.06347, GRPO 2402.03300)."""
+    """Each token's own ratio, ℓ_t (PPO 1707.06347, GRPO 2402.03300).
+
+    >>> token(jnp.array([0.5, -0.25]), jnp.ones(2), jnp.ones(2, bool)).tolist()
+    [0.5, -0.25]
+    """
     return checked(log_ratio, advantages, segments)[0]
 
 
@@ -17,6 +21,10 @@ def sequence_mean(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> 
     """The length-normalised sequence ratio, (1/n) Σ_j m_j ℓ_j on every token (GSPO, 2507.18071).
 
     Spreads Σ_t w_t A_t over the whole sequence: with advantages that vary within it use `local_gradient`.
+
+    >>> ℓ, mask = jnp.array([0.5, -0.25, 0.0, 1.25]), jnp.array([True, True, False, True])
+    >>> sequence_mean(ℓ, jnp.ones(4), mask).tolist()
+    [0.5, 0.5, 0.0, 0.5]
     """
     log_ratio, _, segments = checked(log_ratio, advantages, segments)
     return _segments.mean(log_ratio, segments)
@@ -26,6 +34,10 @@ def sequence_sum(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> T
     """The exact trajectory ratio, Σ_j m_j ℓ_j on every token. For use under `local_gradient`.
 
     Bare, each of n tokens carries the gradient of all n.
+
+    >>> ℓ, mask = jnp.array([0.5, -0.25, 0.0, 1.25]), jnp.array([True, True, False, True])
+    >>> sequence_sum(ℓ, jnp.ones(4), mask).tolist()
+    [1.5, 1.5, 0.0, 1.5]
     """
     log_ratio, _, segments = checked(log_ratio, advantages, segments)
     return _segments.total(log_ratio, segments)
@@ -35,6 +47,10 @@ def cumulative(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> Tok
     """The ratio of the prefix up to and including the token, Σ_{j≤t} m_j ℓ_j (CTPO, 2605.07331).
 
     For use under `local_gradient`: bare, it sends token t's advantage to every earlier token.
+
+    >>> ℓ, mask = jnp.array([0.5, -0.25, 0.0, 1.25]), jnp.array([True, True, False, True])
+    >>> cumulative(ℓ, jnp.ones(4), mask).tolist()
+    [0.5, 0.25, 0.0, 1.5]
     """
     log_ratio, _, segments = checked(log_ratio, advantages, segments)
     return _segments.cumulative(log_ratio, segments)
@@ -44,6 +60,10 @@ def prefix_mean(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> To
     """The geometric mean over the prefix, (1/t) Σ_{j≤t} m_j ℓ_j (CTPO's variant, clipped with power −0.5).
 
     For use under `local_gradient`, as `cumulative`.
+
+    >>> ℓ, mask = jnp.array([0.5, -0.25, 0.0, 1.25]), jnp.array([True, True, False, True])
+    >>> prefix_mean(ℓ, jnp.ones(4), mask).tolist()
+    [0.5, 0.125, 0.0, 0.5]
     """
     log_ratio, _, segments = checked(log_ratio, advantages, segments)
     positions = jnp.maximum(_segments.ordinal(segments), 1).astype(log_ratio.dtype)
@@ -55,6 +75,10 @@ def prefix_min(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> Tok
 
     0 in place of the minimum at the first token; the minimum is not capped at 0. Not verified from the source: from
     third-party notes on the paper.
+
+    >>> ℓ, mask = jnp.array([0.5, -0.25, 0.0, 1.25]), jnp.array([True, True, False, True])
+    >>> prefix_min(ℓ, jnp.ones(4), mask).tolist()
+    [0.5, 0.25, 0.0, 1.0]
     """
     log_ratio, _, segments = checked(log_ratio, advantages, segments)
     return lax.stop_gradient(_segments.minimum_before(log_ratio, segments)) + log_ratio
@@ -68,6 +92,10 @@ def power_mean(log_ratio: Tokens, advantages: Tokens, segments: Segments, *, p: 
     Its gradient weighs the tokens by r_t^p / Σ r^p. p is any real number, and may be traced (a schedule). Before
     `clip` it is the paper's default; after `clip` p = 1 is GRPO and p = 0 GMPO (for advantages constant in a
     sequence). Stable for large |pℓ|, and accurate as p → 0.
+
+    >>> ℓ, mask = jnp.log(jnp.array([1.0, 3.0])), jnp.array([True, True])
+    >>> print(*(jnp.exp(power_mean(ℓ, jnp.ones(2), mask, p=p)) for p in (1.0, -1.0)))
+    [2. 2.] [1.5 1.5]
     """
     log_ratio, _, segments = checked(log_ratio, advantages, segments)
     p = jnp.asarray(p, log_ratio.dtype)

@@ -1,0 +1,141 @@
+"""What the documentation shows is true and whole: doctests, docstrings, the reference's pages, the families'."""
+
+import doctest
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import re
+import runpy
+from collections import Counter
+from pathlib import Path
+
+import jax
+import pytest
+
+import pallas_kernels
+import rljax
+from rljax import algorithms
+
+ROOT = Path(__file__).parents[1]
+TRAINER = ("configs", "models", "rollout", "tasks", "training")  # these need more than jax
+CORE = [
+    importlib.import_module(f"rljax.{module.name}")
+    for module in pkgutil.iter_modules(rljax.__path__)
+    if module.name not in TRAINER and not module.name.startswith("_")
+]
+PUBLIC = {module.__name__: module for module in CORE} | {
+    f"{module.__name__}.{name}": getattr(module, name)
+    for module in (rljax, pallas_kernels, *CORE)
+    for name in getattr(module, "__all__", ())
+}
+NUMBER = re.compile(r"-?\d+\.?(\d*)(?:e[-+]?\d+)?")
+DIRECTIVE = re.compile(r"^::: (\S+)((?:\n +.*)*)", flags=re.M)
+
+
+class Rounded(doctest.OutputChecker):
+    """Takes a number that the docstring rounds, and any spaces; all else has to be as it is written."""
+
+    def check_output(self, want: str, got: str, optionflags: int) -> bool:
+        rest = ["".join(NUMBER.sub("#", text).split()) for text in (want, got)]
+        pairs = zip(NUMBER.finditer(want), NUMBER.finditer(got), strict=False)
+        return rest[0] == rest[1] and all(
+            abs(float(shown[0]) - float(found[0])) <= 0.51 * 10.0 ** -max(len(shown[1]), 1) for shown, found in pairs
+        )
+
+
+@pytest.mark.parametrize(("want", "got", "same"), [
+    ("[0.866 1.]", "[0.86600006 1.        ]", True), ("[0.867 1.]", "[0.86600006 1.]", False), ("1.0", "1.06", False),
+    ("[True, False]", "[True, True]", False), ("[1.0]", "[1.0, 1.0]", False), ("nan", "1.0", False), ("2", "3", False),
+])  # fmt: skip
+def test_a_number_counts_to_the_digits_shown(want, got, same):
+    assert Rounded().check_output(want, got, 0) == same
+
+
+def with_examples() -> list[str]:
+    """The modules whose text holds a doctest."""
+    found = (path for top in ("rljax", "pallas_kernels") for path in sorted((ROOT / top).rglob("*.py")))
+    paths = [path.relative_to(ROOT).with_suffix("") for path in found if ">>> " in path.read_text()]
+    return [".".join(path.parts).removesuffix(".__init__") for path in paths]
+
+
+@pytest.fixture
+def quick_compilation():
+    """Each example compiles a few dozen operations that run once."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.mark.parametrize("name", with_examples())
+def test_examples(name, quick_compilation):
+    if name.split(".")[1] in TRAINER:
+        pytest.importorskip("flax")
+    tests = doctest.DocTestFinder().find(importlib.import_module(name), name)
+    runner = doctest.DocTestRunner(checker=Rounded())
+    results = [runner.run(test) for test in tests if test.examples]
+    assert results
+    assert not sum(result.failed for result in results)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_public_symbol_is_documented(name):
+    assert inspect.getdoc(PUBLIC[name])
+    assert ">>> " in PUBLIC[name].__doc__ or not inspect.isfunction(PUBLIC[name]), f"{name} has no example"
+
+
+def shown(pages: str) -> set[int]:
+    """The identities of what the directives of reference pages show."""
+    found = set()
+    for name, options in DIRECTIVE.findall(pages):
+        try:
+            thing = importlib.import_module(name)
+        except ModuleNotFoundError:
+            parent, _, own = name.rpartition(".")
+            thing = getattr(importlib.import_module(parent), own)
+        found.add(id(thing))
+        if inspect.ismodule(thing) and "members: false" not in options:
+            found |= set(map(id, members(thing)))
+    return found
+
+
+def members(module) -> list[object]:
+    """What a module's page shows. A function that is called as its own file is hidden by it: it needs that one's."""
+    here = {k: v for k, v in vars(module).items() if getattr(v, "__module__", None) == module.__name__}
+    names = getattr(module, "__all__", here)
+    package = hasattr(module, "__path__")
+    hidden = {n for n in names if package and importlib.util.find_spec(f"{module.__name__}.{n}")}
+    return [getattr(module, name) for name in names if name not in hidden]
+
+
+REFERENCE = "\n".join(path.read_text() for path in sorted((ROOT / "docs/reference").glob("*.md")))
+
+
+def test_every_public_symbol_is_in_the_reference():
+    assert [name for name, value in PUBLIC.items() if id(value) not in shown(REFERENCE)] == []
+
+
+@pytest.mark.parametrize(
+    "gone", ["rljax.ratio", "rljax.objective", "rljax.advantage.prefix_tree", "pallas_kernels.segmented_cumsum"]
+)
+def test_a_page_that_is_missing_is_noticed(gone):
+    fewer = shown(REFERENCE.replace(f"::: {gone}\n", ""))
+    assert [name for name, value in PUBLIC.items() if id(value) not in fewer]
+
+
+def test_every_algorithm_is_on_the_page_of_one_family():
+    families = "\n".join(path.read_text() for path in (ROOT / "docs/algorithms").glob("*.md"))
+    assert Counter(re.findall(r"^\{\{ (\w+) \}\}$", families, flags=re.M)) == Counter(algorithms.__all__)
+
+
+def test_the_table_in_the_docs_is_the_algorithms():
+    """As `python tools/algorithm_table.py` writes it."""
+    table = runpy.run_path(str(ROOT / "tools/algorithm_table.py"))["table"]()
+    assert table in (ROOT / "docs/algorithms/index.md").read_text()
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text().split("\nnav:")[1]
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert page.relative_to(ROOT / "docs").as_posix() in navigation, page

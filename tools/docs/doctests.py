@@ -1,0 +1,13 @@
+"""A doctest in a docstring is shown as the Python session that it is."""
+
+import re
+
+import griffe
+
+SESSION = re.compile(r"^>>> .*(?:\n(?!\n).*)*", flags=re.M)
+
+
+class Doctests(griffe.Extension):
+    def on_instance(self, *, obj: griffe.Object, **_) -> None:
+        if obj.docstring:
+            obj.docstring.value = SESSION.sub(lambda found: f"```pycon\n{found[0]}\n```", obj.docstring.value)

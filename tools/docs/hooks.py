@@ -1,0 +1,72 @@
+"""What mkdocs does beyond its plugins: algorithms' own words on their pages, links to papers, formulas as MathML."""
+
+import ast
+import html
+import inspect
+import re
+from itertools import pairwise
+from pathlib import Path
+
+from latex2mathml.converter import convert
+
+ROOT = Path(__file__).parents[2]
+FAMILIES = sorted((ROOT / "docs/algorithms").glob("*.md"))
+ALGORITHM = re.compile(r"^\{\{ (\w+) \}\}$", flags=re.M)
+FIELDS = re.compile(r"^\{\{ fields: (\w+) \}\}$", flags=re.M)
+README = re.compile(r"^\{\{ readme: (.+) \}\}$", flags=re.M)
+ROW = re.compile(r"^\| `((\w+)(?:\([^`]*\))?)` \|", flags=re.M)
+FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', flags=re.S)
+PAPER = re.compile(r"\b(\d{4}\.\d{5})\b")
+UNLINKED = re.compile(r"<(a|pre|code|title)\b.*?</\1>|<[^>]*>", flags=re.S)
+
+
+def on_page_markdown(markdown: str, page, **_) -> str:
+    """`{{ grpo }}` is that algorithm, `{{ fields: Batch }}` and `{{ readme: Title }}` what they say."""
+    if page.file.src_uri == "algorithms/index.md":
+        families = {name: path.name for path in FAMILIES for name in ALGORITHM.findall(path.read_text())}
+        markdown = ROW.sub(lambda row: f"| [`{row[1]}`]({families[row[2]]}#{row[2]}) |", markdown)
+    for marker, text in ((README, section), (FIELDS, fields), (ALGORITHM, algorithm)):
+        markdown = marker.sub(lambda found, text=text: text(found[1]), markdown)
+    return markdown
+
+
+def algorithm(name: str) -> str:
+    """What it says of itself, and the expression that it is."""
+    for path in sorted((ROOT / "rljax").glob("algorithms*/*.py")) or [ROOT / "rljax/algorithms.py"]:
+        text = path.read_text()
+        for function in ast.parse(text).body:
+            if isinstance(function, ast.FunctionDef) and function.name == name:
+                says = inspect.cleandoc(ast.get_docstring(function) or "").split("\n>>>")[0].strip()
+                (value,) = (node.value for node in function.body if isinstance(node, ast.Return))
+                expression = inspect.cleandoc("    " + (ast.get_source_segment(text, value) or ""))
+                return f"## [`{name}`][rljax.algorithms.{name}] {{ #{name} }}\n\n{says}\n\n```python\n{expression}\n```"
+    raise ValueError(f"no algorithm is called {name}")
+
+
+def section(title: str) -> str:
+    """The body of README's section."""
+    return (ROOT / "README.md").read_text().split(f"\n## {title}\n")[1].split("\n## ")[0].strip()
+
+
+def fields(name: str) -> str:
+    """The class of rljax.objective as it is written: its fields' comments say what each is."""
+    text = (ROOT / "rljax/objective.py").read_text()
+    (found,) = (node for node in ast.parse(text).body if isinstance(node, ast.ClassDef) and node.name == name)
+    lines = text.splitlines()[found.body[1].lineno - 1 : found.end_lineno]
+    return "```python\n" + inspect.cleandoc("\n" + "\n".join(lines)) + "\n```"
+
+
+def on_page_content(content: str, **_) -> str:
+    return linked(FORMULA.sub(lambda f: convert(html.unescape(f[2]).strip(), display=DISPLAY[f[1]]), content))
+
+
+DISPLAY = {"span": "inline", "div": "block"}
+
+
+def linked(content: str) -> str:
+    """arXiv numbers in running text as links."""
+    ends = [0, *(end for tag in UNLINKED.finditer(content) for end in tag.span()), len(content)]
+    pieces = [content[a:b] for a, b in pairwise(ends)]
+    for i in range(0, len(pieces), 2):
+        pieces[i] = PAPER.sub(r'<a href="https://arxiv.org/abs/\1">\1</a>', pieces[i])
+    return "".join(pieces)
