@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array, lax
 
 PLATFORM_KERNELS = ("tpu", "gpu")  # written later; their names are taken
 
@@ -40,3 +41,13 @@ def promoted(*dtypes):
     """The common dtype of some that are about to be cast to it by hand, so that strict promotion has no objection."""
     with jax.numpy_dtype_promotion("standard"):
         return reduce(jnp.promote_types, dtypes)
+
+
+def varying_alike(*arrays: Array) -> tuple[Array, ...]:
+    """The arrays, each varying over all axes of a `shard_map` that one of them varies over; elsewhere as they are.
+
+    What was replicated there has its gradient summed over those axes, as the transpose of replication.
+    """
+    axes = [jax.typeof(x).manual_axis_type.varying for x in arrays]
+    missing = [tuple(sorted(frozenset().union(*axes) - own)) for own in axes]
+    return tuple(lax.pcast(x, axis, to="varying") for x, axis in zip(arrays, missing, strict=True))

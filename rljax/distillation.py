@@ -179,7 +179,7 @@ def top_tokens(
         return (jnp.take_along_axis(ids, places, axis=1), logits), None
 
     dtype = jnp.float64 if jnp.float64 in (hidden.dtype, unembedding.dtype) else jnp.float32
-    nothing = jnp.zeros((n, k), jnp.int32), jnp.full((n, k), -jnp.inf, dtype)
+    nothing = jnp.zeros_like(hidden, jnp.int32, (n, k)), jnp.full_like(hidden, -jnp.inf, dtype, (n, k))
     best, _ = lax.scan(step, nothing, jnp.arange(0, size, width, dtype=jnp.int32))
     return lax.stop_gradient(best)
 

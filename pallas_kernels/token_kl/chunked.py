@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from pallas_kernels._dispatch import promoted
+from pallas_kernels._dispatch import promoted, varying_alike
 from pallas_kernels.token_stats._tiles import Tiles, best_tiles, cover
 from pallas_kernels.token_stats._types import dtypes
 
@@ -29,7 +29,7 @@ def token_kl(hidden, unembedding, ref_hidden, ref_unembedding, mask, *, temperat
     tiles = tiles or best_tiles(n, vocabulary)
     tiles = Tiles(min(tiles.tokens, n), min(tiles.vocabulary, vocabulary))
     beta = lax.stop_gradient(1 / jnp.asarray(temperature, accumulator))
-    return _tiled(tiles)(hidden, unembedding, ref_hidden, ref_unembedding, mask, beta)
+    return _tiled(tiles)(*varying_alike(hidden, unembedding, ref_hidden, ref_unembedding, mask, beta))
 
 
 @cache
@@ -60,7 +60,7 @@ def _forward(tiles: Tiles, hidden, unembedding, ref_hidden, ref_unembedding, mas
             x, z = (_logits(r, w, first, tiles, beta) for r, w in ((h, unembedding), (g, ref_unembedding)))
             return _absorb(sums, x, z, unseen[None])
 
-        zero = jnp.zeros(tiles.tokens, beta.dtype)
+        zero = jnp.zeros_like(h[:, 0], beta.dtype)
         start_sums = _Sums(zero - jnp.inf, zero - jnp.inf, zero, zero, zero)
         sums = cover(unembedding.shape[0], tiles.vocabulary, columns, start_sums)
         log_s, log_r = jnp.log(sums.total), jnp.log(sums.ref_total)
@@ -69,7 +69,7 @@ def _forward(tiles: Tiles, hidden, unembedding, ref_hidden, ref_unembedding, mas
         tile = kl, sums.top, log_s, sums.ref_top, log_r
         return jax.tree.map(lambda whole, part: lax.dynamic_update_slice_in_dim(whole, part, start, 0), results, tile)
 
-    kl, *normalisers = cover(n, tiles.tokens, rows, (jnp.zeros(n, beta.dtype),) * 5)
+    kl, *normalisers = cover(n, tiles.tokens, rows, (jnp.zeros_like(mask, beta.dtype),) * 5)
     return kl, normalisers
 
 
@@ -117,10 +117,10 @@ def _backward(tiles: Tiles, saved, cotangent):
             return dh, lax.dynamic_update_slice_in_dim(dw, part, first, 0)
 
         whole, dw = gradients
-        dh, dw = cover(unembedding.shape[0], tiles.vocabulary, columns, (jnp.zeros(h.shape, beta.dtype), dw))
+        dh, dw = cover(unembedding.shape[0], tiles.vocabulary, columns, (jnp.zeros_like(h, beta.dtype), dw))
         return lax.dynamic_update_slice_in_dim(whole, dh.astype(hidden.dtype), start, 0), dw
 
-    nothing = jnp.zeros_like(hidden), jnp.zeros(unembedding.shape, beta.dtype)
+    nothing = jnp.zeros_like(hidden), jnp.zeros_like(unembedding, beta.dtype)
     dh, dw = cover(hidden.shape[0], tiles.tokens, rows, nothing)
     return dh, dw.astype(unembedding.dtype), None, None, None, None
 

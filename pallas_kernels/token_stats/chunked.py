@@ -28,6 +28,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels._dispatch import varying_alike
 from pallas_kernels.token_stats._tiles import Tiles, best_tiles, cover
 from pallas_kernels.token_stats._types import TokenStats, dtypes
 
@@ -48,7 +49,7 @@ def token_stats(
     tiles = Tiles(min(tiles.tokens, hidden.shape[0]), min(tiles.vocabulary, vocabulary))
     targets = jnp.where((targets >= 0) & (targets < vocabulary), targets, -1).astype(jnp.int32)
     beta = lax.stop_gradient(1 / jnp.asarray(temperature, accumulator))
-    return _tiled(tiles)(hidden, unembedding, targets, beta)
+    return _tiled(tiles)(*varying_alike(hidden, unembedding, targets, beta))
 
 
 @cache
@@ -84,13 +85,13 @@ def _forward(tiles: Tiles, hidden, unembedding, targets, beta):
             x = _logits(h, lax.dynamic_slice_in_dim(unembedding, first, tiles.vocabulary), beta)
             return _absorb(sums, x, _is_target(y, first, tiles.vocabulary), unseen[None])
 
-        zero = jnp.zeros(tiles.tokens, beta.dtype)
+        zero = jnp.zeros_like(y, beta.dtype)
         sums = cover(unembedding.shape[0], tiles.vocabulary, columns, _Sums(zero - jnp.inf, *[zero] * 4))
         return jax.tree.map(
             lambda whole, tile: lax.dynamic_update_slice_in_dim(whole, tile, start, 0), results, _finish(sums, y)
         )
 
-    zeros = jnp.zeros(n, beta.dtype)
+    zeros = jnp.zeros_like(targets, beta.dtype)
     return cover(n, tiles.tokens, rows, (TokenStats(*[zeros] * 3), (zeros, zeros)))
 
 
@@ -181,10 +182,10 @@ def _backward(tiles: Tiles, saved, cotangents: TokenStats):
             return dh, lax.dynamic_update_slice_in_dim(dw, part, first, 0)
 
         whole, dw = gradients
-        dh, dw = cover(unembedding.shape[0], tiles.vocabulary, columns, (jnp.zeros(h.shape, beta.dtype), dw))
+        dh, dw = cover(unembedding.shape[0], tiles.vocabulary, columns, (jnp.zeros_like(h, beta.dtype), dw))
         return lax.dynamic_update_slice_in_dim(whole, dh.astype(hidden.dtype), start, 0), dw
 
-    nothing = jnp.zeros_like(hidden), jnp.zeros(unembedding.shape, beta.dtype)
+    nothing = jnp.zeros_like(hidden), jnp.zeros_like(unembedding, beta.dtype)
     dh, dw = cover(hidden.shape[0], tiles.tokens, rows, nothing)
     return dh, dw.astype(unembedding.dtype), None, None
 
