@@ -49,7 +49,7 @@ def segmented_scan(
         return x
     size = min(length, max(math.isqrt(length), 64))
     x, ids = (_chunks(array, size) for array in (x, segment_ids))  # [√T, *B, chunks]
-    start = jnp.full(x.shape[1:], empty, x.dtype), jnp.zeros_like(ids[0])
+    start = jnp.full_like(x[0], empty), jnp.zeros_like(ids[0])  # alike, so that they vary over a shard_map's axes too
     step = partial(_step, combine, empty, exclusive)
     totals, y = lax.scan(step, start, (x, ids), reverse=reverse)
 

@@ -25,7 +25,7 @@ def discounted_returns(rewards: Rewards, mask: Mask, *, gamma: float | Array = 1
         later = jnp.where(chosen, reward + gamma * later, later)
         return later, later
 
-    return jnp.where(mask, _backwards(step, jnp.zeros(mask.shape[:2], r.dtype), r, mask), 0.0)
+    return jnp.where(mask, _backwards(step, jnp.zeros_like(r[..., 0]), r, mask), 0.0)
 
 
 def reinforce_plus_plus(rewards: Rewards, mask: Mask, *, gamma: float | Array = 1.0) -> Advantages:
@@ -81,7 +81,7 @@ def generalized_advantage_estimation(
         advantage = reward + gamma * next_value - value + gamma * lam * next_advantage
         return (jnp.where(chosen, value, next_value), jnp.where(chosen, advantage, next_advantage)), advantage
 
-    zeros = jnp.zeros(mask.shape[:2], values.dtype)
+    zeros = jnp.zeros_like(values[..., 0])
     return jnp.where(mask, _backwards(step, (zeros, zeros), per_token(rewards, mask), values, mask), 0.0)
 
 
