@@ -19,6 +19,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Float
 
 from rljax._checks import accumulators, require_between, require_mask, require_shape
+from rljax._guards import finite
 
 __all__ = [
     "batch_normalised",
@@ -148,9 +149,11 @@ def report(
     kept = jnp.ones_like(present) if kept is None else kept
     require_shape(present.shape, "mask's leading axes", kept=kept)
     rho = jnp.where(mask, jnp.exp(mismatch), 0.0)
-    weights = rho if weights is None else jnp.asarray(weights).astype(rho.dtype)
-    require_shape(mask.shape, "mask", weights=weights)
     live = mask & kept[..., None]
+    if weights is None:  # up to a factor, which the share does not feel and which keeps its squares from overflowing
+        weights = jnp.where(mask, jnp.exp(mismatch - jnp.max(mismatch, where=live, initial=-1e30)), 0.0)
+    weights = jnp.asarray(weights).astype(rho.dtype)
+    require_shape(mask.shape, "mask", weights=weights)
     n, live_n = (jnp.maximum(jnp.sum(x), 1).astype(rho.dtype) for x in (mask, live))
     w = jnp.where(live, weights, 0.0)
     squares = jnp.sum(w**2)
@@ -163,13 +166,13 @@ def report(
 
 
 def _checked(mismatch, mask, **bounds) -> tuple[Array, ...]:
-    """λ without gradient and 0 outside the mask, the mask, and the bounds in λ's dtype."""
+    """λ without gradient, finite, and 0 outside the mask; the mask; and the bounds in λ's dtype."""
     for name, value in bounds.items():
         require_between(name, value, 1e-30)
     mask = require_mask(mask)
     require_shape(mask.shape, "mask", mismatch=mismatch)
     (mismatch,) = accumulators(mismatch=mismatch)
-    mismatch = lax.stop_gradient(jnp.where(mask, mismatch, 0.0))
+    mismatch = lax.stop_gradient(jnp.where(mask, finite(mismatch), 0.0))
     return mismatch, mask, *(jnp.asarray(value, mismatch.dtype) for value in bounds.values())
 
 

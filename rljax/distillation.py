@@ -20,6 +20,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
 from rljax._checks import accumulators, require_mask, require_rank, require_shape
+from rljax._guards import finite
 
 __all__ = [
     "Support",
@@ -97,6 +98,7 @@ def intersection(teacher_ids: Ids, student_ids: Ids) -> Support:
     >>> [x.tolist() for x in intersection(jnp.array([[5, 2]]), jnp.array([[2, 7]]))]
     [[[5, 2]], [[False, True]]]
     """
+    require_shape(teacher_ids.shape[:-1], "teacher_ids' leading axes", student_ids=student_ids[..., 0])
     return Support(teacher_ids, _among(teacher_ids, student_ids))
 
 
@@ -106,6 +108,7 @@ def union(teacher_ids: Ids, student_ids: Ids) -> Support:
     >>> [x.tolist() for x in union(jnp.array([[5, 2]]), jnp.array([[2, 7]]))]
     [[[5, 2, 2, 7]], [[True, True, False, True]]]
     """
+    require_shape(teacher_ids.shape[:-1], "teacher_ids' leading axes", student_ids=student_ids[..., 0])
     ids = jnp.concatenate([teacher_ids, student_ids], axis=-1)
     new = ~_among(student_ids, teacher_ids)
     return Support(ids, jnp.concatenate([jnp.ones(teacher_ids.shape, bool), new], axis=-1))
@@ -163,6 +166,7 @@ def top_tokens(
     """
     require_rank("hidden", hidden, "N D")
     require_rank("unembedding", unembedding, "V D")
+    require_shape(hidden.shape[1:], "hidden's last axis", unembedding=unembedding[0])
     size = unembedding.shape[0]
     if not 1 <= k <= size:
         raise ValueError(f"k = {k}: expected a number of tokens from 1 to {size}, the vocabulary's")
@@ -194,6 +198,9 @@ def logits_at(
     [[2.0, 3.0]]
     """
     require_rank("ids", ids, "N K")
+    require_rank("hidden", hidden, "N D")
+    require_rank("unembedding", unembedding, "V D")
+    require_shape(hidden.shape[1:], "hidden's last axis", unembedding=unembedding[0])
     require_shape(ids.shape[:1], "ids' first axis", hidden=hidden[:, 0])
     hidden, rows = accumulators(hidden=hidden, unembedding=unembedding[ids])
     return jnp.einsum("nd,nkd->nk", hidden, rows, precision=lax.Precision.HIGHEST)
@@ -206,6 +213,7 @@ def _logits(hidden: Array, rows: Array) -> Array:
 
 def _log_softmax(logits: Array, valid: Array) -> Array:
     """log softmax over the valid entries, 0 at the others; nothing that those hold is read."""
+    logits = finite(logits)  # one of −∞ is of no mass, and its divergence from another is a number
     top = jnp.max(lax.stop_gradient(logits), axis=-1, keepdims=True, where=valid, initial=-jnp.inf)
     shifted = jnp.where(valid, logits - jnp.where(jnp.isfinite(top), top, 0.0), 0.0)
     total = jnp.sum(jnp.where(valid, jnp.exp(shifted), 0.0), axis=-1, keepdims=True)

@@ -59,7 +59,8 @@ def policy_summary(sums: Mapping[str, Float[Array, ""]]) -> dict[str, Float[Arra
     - `clip_share`: Σw of the tokens with w·A ≠ 0 and ∂L/∂logp = 0, over Σw; of it `clip_share_positive` where A > 0
       and `clip_share_negative` where A < 0;
     - `kl`, `kl_k1`: token means of r − 1 − ℓ and −ℓ, estimates of KL(π_old ‖ π_θ), nats;
-    - `ratio_mean`: token mean of r;  `effective_samples`: (Σr)²/(n Σr²), 1 where every r is the same.
+    - `ratio_mean`: token mean of r;  `effective_samples`: (Σr)²/(n Σr²), 1 where every r is the same, 0 where Σr²
+      overflows.
 
     >>> names = ("tokens", "weight", "clipped", "clipped_positive", "k1", "k3", "ratio", "ratio_squared")
     >>> sums = dict(zip(names, jnp.array([4.0, 1.0, 0.5, 0.5, 0.0, 0.5, 5.0, 7.5])))
@@ -75,7 +76,7 @@ def policy_summary(sums: Mapping[str, Float[Array, ""]]) -> dict[str, Float[Arra
         "kl": _over(sums["k3"], sums["tokens"]),
         "kl_k1": _over(sums["k1"], sums["tokens"]),
         "ratio_mean": _over(sums["ratio"], sums["tokens"]),
-        "effective_samples": _over(_over(sums["ratio"], sums["tokens"]) * sums["ratio"], sums["ratio_squared"]),
+        "effective_samples": _effective(sums["ratio"], sums["ratio_squared"], sums["tokens"]),
     }
 
 
@@ -99,8 +100,9 @@ def position_sums(
     segments = segments_of(batch)
     cumulative = _segments.cumulative(log_ratio, segments)
     cut = jnp.where(earns(batch) & (gradient == 0), weights, 0.0)
-    place = jnp.searchsorted(jnp.asarray(edges), _segments.ordinal(segments), side="left")
-    here = batch.mask[..., None] & (place[..., None] == jnp.arange(len(edges) + 1).reshape((1,) * place.ndim + (-1,)))
+    place = jnp.searchsorted(jnp.asarray(edges, jnp.int32), _segments.ordinal(segments), side="left")[..., None]
+    places = jnp.arange(len(edges) + 1, dtype=place.dtype).reshape((1,) * (place.ndim - 1) + (-1,))
+    here = batch.mask[..., None] & (place == places)
 
     def total(x):
         return jnp.sum(jnp.where(here, x[..., None], 0.0), axis=tuple(range(x.ndim)))
@@ -127,7 +129,8 @@ def position_summary(sums: Mapping[str, Float[Array, "K"]]) -> dict[str, Float[A
     {'clip_share_positive': [0.5], 'clip_share_negative': [0.0], 'drift': [0.5], 'spread': [0.5]}
     """
     drift = _over(sums["cumulative"], sums["tokens"])
-    variance = _over(sums["cumulative_squared"], sums["tokens"]) - drift**2
+    square = _over(sums["cumulative_squared"], sums["tokens"])
+    variance = jnp.where(jnp.isfinite(square), square - drift**2, square)
     return {
         "clip_share_positive": _over(sums["clipped_positive"], sums["weight"]),
         "clip_share_negative": _over(sums["clipped_negative"], sums["weight"]),
@@ -171,6 +174,7 @@ def variance_proxies(
     """
     mask = require_mask(mask, "P G T")
     require_shape(mask.shape, "mask", advantages=advantages, proxy=proxy)
+    require_shape((), "a scalar", gradient_norm=gradient_norm)
     advantages, proxy = accumulators(advantages=advantages, proxy=proxy)
     n = jnp.sum(mask, axis=-1).astype(proxy.dtype)
     mean = jnp.sum(jnp.where(mask, advantages, 0.0), axis=-1) / jnp.maximum(n, 1)
@@ -184,6 +188,13 @@ def _over(numerator: Array, denominator: Array) -> Array:
     """The quotient, 0 where nothing is divided by."""
     empty = denominator == 0
     return jnp.where(empty, 0.0, numerator / jnp.where(empty, 1, denominator).astype(numerator.dtype))
+
+
+def _effective(total: Array, squares: Array, count: Array) -> Array:
+    """(Σr)²/(n Σr²), 0 where Σr² overflows."""
+    overflows = jnp.isinf(squares)
+    total, squares = jnp.where(overflows, 0.0, total), jnp.where(overflows, 1.0, squares)
+    return _over(_over(total, count) * total, squares)
 
 
 def reward_summary(rewards: Real[Array, "P G"], mask: Bool[Array, "P G T"]) -> dict[str, Float[Array, ""]]:

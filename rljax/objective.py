@@ -15,6 +15,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
 from rljax._checks import accumulators, require_floating, require_mask, require_rank, require_shape
+from rljax._guards import finite
 
 
 @jax.tree_util.register_dataclass
@@ -125,21 +126,24 @@ def segments_of(batch: Batch) -> Array:
 
 
 def earns(batch: Batch) -> Bool[Array, "*B T"]:
-    """True at the tokens that the loss sees: mask true, w ≠ 0 and A ≠ 0."""
-    return batch.mask & (batch.weights != 0) & (batch.advantages != 0)
+    """True at the tokens that the loss sees: mask true, w ≠ 0, A ≠ 0, and w·A ≠ 0 (it may underflow)."""
+    require_shape(batch.mask.shape, "mask", advantages=batch.advantages, weights=batch.weights)
+    weights, advantages = accumulators(weights=batch.weights, advantages=batch.advantages)
+    return batch.mask & (weights != 0) & (advantages != 0) & (weights * advantages != 0)
 
 
 def log_ratios(logp: Float[Array, "*B T"], batch: Batch) -> Float[Array, "*B T"]:
     """ℓ = log π_θ − log π_old, in at least float32; 0 where the mask is false.
 
-    A token that earns nothing still counts in the ratio of its sequence, but not with a NaN or an infinity.
+    A token that earns nothing still counts in the ratio of its sequence, but not with a NaN or an infinity. Elsewhere
+    ±∞ (a policy that gives the token no mass) is ±1e30: e^ℓ is the same, and pools of it are no NaN.
     """
     mask = require_mask(batch.mask)
     require_shape(mask.shape, "mask", logp=logp, old_logp=batch.old_logp)
     require_floating(logp=logp, old_logp=batch.old_logp)
     logp, old_logp = accumulators(logp=logp, old_logp=batch.old_logp)
     log_ratio = logp - old_logp
-    return jnp.where(mask & (earns(batch) | jnp.isfinite(log_ratio)), log_ratio, 0.0)
+    return jnp.where(mask & (earns(batch) | jnp.isfinite(log_ratio)), finite(log_ratio), 0.0)
 
 
 def policy_loss(logp: Float[Array, "*B T"], batch: Batch, ratio: Callable) -> Float[Array, ""]:

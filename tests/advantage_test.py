@@ -61,10 +61,11 @@ def expected(name, rewards, mask):
     return papers.over_groups(f)(rewards, mask, **named)
 
 
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("dense", [False, True])
 @every_case
-def test_values_are_the_papers(name, dense):
-    rewards, mask, _ = papers.random_rollouts(0, dense=dense)
+def test_values_are_the_papers(name, dense, seed):
+    rewards, mask, _ = papers.random_rollouts(seed, dense=dense)
     with jax.enable_x64(True):
         A = apply(name, rewards, mask)
         assert A.dtype == jnp.float64

@@ -202,6 +202,8 @@ def outcomes(baseline):
     def f(rewards, mask):
         out = np.zeros(mask.shape)
         present = [i for i in range(len(mask)) if mask[i].any()]
+        if not present:
+            return out
         R = [rewards[i] if rewards.ndim == 1 else rewards[i][mask[i]].sum() for i in present]
         for i, a in zip(present, baseline(R, [mask[i].sum() for i in present]), strict=True):
             out[i, mask[i]] = a

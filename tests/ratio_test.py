@@ -69,10 +69,13 @@ def ours(f, l, A, w, mask):
     return (f(jnp.asarray(l), jnp.asarray(A), mask), *jax.value_and_grad(loss)(jnp.asarray(l)))
 
 
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", CASES)
-def test_values_losses_and_gradients_are_the_papers(name):
+def test_values_losses_and_gradients_are_the_papers(name, seed):
+    """Also where the advantage changes its sign within a sequence."""
     f, paper = CASES[name]
-    l, A, w, mask = papers.random_batch(0)
+    l, A, w, mask = papers.random_batch(seed)
+    A = A * np.random.default_rng(seed).choice([-1, 1, 2], A.shape) if seed else A
     ids = mask.astype(int)
     with jax.enable_x64(True):
         values, loss, gradient = ours(f, l, A, w, mask)

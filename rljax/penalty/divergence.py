@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
+from rljax._guards import with_gradient_of
 from rljax.objective import Batch, log_ratios
 from rljax.penalty._weighted import Tokens, weighted, weighted_sum
 
@@ -49,8 +50,7 @@ def straight_through(value: Callable, gradient: Callable = k2) -> Callable:
     """
 
     def estimator(log_ratio: Tokens) -> Tokens:
-        differentiated = gradient(log_ratio)
-        return lax.stop_gradient(value(log_ratio) - differentiated) + differentiated
+        return with_gradient_of(lax.stop_gradient(value(log_ratio)), gradient(log_ratio))
 
     return estimator
 

@@ -61,7 +61,7 @@ def clip_cov(
     """Clip-Cov: true at the tokens to keep; k random ones of covariance in (low, high) are dropped (2505.22617).
 
     At most k = max(1, ⌊share · tokens⌋), among those that the ratio's own clip has not dropped already. To use it:
-    `dataclasses.replace(batch, weights=jnp.where(kept, batch.weights, 0))`. share in [0, 1].
+    `dataclasses.replace(batch, weights=jnp.where(kept, batch.weights, 0))`. share in [0, 1]; low, high ≥ 0.
 
     >>> batch = Batch(mask=jnp.ones(3, bool), weights=jnp.ones(3), old_logp=jnp.array([-1.5, -2.0, -3.0]),
     ...               advantages=jnp.array([3.0, 0.0, 0.0]))
@@ -69,6 +69,8 @@ def clip_cov(
     >>> clip_cov(jnp.array([-1.0, -2.0, -3.0]), batch, ratio.token, jax.random.key(0)).tolist()  # c = 2, 0, 1
     [False, True, True]
     """
+    require_between("low", low, 0)
+    require_between("high", high, 0)
     c = covariance(logp, batch)
     moved = jax.grad(policy_loss)(lax.stop_gradient(logp), batch, ratio) != 0
     candidates = earns(batch) & moved & (c > low) & (c < high)
@@ -87,7 +89,7 @@ def confident_negatives(entropy: Tokens, batch: Batch, *, threshold: float | Arr
     [True, False, True]
     """
     mask = require_mask(batch.mask)
-    require_shape(mask.shape, "mask", entropy=entropy)
+    require_shape(mask.shape, "mask", entropy=entropy, advantages=batch.advantages)
     (entropy,) = accumulators(entropy=entropy)
     return ~((batch.advantages < 0) & (entropy > jnp.asarray(threshold, entropy.dtype)))
 
@@ -107,6 +109,7 @@ def hysteresis(
     """
     require_between("low", low, 0)
     require_between("high", high, 0)
+    require_shape((), "a scalar", dropping=dropping, entropy=entropy)
     return (entropy > high) | (dropping & ~(entropy < low))
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from jax import lax
 
+from rljax._guards import with_gradient_of
 from rljax._segments import Segments
 from rljax.objective import required_fields, requiring
 from rljax.ratio._arguments import Tokens
@@ -50,6 +51,6 @@ def local_gradient(ratio: Callable) -> Callable:
     def local(log_ratio: Tokens, advantages: Tokens, segments: Segments, **bound) -> Tokens:
         value = ratio(log_ratio, advantages, segments, **bound)
         log_ratio = log_ratio.astype(value.dtype)
-        return lax.stop_gradient(value - log_ratio) + log_ratio
+        return with_gradient_of(lax.stop_gradient(value), log_ratio)
 
     return requiring(required_fields(ratio), local)

@@ -5,6 +5,7 @@ from jax import Array, lax
 
 from rljax import _segments
 from rljax._checks import require_between, require_shape
+from rljax._guards import with_gradient_of
 from rljax._segments import Segments
 from rljax.ratio._arguments import Tokens, checked
 
@@ -33,7 +34,7 @@ def total_variation_mask(
     [1.25 0.   0.5 ]
     """
     log_ratio, advantages, log_q, low, high = _checked_all(log_ratio, advantages, segments, old_logp, low, high, cap)
-    difference = jnp.exp(log_q) * jnp.expm1(log_ratio)
+    difference = jnp.exp(log_q + log_ratio) - jnp.exp(log_q)
     leaves = ((advantages > 0) & (difference > high)) | ((advantages < 0) & (difference < -low))
     return jnp.where(leaves, -jnp.inf, _capped(log_ratio, cap))
 
@@ -120,4 +121,4 @@ def _checked_all(log_ratio, advantages, segments, old_logp, low, high, cap) -> t
 def _capped(log_ratio: Array, cap) -> Array:
     """sg(min(ℓ, log cap) − ℓ) + ℓ."""
     bound = jnp.log(jnp.asarray(cap, log_ratio.dtype))
-    return lax.stop_gradient(jnp.minimum(log_ratio, bound) - log_ratio) + log_ratio
+    return with_gradient_of(lax.stop_gradient(jnp.minimum(log_ratio, bound)), log_ratio)

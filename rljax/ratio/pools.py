@@ -99,14 +99,17 @@ def power_mean(log_ratio: Tokens, advantages: Tokens, segments: Segments, *, p: 
     """
     log_ratio, _, segments = checked(log_ratio, advantages, segments)
     p = jnp.asarray(p, log_ratio.dtype)
-    center = _segments.mean(log_ratio, segments)
+    mean, still = _segments.mean(log_ratio, segments), lax.stop_gradient(log_ratio)
+    sign = jnp.where(p < 0, -1.0, 1.0).astype(p.dtype)
+    near = _segments.maximum(jnp.abs(p * (still - lax.stop_gradient(mean))), segments) <= 1
+    greatest = sign * _segments.maximum(sign * still, segments)  # of the r^p
+    center = jnp.where(near, lax.stop_gradient(mean), greatest)  # any constant would do
     exponent = jnp.where(_segments.trained(segments), p * (log_ratio - center), 0.0)
-    near = _segments.maximum(jnp.abs(lax.stop_gradient(exponent)), segments) <= 1
-    close, far = jnp.where(near, exponent, 0.0), jnp.where(near, 0.0, exponent)
-    top = _segments.maximum(lax.stop_gradient(far), segments)
+    vanishes = jnp.exp(lax.stop_gradient(exponent)) == 0  # as its gradient does, were the whole infinite: no 0·∞
+    close, far = jnp.where(near, exponent, 0.0), jnp.where(near | vanishes, 0.0, exponent)
     log_mean = jnp.where(
         near,
         jnp.log1p(_segments.mean(jnp.expm1(close), segments)),
-        top + jnp.log(jnp.where(near, 1.0, _segments.mean(jnp.exp(far - top), segments))),
+        jnp.log(jnp.where(near, 1.0, _segments.mean(jnp.where(vanishes, 0.0, jnp.exp(far)), segments))),
     )
-    return center + jnp.where(p == 0, 0.0, log_mean / jnp.where(p == 0, 1.0, p))
+    return jnp.where(p == 0, mean, center + log_mean / jnp.where(p == 0, 1.0, p))

@@ -1,0 +1,111 @@
+"""What does not fit is refused at trace time, by name: every public function, over lists taken from the modules."""
+
+import dataclasses
+import inspect
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from rljax import distillation, ratio
+from tests.signatures_test import ARGUMENTS, BATCH, COMBINATORS, FUNCTIONS, OTHERWISE
+
+FREE = ("k1", "k2", "k3", "overlong_penalty", "permute_within_group")  # one array, of any shape or number of groups
+NO_TOKENS = ("batch", "key", "support", "ids", "teacher_ids", "student_ids", "hidden", "unembedding", "history")
+# A value that each bound refuses, whatever the function.
+REFUSED = {
+    "low": -0.1, "high": -0.1, "dual": -0.1, "cap": -0.1, "limit": -0.1, "slack": -0.1, "least": -0.1, "gamma": 1.5,
+    "lam": -0.1, "share": 1.5, "alpha": -0.1, "max_length": 0.0, "buffer": 0.0, "slope": -1.0, "positive": 0.0,
+    "negative": -1.0,
+}  # fmt: skip
+ONE_MINUS = ("clip", "two_sided_clip")  # where 1 − low is the bound
+FUNCTIONS = {
+    name: f
+    for name, f in FUNCTIONS.items()
+    if name.startswith("rljax") and name.split(".")[-1] not in COMBINATORS
+}  # fmt: skip
+
+
+def arguments(function, **replaced) -> dict:
+    required = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty]
+    return {name: ARGUMENTS[name] for name in required} | OTHERWISE.get(function, {}) | replaced
+
+
+def cases(wanted, least):
+    """Each function and parameter that is wanted, of which there are at least so many."""
+    found = [(f, p) for f in FUNCTIONS.values() for p in inspect.signature(f).parameters if wanted(f, p)]
+    assert len(found) >= least
+    return pytest.mark.parametrize(("function", "name"), found, ids=[f"{f.__name__} {p}" for f, p in found])
+
+
+def has_a_shape(function, name):
+    return hasattr(arguments(function).get(name), "shape") and name not in NO_TOKENS and function.__name__ not in FREE
+
+
+@cases(has_a_shape, 100)
+def test_another_shape_is_refused_by_name(function, name):
+    """One entry fewer along the first axis, one axis more, one axis fewer."""
+    given = arguments(function)
+    x = given[name]
+    wrong = (x[:-1], x[..., None], x[..., 0]) if x.ndim else (x[None],)
+    for y in wrong:
+        with pytest.raises(ValueError, match=rf"\b({'|'.join(given)})('s [a-z ]+)? has shape .*: expected [\[(]"):
+            function(**given | {name: y})
+
+
+@cases(lambda f, p: p in ("mask", "segments"), 50)
+def test_a_float_mask_is_refused(function, name):
+    given = arguments(function)
+    with pytest.raises(TypeError, match=rf"{name} ha(s|ve) dtype float32: expected"):
+        function(**given | {name: given[name].astype(jnp.float32)})
+
+
+@cases(lambda f, p: p == "batch", 8)
+@pytest.mark.parametrize("field", ["mask", "old_logp", "advantages", "weights", "ref_logp", "segment_ids"])
+def test_a_batchs_fields_are_looked_at_where_they_are_read(function, name, field):
+    def of(**fields):
+        return function(**arguments(function, batch=dataclasses.replace(BATCH, **fields)))
+
+    if field == "mask":
+        with pytest.raises(TypeError, match="mask has dtype float32: expected bool"):
+            of(mask=BATCH.mask.astype(jnp.float32))
+    good = BATCH.mask.astype(jnp.int32) if field == "segment_ids" else getattr(BATCH, field)
+    reads = []
+    spy = type("Spy", (), {f.name: getattr(BATCH, f.name) for f in dataclasses.fields(BATCH)})
+    setattr(spy, field, property(lambda self: reads.append(field) or good))
+    jax.eval_shape(lambda: function(**arguments(function, batch=spy())))
+    if reads:
+        with pytest.raises(ValueError, match=r"has shape \(.*\): expected \("):
+            of(**{field: good[..., :-1]})
+
+
+@cases(lambda f, p: p in REFUSED, 35)
+def test_a_bound_out_of_range_is_refused_and_a_traced_one_is_not_looked_at(function, name):
+    for value in (REFUSED[name], float("nan"), *([1.0] if name == "low" and function.__name__ in ONE_MINUS else [])):
+        with pytest.raises(ValueError, match=rf"{name} = {re.escape(str(value))}: expected a number in \["):
+            function(**arguments(function, **{name: value}))
+    jax.eval_shape(lambda value: function(**arguments(function, **{name: value})), jnp.float32(REFUSED[name]))
+
+
+def test_no_lower_bound_is_none():
+    f = partial(ratio.two_sided_clip, *(ARGUMENTS[name] for name in ("log_ratio", "advantages", "segments")), high=0.2)
+    assert (f(low=None) == f()).all()
+    assert (f(low=None) != f(low=0.1)).any()
+
+
+def test_hidden_states_and_ids_that_do_not_fit():
+    hidden, unembedding, ids = ARGUMENTS["hidden"], ARGUMENTS["unembedding"], ARGUMENTS["ids"]
+    wider = r"unembedding has shape \(6,\): expected \(7,\), as hidden's last axis"
+    with pytest.raises(ValueError, match=wider):
+        distillation.top_tokens(hidden, unembedding[:, :-1], k=2)
+    with pytest.raises(ValueError, match=wider):
+        distillation.logits_at(hidden, unembedding[:, :-1], ids)
+    with pytest.raises(ValueError, match=r"hidden has shape \(3, 7\)|hidden has shape \(3,\): expected \(4,\)"):
+        distillation.logits_at(hidden[:-1], unembedding, ids)
+    with pytest.raises(ValueError, match=r"ids has shape \(4,\): expected \[N, K\]"):
+        distillation.logits_at(hidden, unembedding, ids[:, 0])
+    for combine in (distillation.intersection, distillation.union):
+        with pytest.raises(ValueError, match=r"student_ids has shape \(3,\): expected \(4,\), as teacher_ids' leading"):
+            combine(ids, ids[:-1])

@@ -1,0 +1,184 @@
+"""Far from the policy that sampled nothing is a NaN: log-ratios of ±100, references of −∞, powers of ±50, long rows."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rljax import Batch, correction, distillation, metrics, penalty, policy_loss, ratio
+from rljax.objective import bind, log_ratios, segments_of
+from tests.laws_test import RATIOS
+from tests.metrics_test import CLIP
+
+RATIOS = RATIOS | {f"power_mean {p}": partial(ratio.power_mean, p=p) for p in (-50.0, 0.01, 50.0)}
+BOUNDED = {  # where f cannot exceed a bound: (A > 0, A < 0)
+    "clip": (True, True), "position_clip": (True, True), "soft_gate": (True, True), "two_sided_clip": (True, True),
+    "clamp": (True, True), "total_variation_mask": (True, True), "kl_mask": (True, True), "log_clip": (True, False),
+    "balanced_grpo": (True, False), "cispo": (True, True), "ctpo": (True, True), "dapo": (True, True),
+    "dppo": (True, True), "dr_grpo": (True, False), "gmpo": (True, False), "grpo": (True, False),
+    "gspo": (True, False), "gspo_token": (True, False), "holder_po": (True, False), "minpro": (True, False),
+    "otb": (True, False), "rloo": (True, False), "sapo": (True, True),
+}  # fmt: skip
+ESTIMATORS = {
+    "k1": penalty.k1,
+    "k2": penalty.k2,
+    "k3": penalty.k3,
+    **{
+        f"{a.__name__}, gradient of {b.__name__}": penalty.straight_through(a, b)
+        for a in (penalty.k1, penalty.k3)
+        for b in (penalty.k1, penalty.k2, penalty.k3)
+    },
+}
+every_ratio = pytest.mark.parametrize("name", RATIOS)
+
+
+@partial(jax.jit, static_argnums=2)
+def look(logp, batch, f):
+    """The value that a loss exponentiates, and the gradient."""
+    values = bind(f, batch)(log_ratios(logp, batch), batch.advantages, segments_of(batch))
+    return values, jax.grad(policy_loss)(logp, batch, f)
+
+
+def far_rows(shape=(8, 10)):
+    """Rows 0–3 ℓ of ±100; 4–6 references of −∞ here and there; 7 near. A > 0 in even rows, A < 0 in odd ones."""
+    rng = np.random.default_rng(0)
+    mask = rng.random(shape) > 0.2
+    mask[:, ::5] = True
+    old = rng.normal(size=shape) - 3
+    l = rng.normal(size=shape) * 0.1
+    l[:4] = rng.choice([-100.0, 0.1, 100.0], l[:4].shape)
+    l[2:4], l[7] = np.abs(l[2:4]), 1e-3 * l[7]  # only above; near
+    logp = old + l
+    old[4:7, ::5] = -np.inf
+    A = np.where(np.arange(8) % 2 == 0, 1.0, -1.0)[:, None] * rng.uniform(0.5, 1, shape[:1])[:, None]
+    divergence = rng.uniform(0, 0.2, shape) * (np.arange(8) != 7)[:, None]
+    arrays = logp, old, np.broadcast_to(A, shape), rng.uniform(0.5, 1, shape), divergence
+    logp, old, A, w, divergence = (x.astype(np.float32) for x in arrays)
+    return logp, Batch(mask=mask, old_logp=old, advantages=A, weights=w, ref_logp=old, divergence=divergence)
+
+
+@every_ratio
+def test_no_nan_and_what_is_bounded_is_finite(name):
+    logp, batch = far_rows()
+    values, gradient = look(logp, batch, RATIOS[name])
+    with np.errstate(over="ignore"):
+        terms = np.where(batch.mask, batch.weights * batch.advantages * np.exp(np.asarray(values)), 0)
+    assert not np.isnan(terms).any()
+    assert not np.isnan(gradient).any()
+    for above, sign in zip(BOUNDED.get(name, (False, False)), (1, -1), strict=True):
+        if above:
+            assert np.isfinite(terms[batch.advantages == sign * np.abs(batch.advantages)]).all()
+            assert np.isfinite(np.asarray(gradient)[batch.advantages == sign * np.abs(batch.advantages)]).all()
+    assert np.count_nonzero(gradient[7]) > 3
+
+
+def test_the_unbounded_overflow_token_by_token():
+    """The infinite token alone: its neighbours keep their numbers."""
+    logp, batch = far_rows()
+    _, gradient = look(logp, batch, ratio.token)
+    infinite = batch.mask & (np.isneginf(batch.old_logp) | (logp - batch.old_logp > 90))
+    assert infinite.sum() > 5
+    np.testing.assert_array_equal(np.isinf(gradient), infinite)
+    with np.errstate(over="ignore"):
+        expected = np.where(batch.mask, -batch.weights * batch.advantages * np.exp(logp - batch.old_logp), 0)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-37)
+
+
+@every_ratio
+@pytest.mark.parametrize("held", [np.inf, -np.inf, np.nan])
+def test_a_token_that_earns_nothing_gives_exactly_zero(name, held):
+    """Whatever its ℓ is, and whichever of w, A or their product is 0; its neighbours have numbers."""
+    logp, batch = far_rows()
+    l = np.clip(logp - batch.old_logp, -1e-4, 1e-4)
+    logp, batch = np.where(batch.mask, l, 0), dataclasses.replace(batch, old_logp=np.zeros_like(l))
+    w, A = np.where(batch.mask, batch.weights, 0), batch.advantages.copy()
+    dead = np.zeros_like(batch.mask)
+    for rows, column in ((slice(0, 3), 0), (slice(3, 6), 5), (slice(6, 8), 5)):
+        dead[rows, column] = True
+    w[:3, 0], A[3:6, 5], w[6:, 5] = 0, 0, 0
+    A[7, 5] = 0
+    w[0, 0] = A[0, 0] = 1e-30  # the product underflows
+    spoilt = np.where(dead, np.float32(held), logp)
+    values, gradient = look(spoilt, dataclasses.replace(batch, weights=w, advantages=A), RATIOS[name])
+    assert np.isfinite(gradient).all()
+    assert np.all(np.asarray(gradient)[dead] == 0)
+    assert np.count_nonzero(gradient) >= 0.3 * batch.mask.sum() or name == "cumulative_divergence_mask"
+    assert np.isfinite(np.asarray(values)[batch.mask & ~dead]).sum() > 20
+
+
+@pytest.mark.parametrize("name", ["ctpo", "minpro", "gspo", "power_mean -50.0"])
+def test_long_rows(name):
+    """T = 32768, where the sum of ℓ is in the millions: packed in one row of 16 sequences, and of one."""
+    T = 32768
+    rng = np.random.default_rng(0)
+    l = rng.choice([-100.0, 0.0, 100.0], (2, T)).astype(np.float32)
+    mask, zeros = rng.random((2, T)) > 0.1, np.zeros((2, T), np.float32)
+    ids = np.stack([np.repeat(np.arange(1, 17), T // 16), np.ones(T)]).astype(np.int32)
+    batch = Batch(mask=mask, old_logp=zeros, advantages=zeros + 1, weights=zeros + 1, segment_ids=ids)
+    for sign in (1, -1):
+        values, gradient = look(l, dataclasses.replace(batch, advantages=zeros + sign), RATIOS[name])
+        assert not np.isnan(values).any()
+        assert not np.isnan(gradient).any()
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_no_penalty_is_nan(name):
+    logp, batch = far_rows()
+    kl = partial(penalty.kl, estimator=ESTIMATORS[name])
+    value, gradient = jax.jit(jax.value_and_grad(kl))(logp, batch)
+    assert not np.isnan(value)
+    assert not np.isnan(gradient).any()
+    dead = dataclasses.replace(batch, weights=np.where(np.isfinite(batch.ref_logp), batch.weights, 0))
+    value, gradient = jax.jit(jax.value_and_grad(kl))(np.clip(logp, -9, 0), dead)
+    assert np.isfinite(value) or name.startswith("k3")
+    np.testing.assert_array_equal(np.asarray(gradient)[dead.weights == 0], 0)
+
+
+def test_no_other_penalty_is_nan():
+    logp, batch = far_rows()
+    for f in (penalty.quadratic, penalty.kl_cov):
+        value, gradient = jax.jit(jax.value_and_grad(f))(logp, batch)
+        assert not np.isnan(value)
+        assert not np.isnan(gradient).any()
+    kept = jax.jit(partial(penalty.clip_cov, ratio=CLIP, share=0.5))(logp, batch, key=jax.random.key(0))
+    assert kept.all()  # no covariance here is between 1 and 5
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_no_correction_is_nan(sign):
+    logp, batch = far_rows()
+    mismatch = sign * (logp - batch.old_logp)
+    for name in correction.__all__:
+        if name == "batch_normalised":
+            out = correction.batch_normalised(correction.icepop(mismatch, batch.mask), batch.mask)
+        else:
+            out = jax.jit(getattr(correction, name))(mismatch, batch.mask)
+        for x in jax.tree.leaves(out):
+            assert not np.isnan(x).any()
+            if name not in ("report",):
+                assert np.isfinite(x).all()
+    effective = correction.report(mismatch, batch.mask)["effective_samples"]
+    assert 1 / batch.mask.sum() - 1e-6 <= effective <= 1
+
+
+def test_no_metric_is_nan():
+    logp, batch = far_rows()
+    sums = jax.jit(lambda *x: (metrics.policy_sums(*x, CLIP), metrics.position_sums(*x, CLIP, edges=(4,))))
+    whole, by_position = sums(logp, batch)
+    summary, by_position = metrics.policy_summary(whole), metrics.position_summary(by_position)
+    assert not any(np.isnan(x).any() for x in jax.tree.leaves((summary, by_position)))
+    assert np.isinf(summary["kl"])
+    assert summary["clip_share"] > 0.1
+
+
+def test_a_teacher_of_no_mass_and_far_logits_give_no_nan():
+    student = jnp.array([[0.0, 1.0, -jnp.inf], [100.0, -100.0, 0.0], [0.0, 1.0, 2.0]])
+    teacher = jnp.array([[0.0, 1.0, -jnp.inf], [-100.0, 100.0, 0.0], [-jnp.inf, 0.0, 1.0]])
+    support = distillation.teachers(jnp.zeros((3, 3), jnp.int32))
+    value, gradient = jax.value_and_grad(lambda x: jnp.sum(distillation.support_kl(x, teacher, support)))(student)
+    assert value > 1e20
+    assert not np.isnan(gradient).any()
+    np.testing.assert_allclose(distillation.support_kl(student, teacher, support)[:2], [0, 200], rtol=1e-6)

@@ -1,0 +1,230 @@
+"""Penalties, corrections, distillation, rewards and metrics against plain loops at float64, values and gradients."""
+
+import inspect
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rljax import Batch, correction, distillation, metrics, penalty, policy_loss, ratio, rewards
+from tests import papers, papers_losses
+
+SEEDS = range(3)
+CLIP = partial(ratio.clip, low=0.2, high=0.3)
+ESTIMATORS = {
+    "k1": (penalty.k1, papers_losses.k1),
+    "k2": (penalty.k2, papers_losses.k2),
+    "k3": (penalty.k3, papers_losses.k3),
+    "straight_through": (penalty.straight_through(penalty.k3), papers_losses.straight_through(papers_losses.k3)),
+    "straight_through k1 k3": (
+        penalty.straight_through(penalty.k1, penalty.k3),
+        papers_losses.straight_through(papers_losses.k1, papers_losses.k3),
+    ),
+}
+
+
+def tokens(seed):
+    """Arrays `[B, T]` by name: advantages of both signs in a row, rows with holes and one of them empty."""
+    rng = np.random.default_rng(seed)
+    l, A, w, mask = papers.random_batch(seed)
+    mask[4] = False
+    old = rng.normal(size=mask.shape) - 2
+    x = {"logp": old + l, "old_logp": old, "ref_logp": old + rng.normal(size=mask.shape), "w": w, "mask": mask}
+    return x | {"A": A * rng.choice([-1, 1, 2], mask.shape), "v": rng.normal(size=mask.shape)}
+
+
+def batch_of(x):
+    return Batch(mask=x["mask"], old_logp=x["old_logp"], advantages=x["A"], weights=x["w"], ref_logp=x["ref_logp"])
+
+
+def kl(name):
+    ours, paper = ESTIMATORS[name]
+    return (
+        lambda y, x: penalty.kl(y, batch_of(x), estimator=ours),
+        lambda x: papers_losses.kl(x["logp"], x["ref_logp"], x["w"], x["mask"], paper),
+    )
+
+
+PENALTIES = {name: kl(name) for name in ESTIMATORS} | {
+    "quadratic": (
+        lambda y, x: penalty.quadratic(y, batch_of(x)),
+        lambda x: papers_losses.quadratic(x["logp"], x["old_logp"], x["w"], x["mask"]),
+    ),
+    "entropy_bonus": (
+        lambda y, x: penalty.entropy_bonus(y, batch_of(x)),
+        lambda x: papers_losses.entropy_bonus(x["logp"], x["w"], x["mask"]),
+    ),
+    "value_loss": (
+        lambda y, x: penalty.value_loss(y, batch_of(x), returns=x["v"], old_values=x["old_logp"], limit=0.2),
+        lambda x: papers_losses.value_loss(x["logp"], x["v"], x["old_logp"], x["w"], x["mask"], 0.2),
+    ),
+    "kl_cov": (
+        lambda y, x: penalty.kl_cov(y, batch_of(x), share=0.2),
+        lambda x: papers_losses.kl_cov(x["logp"], x["old_logp"], x["A"], x["w"], x["mask"], 0.2),
+    ),
+}
+SELECTIONS = ("covariance", "confident_negatives", "clip_cov", "hysteresis")  # here or, by hand, in penalty_test
+ROWS = {"token_truncated": {}, "sequence_truncated": {}, "icepop": {}, "sequence_masked": {}}
+KEPT = {"geometric": {"low": 0.9, "high": 1.1}, "k3": {"limit": 0.1}, "veto": {"least": 0.5}}
+
+
+def functions(module):
+    return {name for name in module.__all__ if inspect.isfunction(getattr(module, name))}
+
+
+def test_every_function_is_compared_with_a_formula():
+    assert {name.split()[0] for name in PENALTIES} | {"kl", *SELECTIONS} == functions(penalty)
+    assert {*ROWS, *KEPT, "batch_normalised", "report"} == functions(correction)
+    written = {name for name, _ in inspect.getmembers(papers_losses, inspect.isfunction)}
+    chance = {"permute_within_group"}
+    assert functions(rewards) - chance <= written
+    assert {name for name in functions(metrics) if not name.endswith("_sums")} <= written
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+def test_a_penalty_and_its_gradient_are_the_papers(name):
+    ours, paper = PENALTIES[name]
+    with jax.enable_x64(True):
+        f = jax.jit(jax.value_and_grad(ours))
+        for seed in SEEDS:
+            x = tokens(seed)
+            value, gradient = f(np.where(x["mask"], x["logp"], np.nan), x)
+            expected, slope = paper(x)
+            assert papers.agree(value, expected)
+            assert papers.agree(gradient, slope)
+            assert not papers.agree(0 * gradient, slope)
+
+
+def test_selections_are_the_papers():
+    with jax.enable_x64(True):
+        covariance = jax.jit(lambda x: penalty.covariance(x["logp"], batch_of(x)))
+        for seed in SEEDS:
+            x = tokens(seed)
+            c = papers_losses.covariance(x["logp"], x["A"], x["mask"])
+            assert papers.agree(covariance(x), c)
+            kept = penalty.confident_negatives(x["v"], batch_of(x), threshold=0.3)
+            np.testing.assert_array_equal(kept, papers_losses.confident_negatives(x["v"], x["A"], 0.3))
+            assert 0 < np.sum(~np.asarray(kept)) < kept.size
+
+
+def mismatch(seed):
+    """λ of sequences near and far, an empty one, NaN where nothing is trained."""
+    x = tokens(seed)
+    far = np.random.default_rng(seed).choice([0.05, 0.5, 2.0], (len(x["mask"]), 1))
+    return np.where(x["mask"], (x["ref_logp"] - x["old_logp"]) * far, np.nan), x["mask"]
+
+
+@pytest.mark.parametrize("name", [*ROWS, *KEPT])
+def test_a_correction_is_the_papers(name):
+    hyper = (ROWS | KEPT)[name]
+    f = jax.jit(partial(getattr(correction, name), **hyper))
+    seen = []
+    with jax.enable_x64(True):
+        for seed in SEEDS:
+            l, mask = mismatch(seed)
+            expected = np.zeros(mask.shape) if name in ROWS else np.ones(len(mask), bool)
+            for b, m in enumerate(mask):
+                if m.any():
+                    expected[b, ..., *([m] * (name in ROWS))] = getattr(papers, name)(l[b, m], **hyper)
+            assert papers.agree(f(l, mask), expected)
+            seen.append(expected)
+    assert np.ptp(np.stack(seen).astype(float)) > 0.5
+
+
+def test_normalised_weights_and_the_report_are_the_papers():
+    with jax.enable_x64(True):
+        report = jax.jit(correction.report)
+        for seed in SEEDS:
+            l, mask = mismatch(seed)
+            w = correction.token_truncated(l, mask)
+            expected = papers_losses.batch_normalised(np.asarray(w), mask)
+            assert papers.agree(correction.batch_normalised(w, mask), expected)
+            kept = np.random.default_rng(seed).random(len(mask)) > 0.3
+            for weights in (None, w):
+                about, expected = (
+                    report(l, mask, weights, kept),
+                    papers_losses.correction_report(l, mask, kept, weights),
+                )
+                for name, value in expected.items():
+                    assert papers.agree(about[name], value), name
+
+
+@pytest.mark.parametrize("name", ["teachers", "students", "intersection", "union"])
+def test_distillation_and_its_gradient_are_the_papers(name):
+    """The gradient of the logits written out; supports made by sets."""
+    with jax.enable_x64(True):
+        f = jax.jit(jax.value_and_grad(lambda x, z, w, ok: distillation.support_loss(
+            x, z, w, support=distillation.Support(jnp.zeros(ok.shape, jnp.int32), ok))))  # fmt: skip
+        for seed in SEEDS:
+            rng = np.random.default_rng(seed)
+            own, other = (np.array([rng.permutation(9)[:4] for _ in range(6)], np.int32) for _ in range(2))
+            one = name in ("teachers", "students")
+            support = getattr(distillation, name)(*([jnp.asarray(own)] if one else map(jnp.asarray, (own, other))))
+            combine = {"intersection": set.intersection, "union": set.union}.get(name, lambda a, _: a)
+            for ids, ok, a, b in zip(*map(np.asarray, support), own, other, strict=True):
+                assert sorted(ids[ok]) == sorted(combine({*a}, {*b}))
+            valid = np.asarray(support.valid) & (np.arange(6) != 3)[:, None]  # nothing at the fourth position
+            student, teacher = rng.normal(size=(2, *valid.shape))
+            weights = rng.uniform(0.5, 1.5, 6) * (np.arange(6) != 1)
+            value, gradient = f(*(np.where(valid, x, np.nan) for x in (student, teacher)), weights, valid)
+            expected, slope = papers_losses.support_loss(student, teacher, weights, valid)
+            assert papers.agree(value, expected)
+            assert papers.agree(gradient, slope)
+            assert not papers.agree(0 * gradient, slope)
+
+
+def test_the_sampled_token_is_the_papers():
+    for seed in SEEDS:
+        x = tokens(seed)
+        with jax.enable_x64(True):
+            A = distillation.sampled_token(x["old_logp"], x["ref_logp"], x["mask"])
+        assert papers.agree(A, papers_losses.sampled_token(x["old_logp"], x["ref_logp"], x["mask"]))
+
+
+def test_what_happens_to_rewards_is_the_papers():
+    with jax.enable_x64(True):
+        shaping = jax.jit(partial(rewards.length_shaping, share=0.5, alpha=0.3))
+        for seed in SEEDS:
+            R, mask, _ = papers.random_rollouts(seed)
+            right = (R > -0.3) * 1.0
+            np.testing.assert_array_equal(rewards.informative(R, mask), papers_losses.informative(R, mask))
+            assert papers.agree(shaping(right, mask), papers_losses.length_shaping(right, mask, 0.5, 0.3))
+            history = np.random.default_rng(seed).normal(size=5)
+            assert papers.agree(rewards.improvement(R, mask, history), papers_losses.improvement(R, mask, history))
+            lengths = np.random.default_rng(seed).integers(0, 120, 7)
+            ours = rewards.overlong_penalty(lengths.astype(float), max_length=100, buffer=30)
+            assert papers.agree(ours, [papers_losses.overlong_penalty(n, 100, 30) for n in lengths])
+
+
+def test_metrics_of_a_step_are_the_papers():
+    edges = (1, 3, 6)
+    with jax.enable_x64(True):
+        sums = jax.jit(lambda x: (metrics.policy_sums(x["logp"], batch_of(x), CLIP),
+                                  metrics.position_sums(x["logp"], batch_of(x), CLIP, edges=edges),
+                                  jax.grad(policy_loss)(x["logp"], batch_of(x), CLIP)))  # fmt: skip
+        for seed in SEEDS:
+            x = tokens(seed)
+            named = [x[name] for name in ("logp", "old_logp", "A", "w", "mask")]
+            whole, by_position, gradient = sums(x)
+            expected = papers_losses.policy_summary(*named, np.asarray(gradient))
+            assert expected["clip_share_positive"] > 0
+            for name, value in metrics.policy_summary(whole).items():
+                assert papers.agree(value, expected[name]), name
+            expected = papers_losses.position_summary(*named, np.asarray(gradient), edges)
+            for name, value in metrics.position_summary(by_position).items():
+                assert papers.agree(value, expected[name], 1e-9), name  # a spread is a difference of squares
+
+
+def test_metrics_of_a_rollout_are_the_papers():
+    with jax.enable_x64(True):
+        for seed in SEEDS:
+            R, mask, proxy = papers.random_rollouts(seed)
+            A = np.random.default_rng(seed).normal(size=mask.shape)
+            assert papers.agree(metrics.sign_length_gap(A, mask), papers_losses.sign_length_gap(A, mask))
+            about = metrics.variance_proxies(A, mask, proxy=proxy, gradient_norm=0.3)
+            for name, value in papers_losses.variance_proxies(A, mask, proxy, 0.3).items():
+                assert papers.agree(about[name], value), name
+            for name, value in papers_losses.reward_summary(R, mask).items():
+                assert papers.agree(metrics.reward_summary(R, mask)[name], value), name

@@ -1,0 +1,251 @@
+"""A worked number for every public function, by hand: what it gives for three or four tokens."""
+
+import inspect
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rljax import Batch, advantage, aggregation, correction, distillation, metrics, penalty, ratio, rewards
+
+LOG = np.log
+ONES = np.ones((1, 3))
+L, UP, DOWN, TOOL = [[0.1, 0.4, -0.5]], ONES, -ONES, np.array([[True, False, True]])
+ALL = ONES > 0
+
+RATIOS = {  # of ℓ = .1, .4, −.5, whose second token is a tool's where that matters
+    "token": (ratio.token, UP, ALL, [0.1, 0.4, -0.5]),
+    "sequence_mean": (ratio.sequence_mean, UP, TOOL, [-0.2, 0, -0.2]),
+    "sequence_sum": (ratio.sequence_sum, UP, TOOL, [-0.4, 0, -0.4]),
+    "cumulative": (ratio.cumulative, UP, TOOL, [0.1, 0, -0.4]),
+    "prefix_mean": (ratio.prefix_mean, UP, ALL, [0.1, 0.25, 0]),
+    "prefix_min": (ratio.prefix_min, UP, ALL, [0.1, 0.5, -0.4]),
+    "power_mean": (partial(ratio.power_mean, p=1.0), UP, TOOL, [LOG((np.exp(0.1) + np.exp(-0.5)) / 2), 0, None]),
+    "clip": (partial(ratio.clip, low=0.2, high=0.2), UP, ALL, [0.1, LOG(1.2), -0.5]),
+    "clip, A < 0": (partial(ratio.clip, low=0.2, high=0.2), DOWN, ALL, [0.1, 0.4, LOG(0.8)]),
+    "clip, dual": (partial(ratio.clip, low=0.2, high=0.2, dual=1.25), DOWN, ALL, [0.1, LOG(1.25), LOG(0.8)]),
+    "log_clip": (partial(ratio.log_clip, low=0.3, high=0.3), DOWN, ALL, [0.1, 0.4, -0.3]),
+    "position_clip": (partial(ratio.position_clip, low=0.2, high=0.2), UP, ALL, [0.1, 0.2 * 2**0.5, -0.5]),
+    "position_clip, A < 0": (
+        partial(ratio.position_clip, low=0.2, high=1, dual=0.1),
+        DOWN,
+        TOOL,
+        [0.1, None, -0.2 * 2**0.5],
+    ),
+    "two_sided_clip": (partial(ratio.two_sided_clip, low=0.2, high=0.2), UP, ALL, [0.1, LOG(1.2), LOG(0.8)]),
+    "soft_gate": (ratio.soft_gate, UP, ALL, [LOG(4 / (1 + np.exp(1 - np.exp(x)))) for x in L[0]]),
+    "chain": (ratio.chain(ratio.sequence_sum, partial(ratio.clamp, limit=0.3)), UP, TOOL, [-0.3, 0, -0.3]),
+    "local_gradient": (
+        lambda *x: jax.grad(lambda l: jnp.sum(ratio.local_gradient(ratio.cumulative)(l, *x[1:])))(x[0]),
+        UP,
+        ALL,
+        [1, 1, 1],
+    ),
+    "clamp": (partial(ratio.clamp, limit=0.3), UP, ALL, [0.1, 0.3, -0.3]),
+    "total_variation_mask": (
+        partial(ratio.total_variation_mask, low=0.1, high=0.1, old_logp=LOG(ONES / 2)),
+        UP,
+        ALL,
+        [0.1, -np.inf, -0.5],
+    ),  # ½(e^.4 − 1) = .246
+    "kl_mask": (partial(ratio.kl_mask, low=0.05, high=0.05, old_logp=LOG(ONES / 2)), UP, ALL, [0.1, -np.inf, -0.5]),
+    "cumulative_divergence_mask": (
+        partial(ratio.cumulative_divergence_mask, limit=0.15, slack=0.02, divergence=0.1 * ONES),
+        UP,
+        ALL,
+        [0.1, -np.inf, -0.5],
+    ),
+}
+
+R, M = np.array([[1.0, 0.0, 0.5]]), np.arange(2) < np.array([[[2], [2], [1]]])
+PROXY = np.array([[[0.5, 1.5], [0.5, 0.5], [1.0, 9.0]]])
+ADVANTAGES = {  # of rewards 1, 0, .5 and lengths 2, 2, 1: at the first token and, where it has one, at the second
+    "group_relative": (advantage.group_relative, [[1, 1], [-1, -1], [0, 0]]),
+    "mean_baseline": (advantage.mean_baseline, [[0.5, 0.5], [-0.5, -0.5], [0, 0]]),
+    "leave_one_out": (advantage.leave_one_out, [[0.75, 0.75], [-0.75, -0.75], [0, 0]]),
+    "length_weighted": (advantage.length_weighted, [[0.5, 0.5], [-0.5, -0.5], [0, 0]]),
+    "pass_at_k": (advantage.pass_at_k, [[0.5, 0.5], [0, 0], [0, 0]]),
+    "task_relative": (partial(advantage.task_relative, task=np.array([3])), [[1, 1], [-1, -1], [0, 0]]),
+    "policy_improvement": (partial(advantage.policy_improvement, improvement=2.0), [[3, 3], [-3, -3], [0, 0]]),
+    "prefix_tree": (  # all begin alike, then the first two part: V = ½, then 1 and 0
+        partial(advantage.prefix_tree, tokens=np.array([[[7, 1], [7, 2], [7, 0]]])),
+        [[1, 2], [-1, -2], [0, 0]],
+    ),
+    "discounted_returns": (partial(advantage.discounted_returns, gamma=0.5), [[0.5, 1], [0, 0], [0.5, 0]]),
+    "remax": (partial(advantage.remax, greedy_rewards=np.array([0.25])), [[0.75, 0.75], [-0.25, -0.25], [0.25, 0]]),
+    "generalized_advantage_estimation": (  # V = ½: δ = −¼, ½ | −¼, −½ | 0
+        partial(advantage.generalized_advantage_estimation, values=np.full(M.shape, 0.5), gamma=0.5, lam=1.0),
+        [[0, 0.5], [-0.5, -0.5], [0, 0]],
+    ),
+    "reinforce_plus_plus": (advantage.reinforce_plus_plus, [[1, 1], [-1, -1], [0, 0]]),
+    "reinforce_plus_plus_baseline": (advantage.reinforce_plus_plus_baseline, [[1, 1], [-1, -1], [0, 0]]),
+    "whitened": (advantage.whitened(advantage.mean_baseline), [[1, 1], [-1, -1], [0, 0]]),
+    "whiten": (
+        lambda r, m: advantage.whiten(jnp.where(m, jnp.asarray(r)[..., None], 9.0), m),
+        [[1, 1], [-1, -1], [0, 0]],
+    ),
+    "standardised": (advantage.standardised(advantage.pass_at_k), [[1, 1], [0, 0], [0, 0]]),
+    "multi_reward": (partial(advantage.multi_reward, components=np.stack([R, 5 * R], -1)), [[1, 1], [-1, -1], [0, 0]]),
+    "optimal_token_baseline": (  # W = ½, ½, 1: B = ½; then 2 and 1: B = ⅔
+        partial(advantage.optimal_token_baseline, proxy=PROXY),
+        [[0.5, 1 / 3], [-0.5, -2 / 3], [0, 0]],
+    ),
+    "leave_one_out_token_baseline": (  # B = ⅓, ⅔, ½; then 0 and 1
+        partial(advantage.leave_one_out_token_baseline, proxy=PROXY),
+        [[2 / 3, 1], [-2 / 3, -1], [0, 0]],
+    ),
+    "exact_energy_baseline": (
+        partial(advantage.exact_energy_baseline, energy=np.cumsum(PROXY, -1)),
+        [[0.5, 1 / 3], [-0.5, -2 / 3], [0, 0]],
+    ),
+}
+
+AGGREGATIONS = {  # of the same lengths 2, 2, 1, and sides 1, −1, −1
+    "token_mean": (aggregation.token_mean, [0.2, 0.2, 0.2]),
+    "sequence_mean": (aggregation.sequence_mean, [1 / 6, 1 / 6, 1 / 3]),
+    "group_mean": (aggregation.group_mean, [0.2, 0.2, 0.2]),
+    "constant": (partial(aggregation.constant, max_length=10), [1 / 30] * 3),
+    "balanced": (aggregation.balanced, [1 / 3 / 2, 2 / 3 / 3, 2 / 3 / 3]),
+}
+
+RHO, TWO = LOG([[2.0, 0.5, 3.0]]), np.array([[True, True, False]])
+CORRECTIONS = {  # of ρ = 2 and ½; a third is masked
+    "token_truncated": (partial(correction.token_truncated, cap=1.5), [[1.5, 0.5, 0]]),
+    "sequence_truncated": (partial(correction.sequence_truncated, cap=0.9), [[0.9, 0.9, 0]]),
+    "icepop": (partial(correction.icepop, low=0.6, high=2.5), [[2, 0, 0]]),
+    "sequence_masked": (partial(correction.sequence_masked, cap=1.1), [[1, 1, 0]]),
+    "geometric": (partial(correction.geometric, low=1.01, high=2.0), [False]),  # their geometric mean is 1
+    "k3": (partial(correction.k3, limit=0.24), [False]),  # (1 − log 2 + log 2 − ½)/2 = ¼
+    "veto": (partial(correction.veto, least=0.4), [True]),
+    "batch_normalised": (lambda x, m: correction.batch_normalised(jnp.exp(x), m), [[1.6, 0.4, 0]]),
+    "report": (lambda x, m: correction.report(x, m)["chi_squared"], 1.125),  # (4 + ¼)/2 − 1
+}
+
+H = jnp.asarray([[0.5, 1.0, 2.0]], jnp.float32)
+BATCH = Batch(mask=jnp.asarray(TWO), old_logp=jnp.asarray(LOG([[0.25, 0.5, 0.5]]), jnp.float32),
+              advantages=jnp.asarray([[1.0, -1.0, 1.0]]), weights=jnp.asarray([[0.5, 0.25, 9.0]]),
+              ref_logp=jnp.asarray(LOG([[0.25, 0.5, 0.5]]), jnp.float32))  # fmt: skip
+LOGP = jnp.asarray(LOG([[0.5, 0.25, 0.1]]), jnp.float32)  # ℓ = log 2, −log 2
+OTHERS = {
+    "straight_through": (lambda: jax.grad(penalty.straight_through(penalty.k3))(2.0), 2.0),  # k2's
+    "k1": (lambda: penalty.k1(jnp.float32(-0.5)), -0.5),
+    "k2": (lambda: penalty.k2(jnp.float32(-0.5)), 0.125),
+    "k3": (lambda: penalty.k3(jnp.float32(-LOG(2))), 1 - LOG(2)),
+    "kl": (lambda: penalty.kl(LOGP, BATCH), 0.5 * (LOG(2) - 0.5) + 0.25 * (1 - LOG(2))),
+    "quadratic": (lambda: penalty.quadratic(LOGP, BATCH), 0.75 * LOG(2) ** 2 / 2),
+    "entropy_bonus": (lambda: penalty.entropy_bonus(H, BATCH), -(0.5 * 0.5 + 0.25 * 1.0)),
+    "value_loss": (  # near: .2 and .2, so ½·max(.25, .64), ½·max(0, .64)
+        lambda: penalty.value_loss(H, BATCH, returns=jnp.ones((1, 3)), old_values=jnp.zeros((1, 3)), limit=0.2),
+        0.5 * 0.32 + 0.25 * 0.32,
+    ),
+    "covariance": (lambda: penalty.covariance(LOGP, BATCH), [[LOG(2) / 2, LOG(2) / 2, 0]]),
+    "kl_cov": (lambda: penalty.kl_cov(LOGP, BATCH, share=0.5), 0.5 * LOG(2)),  # the first of equals
+    "clip_cov": (
+        lambda: penalty.clip_cov(LOGP, BATCH, ratio.token, jax.random.key(0), low=0.3, high=0.4, share=1.0),
+        [[False, False, True]],
+    ),
+    "confident_negatives": (lambda: penalty.confident_negatives(H, BATCH, threshold=0.7), [[True, False, True]]),
+    "hysteresis": (lambda: penalty.hysteresis(jnp.array(True), jnp.float32(0.5), low=0.4, high=1.0), True),
+    "sampled_token": (lambda: distillation.sampled_token(BATCH.old_logp, LOGP, BATCH.mask), [[LOG(2), -LOG(2), 0]]),
+    "teachers": (lambda: distillation.teachers(jnp.array([[3, 1]])).valid, [[True, True]]),
+    "students": (lambda: distillation.students(jnp.array([[3, 1]])).ids, [[3, 1]]),
+    "intersection": (lambda: distillation.intersection(*jnp.array([[[3, 1]], [[1, 2]]])).valid, [[False, True]]),
+    "union": (lambda: distillation.union(*jnp.array([[[3, 1]], [[1, 2]]])).valid, [[True, True, False, True]]),
+    "support_kl": (  # π̂ = ½, ½ and q̂ = ¾, ¼
+        lambda: distillation.support_kl(
+            jnp.zeros((1, 2)), jnp.log(jnp.array([[3.0, 1.0]])), distillation.teachers(jnp.array([[0, 1]]))
+        ),
+        [0.5 * LOG(4 / 3)],
+    ),
+    "support_loss": (
+        lambda: distillation.support_loss(
+            jnp.zeros((1, 2)),
+            jnp.log(jnp.array([[3.0, 1.0]])),
+            jnp.array([2.0]),
+            support=distillation.teachers(jnp.array([[0, 1]])),
+        ),
+        LOG(4 / 3),
+    ),
+    "top_tokens": (
+        lambda: distillation.top_tokens(jnp.ones((1, 1)), jnp.array([[1.0], [3.0], [2.0]]), k=2)[0],
+        [[1, 2]],
+    ),
+    "logits_at": (
+        lambda: distillation.logits_at(jnp.ones((1, 1)) * 2, jnp.array([[1.0], [3.0]]), jnp.array([[1]])),
+        [[6.0]],
+    ),
+    "informative": (lambda: rewards.informative(np.array([[1, 0], [1, 1]]), np.ones((2, 2, 1), bool)), [True, False]),
+    "overlong_penalty": (lambda: rewards.overlong_penalty(jnp.array([85]), max_length=100, buffer=20), [-0.25]),
+    "length_shaping": (  # lengths 1 and 3: z = ∓1/√2
+        lambda: rewards.length_shaping(jnp.ones((1, 2)), np.arange(3) < np.array([[[1], [3]]]), share=1.0, alpha=0.4),
+        [[1 - 0.4 / (1 + np.exp(0.5**0.5)), 1 - 0.4 / (1 + np.exp(-(0.5**0.5)))]],
+    ),
+    "improvement": (
+        lambda: rewards.improvement(jnp.ones((1, 2)), np.ones((1, 2, 1), bool), jnp.array([0.0, 1.0])),
+        0.5**0.5,
+    ),
+    "permute_within_group": (lambda: rewards.permute_within_group(jnp.full((1, 3), 7), jax.random.key(0)), [[7, 7, 7]]),
+    "policy_sums": (lambda: metrics.policy_sums(LOGP, BATCH, ratio.token)["k3"], (1 - LOG(2)) + (LOG(2) - 0.5)),
+    "policy_summary": (
+        lambda: metrics.policy_summary(metrics.policy_sums(LOGP, BATCH, ratio.token))["effective_samples"],
+        2.5**2 / 2 / 4.25,
+    ),
+    "position_sums": (lambda: metrics.position_sums(LOGP, BATCH, ratio.token, edges=(1,))["weight"], [0.5, 0.25]),
+    "position_summary": (
+        lambda: metrics.position_summary(metrics.position_sums(LOGP, BATCH, ratio.token, edges=(1,)))["drift"],
+        [LOG(2), 0],
+    ),
+    "reward_summary": (lambda: metrics.reward_summary(R, M)["length"], 5 / 3),
+    "sign_length_gap": (lambda: metrics.sign_length_gap(np.where(M, R[..., None] - 0.25, 0), M), -0.5),
+    "variance_proxies": (  # Ā²W = 1·2, 0, ¼·1 over three
+        lambda: metrics.variance_proxies(np.where(M, R[..., None], 0), M, proxy=PROXY, gradient_norm=0.5)["total"],
+        0.75,
+    ),
+}
+
+
+def numbers(actual, expected):
+    """Equal where a number is expected; None stands for any."""
+    for a, e in zip(np.ravel(actual), [x for x in np.ravel(np.array(expected, object))], strict=True):
+        assert e is None or a == e or abs(a - e) <= 4e-6 * max(1, abs(e)), (actual, expected)
+
+
+def test_every_public_function_has_a_worked_number():
+    written = {
+        name.split(",")[0] for table in (RATIOS, ADVANTAGES, AGGREGATIONS, CORRECTIONS, OTHERS) for name in table
+    }
+    modules = (ratio, advantage, aggregation, correction, penalty, distillation, rewards, metrics)
+    public = {name for m in modules for name in m.__all__ if inspect.isfunction(getattr(m, name))}
+    assert public <= written
+
+
+@pytest.mark.parametrize("name", RATIOS)
+def test_ratios(name):
+    f, A, mask, expected = RATIOS[name]
+    numbers(jax.jit(f)(jnp.asarray(L), jnp.asarray(A), mask)[0], expected)
+
+
+@pytest.mark.parametrize("name", ADVANTAGES)
+def test_advantages(name):
+    f, expected = ADVANTAGES[name]
+    numbers(jax.jit(f)(R, M), expected)
+
+
+@pytest.mark.parametrize("name", AGGREGATIONS)
+def test_aggregations(name):
+    f, expected = AGGREGATIONS[name]
+    numbers(jax.jit(f)(M, np.array([[1, -1, -1]]))[0, :, 0], expected)
+
+
+@pytest.mark.parametrize("name", CORRECTIONS)
+def test_corrections(name):
+    f, expected = CORRECTIONS[name]
+    numbers(jax.jit(f)(jnp.asarray(RHO), TWO), expected)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_stands_beside_the_policy_gradient(name):
+    f, expected = OTHERS[name]
+    numbers(jax.jit(f)(), expected)
