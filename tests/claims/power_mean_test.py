@@ -79,7 +79,7 @@ def variance_and_share(old, new, rewards, p, clip):
 
 
 def variances(move, clip, powers=POWERS, count=20):
-    """[problems, powers] of random tabular policies that moved so far, and random rewards; and the same of the share."""
+    """Both [problems, powers], of random tabular policies that moved so far and random rewards."""
     rng = np.random.default_rng(0)
     old = rng.normal(size=(count, WORDS.states.max() + 1, 2))
     new, rewards = old + move * rng.normal(size=old.shape), rng.normal(size=(count, len(WORDS.mask)))

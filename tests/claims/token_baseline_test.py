@@ -1,4 +1,4 @@
-"""Optimal token baselines (2602.07078) on words so few that all of them, and all groups of N, are listed, in float64."""
+"""Optimal token baselines (2602.07078) over every word of a few and all groups of N of them, in float64."""
 
 import itertools
 import math
@@ -28,7 +28,7 @@ class Problem(NamedTuple):
 
 
 def make_problem(words, kind, seed, shared=False):
-    """Random; the policy knows the whole prefix or, `shared`, the last token alone, with the same parameters at all t."""
+    """Random; the policy knows the whole prefix or, `shared`, the last token alone, by the same parameters at all t."""
     rng = np.random.default_rng(seed)
     of_token = rng.normal(size=(words.states.max() + 1, words.tokens.max() + 1))[words.states, words.tokens]
     if shared:
@@ -134,7 +134,13 @@ def measure(problem, count):
         square = np.sum((x - p @ x) ** 2, -1)
         half = [1.96 * np.std(y) / len(y) ** 0.5 * drawn for y in (along, square)]
         error = np.linalg.norm(p @ x - g) / np.linalg.norm(g)
-        out[name] = {"share": p @ along, "error": error, "variance": p @ square, "share±": half[0], "variance±": half[1]}
+        out[name] = {
+            "share": p @ along,
+            "error": error,
+            "variance": p @ square,
+            "share±": half[0],
+            "variance±": half[1],
+        }
     return out
 
 

@@ -29,7 +29,11 @@ def push(rewards, mask):
         f.__name__: jnp.sum(f(mask, sign) * A)
         for f in (aggregation.token_mean, aggregation.sequence_mean, aggregation.balanced)
     }
-    return pushes, metrics.sign_length_gap(A, mask), jnp.sum(jnp.max(A, -1, where=A > 0, initial=0.0)) / jnp.sum(mask.astype(A.dtype))
+    return (
+        pushes,
+        metrics.sign_length_gap(A, mask),
+        jnp.sum(jnp.max(A, -1, where=A > 0, initial=0.0)) / jnp.sum(mask.astype(A.dtype)),
+    )
 
 
 def coupling(rewards):
