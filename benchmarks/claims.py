@@ -1,66 +1,114 @@
 """The figures of docs/claims.md: `python -m benchmarks.claims`."""
 
+import time
+
 import jax
 import numpy as np
 
-from rljax import advantage
-from tests.claims.cumulative_ratio_test import (
-    MOVES,
-    RATIOS,
-    advantages_of_policy,
-    bias,
-    make_problem,
-    outcome_exceptions,
-    sequence_kl,
-    term_variances,
-)
-from tests.claims.position_clip_test import cumulative_log_ratios
-from tests.claims.token_baseline_test import REWARDS, gradient_of_groups, share, true_group_gradient
+from tests.claims import cumulative_ratio_test, position_clip_test, power_mean_test, token_baseline_test, weights_test
+
+
+def told(values):
+    return f"{np.mean(values):.3f} ({np.min(values):.3f}–{np.max(values):.3f})"
 
 
 def cumulative_ratio():
-    with jax.enable_x64(True):
-        for move in MOVES:
-            problems = [make_problem(seed, move) for seed in range(5)]
-            for kind in ("policy's advantage", "outcome"):
-                A = [
-                    advantages_of_policy(p) if kind != "outcome" else np.repeat(p.rewards[:, None], 3, 1)
-                    for p in problems
-                ]
-                kls = [sequence_kl(p) for p in problems]
-                print(f"KL {min(kls):.3f}–{max(kls):.3f}, {kind}:", end=" ")
-                for name in RATIOS:
-                    values = [100 * bias(p, a, name) for p, a in zip(problems, A, strict=True)]
-                    print(f"{name} {min(values):.1f}–{max(values):.1f} %", end="  ")
-                print()
-        ratios = [
-            np.divide(*term_variances(p, advantages_of_policy(p))) for p in (make_problem(s, 0.6) for s in range(20))
-        ]
-        print(f"variance, cumulative / sequence: {np.min(ratios):.2f}–{np.max(ratios):.2f}")
-        print("exceptions under the outcome:", sum(outcome_exceptions(seed) for seed in range(20)), "of 60")
+    for move in cumulative_ratio_test.MOVES:
+        found = jax.tree.map(np.asarray, cumulative_ratio_test.measure(cumulative_ratio_test.make_problems(move)))
+        print(f"\nsequence KL {told(found['kl'])}; bias, mean (least–most) of 20 problems")
+        for kind in ("policy", "outcome"):
+            of = found[kind]
+            print(f"  {kind}:", *(f"{name} {told(100 * of[name]['bias'])} %;" for name in of))
+            ratio = (of["cumulative"]["variance"] / of["sequence"]["variance"])[:, :2]
+            above = ratio[ratio > 1 + 1e-9]
+            print(f"    variance of a term over the sequence's: median {np.median(ratio):.3f}, {told(ratio)};", end=" ")
+            print(f"above: {above.size} of {ratio.size}", *([f"by {told(above)}"] if above.size else []))
 
 
-def token_baselines():
-    with jax.enable_x64(True):
-        for kind, rewards in REWARDS.items():
-            g = true_group_gradient(rewards)
+def position_clip(rows=4000):
+    cases = [("close", position_clip_test.CLOSE), ("far", position_clip_test.FAR)]
+    for name, kl in cases:
+        for power, width in ((0.5, 1.0), (0.5, 2.0), (0.0, 16.0)):
+            found = position_clip_test.profile(kl, power, width, rows)
+            print(f"\n{name}, KL {kl:g} a token; bounds ±{width:g}σ·t^{power:g}; t = {position_clip_test.AT}")
+            print("  spread/√t in σ", np.round(found["spread"] / np.sqrt(position_clip_test.AT), 3), end="  ")
+            print("drift", np.array2string(found["drift"], precision=4, suppress_small=True))
+            for side in ("positive", "negative"):
+                share = found[f"clip_share_{side}"]
+                half = position_clip_test.interval(share, rows)
+                print(
+                    f"  cut, A {side}:", *(f"{100 * s:.1f}±{100 * h:.1f} %" for s, h in zip(share, half, strict=True))
+                )
+
+
+def population_baselines():
+    print(
+        "\nvariance of one word's gradient, population's baselines: median over the mean's, share ≤; 50 problems each"
+    )
+    for kind in token_baseline_test.KINDS:
+        for shared in (False, True):
+            found = token_baseline_test.populations(kind, shared)
+            print(f"  {kind}, {'last token' if shared else 'whole prefix'}:", end=" ")
+            for name, variance in found.items():
+                for constant in sorted({"mean", "mean to go"} - {name}):
+                    ratio = variance / found[constant]
+                    print(f"{name} / {constant} {np.median(ratio):.3f}, {np.mean(ratio <= 1 + 1e-12):.0%};", end=" ")
+            print()
+
+
+def group_baselines(problems=8):
+    for label, words in (("lengths 1 to 3", token_baseline_test.WORDS), ("length 3", token_baseline_test.SAME)):
+        for kind in token_baseline_test.KINDS:
             for count in (2, 4, 8, 32):
-                print(f"{kind} N = {count}:", end=" ")
-                for f in ("mean_baseline", "leave_one_out", "optimal_token_baseline", "leave_one_out_token_baseline"):
-                    mean, variance = gradient_of_groups(getattr(advantage, f), count, rewards)
-                    scaled = share(mean, g)
-                    print(f"{f} {scaled:.3f}, variance {variance:.4f}, /share² {variance / scaled**2:.4f}", end="; ")
-                print()
+                found = [
+                    token_baseline_test.measure(token_baseline_test.make_problem(words, kind, seed), count)
+                    for seed in range(problems)
+                ]
+                print(f"\n{label}, {kind}, N = {count}")
+                for name in found[0]:
+                    of = {key: np.array([x[name][key] for x in found]) for key in found[0][name]}
+                    rloo = np.array([x["leave_one_out"]["variance"] for x in found])
+                    raw, scaled = of["variance"] / rloo, of["variance"] / of["share"] ** 2 / rloo
+                    shorter = np.sum(of["share"] + of["share±"] < 1 - 1 / count - 1e-12)
+                    print(f"  {name}: length {told(of['share'])} ±{np.mean(of['share±']):.3f}", end=", ")
+                    print(f"below 1 − 1/N in {shorter} of {problems}; error {np.mean(of['error']):.3f};", end=" ")
+                    print(f"variance {np.median(raw):.3f} ±{np.median(of['variance±'] / rloo):.3f}", end=", ")
+                    print(f"at equal length {np.median(scaled):.3f} ({np.min(scaled):.3f}–{np.max(scaled):.3f})")
 
 
-def position_clip():
-    l, at = cumulative_log_ratios(), np.array([16, 64, 256, 1024, 4096]) - 1
-    flat = l[:, at].std(0) / np.sqrt(at + 1)
-    print("spread/√t", np.round(flat, 4), "mean", np.round(l[:, at].mean(0), 3))
-    print("below −2σ√t:", [f"{np.mean(l[:, t] < -2 * flat.mean() * np.sqrt(t + 1)):.3f}" for t in at])
+def balanced():
+    for rewards in ((0.0, 1.0), (0.0, 0.5, 1.0)):
+        pushes, gap, _ = weights_test.coupling(rewards)
+        print(f"\nrewards {rewards}, {len(gap)} groups: root mean square of Σ w A, correlation with the gap in length")
+        for name, push in pushes.items():
+            size = np.sqrt(np.mean(push**2))
+            print(f"  {name} {size:.4f}", f"{np.corrcoef(push, gap)[0, 1]:.2f}" if size > 1e-12 else "")
+
+
+def power_mean():
+    powers = np.array(power_mean_test.POWERS)
+    print("\nHölderPO: median over 20 problems; p =", powers)
+    for clip in power_mean_test.CLIPS:
+        for move in power_mean_test.MOVES:
+            variance, share = power_mean_test.variances(move, clip)
+            print(f"  {clip}, moved {move}:")
+            for name, values in (("raw", variance), ("at equal length", variance / share**2)):
+                least = powers[np.argmin(values, -1)]
+                relative = np.median(values / np.min(values, -1, keepdims=True), 0)
+                inside = np.sum((least >= 0) & (least <= 1))
+                print(
+                    f"    {name}: over its least {np.round(relative, 2)}; least at 0 to 1 in {inside} of {len(least)}"
+                )
+            print(f"    length {np.round(np.median(share, 0), 2)}")
 
 
 if __name__ == "__main__":
-    cumulative_ratio()
-    token_baselines()
+    start = time.process_time()
+    with jax.enable_x64(True):
+        cumulative_ratio()
+        population_baselines()
+        group_baselines()
+        balanced()
+        power_mean()
     position_clip()
+    print(f"\n{time.process_time() - start:.0f} s of one core")

@@ -1,11 +1,24 @@
 """CTPO's bounds (2605.07331): the spread of the cumulative log-ratio grows as √t, its mean as −KL·t. A simulation."""
 
+import functools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from rljax import Batch, metrics, ratio
 
-def cumulative_log_ratios(kl=5e-3, length=4096, rows=2000, seed=0):
-    """Σ_{j≤t} ℓ_j of tokens drawn from 50 categorical pairs of old and new, each at that KL(old ‖ new)."""
-    rng = np.random.default_rng(seed)
+AT = np.array([16, 64, 256, 1024, 4096])
+EDGES = tuple(sorted({*AT.tolist(), *(AT - 1).tolist()}))  # so that each position of AT has a place of its own
+CLOSE, FAR = 1e-6, 5e-3  # KL(old ‖ new) a token, nats
+ROWS = 1000
+
+
+@functools.cache
+def log_ratios(kl, rows):
+    """ℓ [rows, 4096] of tokens drawn from 50 categorical pairs of old and new, each at that KL(old ‖ new)."""
+    rng = np.random.default_rng(0)
     old = rng.dirichlet(np.ones(20), 50)
     noise = rng.normal(size=old.shape)
     scales = np.full((50, 1), 0.1)
@@ -13,22 +26,64 @@ def cumulative_log_ratios(kl=5e-3, length=4096, rows=2000, seed=0):
         new = old * np.exp(scales * noise)
         new /= new.sum(-1, keepdims=True)
         scales *= np.sqrt(kl / np.sum(old * np.log(old / new), -1, keepdims=True))
-    kinds = rng.integers(0, 50, (rows, length))
-    picks = (rng.random((rows, length))[..., None] > np.cumsum(old, -1)[kinds]).sum(-1) if rows * length < 1e6 else None
-    if picks is None:
-        picks = np.empty((rows, length), np.int64)
-        for k in range(50):
-            here = kinds == k
-            picks[here] = rng.choice(20, here.sum(), p=old[k])
-    return np.cumsum(np.log(new / old)[kinds, picks], -1)
+    kinds = rng.integers(0, 50, (rows, AT[-1]))
+    picks = np.empty(kinds.shape, np.int64)
+    for k in range(50):
+        here = kinds == k
+        picks[here] = rng.choice(20, here.sum(), p=old[k])
+    return np.log(new / old)[kinds, picks].astype(np.float32)
+
+
+@jax.jit
+def sums(log_ratio, sign, width, power):
+    """`metrics.position_sums` under CTPO's ratio with bounds of ±width·t^power, every advantage that sign."""
+    clip = partial(ratio.position_clip, low=width, high=width, power=power)
+    ones = jnp.ones_like(log_ratio)
+    batch = Batch(mask=ones > 0, old_logp=0 * log_ratio, advantages=sign * ones, weights=ones)
+    f = ratio.chain(ratio.local_gradient(ratio.cumulative), clip)
+    return metrics.position_sums(log_ratio, batch, f, edges=EDGES)
+
+
+@functools.cache
+def profile(kl, power, width, rows=ROWS):
+    """At the positions of AT, width in standard deviations of one token's ℓ; each sign of A is tried on every row."""
+    l = log_ratios(kl, rows)
+
+    def summary(sign):
+        parts = [sums(part, np.float32(sign), width * l.std(), np.float32(power)) for part in np.split(l, rows // 250)]
+        return metrics.position_summary(jax.tree.map(lambda *x: sum(x), *parts))
+
+    up, down = summary(1), summary(-1)
+    found = {**up, "clip_share_negative": down["clip_share_negative"], "spread": up["spread"] / l.std()}
+    return {name: np.asarray(x)[[EDGES.index(t) for t in AT]] for name, x in found.items()}
+
+
+def interval(share, rows=ROWS):
+    """Half of the 95 % interval of a share of so many rows."""
+    return 1.96 * np.sqrt(share * (1 - share) / rows)
 
 
 def test_the_spread_grows_as_the_root_of_the_position_and_the_mean_falls_with_it():
-    l, at = cumulative_log_ratios(), np.array([16, 64, 256, 1024, 4096]) - 1
-    spread, mean = l[:, at].std(0), l[:, at].mean(0)
-    flat = spread / np.sqrt(at + 1)
-    assert flat.max() / flat.min() < 1.15  # 2000 rows: a standard deviation is known to 1.6 %
-    assert spread[-1] / spread[0] > 13  # a fixed clip has no such width: √256 = 16
-    np.testing.assert_allclose(mean[2:], -5e-3 * (at[2:] + 1), rtol=0.06)
-    assert np.mean(l[:, -1] < -2 * flat.mean() * np.sqrt(4096)) > 0.8
-    assert np.mean(l[:, 15] < -2 * flat.mean() * 4) < 0.1
+    found = profile(FAR, 0.5, 2.0)
+    flat = found["spread"] / np.sqrt(AT)
+    np.testing.assert_allclose(flat, 1, atol=0.08)  # of 1000 rows a standard deviation is known to 2.2 %
+    np.testing.assert_allclose(found["drift"][2:], -FAR * AT[2:], rtol=0.06)
+
+
+def test_bounds_that_widen_with_the_root_cut_alike_everywhere_where_the_policies_are_close():
+    widening, fixed = profile(CLOSE, 0.5, 1.0), profile(CLOSE, 0.0, 16.0)
+    for side in ("clip_share_positive", "clip_share_negative"):
+        assert np.all(np.abs(widening[side] - 0.159) < 2 * interval(0.159))  # a normal's tail past σ
+        assert fixed[side][0] == 0
+        assert fixed[side][-1] > 0.3
+        np.testing.assert_allclose(fixed[side][2], widening[side][2], atol=1e-6)  # at t = 256 they are the same bounds
+
+
+def test_far_from_the_old_policy_the_drift_makes_the_clip_one_sided():
+    found = profile(FAR, 0.5, 2.0)
+    below, above = found["clip_share_negative"], found["clip_share_positive"]
+    assert np.all(np.diff(below) > 0)
+    assert abs(below[-1] - 0.885) < 2 * interval(0.885)  # a normal's share below −2σ√t with mean −KL·t, KL = σ²/2
+    assert below[0] < 0.06
+    assert above[-1] == 0
+    assert above[0] > 0.005

@@ -1,7 +1,8 @@
-"""Optimal token baselines (2602.07078), over all groups of N of three words, in float64."""
+"""Optimal token baselines (2602.07078) over every word of a few and all groups of N of them, in float64."""
 
 import itertools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,68 +10,178 @@ import numpy as np
 import pytest
 
 from rljax import advantage
+from rljax.objective import required_fields
+from tests.claims.words import all_words, probabilities, slopes
 
-WORDS = ((0,), (1, 0), (1, 1))  # 0 ends
-LOGITS = np.array([[0.4, -0.3], [-0.2, 0.7]])  # after nothing, and after 1
+WORDS = all_words(3, 3, ends=True)  # 15 words of 1 to 3 tokens
+SAME = all_words(2, 3)  # 8 words of 3 tokens
+KINDS = ("binary", "dense")
 
 
-def groups(count):
-    """Every multiset of `count` words: the words' numbers, and its probability."""
-    pi = np.exp(LOGITS) / np.exp(LOGITS).sum(-1, keepdims=True)
-    p = np.array([np.prod([pi[t, token] for t, token in enumerate(word)]) for word in WORDS])
-    numbers = np.array(list(itertools.combinations_with_replacement(range(3), count)))
-    of_word = np.stack([(numbers == w).sum(-1) for w in range(3)], -1)
+class Problem(NamedTuple):
+    """A policy and rewards."""
+
+    mask: np.ndarray  # [W, T]
+    rewards: np.ndarray  # [W], or dense [W, T]
+    probability: np.ndarray  # [W]
+    slopes: np.ndarray  # ∇ log π of each token [W, T, parameters]
+
+
+def make_problem(words, kind, seed, shared=False):
+    """Random; the policy knows the whole prefix or, `shared`, the last token alone, by the same parameters at all t."""
+    rng = np.random.default_rng(seed)
+    of_token = rng.normal(size=(words.states.max() + 1, words.tokens.max() + 1))[words.states, words.tokens]
+    if shared:
+        words = words._replace(states=np.pad(words.tokens, ((0, 0), (1, 0)))[:, :-1])
+    logits = rng.normal(size=(words.states.max() + 1, words.tokens.max() + 1))
+    binary = rng.permutation(np.arange(len(words.mask)) % 2 * 1.0)  # never all the same
+    rewards = binary if kind == "binary" else np.where(words.mask, of_token, 0)
+    probability, slope = map(np.asarray, policy(logits, words))
+    return Problem(words.mask, rewards, probability, slope)
+
+
+@jax.jit
+def policy(logits, words):
+    return probabilities(logits, words), slopes(logits, words)
+
+
+def returns(problem):
+    """G [W, T], the reward from the token on."""
+    if problem.rewards.ndim == 1:
+        return jnp.where(problem.mask, problem.rewards[:, None], 0.0)
+    return jnp.cumsum(problem.rewards[:, ::-1], -1)[:, ::-1]
+
+
+def variance(probability, g):
+    mean = probability @ g
+    return probability @ jnp.sum(g**2, -1) - mean @ mean
+
+
+@jax.jit
+@jax.vmap
+def population(problem):
+    """The variance of one word's gradient under baselines that know the population, in the library's functions a group
+    of all words, each with its probability for a weight."""
+    mask, rewards, p, s = problem
+    G, e = returns(problem), jnp.sum(s**2, -1)
+    total = rewards if rewards.ndim == 1 else jnp.sum(rewards, -1)
+
+    def energy(W):
+        return advantage.exact_energy_baseline(rewards[None], mask[None], energy=(p[:, None] * W)[None])[0]
+
+    importance = jnp.sqrt(jnp.broadcast_to(p[:, None], e.shape))[None]
+    best = jnp.einsum("w,wtd,wud,wu->t", p, s, s, G) / (p @ e)  # where ∂ variance / ∂ b_t = 0
+    advantages = {
+        "mean": (total - p @ total)[:, None],
+        "mean to go": energy(jnp.ones_like(e)),
+        "optimum": G - best[None],
+        "realized energy": advantage.optimal_token_baseline(
+            rewards[None], mask[None], proxy=e[None], importance=importance
+        )[0],
+        "exact energy": energy(jnp.sum(jnp.cumsum(s, 1) ** 2, -1)),
+        "token energy": energy(e),
+    }
+    return {name: variance(p, jnp.einsum("wt,wtd->wd", jnp.where(mask, A, 0.0), s)) for name, A in advantages.items()}
+
+
+def populations(kind, shared, count=50):
+    problems = [make_problem(WORDS, kind, seed, shared) for seed in range(count)]
+    return jax.tree.map(np.asarray, population(Problem(*map(np.stack, zip(*problems, strict=True)))))
+
+
+BASELINES = (
+    advantage.mean_baseline,
+    advantage.leave_one_out,
+    advantage.optimal_token_baseline,
+    advantage.leave_one_out_token_baseline,
+)
+
+
+def groups(problem, count, drawn=2000):
+    """The words of every multiset of N [M, N] and its probability; where they are too many, of groups drawn."""
+    words = len(problem.probability)
+    if math.comb(words + count - 1, count) > 5000:
+        return np.random.default_rng(0).choice(words, (drawn, count), p=problem.probability), None
+    numbers = np.array(list(itertools.combinations_with_replacement(range(words), count)))
+    of_word = (numbers[..., None] == np.arange(words)).sum(1)
     ways = [math.factorial(count) / math.prod(map(math.factorial, row)) for row in of_word.tolist()]
-    return numbers, np.array(ways) * np.prod(p**of_word, -1), p, pi
+    return numbers, np.array(ways) * np.prod(problem.probability**of_word, -1)
 
 
-def gradient_of_groups(f, count, rewards):
-    """(E ĝ, E|ĝ − E ĝ|²) over all groups, ĝ the mean over the group of Σ_t A_t ∇ log π_t."""
-    numbers, probability, _, pi = groups(count)
-    mask = np.array([[len(word) > t for t in range(2)] for word in WORDS])
-    token = np.array([[word[t] if len(word) > t else 0 for t in range(2)] for word in WORDS])
-    taken = pi[[0, 1], token]
-    proxy = np.where(mask, 1 - 2 * taken + np.sum(pi**2, -1), 0)
-    named = {"proxy": jnp.asarray(proxy[numbers])} if "token_baseline" in f.__name__ else {}
-    A = np.asarray(f(jnp.asarray(rewards[numbers]), jnp.asarray(mask[numbers]), **named))
-    slope = np.eye(2)[token] - pi[None]  # [word, t, logits]
-    g = np.einsum("mgt,mgtv->mtv", A, (slope * mask[..., None])[numbers]) / count
-    mean = np.einsum("m,mtv->tv", probability, g)
-    return mean, float(probability @ np.sum((g - mean) ** 2, (1, 2)))
-
-
-def true_group_gradient(rewards):
-    _, _, p, pi = groups(1)
-    out = np.zeros_like(pi)
-    for word, q, r in zip(WORDS, p, rewards, strict=True):
-        for t, token in enumerate(word):
-            earned = r if np.ndim(r) == 0 else r[t:].sum()
-            out[t] += q * earned * (np.eye(2)[token] - pi[t])
+@jax.jit
+def group_gradients(problem, numbers):
+    """ĝ [M, parameters] under each baseline: the mean over the group of Σ_t A_t ∇ log π_t."""
+    mask, rewards, s = (x[numbers] for x in (problem.mask, problem.rewards, problem.slopes))
+    out = {}
+    for f in BASELINES:
+        named = {"proxy": jnp.sum(s**2, -1)} if required_fields(f) else {}
+        A = f(rewards, mask, **named)
+        out[f.__name__] = jnp.einsum("mgt,mgtd->md", A, s) / numbers.shape[1]
     return out
 
 
-def share(mean, g):
-    """The length of the mean along the true gradient."""
-    return float(np.sum(mean * g) / np.sum(g * g))
+def measure(problem, count):
+    """By baseline: the length of E ĝ along the true gradient g, |E ĝ − g| / |g|, the variance, and the 95 % half widths
+    of the first and last, 0 where all groups are listed."""
+    numbers, p = groups(problem, count)
+    drawn, p = p is None, np.full(len(numbers), 1 / len(numbers)) if p is None else p
+    g = np.einsum("w,wt,wtd->d", problem.probability, np.asarray(returns(problem)), problem.slopes)
+    found = {name: np.asarray(x) for name, x in group_gradients(problem, numbers).items()}
+    out = {}
+    for name, x in found.items():
+        # Drawn groups: RLOO's gradient, which is unbiased, is drawn with it and taken off.
+        along = (x - found["leave_one_out"] * drawn) @ g / (g @ g) + drawn
+        square = np.sum((x - p @ x) ** 2, -1)
+        half = [1.96 * np.std(y) / len(y) ** 0.5 * drawn for y in (along, square)]
+        error = np.linalg.norm(p @ x - g) / np.linalg.norm(g)
+        out[name] = {
+            "share": p @ along,
+            "error": error,
+            "variance": p @ square,
+            "share±": half[0],
+            "variance±": half[1],
+        }
+    return out
 
 
-REWARDS = {"binary": np.array([1.0, 0.0, 1.0]), "dense": np.array([[0.7, 0.0], [-0.2, 0.5], [-0.2, 1.5]])}
+@pytest.mark.parametrize(("kind", "shared"), [("binary", False), ("binary", True), ("dense", True)])
+def test_the_best_baseline_of_each_position_is_never_worse_and_the_realized_energys_seldom(kind, shared):
+    with jax.enable_x64(True):
+        found = populations(kind, shared)
+    best, constant = found["optimum"], found["mean" if kind == "binary" else "mean to go"]
+    for name in found.keys() - ({"mean"} if kind == "dense" else set()):
+        assert np.all(best <= found[name] * (1 + 1e-12))
+    if not shared:  # tokens at different positions share no parameters: the energy of the token alone is the best
+        np.testing.assert_allclose(found["token energy"], best, rtol=1e-12)
+        np.testing.assert_allclose(found["exact energy"], found["realized energy"], rtol=1e-12)
+    ratio = found["realized energy"] / constant
+    assert np.mean(ratio <= 1) >= 0.85
+    assert 0.86 < np.median(ratio) < 0.97
+    assert np.median(found["realized energy"] / best) > 1.01
 
 
 @pytest.mark.parametrize("count", [2, 4, 8, 32])
-@pytest.mark.parametrize("kind", REWARDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_own_sample_baselines_shrink_the_gradient_and_leave_one_out_does_not(kind, count):
     with jax.enable_x64(True):
-        rewards = REWARDS[kind]
-        g = true_group_gradient(rewards)
-        left, _ = gradient_of_groups(advantage.leave_one_out_token_baseline, count, rewards)
-        np.testing.assert_allclose(left, g, atol=1e-12)
-        own, _ = gradient_of_groups(advantage.optimal_token_baseline, count, rewards)
-        assert share(own, g) < 1 - 1e-3
-        mean, _ = gradient_of_groups(advantage.mean_baseline, count, rewards)
-        np.testing.assert_allclose(mean, (1 - 1 / count) * g, atol=1e-12)  # GRPO's mean, exactly; RLOO's not at all
-        unbiased, _ = gradient_of_groups(advantage.leave_one_out, count, rewards)
-        np.testing.assert_allclose(unbiased, g, atol=1e-12)
-        if kind == "binary":
-            # By more, since lengths vary; not at N = 2: past the other's end the baseline is the other's alone.
-            assert (share(own, g) < 1 - 1 / count) == (count > 2)
+        found = [measure(make_problem(WORDS, kind, seed), count) for seed in range(3)]
+    listed = count <= 4
+    for of in found:
+        mean, unbiased, own, left = (of[f.__name__] for f in BASELINES)
+        np.testing.assert_allclose(mean["variance"], (1 - 1 / count) ** 2 * unbiased["variance"], rtol=1e-12)
+        assert unbiased["error"] < (1e-12 if listed else 0.1)
+        assert left["error"] < (1e-12 if listed else 0.1)
+        assert abs(left["share"] - 1) <= 2 * left["share±"] + 1e-12
+        assert abs(mean["share"] - (1 - 1 / count)) <= 2 * mean["share±"] + 1e-12
+        if listed:
+            np.testing.assert_allclose([mean["share"], mean["error"]], [1 - 1 / count, 1 / count], rtol=1e-12)
+            assert mean["share±"] == own["share±"] == 0
+        if count > 2:  # by more: in length here, and in all
+            assert own["share"] + own["share±"] < 1 - 1 / count
+            assert own["error"] > mean["error"]
+
+
+def test_own_samples_shrink_the_gradient_by_more_where_lengths_are_equal_too():
+    with jax.enable_x64(True):
+        found = [measure(make_problem(SAME, "binary", seed), 2)["optimal_token_baseline"] for seed in range(5)]
+    assert all(own["share"] < 0.5 < own["error"] for own in found)

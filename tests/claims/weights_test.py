@@ -1,13 +1,60 @@
-"""What Balanced Aggregation (2605.04077) and HölderPO (2605.12058) weigh, and which algorithms they come to."""
+"""What Balanced Aggregation (2605.04077) weighs, and which aggregations it comes to."""
 
 import itertools
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rljax import Batch, aggregation, policy_loss, ratio
+from rljax import advantage, aggregation, metrics
+
+
+def every_group(rewards, longest=4, members=4):
+    """All groups of four with lengths 1 to 4 and these rewards, not all the same: rewards [M, G] and mask [M, G, T]."""
+    kinds = list(itertools.product(range(1, longest + 1), rewards))
+    groups = np.array(list(itertools.combinations_with_replacement(kinds, members)))
+    lengths, rewards = groups[..., 0], groups[..., 1]
+    some = np.ptp(rewards, axis=1) > 0
+    return rewards[some], np.arange(longest) < lengths[some][..., None]
+
+
+@jax.jit
+@jax.vmap
+def push(rewards, mask):
+    """Σ w A of one group, by aggregation, and the gap between the lengths of its sides."""
+    rewards, mask = rewards[None], mask[None]
+    A = advantage.mean_baseline(rewards, mask)
+    sign = aggregation.side(A, mask)
+    pushes = {
+        f.__name__: jnp.sum(f(mask, sign) * A)
+        for f in (aggregation.token_mean, aggregation.sequence_mean, aggregation.balanced)
+    }
+    return (
+        pushes,
+        metrics.sign_length_gap(A, mask),
+        jnp.sum(jnp.max(A, -1, where=A > 0, initial=0.0)) / jnp.sum(mask.astype(A.dtype)),
+    )
+
+
+def coupling(rewards):
+    """Of all groups: Σ w A by aggregation [M], the gap of lengths [M], and Σ_{A>0} A over the group's tokens [M]."""
+    with jax.enable_x64(True):
+        return jax.tree.map(np.asarray, push(*every_group(rewards)))
+
+
+def test_a_token_mean_pushes_by_the_gap_in_length_and_balanced_does_not():
+    pushes, gap, positive = coupling((0.0, 1.0))
+    np.testing.assert_allclose(pushes["token_mean"], gap * positive, atol=1e-15)
+    assert np.mean(np.abs(pushes["token_mean"]) > 0.05) > 0.4
+    np.testing.assert_allclose(pushes["balanced"], 0, atol=1e-15)
+
+
+def test_within_a_side_of_unequal_advantages_balanced_still_prefers_the_long():
+    pushes, gap, _ = coupling((0.0, 0.5, 1.0))
+    sizes = {name: np.sqrt(np.mean(x**2)) for name, x in pushes.items()}
+    assert sizes["sequence_mean"] < 1e-15
+    assert 0.1 < sizes["balanced"] / sizes["token_mean"] < 0.5
+    assert abs(np.corrcoef(pushes["balanced"], gap)[0, 1]) < 0.25 < 0.8 < np.corrcoef(pushes["token_mean"], gap)[0, 1]
 
 
 def test_balanced_weights_do_not_know_a_sides_length():
@@ -20,59 +67,39 @@ def test_balanced_weights_do_not_know_a_sides_length():
     np.testing.assert_allclose(w["balanced"][1, 3:].sum() / w["balanced"][1, :3].sum(), 1 / 3, rtol=1e-6)
 
 
-def test_where_balanced_is_each_of_the_others():
-    def same(lengths, sign, other):
-        mask = np.arange(8) < np.array(lengths)[..., None]
-        return np.allclose(aggregation.balanced(mask, np.array(sign)), other(mask, np.array(sign)), atol=1e-7)
+SIDES = ((1, 1, -1, -1),) * 2
 
-    sides = [[1, 1, -1, -1]] * 2
+
+def same(lengths, other, sides=SIDES):
+    mask = np.arange(8) < np.array(lengths)[..., None]
+    return np.allclose(aggregation.balanced(mask, np.array(sides)), other(mask, np.array(sides)), atol=1e-7)
+
+
+def test_where_balanced_is_each_of_the_others():
     each_side = [[4, 4, 8, 8], [2, 2, 6, 6]]  # equal lengths on each side, equal group sizes
     mean_sides = [[2, 6, 3, 5], [1, 3, 2, 2]]  # equal mean lengths of both sides
-    assert same(each_side, sides, aggregation.sequence_mean)
-    assert not same(mean_sides, sides, aggregation.sequence_mean)
-    assert same(mean_sides, sides, aggregation.group_mean)
-    assert not same(each_side, sides, aggregation.group_mean)
-    assert same([[2, 6, 3, 5], [4, 4, 4, 4]], sides, aggregation.token_mean)  # and equal tokens per group
-    assert not same(mean_sides, sides, aggregation.token_mean)
+    equal_tokens = [[2, 6, 3, 5], [4, 4, 4, 4]]
+    assert same(each_side, aggregation.sequence_mean)
+    assert not same(mean_sides, aggregation.sequence_mean)
+    assert same(mean_sides, aggregation.group_mean)
+    assert not same(each_side, aggregation.group_mean)
+    assert same(equal_tokens, aggregation.token_mean)
+    assert not same(mean_sides, aggregation.token_mean)
 
 
-def holder_weights(l, p):
-    """The share of each token in the gradient of the power mean."""
-    segments = jnp.ones(l.shape, bool)
-    return np.asarray(jax.grad(lambda x: jnp.sum(ratio.power_mean(x, jnp.ones_like(x), segments, p=p)[:, 0]))(l))
+def test_balanced_over_groups_of_unequal_size_is_a_sequence_mean_within_each_only():
+    lengths, sides = [[4, 4, 8, 8], [2, 6, 0, 0]], [[1, 1, -1, -1], [1, -1, 0, 0]]
+    assert not same(lengths, aggregation.sequence_mean, sides)
+    mask = np.arange(8) < np.array(lengths)[..., None]
+    w = np.asarray(aggregation.balanced(mask, np.array(sides))).sum(-1)
+    np.testing.assert_allclose(w, [[1 / 8] * 4, [1 / 4, 1 / 4, 0, 0]], rtol=1e-6)  # 1/(P·G) a completion
 
 
-def test_holders_weights_are_most_even_at_zero():
-    with jax.enable_x64(True):
-        l = jnp.asarray(np.random.default_rng(0).normal(size=(20, 12)) * 0.5)
-        entropy = {
-            p: -np.sum((w := holder_weights(l, p)) * np.log(w), -1) for p in (-4.0, -2.0, -0.5, 0.0, 0.5, 2.0, 4.0)
-        }
-    np.testing.assert_allclose(entropy[0.0], np.log(12), rtol=1e-12)
-    for rising in ((-4.0, -2.0, -0.5, 0.0), (4.0, 2.0, 0.5, 0.0)):
-        for low, high in itertools.pairwise(rising):
-            assert np.all(entropy[low] < entropy[high])
-
-
-def test_holders_limits_are_gspo_grpo_and_gmpo():
-    with jax.enable_x64(True):
-        rng = np.random.default_rng(0)
-        l, sign = jnp.asarray(rng.normal(size=(8, 12)) * 0.4), np.sign(rng.normal(size=(8, 1)))
-        mask = jnp.asarray(np.arange(12) < rng.integers(2, 13, (8, 1)))
-        A = jnp.asarray(np.repeat(sign, 12, 1))
-        weights = aggregation.sequence_mean(mask[None], jnp.asarray(sign[:, 0])[None])[0]
-        batch = Batch(mask=mask, old_logp=jnp.zeros_like(l), advantages=A, weights=weights)
-
-        def gradient(f):
-            return np.asarray(jax.grad(policy_loss)(l, batch, f))
-
-        clip, log_clip = (partial(f, low=0.2, high=0.2) for f in (ratio.clip, ratio.log_clip))
-        pooled = {p: partial(ratio.power_mean, p=p) for p in (0.0, 1.0)}
-        pairs = [
-            (ratio.chain(pooled[0.0], clip), ratio.chain(ratio.sequence_mean, clip)),  # sequence clip: GSPO
-            (ratio.chain(clip, pooled[1.0]), clip),  # token clip: GRPO
-            (ratio.chain(log_clip, pooled[0.0]), ratio.chain(log_clip, ratio.sequence_mean)),  # GMPO
-        ]
-        for f, limit in pairs:
-            np.testing.assert_allclose(gradient(f), gradient(limit), atol=1e-13)
-        assert not np.allclose(gradient(ratio.chain(pooled[1.0], clip)), gradient(clip), atol=1e-3)
+def test_a_completion_on_neither_side_counts_in_its_group_alone():
+    sides = [[1, 1, -1, 0], [1, -1, -1, -1]]
+    mask = np.arange(8) < np.full((2, 4, 1), 4)
+    w = np.asarray(aggregation.balanced(mask, np.array(sides))).sum(-1)
+    np.testing.assert_allclose(w, [[1 / 8] * 3 + [0], [1 / 8] * 4], rtol=1e-6)
+    for other in (aggregation.sequence_mean, aggregation.group_mean, aggregation.token_mean):
+        assert not same([[4] * 4] * 2, other, sides)
+        assert same([[4] * 4] * 2, other)
