@@ -14,7 +14,7 @@ CORE_TESTS := tests/kernels tests/laws_test.py tests/ratio_test.py tests/advanta
 	tests/metrics_test.py tests/rewards_test.py tests/correction_test.py tests/distillation_test.py \
 	tests/logprobs_test.py tests/imports_test.py tests/signatures_test.py tests/transformations_test.py
 
-.PHONY: train test check smoke reproduce test-next format lock
+.PHONY: train test check smoke reproduce examples test-next format lock
 
 train: .venv/.ready
 	$(BIN)/python launch/tpu_train.py
@@ -32,6 +32,11 @@ smoke: .venv/.ready
 	$(BIN)/python launch/tpu_train.py --run runs/smoke --steps 3 --likelihood.steps 20 --evaluation.problems 32 \
 		--evaluation.samples 2 --evaluation.watch-problems 32 --evaluation.batch 128
 	test -s runs/smoke/report.html
+
+examples: .venv/.ready .venv-tunix/.ready
+	$(BIN)/python examples/bare_jax.py
+	$(BIN)/python examples/linen_shard_map.py
+	PYTHONPATH=. .venv-tunix/bin/python examples/tunix_grpo.py
 
 reproduce: .venv/.ready
 	$(BIN)/python benchmarks/reproduce.py
@@ -68,4 +73,9 @@ lock: .venv/.ready
 	grep -v -e '--hash' requirements.lock | sed 's/ \\$$//' > .venv-next/constraints.txt
 	$(BIN)/uv pip install --quiet --python .venv-next/bin/python -c .venv-next/constraints.txt \
 		jax jaxtyping numpy pytest pytest-xdist hypothesis beartype
+	touch $@
+
+.venv-tunix/.ready: examples/tunix.lock .venv/.ready  # Tunix needs much that rljax does not
+	$(PYTHON) -m venv .venv-tunix
+	$(BIN)/uv pip install --quiet --python .venv-tunix/bin/python -r examples/tunix.lock
 	touch $@
