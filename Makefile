@@ -16,7 +16,7 @@ CORE_TESTS := tests/docs_test.py tests/kernels tests/laws_test.py tests/ratio_te
 	tests/signatures_test.py tests/transformations_test.py tests/accuracy_test.py tests/bad_arguments_test.py \
 	tests/extremes_test.py tests/losses_test.py tests/packing_test.py tests/shapes_test.py tests/worked_test.py
 
-.PHONY: train test check smoke reproduce test-next docs format lock
+.PHONY: train test check smoke reproduce examples test-next docs format lock
 
 train: .venv/.ready
 	$(BIN)/python launch/tpu_train.py
@@ -34,6 +34,11 @@ smoke: .venv/.ready
 	$(BIN)/python launch/tpu_train.py --run runs/smoke --steps 3 --likelihood.steps 20 --evaluation.problems 32 \
 		--evaluation.samples 2 --evaluation.watch-problems 32 --evaluation.batch 128
 	test -s runs/smoke/report.html
+
+examples: .venv/.ready .venv-tunix/.ready
+	$(BIN)/python examples/bare_jax.py
+	$(BIN)/python examples/linen_shard_map.py
+	PYTHONPATH=. .venv-tunix/bin/python examples/tunix_grpo.py
 
 reproduce: .venv/.ready
 	$(BIN)/python benchmarks/reproduce.py
@@ -79,4 +84,9 @@ lock: .venv/.ready
 .venv-docs/.ready: tools/docs/requirements.txt
 	$(PYTHON) -m venv .venv-docs
 	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -r tools/docs/requirements.txt
+	touch $@
+
+.venv-tunix/.ready: examples/tunix.lock .venv/.ready  # Tunix needs much that rljax does not
+	$(PYTHON) -m venv .venv-tunix
+	$(BIN)/uv pip install --quiet --python .venv-tunix/bin/python -r examples/tunix.lock
 	touch $@

@@ -1,0 +1,34 @@
+"""The examples that need no environment of their own, as real processes: they learn."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+NUMBER = r"(\d\.\d+(?:e-\d+)?)"
+
+
+def output(example: str) -> str:
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run([sys.executable, ROOT / "examples" / example], env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+@pytest.mark.parametrize("example", ["bare_jax.py", "linen_shard_map.py"])
+def test_it_learns(example):
+    shown = output(example)
+    found = re.search(f"reward before {NUMBER}, after {NUMBER}", shown)
+    assert found, shown
+    before, after = map(float, found.groups())
+    assert before < 0.2
+    assert after > 0.95
+    if example == "linen_shard_map.py":
+        found = re.search(f"to {NUMBER} of its largest entry", shown)
+        assert found, shown
+        assert float(found[1]) < 1e-5
+        assert "on 8 devices" in shown
