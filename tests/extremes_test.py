@@ -87,6 +87,23 @@ def test_the_unbounded_overflow_token_by_token():
     np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-37)
 
 
+def test_local_gradient_has_the_value_to_the_last_digit():
+    """However far ℓ is: sg(f(ℓ) − ℓ) + ℓ as written would leave its rounding, or a NaN."""
+    l, mask = jnp.array([[1e6, -1e6, jnp.inf]]), jnp.ones((1, 3), bool)
+    f = partial(ratio.two_sided_clip, low=0.2, high=0.28)
+    np.testing.assert_array_equal(ratio.local_gradient(f)(l, l, mask), f(l, l, mask))
+    gradient = jax.grad(lambda x: jnp.sum(ratio.local_gradient(f)(x, x, mask)))(l)
+    np.testing.assert_array_equal(gradient, [[1, 1, 1]])
+
+
+def test_a_token_that_the_old_policy_all_but_excluded_is_dropped():
+    """q = e^−110 is 0 in float32 and r = e^108 infinite, but p − q = e^−2."""
+    one = jnp.ones((1, 1))
+    f = partial(ratio.total_variation_mask, low=0.1, high=0.1, old_logp=-110 * one)
+    assert jnp.isneginf(f(108 * one, one, one > 0))
+    assert not jnp.isneginf(f(100 * one, one, one > 0))
+
+
 @every_ratio
 @pytest.mark.parametrize("held", [np.inf, -np.inf, np.nan])
 def test_a_token_that_earns_nothing_gives_exactly_zero(name, held):

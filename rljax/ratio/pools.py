@@ -106,7 +106,7 @@ def power_mean(log_ratio: Tokens, advantages: Tokens, segments: Segments, *, p: 
     center = jnp.where(near, lax.stop_gradient(mean), greatest)  # any constant would do
     exponent = jnp.where(_segments.trained(segments), p * (log_ratio - center), 0.0)
     vanishes = jnp.exp(lax.stop_gradient(exponent)) == 0  # as its gradient does, were the whole infinite: no 0·∞
-    close, far = jnp.where(near, exponent, 0.0), jnp.where(near | vanishes, 0.0, exponent)
+    close, far = jnp.where(near, exponent, 0.0), jnp.where(near, 0.0, exponent)
     log_mean = jnp.where(
         near,
         jnp.log1p(_segments.mean(jnp.expm1(close), segments)),
