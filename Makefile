@@ -12,7 +12,7 @@ export UV_LINK_MODE := copy
 CORE_TESTS := tests/kernels tests/laws_test.py tests/ratio_test.py tests/advantage_test.py \
 	tests/aggregation_test.py tests/objective_test.py tests/algorithms_test.py tests/penalty_test.py \
 	tests/metrics_test.py tests/rewards_test.py tests/correction_test.py tests/distillation_test.py \
-	tests/logprobs_test.py tests/imports_test.py tests/signatures_test.py
+	tests/logprobs_test.py tests/imports_test.py tests/signatures_test.py tests/benchmarks_test.py
 
 .PHONY: train test check smoke reproduce test-next format lock
 

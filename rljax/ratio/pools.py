@@ -19,7 +19,7 @@ def sequence_mean(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> 
     Spreads Σ_t w_t A_t over the whole sequence: with advantages that vary within it use `local_gradient`.
     """
     log_ratio, _, segments = checked(log_ratio, advantages, segments)
-    return _segments.mean(log_ratio, segments)
+    return _on_tokens(_segments.mean(log_ratio, segments), segments)
 
 
 def sequence_sum(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> Tokens:
@@ -28,7 +28,7 @@ def sequence_sum(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> T
     Bare, each of n tokens carries the gradient of all n.
     """
     log_ratio, _, segments = checked(log_ratio, advantages, segments)
-    return _segments.total(log_ratio, segments)
+    return _on_tokens(_segments.total(log_ratio, segments), segments)
 
 
 def cumulative(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> Tokens:
@@ -46,7 +46,7 @@ def prefix_mean(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> To
     For use under `local_gradient`, as `cumulative`.
     """
     log_ratio, _, segments = checked(log_ratio, advantages, segments)
-    positions = jnp.maximum(_segments.ordinal(segments), 1).astype(log_ratio.dtype)
+    positions = jnp.maximum(_segments.ordinal(segments).astype(log_ratio.dtype), 1.0)
     return _segments.cumulative(log_ratio, segments) / positions
 
 
@@ -74,11 +74,14 @@ def power_mean(log_ratio: Tokens, advantages: Tokens, segments: Segments, *, p: 
     center = _segments.mean(log_ratio, segments)
     exponent = jnp.where(_segments.trained(segments), p * (log_ratio - center), 0.0)
     near = _segments.maximum(jnp.abs(lax.stop_gradient(exponent)), segments) <= 1
-    close, far = jnp.where(near, exponent, 0.0), jnp.where(near, 0.0, exponent)
-    top = _segments.maximum(lax.stop_gradient(far), segments)
-    log_mean = jnp.where(
-        near,
-        jnp.log1p(_segments.mean(jnp.expm1(close), segments)),
-        top + jnp.log(jnp.where(near, 1.0, _segments.mean(jnp.exp(far - top), segments))),
-    )
-    return center + jnp.where(p == 0, 0.0, log_mean / jnp.where(p == 0, 1.0, p))
+    top = jnp.where(near, 0.0, _segments.maximum(lax.stop_gradient(exponent), segments))
+    exponent -= top  # at most 1 where near, at most 0 elsewhere: no branch overflows
+    grown = _segments.mean(jnp.where(near, jnp.expm1(exponent), jnp.exp(exponent)), segments)
+    log_mean = top + jnp.where(near, jnp.log1p(jnp.where(near, grown, 0.0)), jnp.log(jnp.where(near, 1.0, grown)))
+    pooled = center + jnp.where(p == 0, 0.0, log_mean / jnp.where(p == 0, 1.0, p))
+    return _on_tokens(pooled, segments)
+
+
+def _on_tokens(x: Array, segments: Segments) -> Tokens:
+    """A sequence's value on each of its trained tokens, 0 elsewhere."""
+    return jnp.where(_segments.trained(segments), x, 0.0)
