@@ -14,7 +14,8 @@ CORE_TESTS := tests/docs_test.py tests/kernels tests/laws_test.py tests/ratio_te
 	tests/metrics_test.py tests/rewards_test.py tests/correction_test.py tests/distillation_test.py \
 	tests/logprobs_test.py tests/divergence_test.py tests/schedule_test.py tests/imports_test.py \
 	tests/signatures_test.py tests/transformations_test.py tests/accuracy_test.py tests/bad_arguments_test.py \
-	tests/extremes_test.py tests/losses_test.py tests/packing_test.py tests/shapes_test.py tests/worked_test.py
+	tests/extremes_test.py tests/losses_test.py tests/packing_test.py tests/shapes_test.py tests/worked_test.py \
+	tests/benchmarks_test.py
 
 .PHONY: train test check smoke reproduce examples test-next docs format lock
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rljax import advantage
+from rljax.advantage import token_baseline
 from rljax.objective import required_fields
 from tests import papers
 
@@ -90,6 +91,19 @@ def test_rewards_and_proxies_at_masked_tokens_are_not_read(name):
     rewards, mask, proxy = papers.random_rollouts(3, dense=True)
     spoilt = apply(name, np.where(mask, rewards, np.nan), mask, np.where(mask, proxy, np.nan))
     np.testing.assert_array_equal(spoilt, apply(name, rewards, mask, proxy))
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("name", [*TOKEN_BASELINES, "exact_energy_baseline"])
+def test_completions_without_holes_need_no_packing(name, dense):
+    """They begin at one column: the quick way, which one token out of line leaves."""
+    rewards, mask, _ = papers.random_rollouts(0, dense=dense)
+    columns, lengths = np.arange(mask.shape[-1]), np.random.default_rng(0).integers(0, 6, mask.shape[:2])
+    mask = (columns >= 1) & (columns < 1 + lengths[..., None])
+    assert token_baseline._aligned(mask)
+    assert not token_baseline._aligned(mask | (columns == 0) & (np.arange(5) == 1)[:, None])
+    with jax.enable_x64(True):
+        assert papers.agree(apply(name, rewards, mask), expected(name, rewards, mask))
 
 
 @pytest.mark.parametrize("name", TOKEN_BASELINES)

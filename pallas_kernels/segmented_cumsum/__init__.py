@@ -64,7 +64,7 @@ def segmented_cummin(
 
 
 def _prepare(kernel: str, x, segment_ids):
-    """x in the dtype of the sums, 0 in the holes, and integer ids."""
+    """x in the dtype of the sums, 0 in the holes, and int32 ids or the mask as it is."""
     shape, dtype = jnp.shape(x), jnp.result_type(x)
     require(len(shape) > 0, kernel, "x", f"of shape {shape}", "[*B, T], with at least the axis T")
     require(jnp.issubdtype(dtype, jnp.floating), kernel, "x", f"of dtype {dtype}", "floating point", TypeError)
@@ -73,6 +73,6 @@ def _prepare(kernel: str, x, segment_ids):
     kind = jnp.result_type(segment_ids)
     whole = jnp.issubdtype(kind, jnp.integer) or kind == jnp.bool_
     require(whole, kernel, "segment_ids", f"of dtype {kind}", "integer ids or a boolean mask", TypeError)
-    ids = jnp.asarray(segment_ids).astype(jnp.int32)
+    ids = jnp.asarray(segment_ids).astype(jnp.bool_ if kind == jnp.bool_ else jnp.int32)
     accumulated = jnp.asarray(x).astype(promoted(dtype, jnp.float32))
-    return jnp.where(ids != 0, accumulated, 0), ids
+    return jnp.where(ids.astype(jnp.bool_), accumulated, 0), ids

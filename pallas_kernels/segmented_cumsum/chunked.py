@@ -12,13 +12,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
+
+Ids = Int[Array, "*B T"] | Bool[Array, "*B T"]  # 0 is a hole; a mask is kept as one, since its bytes move faster
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def segmented_cumsum(
-    x: Float[Array, "*B T"], segment_ids: Int[Array, "*B T"], reverse: bool, exclusive: bool
-) -> Float[Array, "*B T"]:
+def segmented_cumsum(x: Float[Array, "*B T"], segment_ids: Ids, reverse: bool, exclusive: bool) -> Float[Array, "*B T"]:
     """y = M x, with M[t, s] = 1 where s ≤ t are of one sequence; ∂L/∂x = Mᵀ ∂L/∂y is the scan the other way."""
     return segmented_scan(jnp.add, 0.0, x, segment_ids, reverse=reverse, exclusive=exclusive)
 
@@ -38,7 +38,7 @@ def segmented_scan(
     combine: Callable[[Array, Array], Array],
     empty: float,
     x: Float[Array, "*B T"],
-    segment_ids: Int[Array, "*B T"],
+    segment_ids: Ids,
     *,
     reverse: bool,
     exclusive: bool,
@@ -62,14 +62,14 @@ def segmented_scan(
     by_chunk = tuple(jnp.moveaxis(total, -1, 0) for total in totals)  # [chunks, *B]
     begin = tuple(part[..., 0] for part in start)
     before, last = (jnp.moveaxis(c, 0, -1) for c in lax.scan(collect, begin, by_chunk, reverse=reverse)[1])
-    y = jnp.where((ids == last[None]) & (ids != 0), combine(y, before[None]), y)
+    y = jnp.where((ids == last[None]) & ids.astype(jnp.bool_), combine(y, before[None]), y)
     return jnp.moveaxis(y, 0, -1).reshape(*y.shape[1:-1], -1)[..., :length]
 
 
 def _step(combine, empty, exclusive, carry, token):
     """One token; the carry is the latest sequence's total and its id, which a hole leaves alone."""
     (total, last), (x, i) = carry, token
-    hole = i == 0
+    hole = ~i.astype(jnp.bool_)
     before = jnp.where(i == last, total, empty)
     after = combine(before, x)
     y = jnp.where(hole, empty, before if exclusive else after)

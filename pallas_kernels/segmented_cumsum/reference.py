@@ -1,11 +1,11 @@
 """segmented_cumsum as its equation says it, a masked sum over all pairs of tokens.  This is the definition."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
 def segmented_cumsum(
-    x: Float[Array, "*B T"], segment_ids: Int[Array, "*B T"], reverse: bool, exclusive: bool
+    x: Float[Array, "*B T"], segment_ids: Int[Array, "*B T"] | Bool[Array, "*B T"], reverse: bool, exclusive: bool
 ) -> Float[Array, "*B T"]:
     """y_t = Σ_s x_s over s ≤ t (s ≥ t in reverse; s ≠ t when exclusive) with id_s = id_t ≠ 0."""
     t = jnp.arange(x.shape[-1])
@@ -13,6 +13,6 @@ def segmented_cumsum(
     if reverse:
         after, before = before, after
     in_order = before < after if exclusive else before <= after
-    same = (segment_ids[..., :, None] == segment_ids[..., None, :]) & (segment_ids != 0)[..., :, None]
+    same = (segment_ids[..., :, None] == segment_ids[..., None, :]) & segment_ids.astype(jnp.bool_)[..., :, None]
     mask = same & in_order.reshape(*[1] * (x.ndim - 1), *in_order.shape)
     return jnp.sum(jnp.where(mask, x[..., None, :], 0), axis=-1)

@@ -1,6 +1,7 @@
 """Optimal token baselines: a baseline for each ordinal, weighted by the realized energy."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -32,7 +33,7 @@ def optimal_token_baseline(
     >>> optimal_token_baseline(jnp.array([[4.0, 1.0, 0.0]]), jnp.ones((1, 3, 2), bool), proxy=proxy).tolist()
     [[[2.75, 2.75], [-0.25, -0.25], [-1.25, -1.25]]]
     """
-    return _token_baseline(rewards, mask, _energy(proxy, importance, mask), _everyone)
+    return _token_baseline(rewards, mask, partial(_energy, proxy, importance), _everyone)
 
 
 def leave_one_out_token_baseline(
@@ -48,7 +49,7 @@ def leave_one_out_token_baseline(
     >>> leave_one_out_token_baseline(jnp.array([[4.0, 1.0, 0.0]]), jnp.ones((1, 3, 2), bool), proxy=proxy).tolist()
     [[[3.75, 3.75], [0.0, 0.0], [-2.5, -2.5]]]
     """
-    return _token_baseline(rewards, mask, _energy(proxy, importance, mask), _others)
+    return _token_baseline(rewards, mask, partial(_energy, proxy, importance), _others)
 
 
 def exact_energy_baseline(rewards: Rewards, mask: Mask, *, energy: Tokens) -> Advantages:
@@ -61,72 +62,90 @@ def exact_energy_baseline(rewards: Rewards, mask: Mask, *, energy: Tokens) -> Ad
     >>> exact_energy_baseline(jnp.array([[4.0, 1.0, 0.0]]), jnp.ones((1, 3, 2), bool), energy=energy).tolist()
     [[[2.75, 1.75], [-0.25, -1.25], [-1.25, -2.25]]]
     """
-    return _token_baseline(rewards, mask, energy, _everyone)
+    mask = require_mask(mask, "P G T")
+    require_shape(mask.shape, "mask", energy=energy)
+    (energy,) = accumulators(energy=energy)
+    return _token_baseline(rewards, mask, partial(_held, jnp.maximum(energy, 0.0)), _everyone)
 
 
-# Token baselines, on tokens packed so that column t − 1 holds ordinal t.
+# Token baselines, of columns that hold one ordinal for all of a group. W and G are held after a member's last token.
 
 
 def _energy(proxy, importance, mask) -> Array:
-    """W_t = Σ_{j≤t} m_j e_j w̄_j² at each trained token."""
+    """W_t = Σ_{j≤t} m_j e_j w̄_j²."""
     mask, proxy = require_mask(mask, "P G T"), jnp.asarray(proxy)
     importance = jnp.ones_like(proxy) if importance is None else importance
     require_shape(mask.shape, "mask", proxy=proxy, importance=importance)
     proxy, importance = accumulators(proxy=proxy, importance=importance)
-    return jnp.cumsum(jnp.where(mask, jnp.maximum(proxy, 0.0) * importance**2, 0.0), axis=-1)
+    return _segments.row_cumulative(jnp.where(mask, jnp.maximum(proxy, 0.0) * importance**2, 0.0))
 
 
-def _token_baseline(rewards, mask, energy, sum_over: Callable) -> Array:
+def _held(x: Array, mask: Array) -> Array:
+    """x, and its value at the member's last token where the mask is false; 0 for a member without tokens."""
+    last = x.shape[-1] - 1 - jnp.argmax(mask[..., ::-1], axis=-1, keepdims=True)
+    at_last = jnp.where(jnp.any(mask, axis=-1, keepdims=True), jnp.take_along_axis(x, last, axis=-1), 0.0)
+    return jnp.where(mask, x, at_last)
+
+
+def _token_baseline(rewards, mask, energy: Callable, sum_over: Callable) -> Array:
+    """`energy(mask)` is W; `sum_over` sums over the members compared with."""
     rewards, mask = checked(rewards, mask)
-    require_shape(mask.shape, "mask", energy=energy)
-    rewards, energy = accumulators(rewards=rewards, energy=energy)
-    energy = jnp.where(mask, jnp.maximum(energy, 0.0), 0.0)
-    order = jnp.argsort(~mask, axis=-1, stable=True)  # trained tokens first, in order
-    alive = jnp.take_along_axis(mask, order, axis=-1)
-    returns = returns_of(rewards, mask)
-    returns, energy = (jnp.take_along_axis(x, order, axis=-1) for x in (returns, energy))
+    returns = rewards[..., None] if rewards.ndim == 2 else _held(returns_of(rewards, mask), mask)
 
-    advantages = _less_mean(returns, energy, alive, sum_over)
-    alone = _others(alive.astype(energy.dtype)) == 0
-    advantages = jnp.where(alive, jnp.where(alone, _less_last_mean(returns, energy, alive), advantages), 0.0)
-    ordinal = jnp.maximum(_segments.ordinal(mask) - 1, 0)
-    return jnp.where(mask, jnp.take_along_axis(advantages, ordinal, axis=-1), 0.0)
+    def by_column():
+        return _less_mean(returns, energy(mask), mask, sum_over)
+
+    def by_ordinal():
+        order = jnp.argsort(~mask, axis=-1, stable=True)  # trained tokens first, in order: column t − 1 holds ordinal t
+        wide = (jnp.broadcast_to(returns, mask.shape), _held(energy(mask), mask), mask)
+        G, W, alive = (jnp.take_along_axis(x, order, axis=-1) for x in wide)
+        packed = _less_mean(G, W, alive, sum_over)
+        return jnp.where(mask, jnp.take_along_axis(packed, jnp.maximum(_segments.ordinal(mask) - 1, 0), axis=-1), 0.0)
+
+    return lax.cond(_aligned(mask), by_column, by_ordinal)
+
+
+def _aligned(mask: Array) -> Array:
+    """True where all completions of a group begin at the same column and have no holes: a column is an ordinal."""
+    begins = mask & ~jnp.pad(mask, ((0, 0), (0, 0), (1, 0)))[..., :-1]
+    first = jnp.argmax(jnp.any(mask, axis=1, keepdims=True), axis=-1, keepdims=True)
+    return ~jnp.any(begins & (jnp.arange(mask.shape[-1])[None, None] > first))
 
 
 def _less_mean(returns: Array, energy: Array, alive: Array, sum_over: Callable) -> Array:
-    """G_t less the energy-weighted mean of the members alive that `sum_over` takes in."""
-    returns = jnp.where(alive, returns - greatest(returns, alive), 0.0)
-    return returns - _weighted_mean(returns, energy, alive, sum_over)
+    """G_t less the energy-weighted mean of the members alive; of all others where no other is alive."""
+    returns, energy = accumulators(returns=returns, energy=energy)
+    present = jnp.any(alive, axis=-1, keepdims=True)
+    count = jnp.sum(alive, axis=1, keepdims=True)
+    among = jnp.where(count > 1, alive, present)
+    members = among & ~((count == 1) & alive)
+    seen = present if returns.shape == present.shape else among  # an outcome is the same at every ordinal
+    values = jnp.where(seen, returns - greatest(returns, seen), 0.0)
+    return jnp.where(alive, values - _weighted_mean(values, energy, members, sum_over), 0.0)
 
 
-def _less_last_mean(returns: Array, energy: Array, alive: Array) -> Array:
-    """G_t less the energy-weighted mean of the others at their own last tokens; 0 where there are no others."""
-    last = jnp.maximum(jnp.sum(alive, axis=-1, keepdims=True) - 1, 0)
-    last_return, last_energy = (jnp.take_along_axis(x, last, axis=-1) for x in (returns, energy))
-    present = alive[..., :1]
-    top = greatest(last_return, present)
-    values = jnp.where(present, last_return - top, 0.0)
-    baseline = _weighted_mean(values, last_energy, present, _others)
-    has_others = _others(present.astype(energy.dtype)) > 0
-    return jnp.where(has_others & alive, returns - top - baseline, 0.0)
+def _weighted_mean(values: Array, weights: Array, members: Array, sum_over: Callable) -> Array:
+    """Σ w x / Σ w over the members, their plain mean where Σ w = 0, and 0 where there are none."""
+    one = jnp.ones_like(values)
+    weights = jnp.where(members, weights, 0.0)
+    total = sum_over(weights, one)
+    weighted = sum_over(weights, values) / jnp.where(total > 0, total, 1.0)
+
+    def plain():
+        equal = members.astype(values.dtype)
+        return jnp.where(total > 0, weighted, sum_over(equal, values) / jnp.maximum(sum_over(equal, one), 1))
+
+    return lax.cond(jnp.any((total <= 0) & jnp.any(members, axis=1, keepdims=True)), plain, lambda: weighted)
 
 
-def _weighted_mean(values: Array, weights: Array, alive: Array, sum_over: Callable) -> Array:
-    """Σ w x / Σ w over the members alive, their plain mean where Σ w = 0, and 0 where there are none."""
-    members = alive.astype(values.dtype)
-    weights = jnp.where(alive, weights, 0.0)
-    total, count = sum_over(weights), sum_over(members)
-    weighted = sum_over(weights * values) / jnp.where(total > 0, total, 1.0)
-    plain = sum_over(members * values) / jnp.maximum(count, 1)
-    return jnp.where(total > 0, weighted, plain)
+def _everyone(weights: Array, values: Array) -> Array:
+    """Σ w x over the group."""
+    if values.shape[-1] == 1:  # an outcome's, the same at every ordinal
+        return jnp.matmul(jnp.swapaxes(values, 1, 2), weights, precision=lax.Precision.HIGHEST)
+    return jnp.sum(weights * values, axis=1, keepdims=True)
 
 
-def _everyone(x: Array) -> Array:
-    """Σ over the group, on each member."""
-    return jnp.broadcast_to(jnp.sum(x, axis=1, keepdims=True), x.shape)
-
-
-def _others(x: Array) -> Array:
-    """Σ over the group without the member itself: never a total less one's own, which would leave rounding behind."""
-    others = 1 - jnp.eye(x.shape[1], dtype=x.dtype)
-    return jnp.einsum("ij,pjt->pit", others, x, precision=lax.Precision.HIGHEST)
+def _others(weights: Array, values: Array) -> Array:
+    """Σ w x over the group without the member itself: never a total less one's own, which would leave rounding."""
+    others = 1 - jnp.eye(weights.shape[1], dtype=weights.dtype)
+    return jnp.einsum("ij,pjt->pit", others, weights * values, precision=lax.Precision.HIGHEST)

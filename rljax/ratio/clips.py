@@ -90,7 +90,7 @@ def position_clip(
         if value is not None:
             require_between(name, value, 0)
     log_ratio, advantages, segments = checked(log_ratio, advantages, segments)
-    positions = jnp.maximum(_segments.ordinal(segments), 1).astype(log_ratio.dtype)
+    positions = jnp.maximum(_segments.ordinal(segments).astype(log_ratio.dtype), 1.0)
     width = positions ** jnp.asarray(power, log_ratio.dtype)
     low, high = (jnp.asarray(bound, log_ratio.dtype) * width for bound in (low, high))
     ceiling = jnp.inf if dual is None else jnp.asarray(dual, log_ratio.dtype) * width
@@ -148,9 +148,10 @@ def soft_gate(
     log_ratio, advantages, _ = checked(log_ratio, advantages, segments)
     positive, negative = (jnp.asarray(t, log_ratio.dtype) for t in (positive, negative))
     temperature = jnp.where(advantages > 0, positive, negative)
-    excess = jnp.expm1(jnp.minimum(log_ratio, 40.0))  # from there on σ is 1 and its derivative 0 to the last bit
-    gate = -jnp.logaddexp(jnp.zeros_like(excess), -temperature * excess)
-    return jnp.log(4.0 / temperature) + gate
+    excess = jnp.expm1(jnp.where(log_ratio > 40.0, 40.0, log_ratio))  # from there on σ is 1, its derivative 0
+    z = temperature * excess
+    log_sigmoid = jnp.where(z < 0, z, 0.0) - jnp.log(1.0 + jnp.exp(jnp.where(z < 0, z, -z)))
+    return jnp.where(advantages > 0, jnp.log(4.0 / positive), jnp.log(4.0 / negative)) + log_sigmoid
 
 
 def clamp(log_ratio: Tokens, advantages: Tokens, segments: Segments, *, limit: float | Array) -> Tokens:

@@ -103,7 +103,8 @@ def cumulative_divergence_mask(
     n = _segments.total(jnp.ones_like(log_ratio), segments)
     limit, slack, least = (jnp.asarray(x, log_ratio.dtype) for x in (limit, slack, least))
     w = jnp.where(_segments.trained(segments), 1 - (1 - least) * (t - 1) / jnp.maximum(n - 1, 1), 0.0)
-    spent, before = _segments.cumulative(w * divergence, segments), _segments.cumulative(w, segments) - w
+    spent = _segments.cumulative(w * divergence, segments)
+    before = (t - 1) - (1 - least) * (t - 1) * (t - 2) / (2 * jnp.maximum(n - 1, 1))  # W_{t−1}, of an arithmetic w
     within = (w * divergence <= limit) & (spent <= limit + slack * before)
     return jnp.where((advantages * log_ratio <= 0) | within, log_ratio, -jnp.inf)
 

@@ -27,7 +27,7 @@ def sequence_mean(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> 
     [0.5, 0.5, 0.0, 0.5]
     """
     log_ratio, _, segments = checked(log_ratio, advantages, segments)
-    return _segments.mean(log_ratio, segments)
+    return _on_tokens(_segments.mean(log_ratio, segments), segments)
 
 
 def sequence_sum(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> Tokens:
@@ -40,7 +40,7 @@ def sequence_sum(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> T
     [1.5, 1.5, 0.0, 1.5]
     """
     log_ratio, _, segments = checked(log_ratio, advantages, segments)
-    return _segments.total(log_ratio, segments)
+    return _on_tokens(_segments.total(log_ratio, segments), segments)
 
 
 def cumulative(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> Tokens:
@@ -66,7 +66,7 @@ def prefix_mean(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> To
     [0.5, 0.125, 0.0, 0.5]
     """
     log_ratio, _, segments = checked(log_ratio, advantages, segments)
-    positions = jnp.maximum(_segments.ordinal(segments), 1).astype(log_ratio.dtype)
+    positions = jnp.maximum(_segments.ordinal(segments).astype(log_ratio.dtype), 1.0)
     return _segments.cumulative(log_ratio, segments) / positions
 
 
@@ -106,10 +106,12 @@ def power_mean(log_ratio: Tokens, advantages: Tokens, segments: Segments, *, p: 
     center = jnp.where(near, lax.stop_gradient(mean), greatest)  # any constant would do
     exponent = jnp.where(_segments.trained(segments), p * (log_ratio - center), 0.0)
     vanishes = jnp.exp(lax.stop_gradient(exponent)) == 0  # as its gradient does, were the whole infinite: no 0·∞
-    close, far = jnp.where(near, exponent, 0.0), jnp.where(near, 0.0, exponent)
-    log_mean = jnp.where(
-        near,
-        jnp.log1p(_segments.mean(jnp.expm1(close), segments)),
-        jnp.log(jnp.where(near, 1.0, _segments.mean(jnp.where(vanishes, 0.0, jnp.exp(far)), segments))),
-    )
-    return jnp.where(p == 0, mean, center + log_mean / jnp.where(p == 0, 1.0, p))
+    power = jnp.where(vanishes, 0.0, jnp.exp(exponent))  # exponents are at most 1 where near, at most 0 elsewhere
+    grown = _segments.mean(jnp.where(near, jnp.expm1(exponent), power), segments)
+    log_mean = jnp.where(near, jnp.log1p(jnp.where(near, grown, 0.0)), jnp.log(jnp.where(near, 1.0, grown)))
+    return _on_tokens(jnp.where(p == 0, mean, center + log_mean / jnp.where(p == 0, 1.0, p)), segments)
+
+
+def _on_tokens(x: Array, segments: Segments) -> Tokens:
+    """A sequence's value on each of its trained tokens, 0 elsewhere."""
+    return jnp.where(_segments.trained(segments), x, 0.0)

@@ -1,0 +1,174 @@
+"""The losses' and OTB's speed on this machine, each beside what it is measured against and its floor by bandwidth.
+
+    python benchmarks/objectives.py [B T [P G T]]
+
+CPU time, the least of several turns: all run in turns within one process, so that a busy machine slows them alike. The
+floor is the time to move the bytes that must be read and written at the bandwidth of y = x + 1, measured in the same
+turns. glibc is told to use huge pages, as NumPy asks for itself: else page faults on fresh memory are most of what is
+measured, and begin where a program's temporaries exceed 32 MiB.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels import segmented_cumsum
+from rljax import Batch, advantage, algorithms, policy_loss
+
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+HYPER = {"aepo": {"entropy_low": 0.5, "entropy_high": 1.0}, "dr_grpo": {"max_length": 4096}}  # what an algorithm has no default for
+PREFIX = ("ctpo", "cppo", "minpro")  # held against clip and two scans; the others against clip
+SCANS = {"segmented_cumsum": False, "segmented_cumsum reverse": True}
+
+
+def random_batch(b: int, t: int) -> tuple[jax.Array, Batch]:
+    """log π and a Batch with every field, rows of ragged lengths."""
+    rng = np.random.default_rng(0)
+    mask = np.arange(t) < rng.integers(t // 8, t + 1, (b, 1))
+    old_logp = rng.normal(-3, 1, (b, t)).astype(np.float32)
+    fields = {
+        "mask": mask,
+        "old_logp": old_logp,
+        "advantages": np.repeat(rng.normal(size=(b, 1)), t, axis=1).astype(np.float32),
+        "weights": (mask / mask.sum()).astype(np.float32),
+        "tokens": rng.integers(0, 1000, (b, t), np.int32),
+        "ref_logp": old_logp,
+        "divergence": rng.uniform(0, 0.2, (b, t)).astype(np.float32),
+    }
+    logp = (old_logp + rng.normal(0, 0.1, (b, t))).astype(np.float32)
+    return jnp.asarray(logp), Batch(**{name: jnp.asarray(x) for name, x in fields.items()})
+
+
+def ratios() -> dict[str, Callable]:
+    """The ratio of every algorithm."""
+    return {name: getattr(algorithms, name)(**HYPER.get(name, {})).ratio for name in algorithms.__all__}
+
+
+def compiled_loss(ratio: Callable, logp, batch: Batch):
+    """The loss and its gradient; arrays or their shapes will do."""
+    return jax.jit(lambda logp, batch: jax.value_and_grad(policy_loss)(logp, batch, ratio)).lower(logp, batch).compile()
+
+
+def peak_arrays(step, shape: tuple[int, ...]) -> float:
+    """Bytes that a compiled program allocates, temporaries and results, in float32 arrays of the shape."""
+    analysis = step.memory_analysis()
+    assert analysis is not None, "this backend tells nothing of its memory"
+    return (analysis.temp_size_in_bytes + analysis.output_size_in_bytes) / (4 * np.prod(shape))
+
+
+def least_times(calls: dict[str, Callable], turns: int) -> dict[str, float]:
+    """Least CPU seconds of each call over the turns, after one that warms up."""
+    seconds = {name: [] for name in calls}
+    for _ in range(turns + 1):
+        for name, call in calls.items():
+            start = time.process_time()
+            jax.block_until_ready(call())
+            seconds[name].append(time.process_time() - start)
+    return {name: min(times[1:]) for name, times in seconds.items()}
+
+
+def copying(x) -> Callable:
+    """y = x + 1, ten times: what moves 20 times the bytes of x."""
+    step = jax.jit(lambda x: x + 1).lower(x).compile()
+    return lambda: [step(x).block_until_ready() for _ in range(10)][-1]
+
+
+def compare_losses(b: int, t: int, turns: int = 15) -> dict[str, float]:
+    """Prints a line for each algorithm; their times by name."""
+    logp, batch = random_batch(b, t)
+    steps = {name: compiled_loss(ratio, logp, batch) for name, ratio in ratios().items()}
+    calls = {name: partial(step, logp, batch) for name, step in steps.items()}
+    for name, reverse in SCANS.items():
+        scan = jax.jit(partial(segmented_cumsum, reverse=reverse)).lower(logp, batch.mask).compile()
+        calls[name] = partial(scan, logp, batch.mask)
+    best = least_times({**calls, "copy": copying(logp)}, turns)
+    bandwidth = 20 * logp.nbytes / best.pop("copy")
+    needed = {name: 5 * logp.nbytes + batch.mask.nbytes for name in steps}  # logp, old_logp, A, w, m in; gradient out
+    needed |= {name: 2 * logp.nbytes + batch.mask.nbytes for name in SCANS}
+    print(f"loss and gradient, float32 [{b}, {t}], bandwidth {bandwidth / 1e9:.1f} GB/s")
+    prefix = best["grpo"] + sum(best[name] for name in SCANS)
+    for name, seconds in best.items():
+        against = f"{seconds / best['grpo']:.2f} x clip" + f", {seconds / prefix:.2f} x clip and two scans" * (
+            name in PREFIX
+        )
+        memory = f", peak {peak_arrays(steps[name], logp.shape):.1f} arrays" if name in steps else ""
+        print(f"  {name:24} {seconds * 1e3:6.1f} ms, floor {needed[name] / bandwidth * 1e3:4.1f} ms, {against}{memory}")
+    return best
+
+
+def vectorised(rewards, mask, proxy):
+    """OTB's advantage in NumPy, for completions without holes."""
+    energy = np.where(mask, np.cumsum(np.where(mask, proxy, 0), axis=-1, dtype=np.float32), 0)
+    R, total = rewards[..., None], energy.sum(axis=1, keepdims=True)
+    alive, last = mask.sum(axis=1, keepdims=True), energy.max(axis=-1, keepdims=True)  # W never falls
+    baseline = (R * energy).sum(axis=1, keepdims=True) / np.where(total > 0, total, 1)
+    baseline = np.where(total > 0, baseline, (R * mask).sum(axis=1, keepdims=True) / np.maximum(alive, 1))
+    others = (R * last).sum(axis=1, keepdims=True) - R * last
+    left = last.sum(axis=1, keepdims=True) - last
+    return np.where(mask, R - np.where(alive == 1, others / np.where(left > 0, left, 1), baseline), 0)
+
+
+def over_groups(rewards, mask, proxy):
+    """OTB's advantage as verl has it: sums of the whole batch `[N, T]`, and a loop over the groups for baselines."""
+    n, t = mask.shape[0] * mask.shape[1], mask.shape[2]
+    mask = mask.reshape(n, t).astype(np.float32)
+    last = np.maximum(mask.sum(axis=-1).astype(int) - 1, 0)
+    dense = np.zeros((n, t), np.float32)
+    dense[np.arange(n), last] = rewards.reshape(n)
+    returns = np.cumsum((dense * mask)[:, ::-1], axis=-1)[:, ::-1]
+    energy = np.cumsum(proxy.reshape(n, t) * mask, axis=-1)
+    baselines = np.zeros((n, t), np.float32)
+    for group in np.arange(n).reshape(rewards.shape):
+        alive, W = mask[group], energy[group] * mask[group]
+        baseline = (returns[group] * W).sum(axis=0) / (W.sum(axis=0) + 1e-8)
+        lone = alive.sum(axis=0) == 1  # past the second-longest: none, where we fall back on the others
+        baselines[group] = np.where(lone, 0, baseline)
+    return ((returns - baselines) * mask).reshape(proxy.shape)
+
+
+def compare_advantages(p: int, g: int, t: int, turns: int = 5) -> dict[str, float]:
+    """Prints a line for each way to OTB's advantage; their times by name."""
+    rng = np.random.default_rng(0)
+    mask = np.arange(t) < rng.integers(t // 8, t + 1, (p, g, 1))
+    rewards, proxy = rng.integers(0, 2, (p, g)).astype(np.float32), 2 * rng.random((p, g, t), np.float32)
+    here = tuple(map(jnp.asarray, (rewards, mask, proxy)))
+    ours = jax.jit(lambda r, m, e: advantage.optimal_token_baseline(r, m, proxy=e)).lower(*here).compile()
+    several = np.where(mask.sum(axis=1, keepdims=True) > 1, mask, False)
+    np.testing.assert_allclose(ours(*here), vectorised(rewards, mask, proxy), atol=1e-4)
+    np.testing.assert_allclose(
+        np.where(several, ours(*here), 0), np.where(several, over_groups(rewards, mask, proxy), 0), atol=1e-4
+    )
+    best = least_times(
+        {
+            "rljax": partial(ours, *here),
+            "NumPy, vectorised": partial(vectorised, rewards, mask, proxy),
+            "NumPy, a loop over groups": partial(over_groups, rewards, mask, proxy),
+            "copy": copying(here[2]),
+        },
+        turns,
+    )
+    bandwidth = 20 * proxy.nbytes / best.pop("copy")
+    floor = (2 * proxy.nbytes + mask.nbytes + rewards.nbytes) / bandwidth
+    print(f"OTB's advantage, P {p} G {g} T {t}, bandwidth {bandwidth / 1e9:.1f} GB/s, floor {floor * 1e3:.1f} ms")
+    for name, seconds in best.items():
+        print(f"  {name:26} {seconds * 1e3:7.1f} ms, {seconds / best['rljax']:.2f} x rljax", flush=True)
+    return best
+
+
+def main():
+    sizes = [int(size) for size in sys.argv[1:]] or [512, 4096, 512, 8, 4096]
+    compare_losses(*sizes[:2])
+    if len(sizes) > 2:
+        compare_advantages(*sizes[2:])
+
+
+if __name__ == "__main__":
+    if "GLIBC_TUNABLES" not in os.environ:
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | HUGE_PAGES)
+    main()
