@@ -22,7 +22,10 @@ from pallas_kernels import segmented_cumsum
 from rljax import Batch, advantage, algorithms, policy_loss
 
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-HYPER = {"aepo": {"entropy_low": 0.5, "entropy_high": 1.0}, "dr_grpo": {"max_length": 4096}}  # what an algorithm has no default for
+HYPER = {
+    "aepo": {"entropy_low": 0.5, "entropy_high": 1.0},
+    "dr_grpo": {"max_length": 4096},
+}  # what an algorithm has no default for
 PREFIX = ("ctpo", "cppo", "minpro")  # held against clip and two scans; the others against clip
 SCANS = {"segmented_cumsum": False, "segmented_cumsum reverse": True}
 

@@ -56,6 +56,10 @@ PENALTIES = {name: kl(name) for name in ESTIMATORS} | {
         lambda y, x: penalty.entropy_bonus(y, batch_of(x)),
         lambda x: papers_losses.entropy_bonus(x["logp"], x["w"], x["mask"]),
     ),
+    "exact_kl": (
+        lambda y, x: penalty.exact_kl(y, batch_of(x)),
+        lambda x: papers_losses.exact_kl(x["logp"], x["w"], x["mask"]),
+    ),
     "value_loss": (
         lambda y, x: penalty.value_loss(y, batch_of(x), returns=x["v"], old_values=x["old_logp"], limit=0.2),
         lambda x: papers_losses.value_loss(x["logp"], x["v"], x["old_logp"], x["w"], x["mask"], 0.2),

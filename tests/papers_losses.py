@@ -51,6 +51,10 @@ def entropy_bonus(entropy, w, mask):
     return weighted(w, mask, lambda t: (-entropy[t], -1.0))
 
 
+def exact_kl(kl, w, mask):
+    return weighted(w, mask, lambda t: (kl[t], 1.0))
+
+
 def value_loss(v, returns, old, w, mask, limit):
     def one(t):
         near = min(max(v[t], old[t] - limit), old[t] + limit)

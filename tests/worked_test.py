@@ -68,6 +68,10 @@ ADVANTAGES = {  # of rewards 1, 0, .5 and lengths 2, 2, 1: at the first token an
     "length_weighted": (advantage.length_weighted, [[0.5, 0.5], [-0.5, -0.5], [0, 0]]),
     "pass_at_k": (advantage.pass_at_k, [[0.5, 0.5], [0, 0], [0, 0]]),
     "task_relative": (partial(advantage.task_relative, task=np.array([3])), [[1, 1], [-1, -1], [0, 0]]),
+    "without_negatives": (
+        partial(advantage.without_negatives(advantage.task_relative), task=np.array([3]), dropping=np.array(True)),
+        [[1, 1], [0, 0], [0, 0]],
+    ),
     "policy_improvement": (partial(advantage.policy_improvement, improvement=2.0), [[3, 3], [-3, -3], [0, 0]]),
     "prefix_tree": (  # all begin alike, then the first two part: V = ½, then 1 and 0
         partial(advantage.prefix_tree, tokens=np.array([[[7, 1], [7, 2], [7, 0]]])),
@@ -136,6 +140,11 @@ OTHERS = {
     "kl": (lambda: penalty.kl(LOGP, BATCH), 0.5 * (LOG(2) - 0.5) + 0.25 * (1 - LOG(2))),
     "quadratic": (lambda: penalty.quadratic(LOGP, BATCH), 0.75 * LOG(2) ** 2 / 2),
     "entropy_bonus": (lambda: penalty.entropy_bonus(H, BATCH), -(0.5 * 0.5 + 0.25 * 1.0)),
+    "exact_kl": (lambda: penalty.exact_kl(H, BATCH), 0.5 * 0.5 + 0.25 * 1.0),
+    "ordinary": (
+        lambda: distillation.ordinary(jnp.array([True, True, False]), jnp.array([4, 1, 4]), (0, 1)),
+        [1, 0, 0],
+    ),
     "value_loss": (  # near: .2 and .2, so ½·max(.25, .64), ½·max(0, .64)
         lambda: penalty.value_loss(H, BATCH, returns=jnp.ones((1, 3)), old_values=jnp.zeros((1, 3)), limit=0.2),
         0.5 * 0.32 + 0.25 * 0.32,
