@@ -60,7 +60,7 @@ class PolicyGradient:
     """An algorithm: three functions, A, w and f of the objective. (As a pytree it is static: it has no leaves.)"""
 
     advantage: Callable[..., Float[Array, "P G T"]]
-    """A, what a token deserves: `f(rewards [P, G], mask [P, G, T], **fields of Rollouts)`."""
+    """A, what a token deserves: `f(rewards [P, G] or [P, G, T], mask [P, G, T], **fields of Rollouts)`."""
     aggregation: Callable[..., Float[Array, "P G T"]]
     """w, how much a token counts: `f(mask [P, G, T], sign [P, G])`."""
     ratio: Callable[..., Float[Array, "*B T"]]

@@ -195,6 +195,7 @@ def rollout_shapes(f, P, G, T):
         "components": array(P, G, 2),
         "task": array(P, dtype=jnp.int32),
         "improvement": array(),
+        "dropping": array(dtype=jnp.bool_),
     }
     return array(P, G), array(P, G, T, dtype=jnp.bool_), {name: fields[name] for name in required_fields(f)}
 

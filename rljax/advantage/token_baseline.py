@@ -26,8 +26,8 @@ def optimal_token_baseline(
     n_i ≥ t. Where ΣW = 0 the plain mean of the same members stands in. Where no other member is alive: the others'
     energy-weighted mean at their own last tokens (the paper's code leaves A = 0 there, or pays for being longest).
 
-    The baseline holds the sample itself, so it is biased: measured from groups of 4, the gradient has .46–.68 of its
-    length and .35–.43 of the variance. `leave_one_out_token_baseline` is unbiased.
+    The baseline holds the sample itself, so it is biased: from groups of 4 much of its low variance is a shorter step
+    (docs/claims.md has the figures). `leave_one_out_token_baseline` is unbiased.
 
     >>> proxy = jnp.array([[[0.5, 0.5], [0.5, 0.5], [1.0, 1.0]]])  # B = (4 + 1 + 0)/4
     >>> optimal_token_baseline(jnp.array([[4.0, 1.0, 0.0]]), jnp.ones((1, 3, 2), bool), proxy=proxy).tolist()
@@ -43,7 +43,7 @@ def leave_one_out_token_baseline(
 
         A_{i,t} = G_{i,t} − Σ_{j≠i alive} G_{j,t} W_{j,t} / Σ_{j≠i alive} W_{j,t}
 
-    Measured against `leave_one_out`, its variance is 1.12–1.22 from groups of 4 and .95–1.03 from groups of 32.
+    From few samples its variance is about that of `leave_one_out`, from many less (docs/claims.md has the figures).
 
     >>> proxy = jnp.array([[[0.5, 0.5], [0.5, 0.5], [1.5, 1.5]]])  # B = 1/4, 4/4, 5/2
     >>> leave_one_out_token_baseline(jnp.array([[4.0, 1.0, 0.0]]), jnp.ones((1, 3, 2), bool), proxy=proxy).tolist()
@@ -55,8 +55,8 @@ def leave_one_out_token_baseline(
 def exact_energy_baseline(rewards: Rewards, mask: Mask, *, energy: Tokens) -> Advantages:
     """`optimal_token_baseline` with W_t itself given in place of the sum of proxies (2602.07078).
 
-    With `energy` = ‖Σ_{j≤t} ∇ log π(y_j)‖² it is the optimum that the proxies stand for; with 1 it is the group's mean
-    among those alive, with t a length-weighted one.
+    With `energy` = ‖Σ_{j≤t} ∇ log π(y_j)‖² it is what the proxies stand for, near the optimum but not at it
+    (docs/claims.md); with 1 it is the group's mean among those alive, with t a length-weighted one.
 
     >>> energy = jnp.array([[[1.0, 2.0], [1.0, 1.0], [2.0, 1.0]]])  # B = 5/4, 9/4
     >>> exact_energy_baseline(jnp.array([[4.0, 1.0, 0.0]]), jnp.ones((1, 3, 2), bool), energy=energy).tolist()
