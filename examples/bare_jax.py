@@ -56,11 +56,11 @@ def train_step(params, key):
 
 
 def main() -> None:
-    keys = jax.random.split(jax.random.key(0), 202)
+    keys = jax.random.split(jax.random.key(0), 203)
     shape = (STOP + 1, WIDTH)
     params = {n: jax.random.normal(k, shape) / 4 for n, k in zip(("embedding", "unembedding"), keys[:2], strict=True)}
-    before = train_step(params, keys[0])[1]
-    for key in keys[2:]:
+    before = train_step(params, keys[2])[1]
+    for key in keys[3:]:
         params, after = train_step(params, key)
     print(f"reward before {before:.3f}, after {after:.3f}")
 

@@ -54,6 +54,18 @@ def require_shape(shape: tuple[int, ...], like: str, **arrays) -> None:
             raise ValueError(f"{name} has shape {jnp.shape(x)}: expected {shape}, as {like}")
 
 
+def require_ordered(low: float | Array, high: float | Array, least: float) -> None:
+    """Raises unless least ≤ low ≤ high; traced values are not looked at."""
+    require_between("low", low, least)
+    require_between("high", high, least)
+    try:
+        ordered = float(low) <= float(high)
+    except jax.errors.ConcretizationTypeError:
+        return
+    if not ordered:
+        raise ValueError(f"low = {low}: expected at most high = {high}")
+
+
 def require_between(name: str, value: float | Array, low: float, high: float = float("inf")) -> None:
     """Raises unless low ≤ value < high; a traced value is not looked at."""
     try:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float
 
-from rljax._checks import accumulators, require_between, require_mask, require_shape
+from rljax._checks import accumulators, require_between, require_mask, require_ordered, require_shape
 from rljax._guards import finite
 
 __all__ = [
@@ -67,6 +67,7 @@ def icepop(mismatch: Mismatch, mask: Mask, *, low: float | Array = 0.5, high: fl
     >>> print(icepop(jnp.log(jnp.array([0.25, 1.5, 4.0, 8.0])), jnp.ones(4, bool)))
     [0.  1.5 4.  0. ]
     """
+    require_ordered(low, high, 1e-30)
     mismatch, mask, low, high = _checked(mismatch, mask, low=low, high=high)
     inside = (mismatch >= jnp.log(low)) & (mismatch <= jnp.log(high))
     return jnp.where(mask & inside, jnp.exp(jnp.where(inside, mismatch, 0.0)), 0.0)
@@ -105,6 +106,7 @@ def geometric(mismatch: Mismatch, mask: Mask, *, low: float | Array = 0.999, hig
     >>> geometric(jnp.array([[0.0005, 0.0], [0.01, 0.0]]), jnp.ones((2, 2), bool)).tolist()
     [True, False]
     """
+    require_ordered(low, high, 1e-30)
     mismatch, mask, low, high = _checked(mismatch, mask, low=low, high=high)
     mean = _mean(mismatch, mask)
     return (mean >= jnp.log(low)) & (mean <= jnp.log(high))

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels import TokenStats, token_kl, token_stats
+from rljax._checks import require_shape
 from rljax.distillation import logits_at
 
 __all__ = ["delayed", "logps_at", "token_kls", "token_logps"]
@@ -43,7 +44,7 @@ def token_logps(
     >>> [round(float(value), 4) for value in stats.logp[0]]
     [0.0, 0.0, -1.3863]
     """
-    _check(hidden, unembedding, tokens, mask)
+    _check("token_logps", hidden, unembedding, tokens, mask)
     targets = jnp.where(mask, tokens, -1)
 
     def stats(rows, y, unembedding, temperature):
@@ -75,8 +76,8 @@ def token_kls(
     [0.0, 0.1308]
     """
     tokens = jnp.zeros(jnp.shape(mask), jnp.int32)
-    _check(hidden, unembedding, tokens, mask)
-    _check(ref_hidden, ref_unembedding, tokens, mask, "ref_")
+    _check("token_kls", hidden, unembedding, tokens, mask)
+    _check("token_kls", ref_hidden, ref_unembedding, tokens, mask, "ref_")
 
     def kls(rows, ref_rows, present, unembedding, ref_unembedding, temperature):
         return token_kl(rows, unembedding, ref_rows, ref_unembedding, present, temperature=temperature,
@@ -108,6 +109,8 @@ def logps_at(
     >>> jnp.exp(few[1]).tolist()
     [0.25, 0.75]
     """
+    _check("logps_at", hidden, unembedding, tokens, jnp.ones(jnp.shape(tokens), bool))
+    require_shape(jnp.shape(tokens), "tokens", logp=logp, ids=ids[..., 0])
     rows = _flat(jnp.concatenate([jnp.zeros_like(hidden[..., :1, :]), hidden[..., :-1, :]], axis=-2))
     wanted = jnp.concatenate([tokens[..., None], ids], axis=-1)
     x = logits_at(rows, unembedding, wanted.reshape(-1, wanted.shape[-1])).reshape(wanted.shape)
@@ -158,21 +161,21 @@ def delayed(x: Float[Array, "*B T"]) -> Float[Array, "*B T"]:
     return jnp.concatenate([jnp.zeros_like(x[..., :1]), x[..., :-1]], axis=-1)
 
 
-def _check(hidden, unembedding, tokens, mask, of: str = "") -> None:
+def _check(caller: str, hidden, unembedding, tokens, mask, of: str = "") -> None:
     shape = jnp.shape(tokens)
     if not shape or jnp.shape(hidden)[:-1] != shape:
         raise ValueError(
-            f"token_logps: {of}hidden is of shape {jnp.shape(hidden)}; it should be [*B, T, D] "
+            f"{caller}: {of}hidden is of shape {jnp.shape(hidden)}; it should be [*B, T, D] "
             f"with [*B, T] = {shape}, as in tokens"
         )
     if jnp.shape(mask) != shape:
-        raise ValueError(f"token_logps: mask is of shape {jnp.shape(mask)}; it should be {shape}, as tokens")
+        raise ValueError(f"{caller}: mask is of shape {jnp.shape(mask)}; it should be {shape}, as tokens")
     if jnp.result_type(mask) != jnp.bool_:
-        raise TypeError(f"token_logps: mask is of dtype {jnp.result_type(mask)}; it should be bool")
+        raise TypeError(f"{caller}: mask is of dtype {jnp.result_type(mask)}; it should be bool")
     if not jnp.issubdtype(jnp.result_type(tokens), jnp.signedinteger):
-        raise TypeError(f"token_logps: tokens is of dtype {jnp.result_type(tokens)}; it should be a signed integer")
+        raise TypeError(f"{caller}: tokens is of dtype {jnp.result_type(tokens)}; it should be a signed integer")
     if jnp.ndim(unembedding) != 2 or jnp.shape(unembedding)[1] != jnp.shape(hidden)[-1]:
         raise ValueError(
-            f"token_logps: {of}unembedding is of shape {jnp.shape(unembedding)}; it should be [V, D] "
+            f"{caller}: {of}unembedding is of shape {jnp.shape(unembedding)}; it should be [V, D] "
             f"with D = {jnp.shape(hidden)[-1]}, as in {of}hidden"
         )

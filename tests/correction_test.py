@@ -101,3 +101,10 @@ def test_arguments_that_do_not_fit(name):
     bound = {"icepop": "low", "geometric": "low", "k3": "limit", "veto": "least"}.get(name, "cap")
     with pytest.raises(ValueError, match=f"{bound} = -1"):
         f(jnp.zeros((2, 3)), jnp.ones((2, 3), bool), **{bound: -1})
+
+
+@pytest.mark.parametrize("f", [correction.icepop, correction.geometric])
+def test_bounds_in_the_wrong_order(f):
+    with pytest.raises(ValueError, match=r"low = 2\.0: expected at most high = 1\.0"):
+        f(jnp.zeros((2, 3)), jnp.ones((2, 3), bool), low=2.0, high=1.0)
+    jax.eval_shape(lambda low: f(jnp.zeros((2, 3)), jnp.ones((2, 3), bool), low=low, high=1.0), jnp.float32(2))

@@ -85,6 +85,14 @@ def test_a_public_symbol_is_documented(name):
     assert ">>> " in PUBLIC[name].__doc__ or not inspect.isfunction(PUBLIC[name]), f"{name} has no example"
 
 
+@pytest.mark.parametrize("name", algorithms.__all__)
+def test_an_algorithm_gives_its_equation_and_its_source(name):
+    says = inspect.getdoc(getattr(algorithms, name)).split(">>> ")[0]
+    assert re.search(r"\d{4}\.\d{5}", says)
+    equation = "\n".join(line for line in says.splitlines() if line.startswith("    "))
+    assert re.search(r"A = .*w = .*e\^f = ", equation, flags=re.S)
+
+
 def shown(pages: str) -> set[int]:
     """The identities of what the directives of reference pages show."""
     found = set()

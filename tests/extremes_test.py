@@ -20,7 +20,12 @@ BOUNDED = {  # where f cannot exceed a bound: (A > 0, A < 0)
     "balanced_grpo": (True, False), "cispo": (True, True), "ctpo": (True, True), "dapo": (True, True),
     "dppo": (True, True), "dr_grpo": (True, False), "gmpo": (True, False), "grpo": (True, False),
     "gspo": (True, False), "gspo_token": (True, False), "holder_po": (True, False), "minpro": (True, False),
-    "otb": (True, False), "rloo": (True, False), "sapo": (True, True),
+    "otb": (True, False), "rloo": (True, False), "sapo": (True, True), "aepo": (True, False), "ppo": (True, False),
+    "reinforce_plus_plus": (True, False), "holder_po_token_clip": (True, False), "holder_po_two_sided": (True, True),
+}  # fmt: skip
+UNBOUNDED = {
+    "token", "sequence_mean", "sequence_sum", "cumulative", "prefix_mean", "prefix_min", "power_mean",
+    "cumulative_divergence_mask", "cppo", "opo", "remax",
 }  # fmt: skip
 ESTIMATORS = {
     "k1": penalty.k1,
@@ -33,6 +38,11 @@ ESTIMATORS = {
     },
 }
 every_ratio = pytest.mark.parametrize("name", RATIOS)
+
+
+def test_every_ratio_is_known_to_be_bounded_or_not():
+    assert {name.split()[0] for name in RATIOS} <= BOUNDED.keys() | UNBOUNDED
+    assert not BOUNDED.keys() & UNBOUNDED
 
 
 @partial(jax.jit, static_argnums=2)

@@ -151,3 +151,16 @@ def test_a_few_tokens_beside_the_sampled_one(example):
     for b, t in np.argwhere(np.asarray(mask)):
         if t > 0:
             np.testing.assert_allclose(few[b, t], dense[b, t - 1][ids[b, t]], rtol=1e-5, atol=1e-5)
+
+
+def test_errors_of_the_others_name_them_and_the_argument(example):
+    hidden, unembedding, tokens, mask = example
+    theirs = tuple(reference_model())
+    with pytest.raises(ValueError, match=r"token_kls: ref_hidden is of shape \(2, 7, 4\).*\(3, 7\)"):
+        token_kls(hidden, unembedding, theirs[0][1:], theirs[1], mask)
+    with pytest.raises(ValueError, match=r"token_kls: ref_unembedding is of shape \(4, 11\).*D = 4, as in ref_hidden"):
+        token_kls(hidden, unembedding, theirs[0], theirs[1].T, mask)
+    with pytest.raises(ValueError, match=r"logps_at: unembedding is of shape \(5, 11\)"):
+        logps_at(hidden, unembedding.T, tokens[..., None], tokens, mask.astype(jnp.float32))
+    with pytest.raises(ValueError, match=r"ids has shape \(2, 7\): expected \(3, 7\), as tokens"):
+        logps_at(hidden, unembedding, tokens[1:, :, None], tokens, mask.astype(jnp.float32))

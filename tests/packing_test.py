@@ -15,7 +15,7 @@ from tests import papers
 from tests.laws_test import bound
 
 SHAPE = (4, 8, 6)  # 32 sequences, two a row, two rows a device
-ALGORITHMS = {name: bound(algorithms, name)() for name in algorithms.__all__ if not name.endswith("schedule")}
+ALGORITHMS = {name: bound(algorithms, name)() for name in algorithms.__all__}
 IDS = np.repeat(np.array([[1, 2]], np.int32), SHAPE[-1], axis=1).repeat(16, axis=0)
 
 

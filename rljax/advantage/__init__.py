@@ -6,8 +6,8 @@ present completions of a group, n_i the trained tokens of completion i. An outco
 completion, whatever is masked; of a dense one `[P, G, T]` the masked tokens are ignored. Functions of a completion's
 reward R take the sum of a dense one; those written in G_t = Σ_{j≥t} m_j r_j take its reward-to-go.
 
-A constant outcome reward gives exactly 0 everywhere (but for discounted returns and GAE), and so does a group of one
-where the baseline comes from the group. All raise ValueError where shapes do
+A constant outcome reward gives exactly 0 everywhere (but for discounted returns, GAE, and ReMax where the greedy reward
+is another), and so does a group of one where the baseline comes from the group. All raise ValueError where shapes do
 not fit, TypeError where the mask is not boolean.
 """
 

@@ -1,7 +1,7 @@
 """Baselines from the group: a completion's reward against those of the other completions of its prompt."""
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Int
 
 from rljax._checks import require_between, require_shape
@@ -100,7 +100,7 @@ def task_relative(rewards: Rewards, mask: Mask, *, task: Int[Array, "P"]) -> Adv
     R = jnp.where(present, totals(*checked(rewards, mask)), 0.0)
 
     def over_task(values):
-        return (same @ jnp.sum(values, axis=1))[:, None]
+        return jnp.matmul(same, jnp.sum(values, axis=1), precision=lax.Precision.HIGHEST)[:, None]
 
     count = over_task(members)
     mean = over_task(R) / jnp.maximum(count, 1)

@@ -28,7 +28,8 @@ def prefix_tree(rewards: Rewards, mask: Mask, *, tokens: Int[Array, "P G T"]) ->
     alive, tokens = (jnp.take_along_axis(x, order, axis=-1) for x in (mask, tokens))
     same = (tokens[:, :, None] == tokens[:, None]) & alive[:, :, None] & alive[:, None]
     shared = lax.cumprod(same.astype(jnp.int8), axis=3).astype(centred.dtype)  # [P, i, j, t]: j has i's prefix
-    value = jnp.einsum("pijt,pj->pit", shared, centred) / jnp.maximum(jnp.sum(shared, axis=2), 1)
+    total = jnp.einsum("pijt,pj->pit", shared, centred, precision=lax.Precision.HIGHEST)
+    value = total / jnp.maximum(jnp.sum(shared, axis=2), 1)
 
     deviations = deviation(centred, present, present)[..., None]
     mean = jnp.where(present, centred, 0.0)[..., None] - deviations

@@ -81,7 +81,8 @@ def generalized_advantage_estimation(
 
     t + 1 is the completion's next trained token, whatever tool tokens lie between; past the last one V and Â are 0. An
     outcome reward is paid at the last one. `values` is V of the state before each token, read without gradient;
-    Â + V is the value loss's return. gamma and lam in [0, 1]. Not whitened: `whitened(…)` does that.
+    Â + V, or the reward-to-go, is what the values are trained on. gamma and lam in [0, 1]. Not whitened: `whitened(…)`
+    does that.
 
     >>> values = jnp.array([[[0.5, 0.25, 0.0], [0.0, 0.0, 0.0]]])  # δ = −¼, −¼, 1 and 0, 0, 0
     >>> rewards, mask = jnp.array([[1.0, 0.0]]), jnp.ones((1, 2, 3), bool)

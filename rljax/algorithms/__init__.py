@@ -2,6 +2,10 @@
 
 To make another, write another expression; to schedule one, make it from the step:
 `lambda step: holder_po(p=holder_schedule(step))`.
+
+In what each says of itself: R is a completion's reward and R_t a token's, G_t the reward-to-go, Z = (R − mean R)/(std R
++ 1e-6) over the group of G; n a sequence's trained tokens, N the step's sequences, M its tokens; r = e^ℓ, and
+clip_A(r) = min(r, 1 + high) where A ≥ 0, max(r, 1 − low) where A < 0.
 """
 
 from rljax.algorithms.baselines import opo, otb, ppo, reinforce_plus_plus, remax, rloo

@@ -17,6 +17,8 @@ def ppo(
 ) -> PolicyGradient:
     """PPO (1707.06347): GAE whitened over the batch, a token mean, the clip on every token. Needs `Rollouts.values`.
 
+        A = whiten(Σ_{k≥0} (γλ)^k δ_{t+k}),  δ_t = R_t + γV_{t+1} − V_t,    w = 1/M,    e^f = clip_A(r)
+
     The critic's own loss is `penalty.value_loss`. Undiscounted, as language models are trained; no group is needed.
 
     >>> import jax.numpy as jnp
@@ -35,6 +37,8 @@ def ppo(
 def rloo(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradient:
     """RLOO (2402.14740): leave-one-out baseline, a mean over sequences of sums, the clipped trajectory ratio.
 
+        A = R_i − mean_{j≠i} R_j,    w = 1/N,    e^f = clip_A(Π_t r_t), with each token's own gradient
+
     On-policy it is REINFORCE on whole sequences; the clip off-policy is ours.
 
     >>> import jax.numpy as jnp
@@ -51,6 +55,8 @@ def rloo(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradie
 
 def reinforce_plus_plus(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradient:
     """REINFORCE++ (2501.03262): returns whitened over the batch in place of a group's baseline, PPO's clip.
+
+        A = whiten(G_t),    w = 1/M,    e^f = clip_A(r)
 
     With groups, its baseline form is `advantage.reinforce_plus_plus_baseline`.
 
@@ -69,6 +75,8 @@ def reinforce_plus_plus(*, low: float | Array = 0.2, high: float | Array = 0.2) 
 def opo() -> PolicyGradient:
     """OPO (2505.23585): the length-weighted baseline, for exactly on-policy steps: nothing is clipped.
 
+        A = R_i − Σ_j n_j R_j / Σ_j n_j,    w = 1/M,    e^f = r
+
     >>> import jax.numpy as jnp
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
     >>> opo().advantage(jnp.array([[1.0, 0.0]]), lengths_1_and_3).tolist()
@@ -83,6 +91,8 @@ def opo() -> PolicyGradient:
 
 def remax() -> PolicyGradient:
     """ReMax (2310.10505): the reward of the greedy completion as the baseline, a mean over sequences of sums.
+
+        A = G_t − R_greedy,    w = 1/N,    e^f = r
 
     Needs `Rollouts.greedy_rewards`. For exactly on-policy steps: nothing is clipped.
 
@@ -100,6 +110,9 @@ def remax() -> PolicyGradient:
 
 def otb(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradient:
     """OTB (2602.07078): the optimal token baseline, PPO's clip on every token, a token mean. Needs `Rollouts.proxy`.
+
+        A = G_t − Σ_i G_{i,t} W_{i,t} / Σ_i W_{i,t},    w = 1/M,    e^f = clip_A(r)
+        W_t = Σ_{j≤t} (1 − 2π(y_j) + Σ_v π(v)²)
 
     Its advantage varies within the sequence: pool ratios under `local_gradient` only. The unbiased baseline is
     `advantage.leave_one_out_token_baseline`; which has less variance depends on the group's size (see there).

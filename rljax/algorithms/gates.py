@@ -11,6 +11,8 @@ from rljax.objective import PolicyGradient
 def cispo(*, low: float | Array | None = None, high: float | Array = 0.28) -> PolicyGradient:
     """CISPO (2506.13585): the clipped ratio as a weight of ∇log π, so that no token loses its gradient.
 
+        A = Z,    w = 1/M,    e^f = min(r, 1 + high), as a constant that multiplies ∇log π
+
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([0.5, 1.0, 2.0]), jnp.ones(3), jnp.ones(3, bool)
     >>> print(jnp.exp(cispo().ratio(jnp.log(r), A, mask)))
@@ -26,6 +28,8 @@ def cispo(*, low: float | Array | None = None, high: float | Array = 0.28) -> Po
 def sapo(*, positive: float | Array = 1.0, negative: float | Array = 1.05) -> PolicyGradient:
     """SAPO (2511.20347): a smooth gate of each token's ratio in place of a clip.
 
+        A = Z,    w = 1/(N n),    e^f = (4/τ) σ(τ(r − 1)),  τ = positive where A > 0, negative elsewhere
+
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([0.7, 1.0, 1.3]), jnp.ones(3), jnp.ones(3, bool)
     >>> print(jnp.exp(sapo().ratio(jnp.log(r), A, mask)))  # 4σ(−0.3), 4σ(0), 4σ(0.3)
@@ -40,6 +44,8 @@ def sapo(*, positive: float | Array = 1.0, negative: float | Array = 1.05) -> Po
 
 def dppo(*, low: float | Array = 0.15, high: float | Array = 0.15, cap: float | Array = 3.0) -> PolicyGradient:
     """DPPO (2602.04879): a trust region by the change of the token's probability, not of its ratio.
+
+        A = Z,    w = 1/M,    e^f = 0 where A > 0 and p − q > high, or A < 0 and p − q < −low;  else sg(min(r, cap))
 
     Its other form bounds a KL divergence, `ratio.kl_mask` with low = high = 0.05.
 
@@ -57,6 +63,9 @@ def dppo(*, low: float | Array = 0.15, high: float | Array = 0.15, cap: float | 
 
 def cppo(*, limit: float | Array = 0.15, slack: float | Array = 0.02, least: float | Array = 0.8) -> PolicyGradient:
     """CPPO (2606.10968): a budget of divergence that a sequence spends as it goes. Needs `Batch.divergence`.
+
+        A = Z,    w = 1/M,    e^f = r where A(r − 1) ≤ 0, or c_t D_t ≤ limit and S_t ≤ limit + slack·C_{t−1};  else 0
+        c_t from 1 down to `least`,  S_t = Σ_{j≤t} c_j D_j,  C_t = Σ_{j≤t} c_j
 
     `divergence.total_variation` over the old policy's 20 likeliest tokens is the paper's. slack 0.015 to 0.02;
     advantage and aggregation are ours: not verified from the source.

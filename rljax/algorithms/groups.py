@@ -11,6 +11,8 @@ from rljax.objective import PolicyGradient
 def grpo(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradient:
     """GRPO (2402.03300): standardised rewards, a mean over sequences of token means, PPO's clip on every token.
 
+        A = Z,    w = 1/(N n),    e^f = clip_A(r)
+
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([0.5, 1.0, 2.0]), jnp.ones(3), jnp.ones(3, bool)
     >>> print(jnp.exp(grpo().ratio(jnp.log(r), A, mask)))
@@ -25,6 +27,8 @@ def grpo(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradie
 
 def dr_grpo(*, max_length: float, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradient:
     """Dr. GRPO (2503.20783): GRPO without the std, and tokens divided by the constant budget `max_length`.
+
+        A = R − mean R,    w = 1/(N · max_length),    e^f = clip_A(r)
 
     >>> import jax.numpy as jnp
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
@@ -41,6 +45,8 @@ def dr_grpo(*, max_length: float, low: float | Array = 0.2, high: float | Array 
 def dapo(*, low: float | Array = 0.2, high: float | Array = 0.28, dual: float | Array | None = 3.0) -> PolicyGradient:
     """DAPO (2503.14476): GRPO with a token mean and a higher upper clip; `rewards` has its sampling and penalty.
 
+        A = Z,    w = 1/M,    e^f = clip_A(r), at most `dual` where A < 0
+
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([0.5, 1.0, 2.0]), jnp.ones(3), jnp.ones(3, bool)
     >>> print(jnp.exp(dapo().ratio(jnp.log(r), A, mask)))
@@ -55,6 +61,8 @@ def dapo(*, low: float | Array = 0.2, high: float | Array = 0.28, dual: float | 
 
 def balanced_grpo(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradient:
     """Balanced Aggregation (2605.04077): GRPO with a token mean on each side of the group.
+
+        A = Z,    w = (members of the side / G) / (tokens of the side), over the groups,    e^f = clip_A(r)
 
     >>> import jax.numpy as jnp
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
@@ -78,6 +86,9 @@ def aepo(
 ) -> PolicyGradient:
     """AEPO (2512.12967): once the entropy has risen above `entropy_high`, completions of A < 0 are left out, until it
     has fallen below `entropy_low`, nats. Needs `Rollouts.task` and `.dropping`.
+
+        A = (R − mean R)/(std of the task's R + 1e-6), 0 where it is < 0 while dropping,    w = 1/M,    e^f = clip_A(r)
+        dropping ← H > entropy_high, or dropping and H ≥ entropy_low
 
     With the paper's task-relative advantage. Its thresholds are unpublished, so there are no defaults; aggregation and
     clip, and that what is left out keeps its place in the denominators, are ours: not verified from the source.

@@ -13,6 +13,9 @@ def ctpo(
 ) -> PolicyGradient:
     """CTPO (2605.07331): the cumulative ratio of the prefix, clipped in bounds that widen as t^power.
 
+        A = Z,    w = 1/M,    e^f = Π_{j≤t} r_j, with each token's own gradient, at most e^{high·t^power} where A ≥ 0;
+        at least e^{−low·t^power} and at most e^{dual·t^power} where A < 0
+
     Aggregated by token mean as the authors' code does; the equation has `aggregation.sequence_mean`.
 
     >>> import jax.numpy as jnp
@@ -33,7 +36,11 @@ def ctpo(
 def minpro(*, low: float | Array = 0.2, high: float | Array = 0.28) -> PolicyGradient:
     """MinPRO (2601.22718): the token's ratio times the least before it, then PPO's clip.
 
-    Not verified from the source: the ratio is from notes on the paper, its outer form and aggregation are ours.
+        A = Z,    w = 1/M,    e^f = clip_A(r_t · sg min_{j<t} r_j)
+
+    Not verified from the source: the ratio is from notes on the paper, its outer form and aggregation are ours. Its
+    other outer form, a constant weight: `ratio.local_gradient(ratio.chain(ratio.prefix_min,
+    partial(ratio.two_sided_clip, high=0.28)))`.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([0.5, 1.2, 2.0]), jnp.ones(3), jnp.ones(3, bool)

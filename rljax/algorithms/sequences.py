@@ -7,11 +7,14 @@ from jax import Array
 from jaxtyping import Float
 
 from rljax import advantage, aggregation, ratio, schedule
+from rljax._checks import require_between
 from rljax.objective import PolicyGradient
 
 
 def gspo(*, low: float | Array = 3e-4, high: float | Array = 4e-4) -> PolicyGradient:
     """GSPO (2507.18071): the length-normalised ratio of the sequence, then a narrow clip.
+
+        A = Z,    w = 1/(N n),    e^f = clip_A((Π_t r_t)^{1/n})
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([1.0, 1.0, 1.331]), jnp.ones(3), jnp.ones(3, bool)
@@ -28,6 +31,8 @@ def gspo(*, low: float | Array = 3e-4, high: float | Array = 4e-4) -> PolicyGrad
 def gspo_token(*, low: float | Array = 3e-4, high: float | Array = 4e-4) -> PolicyGradient:
     """GSPO-token (2507.18071): GSPO's value with each token's own gradient, for advantages that vary by token.
 
+        A = Z,    w = 1/(N n),    e^f = clip_A((Π_t r_t)^{1/n}), with each token's own gradient
+
     >>> import jax, jax.numpy as jnp
     >>> ratio_of, A, mask = gspo_token().ratio, jnp.ones(2), jnp.ones(2, bool)
     >>> jax.grad(lambda ℓ: ratio_of(ℓ, A, mask)[0])(jnp.zeros(2)).tolist()  # GSPO's are ½, ½
@@ -43,6 +48,8 @@ def gspo_token(*, low: float | Array = 3e-4, high: float | Array = 4e-4) -> Poli
 def gmpo(*, low: float | Array = 0.4, high: float | Array = 0.4) -> PolicyGradient:
     """GMPO (2507.20673): the geometric mean of clipped token ratios; bounds on ℓ itself.
 
+        A = Z,    w = 1/(N n),    e^f = (Π_t c_t)^{1/n},  c = min(r, e^high) where A ≥ 0, max(r, e^−low) where A < 0
+
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([1.0, 1.0, 9.0]), jnp.ones(3), jnp.ones(3, bool)
     >>> print(jnp.exp(gmpo(high=0.3).ratio(jnp.log(r), A, mask)))  # e^{0.3/3}
@@ -57,6 +64,8 @@ def gmpo(*, low: float | Array = 0.4, high: float | Array = 0.4) -> PolicyGradie
 
 def holder_po(*, p: float | Array = 2.0, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradient:
     """HölderPO (2605.12058): the power mean of the sequence's ratios, then PPO's clip on the sequence.
+
+        A = Z,    w = 1/(N n),    e^f = clip_A(((1/n) Σ_t r_t^p)^{1/p})
 
     p is annealed over training (`holder_schedule`, at whose start the default stands), constant within a rollout's
     updates; it may be traced. p → 0 is GSPO with these bounds.
@@ -77,6 +86,8 @@ def holder_po_token_clip(
     *, p: float | Array = 2.0, low: float | Array = 0.2, high: float | Array = 0.2
 ) -> PolicyGradient:
     """HölderPO's token clip (2605.12058): PPO's clip of each token by the sign of A, then the power mean.
+
+        A = Z,    w = 1/(N n),    e^f = ((1/n) Σ_t clip_A(r_t)^p)^{1/p}
 
     p = 1 is GRPO, p → 0 is GMPO with PPO's bounds. Defined for advantages constant in a sequence only.
 
@@ -101,6 +112,8 @@ def holder_po_two_sided(
 ) -> PolicyGradient:
     """HölderPO's two-sided clip (2605.12058): each ℓ held within ±log(1 + limit), then `holder_po`.
 
+        A = Z,    w = 1/(N n),    e^f = clip_A(((1/n) Σ_t c_t^p)^{1/p}),  c = r within 1/(1 + limit), 1 + limit
+
     No single token can then rule the mean at large |p|; one beyond the limit has no gradient. limit ≥ 0.
 
     >>> import jax.numpy as jnp
@@ -108,6 +121,7 @@ def holder_po_two_sided(
     >>> print(jnp.exp(holder_po_two_sided().ratio(jnp.log(r), A, mask)))  # √ of the mean of 1/1.44, 1, 1.44
     [1.0222 1.0222 1.0222]
     """
+    require_between("limit", limit, 0)
     return PolicyGradient(
         advantage=advantage.group_relative,
         aggregation=aggregation.sequence_mean,
@@ -123,6 +137,8 @@ def holder_schedule(
     step: int | Array, *, start: float = 2.0, end: float = -2.0, steps: int = 500, shape: Callable = schedule.linear
 ) -> Float[Array, ""]:
     """HölderPO's p at a rollout's step: from `start` to `end` over `steps`, then `end` (2605.12058).
+
+        p(step) = start + (end − start) · shape(min(step/steps, 1))
 
     Linear as in the paper's main run; `schedule.cosine`, `.power(n)` and `.cubic` are its others by name, the
     formulas ours. (ALFWorld: 1 to −1.)

@@ -80,8 +80,9 @@ class Model:
     def values(self, params: dict, hidden: Float[Array, "B T D"]) -> Float[Array, "B T"]:
         """V of the state after each token, h·v + b in at least float32; the config must have a `value_head`."""
         kept = keep_split(params, _definition(self.config)[1])
-        hidden = hidden.astype(accumulator(hidden.dtype))
-        return hidden @ kept["value"].astype(hidden.dtype) + kept["value_bias"].astype(hidden.dtype)
+        h = hidden.astype(accumulator(hidden.dtype))
+        v, b = (kept[name].astype(h.dtype) for name in ("value", "value_bias"))
+        return jnp.matmul(h, v, precision=lax.Precision.HIGHEST) + b
 
     def prefill(
         self, params: dict, tokens: Int[Array, "B L"], segment_ids: Int[Array, "B L"], cache_length: int

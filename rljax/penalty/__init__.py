@@ -2,9 +2,11 @@
 
     loss = policy_loss(logp, batch, ratio) + 0.001 * kl(logp, batch) + 0.01 * entropy_bonus(entropy, batch)
 
-All use the batch's weights, so microbatches and shards add here too. An aggregation that gives some tokens no weight
-(`balanced`, where A = 0) exempts them, and so does leaving out the groups that `rewards.informative` finds to carry
-no signal: to penalise them, `dataclasses.replace` the weights, or keep them in the batch.
+All use the batch's weights, so microbatches and shards add here too; but what chooses tokens by covariance (`kl_cov`,
+`clip_cov`) takes its means and its k over the batch it is given: give it the whole step's. An aggregation that gives
+some tokens no weight (`balanced`, where A = 0) exempts them, and so does leaving out the groups that
+`rewards.informative` finds to carry no signal: to penalise them, `dataclasses.replace` the weights, or keep them in the
+batch.
 
 An estimator maps ℓ = log π_θ − log π_ref of a token sampled from π_θ to an estimate of KL(π_θ ‖ π_ref), nats
 (Schulman 2020, "Approximating KL divergence").

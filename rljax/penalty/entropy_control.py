@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float
 
-from rljax._checks import accumulators, require_between, require_mask, require_shape
+from rljax._checks import accumulators, require_between, require_mask, require_ordered, require_shape
 from rljax.objective import Batch, earns, log_ratios, policy_loss
 from rljax.penalty._weighted import Tokens, weighted, weighted_sum
 
@@ -36,7 +36,7 @@ def covariance(logp: Tokens, batch: Batch) -> Tokens:
 def kl_cov(logp: Tokens, batch: Batch, *, share: float | Array = 2e-4) -> Float[Array, ""]:
     """KL-Cov: Σ w · |ℓ| over the k tokens of largest covariance, k = max(1, ⌊share · tokens⌋) (2505.22617).
 
-    ℓ = logp − old_logp. The paper's coefficient is 0.1. share in [0, 1].
+    ℓ = logp − old_logp. The paper's coefficient is 0.1. share in [0, 1]. Of the batch given: microbatches do not add.
 
     >>> batch = Batch(mask=jnp.ones(3, bool), weights=jnp.ones(3), old_logp=jnp.array([-1.5, -2.0, -3.0]),
     ...               advantages=jnp.array([3.0, 0.0, 0.0]))
@@ -79,7 +79,7 @@ def clip_cov(
 
 
 def confident_negatives(entropy: Tokens, batch: Batch, *, threshold: float | Array) -> Bool[Array, "*B T"]:
-    """True at the tokens to keep: those of A < 0 whose entropy is above the threshold, nats, are dropped.
+    """True at the tokens to keep: those of A < 0 whose entropy is above the threshold, nats, are dropped (2512.12967).
 
     Pushing an uncertain token down spreads its mass over tokens that nobody looked at.
 
@@ -100,15 +100,15 @@ def hysteresis(
     """AEPO's state: whether sequences of A < 0 are left out, from the batch's mean entropy, nats (QwenLong-L1.5).
 
     Above `high` it becomes true, below `low` false, between it stays: carry it from step to step, beginning with
-    false, and drop by `mask & ~(dropping & (sign < 0))[..., None]`. 0 ≤ low; the paper's thresholds are unpublished.
+    false, and drop by `advantage.without_negatives`, or out of the denominators too, by `mask & ~(dropping & (sign <
+    0))[..., None]`. 0 ≤ low ≤ high; the paper's thresholds are unpublished.
 
     >>> [bool(hysteresis(jnp.array(True), jnp.array(entropy), low=0.5, high=1.0)) for entropy in (2.0, 0.75, 0.25)]
     [True, True, False]
     >>> [bool(hysteresis(jnp.array(False), jnp.array(entropy), low=0.5, high=1.0)) for entropy in (2.0, 0.75, 0.25)]
     [True, False, False]
     """
-    require_between("low", low, 0)
-    require_between("high", high, 0)
+    require_ordered(low, high, 0)
     require_shape((), "a scalar", dropping=dropping, entropy=entropy)
     return (entropy > high) | (dropping & ~(entropy < low))
 

@@ -93,8 +93,9 @@ def cumulative_divergence_mask(
     ...     divergence=jnp.full(3, 0.125), limit=0.1875, slack=0.0625, least=1.0).tolist()
     [1.0, 1.0, -inf]
     """
-    for name, value in (("limit", limit), ("slack", slack), ("least", least)):
+    for name, value in (("limit", limit), ("slack", slack)):
         require_between(name, value, 0)
+    require_between("least", least, 0, 1 + 1e-9)
     log_ratio, advantages, segments = checked(log_ratio, advantages, segments)
     require_shape(segments.shape, "segments", divergence=divergence)
     divergence = lax.stop_gradient(jnp.asarray(divergence).astype(log_ratio.dtype))

@@ -2,6 +2,7 @@
 
 from rljax.training.config import (
     Config,
+    CriticConfig,
     EvaluationConfig,
     LikelihoodConfig,
     MeshConfig,
@@ -9,4 +10,12 @@ from rljax.training.config import (
     RolloutConfig,
 )
 
-__all__ = ["Config", "EvaluationConfig", "LikelihoodConfig", "MeshConfig", "OptimizerConfig", "RolloutConfig"]
+__all__ = [
+    "Config",
+    "CriticConfig",
+    "EvaluationConfig",
+    "LikelihoodConfig",
+    "MeshConfig",
+    "OptimizerConfig",
+    "RolloutConfig",
+]

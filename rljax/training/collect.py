@@ -124,8 +124,9 @@ def _sampled(sampler: Sampler, params, rows: dict, problems: Sequence[Problem], 
 def with_signal_first(rollouts: Rollouts, groups: int) -> Rollouts:
     """The first `groups` groups, those whose rewards differ before the others, in order; the others are masked out.
 
-    A group of equal rewards has advantage 0, so it teaches nothing, but under a token mean it would still dilute the
-    weights of the rest: it is absent instead (DAPO's dynamic sampling, within one rollout).
+    For baselines that come from the group. There one of equal rewards has advantage 0, so it teaches nothing, but under
+    a token mean it would still dilute the weights of the rest: it is absent instead (DAPO's dynamic sampling, within
+    one rollout).
     """
     informative = np.asarray(rewards.informative(rollouts.rewards, rollouts.mask))
     kept = np.argsort(~informative, kind="stable")[:groups]

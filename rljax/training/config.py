@@ -112,7 +112,8 @@ class RolloutConfig:
     sampling: SamplingConfig = SamplingConfig()  # noqa: RUF009 (frozen)
     """Temperature, truncation and the budget of new tokens."""
     train_groups: int = 0
-    """Groups of a rollout that are trained on, those with a signal (rewards that differ) first; 0 trains on all."""
+    """Groups of a rollout that are trained on, those with a signal (rewards that differ) first; 0 trains on all. For
+    algorithms whose baseline is the group's: to others equal rewards say something too."""
     minibatches: int = 1
     """Optimizer steps a pass over the rollout; a minibatch holds whole groups. 1 is on-policy."""
     epochs: int = 1
@@ -152,7 +153,7 @@ class CriticConfig:
     """How far a value may move from the rollout's before its loss is clipped."""
     returns: Annotated[Callable, tyro.conf.Fixed] = discounted_returns
     """What it predicts: maps (rewards, mask) to returns [P, G, T]. The reward-to-go has no bias, whatever λ the
-    advantage uses."""
+    advantage uses; where that discounts, `partial(discounted_returns, gamma=…)` by the same γ."""
 
     def __post_init__(self):
         check(self.coefficient >= 0, "critic.coefficient", self.coefficient, "0 or more")
@@ -192,7 +193,8 @@ class Config:
     task: Task
     """What is learned: problems, tokenizer, reward."""
     algorithm: Annotated[Any, tyro.conf.Fixed]  # tyro's hints fail on the union of a dataclass and a function
-    """The objective of stage 2: a PolicyGradient, or a function of the rollout's step that returns one."""
+    """The objective of stage 2: a PolicyGradient, or a function of the rollout's step that returns one, whose functions
+    need the same fields at every step."""
     run: Path = Path("runs/default")
     """Folder of the run: checkpoints, metrics, report. The same command goes on from what it holds."""
     seed: int = 0
@@ -216,10 +218,12 @@ class Config:
     evaluation: EvaluationConfig = EvaluationConfig()
     """Held-out problems."""
     reward_map: Annotated[Callable | None, tyro.conf.Fixed] = None
-    """Maps (rewards [P, G], key) to the rewards that are trained on; None leaves them as verified."""
+    """Maps (rewards [P, G], key) to the rewards that are trained on; None leaves them as verified. Greedy completions'
+    rewards, where the algorithm asks for them, pass through it as groups of one, [P, 1]."""
     penalty: Annotated[Callable | None, tyro.conf.Fixed] = None
     """A sum added to the loss: maps (TokenStats, Batch) to a scalar; batch.ref_logp is of the start of stage 2. One
-    that requires the keyword `kl` is given the exact KL divergence from there, [*B, T]."""
+    that requires the keyword `kl` is given the exact KL divergence from there, [*B, T]. It is called a microbatch at
+    a time, so it should be a sum over tokens."""
     checkpoint_every: int = 40
     """Rollouts between two checkpoints in stage 2 (stage 1: ten times as many optimizer steps); 0: as stages end."""
     tensorboard: bool = False
@@ -241,6 +245,10 @@ class Config:
         lengths = {"rollout.prompt_length + rollout.sampling.max_new_tokens": self.rollout.row_length}
         if self.likelihood.steps:
             lengths["likelihood.row_length"] = self.likelihood.row_length
+        if self.rollout.train_groups:
+            own = self.needs & {"values", "greedy_rewards"}
+            check(not own, "rollout.train_groups", self.rollout.train_groups,
+                  f"0: the algorithm's baseline is not its group's (it needs {', '.join(sorted(own))})")  # fmt: skip
         for argument, length in lengths.items():
             check(length <= limit, argument, length, f"at most model.max_length = {limit}")
 

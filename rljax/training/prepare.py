@@ -84,8 +84,8 @@ def make_score(config: Config, model: Model, mesh: Mesh, needs: frozenset[str] =
 def make_prepare(config: Config, model: Model, mesh: Mesh):
     """The jitted `prepare(params, reference, rollouts, dropping, step) -> (Prepared, dropping)`.
 
-    The extra passes are made only where something asks: by the parameters of the advantage or the ratio, by an
-    algorithm's hysteresis (whose state `dropping` is), or by a penalty.
+    The extra pass is made only where something asks: the advantage or the ratio by a parameter, or the algorithm's
+    hysteresis (whose state `dropping` is). Any penalty is given the reference's log-probabilities, by another pass.
     """
     needs = config.needs
     asked = needs & {"proxy", "entropy", "values", "divergence"}

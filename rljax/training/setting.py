@@ -12,7 +12,7 @@ from rljax.tasks import Problem, TaskData
 from rljax.training.config import Config, RolloutConfig, check
 from rljax.training.mesh import check_divides, make_mesh
 
-_PURPOSES = ("initialise", "rollout", "rewards", "watch", "evaluate")
+_PURPOSES = ("initialise", "rollout", "rewards", "watch", "evaluate", "greedy")
 
 
 def purpose_key(key: jax.Array, purpose: str, step: int = 0) -> jax.Array:

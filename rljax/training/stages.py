@@ -84,7 +84,7 @@ class PolicyStage:
         reward_key = purpose_key(key, "rewards", n)
         rollouts = dataclasses.replace(drawn.rollouts, rewards=self._mapped(verified, reward_key))
         if "greedy_rewards" in self.config.needs:
-            earned = greedy_rewards(self._greedy, state.params, prompts, problems, data, key)
+            earned = greedy_rewards(self._greedy, state.params, prompts, problems, data, purpose_key(key, "greedy", n))
             rollouts = dataclasses.replace(rollouts, greedy_rewards=self._mapped(earned[:, None], reward_key)[:, 0])
         if settings.train_groups:
             rollouts = with_signal_first(rollouts, settings.train_groups)

@@ -4,7 +4,17 @@ import dataclasses
 
 import pytest
 
-from rljax.training import EvaluationConfig, LikelihoodConfig, MeshConfig, OptimizerConfig, RolloutConfig
+from rljax import algorithms
+from rljax.tasks import StringsTask
+from rljax.training import (
+    Config,
+    CriticConfig,
+    EvaluationConfig,
+    LikelihoodConfig,
+    MeshConfig,
+    OptimizerConfig,
+    RolloutConfig,
+)  # fmt: skip
 from tests.training.tiny import config as tiny
 
 
@@ -15,6 +25,8 @@ from tests.training.tiny import config as tiny
         (lambda: OptimizerConfig(learning_rate=float("nan")), r"optimizer\.learning_rate = nan"),
         (lambda: OptimizerConfig(warmup_steps=-1), r"optimizer\.warmup_steps = -1"),
         (lambda: OptimizerConfig(warmup_steps=5, decay_steps=5), r"optimizer\.decay_steps = 5: .*warmup_steps = 5"),
+        (lambda: CriticConfig(coefficient=-1.0), r"critic\.coefficient = -1\.0: expected 0 or more"),
+        (lambda: CriticConfig(limit=0.0), r"critic\.limit = 0\.0: expected a positive"),
         (lambda: OptimizerConfig(b1=1.0), r"optimizer\.b1 = 1\.0"),
         (lambda: OptimizerConfig(b2=-0.1), r"optimizer\.b2 = -0\.1"),
         (lambda: OptimizerConfig(weight_decay=-1.0), r"optimizer\.weight_decay = -1\.0"),
@@ -52,3 +64,10 @@ from tests.training.tiny import config as tiny
 def test_a_field_out_of_range_names_itself(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_groups_are_chosen_by_their_signal_only_where_the_baseline_is_theirs():
+    rollout = RolloutConfig(prompts=4, train_groups=2)
+    for algorithm, needed in ((algorithms.remax(), "greedy_rewards"), (algorithms.ppo(), "values")):
+        with pytest.raises(ValueError, match=rf"rollout.train_groups = 2: expected 0: .*needs {needed}"):
+            Config(task=StringsTask(), algorithm=algorithm, rollout=rollout)

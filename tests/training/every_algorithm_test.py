@@ -9,6 +9,7 @@ import pytest
 
 from rljax import algorithms
 from rljax.tasks import StringsTask
+from rljax.training import CriticConfig
 from rljax.training.loop import Run
 from rljax.training.watcher import Watcher
 from tests.training.processes import metrics
@@ -42,6 +43,7 @@ def test_three_steps(name, data, tmp_path):
         likelihood=dataclasses.replace(config.likelihood, steps=0),
         evaluation=dataclasses.replace(config.evaluation, every=0, watch_problems=4, problems=4),
         checkpoint_every=0,
+        critic=CriticConfig(coefficient=0.0),  # so that the gradients below are the policy's
     )
     run.mkdir()
     with Watcher(of_name, run) as watcher:

@@ -63,15 +63,18 @@ def mesh_of(sizes):
     return jax.sharding.Mesh(devices, ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
 
 
-def one_step(config, sizes):
+def one_step(config, sizes, step=0):
     """(metrics, change of the parameters) of one optimizer step by plain gradient descent."""
     mesh, optimizer = mesh_of(sizes), optax.sgd(1.0)
     model, params = create(config.model, mesh, jax.random.key(0))
     start = jax.device_get(params)
     rollouts = to_devices(rollouts_of(config), mesh, P())
-    prepared, _ = make_prepare(config, model, mesh)(params, params, rollouts, False, jnp.int32(0))
-    state = State(params, init_state(optimizer, params))
-    state, metrics = make_update(config, model, mesh, optimizer)(state, params, rollouts, prepared, jnp.int32(0))
+    prepared, _ = make_prepare(config, model, mesh)(params, params, rollouts, False, jnp.int32(step))
+    state, reference = (
+        State(params, init_state(optimizer, params)),
+        jax.tree.map(jnp.copy, params),
+    )  # the state is donated
+    state, metrics = make_update(config, model, mesh, optimizer)(state, reference, rollouts, prepared, jnp.int32(step))
     return jax.device_get(metrics), jax.tree.map(lambda a, b: a - b, start, jax.device_get(state.params))
 
 

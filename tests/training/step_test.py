@@ -77,13 +77,15 @@ def test_a_penalty_is_simply_added():
 
 
 def test_a_schedule_is_traced():
-    """p = schedule(step) inside the jitted step: one compilation, another p."""
+    """p = schedule(step) inside the jitted step: another step, another p."""
 
     def annealed(step):
         return algorithms.holder_po(p=algorithms.holder_schedule(step, start=2.0, end=-2.0, steps=10))
 
-    constant = one_step(config_of(algorithms.holder_po(p=2.0)), MESHES[0])
-    assert_same_step(one_step(config_of(annealed), MESHES[0]), constant, 1e-6)
+    steps = [one_step(config_of(annealed), MESHES[0], step) for step in (0, 5)]
+    for p, step in zip((2.0, 0.0), steps, strict=True):
+        assert_same_step(step, one_step(config_of(algorithms.holder_po(p=p)), MESHES[0]), 1e-6)
+    assert length(less(steps[0][1], steps[1][1])) > 1e-3 * length(steps[0][1])
 
 
 @pytest.mark.parametrize("sizes", MESHES[1:])

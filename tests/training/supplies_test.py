@@ -29,7 +29,6 @@ from tests.training.one_step import MESHES, assert_same_step, config_of, mesh_of
 from tests.training.tiny import config as tiny
 
 pytestmark = [pytest.mark.standard_promotion, pytest.mark.filterwarnings("ignore:Sharding info not provided")]
-AEPO = {"entropy_low": 0.5, "entropy_high": 2.0}  # a fresh policy over 19 tokens has 2.9 nats
 
 
 def prepared_of(config, seed=0):
@@ -51,8 +50,11 @@ def test_the_critic_learns_the_reward_to_go():
     assert np.linalg.norm(gradient["value"]) > 1e-2
 
 
-def test_the_critic_is_the_same_on_a_mesh():
-    config = config_of(algorithms.ppo())
+@pytest.mark.parametrize("config", [
+    config_of(algorithms.ppo()), config_of(algorithms.cppo()),
+    config_of(algorithms.grpo(), penalty=lambda stats, batch, *, kl: 0.1 * penalty.exact_kl(kl, batch)),
+], ids=["critic", "divergence", "exact kl"])  # fmt: skip
+def test_what_is_supplied_is_the_same_on_a_mesh(config):
     assert_same_step(one_step(config, (2, 2, 2)), one_step(config, MESHES[0]), 1e-5)
 
 
@@ -71,7 +73,7 @@ def test_likeliest_tokens_and_the_divergence_since_the_rollout():
 
 
 def test_negatives_are_left_out_once_the_entropy_is_high():
-    for high, expected in ((2.0, True), (5.0, False)):
+    for high, expected in ((2.0, True), (5.0, False)):  # a fresh policy over 19 tokens has 2.9 nats
         config = config_of(algorithms.aepo(entropy_low=0.5, entropy_high=high))
         *_, prepared, dropping = prepared_of(config)
         assert bool(dropping) is expected

@@ -32,7 +32,7 @@ def on_page_markdown(markdown: str, page, **_) -> str:
 
 def algorithm(name: str) -> str:
     """What it says of itself, and the expression that it is."""
-    for path in sorted((ROOT / "rljax").glob("algorithms*/*.py")) or [ROOT / "rljax/algorithms.py"]:
+    for path in sorted((ROOT / "rljax/algorithms").glob("*.py")):
         text = path.read_text()
         for function in ast.parse(text).body:
             if isinstance(function, ast.FunctionDef) and function.name == name:
