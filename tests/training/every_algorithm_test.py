@@ -1,4 +1,4 @@
-"""Every algorithm by its name, three steps of the real trainer each: sampled, verified, updated, evaluated."""
+"""Every algorithm by its name, three steps of the real trainer each: sampled, verified, updated."""
 
 import dataclasses
 from pathlib import Path
@@ -10,8 +10,7 @@ import pytest
 from rljax import algorithms
 from rljax.tasks import StringsTask
 from rljax.training import CriticConfig
-from rljax.training.loop import Run
-from rljax.training.watcher import Watcher
+from tests.training.in_process import train
 from tests.training.processes import metrics
 from tests.training.tiny import config
 
@@ -41,13 +40,10 @@ def test_three_steps(name, data, tmp_path):
         reward_map=some_right,
         task=StringsTask(demonstrations=400, prompts=200, problems=8, data_dir=data),
         likelihood=dataclasses.replace(config.likelihood, steps=0),
-        evaluation=dataclasses.replace(config.evaluation, every=0, watch_problems=4, problems=4),
         checkpoint_every=0,
         critic=CriticConfig(coefficient=0.0),  # so that the gradients below are the policy's
     )
-    run.mkdir()
-    with Watcher(of_name, run) as watcher:
-        Run(of_name, run, watcher).train()
+    train(of_name, run)
     rows = metrics(run, "rl")
     assert [row["step"] for row in rows] == [0, 1, 2]
     assert all(np.isfinite(value) for row in rows for value in row.values() if isinstance(value, float))

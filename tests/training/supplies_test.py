@@ -25,6 +25,7 @@ from rljax.training.prepare import flat, make_prepare
 from rljax.training.setting import make_setting
 from rljax.training.stages import PolicyStage
 from rljax.training.watcher import Watcher
+from tests.training.in_process import train
 from tests.training.one_step import MESHES, assert_same_step, config_of, mesh_of, one_step, rollouts_of
 from tests.training.tiny import config as tiny
 
@@ -124,14 +125,10 @@ def test_greedy_rewards_are_those_of_greedy_completions():
 def trained(folder, data, algorithm, **more):
     """A short run of the tiny recipe."""
     settings = {"steps": 1, "checkpoint_every": 0, "algorithm": algorithm, "run": folder} | more
-    task = StringsTask(demonstrations=400, prompts=200, problems=8, data_dir=data)
-    evaluation = dataclasses.replace(tiny.evaluation, every=0, watch_problems=4, problems=4)
+    task = dataclasses.replace(tiny.task, problems=8, data_dir=data)
+    evaluation = dataclasses.replace(tiny.evaluation, problems=4)
     config = dataclasses.replace(tiny, task=task, evaluation=evaluation, **settings)
-    folder.mkdir(parents=True, exist_ok=True)
-    with Watcher(config, folder) as watcher:
-        run = Run(config, folder, watcher)
-        run.train()
-    return config, run
+    return config, train(config, folder)
 
 
 def test_the_state_of_an_algorithm_is_saved_with_the_run(tmp_path):
