@@ -5,8 +5,8 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
 NEXT ?= $(shell for p in python3.12 $(HOME)/.pyenv/versions/3.12*/bin/python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
-# A test keeps less than one core busy: some wait for the processes that they start.
-WORKERS := -n 3 --dist worksteal
+# A test keeps little more than one core busy.
+WORKERS := -n 2 --dist worksteal
 export UV_PYTHON_DOWNLOADS := never
 export UV_LINK_MODE := copy
 CORE_TESTS := tests/kernels tests/laws_test.py tests/ratio_test.py tests/advantage_test.py \

@@ -73,9 +73,8 @@ def test_parameters_alone(tmp_path):
 
 
 def test_a_reader_leaves_what_is_being_written_alone(tmp_path):
-    Checkpoints(tmp_path / "c").close()
     unfinished = tmp_path / "c" / "5.orbax-checkpoint-tmp"
-    unfinished.mkdir()
+    unfinished.mkdir(parents=True)
     Checkpoints(tmp_path / "c", read_only=True).close()
     assert unfinished.is_dir()
     Checkpoints(tmp_path / "c").close()  # the writer, after a kill
