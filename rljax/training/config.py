@@ -245,10 +245,6 @@ class Config:
         lengths = {"rollout.prompt_length + rollout.sampling.max_new_tokens": self.rollout.row_length}
         if self.likelihood.steps:
             lengths["likelihood.row_length"] = self.likelihood.row_length
-        if self.rollout.train_groups:
-            own = self.needs & {"values", "greedy_rewards"}
-            check(not own, "rollout.train_groups", self.rollout.train_groups,
-                  f"0: the algorithm's baseline is not its group's (it needs {', '.join(sorted(own))})")  # fmt: skip
         for argument, length in lengths.items():
             check(length <= limit, argument, length, f"at most model.max_length = {limit}")
 

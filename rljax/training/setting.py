@@ -30,6 +30,7 @@ class Setting(NamedTuple):
 
 def make_setting(config: Config) -> Setting:
     """Loads the task and builds the model for its vocabulary; raises ValueError where the mesh does not divide."""
+    check_groups(config)
     mesh = make_mesh(config.mesh)
     check_divides(config, mesh)
     data = config.task.load()
@@ -37,6 +38,13 @@ def make_setting(config: Config) -> Setting:
     critic = "values" in config.needs
     model = Model(dataclasses.replace(config.model, vocab_size=data.tokenizer.vocab_size, value_head=critic))
     return Setting(mesh, model, data)
+
+
+def check_groups(config: Config) -> None:
+    """Raises ValueError where groups are chosen by a signal that the algorithm does not need."""
+    own, chosen = config.needs & {"values", "greedy_rewards"}, config.rollout.train_groups
+    check(not (own and chosen), "rollout.train_groups", chosen,
+          f"0: the algorithm's baseline is not its group's (it needs {', '.join(sorted(own))})")  # fmt: skip
 
 
 def check_lengths(config: Config, data: TaskData) -> None:

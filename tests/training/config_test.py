@@ -15,6 +15,7 @@ from rljax.training import (
     OptimizerConfig,
     RolloutConfig,
 )  # fmt: skip
+from rljax.training.setting import check_groups
 from tests.training.tiny import config as tiny
 
 
@@ -70,4 +71,5 @@ def test_groups_are_chosen_by_their_signal_only_where_the_baseline_is_theirs():
     rollout = RolloutConfig(prompts=4, train_groups=2)
     for algorithm, needed in ((algorithms.remax(), "greedy_rewards"), (algorithms.ppo(), "values")):
         with pytest.raises(ValueError, match=rf"rollout.train_groups = 2: expected 0: .*needs {needed}"):
-            Config(task=StringsTask(), algorithm=algorithm, rollout=rollout)
+            check_groups(Config(task=StringsTask(), algorithm=algorithm, rollout=rollout))
+    check_groups(Config(task=StringsTask(), algorithm=algorithms.grpo(), rollout=rollout))

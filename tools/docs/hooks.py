@@ -44,8 +44,9 @@ def algorithm(name: str) -> str:
 
 
 def section(title: str) -> str:
-    """The body of README's section."""
-    return (ROOT / "README.md").read_text().split(f"\n## {title}\n")[1].split("\n## ")[0].strip()
+    """The body of README's section, without its links to files that the site does not hold."""
+    body = (ROOT / "README.md").read_text().split(f"\n## {title}\n")[1].split("\n## ")[0].strip()
+    return re.sub(r"\[([^\]]*)\]\((?!http)[^)]*\)", r"\1", body)
 
 
 def fields(name: str) -> str:
