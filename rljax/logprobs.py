@@ -13,7 +13,7 @@ from pallas_kernels import TokenStats, token_kl, token_stats
 from rljax._checks import require_shape
 from rljax.distillation import logits_at
 
-__all__ = ["delayed", "logps_at", "token_kls", "token_logps"]
+__all__ = ["delayed", "logps_at", "preceding", "token_kls", "token_logps"]
 
 
 def token_logps(
@@ -111,7 +111,7 @@ def logps_at(
     """
     _check("logps_at", hidden, unembedding, tokens, jnp.ones(jnp.shape(tokens), bool))
     require_shape(jnp.shape(tokens), "tokens", logp=logp, ids=ids[..., 0])
-    rows = _flat(jnp.concatenate([jnp.zeros_like(hidden[..., :1, :]), hidden[..., :-1, :]], axis=-2))
+    rows = preceding(hidden)
     wanted = jnp.concatenate([tokens[..., None], ids], axis=-1)
     x = logits_at(rows, unembedding, wanted.reshape(-1, wanted.shape[-1])).reshape(wanted.shape)
     return logp[..., None].astype(x.dtype) + (x[..., 1:] - x[..., :1]) / jnp.asarray(temperature, x.dtype)
@@ -159,6 +159,15 @@ def delayed(x: Float[Array, "*B T"]) -> Float[Array, "*B T"]:
     [0.0, 1.0, 2.0]
     """
     return jnp.concatenate([jnp.zeros_like(x[..., :1]), x[..., :-1]], axis=-1)
+
+
+def preceding(hidden: Float[Array, "*B T D"]) -> Float[Array, "N D"]:
+    """Rows of hidden states that each have seen the tokens before their own: `delayed` along T, then flat.
+
+    >>> preceding(jnp.array([[1.0], [2.0], [3.0]])).tolist()
+    [[0.0], [1.0], [2.0]]
+    """
+    return _flat(jnp.concatenate([jnp.zeros_like(hidden[..., :1, :]), hidden[..., :-1, :]], axis=-2))
 
 
 def _check(caller: str, hidden, unembedding, tokens, mask, of: str = "") -> None:

@@ -128,6 +128,7 @@ OTHERWISE = {
     | {"ref_hidden": ROWS["hidden"], "ref_unembedding": ROWS["unembedding"]},
     logprobs.logps_at: {name: ROWS[name] for name in ("hidden", "unembedding", "tokens")}
     | {"ids": jnp.ones((2, 5, 3), jnp.int32), "logp": jnp.ones((2, 5))},
+    logprobs.preceding: {"hidden": ROWS["hidden"]},
     logprobs.delayed: {"x": jnp.ones((2, 5))},
     pallas_kernels.token_kl: {
         "ref_hidden": jnp.ones((4, 2)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -252,7 +253,7 @@ class Config:
         """The objective at a rollout's step (which may be traced)."""
         return self.algorithm if isinstance(self.algorithm, PolicyGradient) else self.algorithm(step)
 
-    @property
+    @functools.cached_property
     def needs(self) -> frozenset[str]:
         """What the algorithm and the penalty ask of the trainer, by the names of their required parameters."""
         algorithm = self.algorithm_at(0)

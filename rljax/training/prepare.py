@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from pallas_kernels import TokenStats
 from rljax.distillation import top_tokens
-from rljax.logprobs import delayed, logps_at, token_logps
+from rljax.logprobs import delayed, logps_at, preceding, token_logps
 from rljax.models import Model
 from rljax.objective import Rollouts, advantages_of
 from rljax.training.config import Config
@@ -64,8 +64,7 @@ def make_score(config: Config, model: Model, mesh: Mesh, needs: frozenset[str] =
         values = values_of(model, params, hidden) if "values" in needs else None
         if "divergence" not in needs:
             return Scored(stats, values, None)
-        before = delayed(hidden.swapaxes(1, 2)).swapaxes(1, 2).reshape(-1, hidden.shape[-1])
-        ids, _ = top_tokens(before, unembedding, k=min(LIKELIEST, unembedding.shape[0]))
+        ids, _ = top_tokens(preceding(hidden), unembedding, k=min(LIKELIEST, unembedding.shape[0]))
         ids = ids.reshape(*tokens.shape, -1)
         logp = logps_at(hidden, unembedding, ids, tokens, stats.logp, temperature=temperature)
         return Scored(stats, values, Likeliest(ids, logp))
