@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array
 
 from pallas_kernels._dispatch import promoted, varying_alike
+from pallas_kernels.token_stats._gradients import tiled_gradients
 from pallas_kernels.token_stats._tiles import Tiles, best_tiles, cover
 from pallas_kernels.token_stats._types import dtypes
 
@@ -99,30 +100,20 @@ def _backward(tiles: Tiles, saved, cotangent):
     (hidden, unembedding, ref_hidden, ref_unembedding, mask, beta), kl, normalisers = saved
     slope = jnp.where(mask, cotangent * beta, 0)
 
-    def rows(start, fresh, gradients):
+    def rows_at(start):
         m, log_s, k, log_r, divergence, g = (
             lax.dynamic_slice_in_dim(whole, start, tiles.tokens)[:, None] for whole in (*normalisers, kl, slope)
         )
         h, ref_h = (_rows(x, mask, start, tiles.tokens) for x in (hidden, ref_hidden))
-        fresh_h = jnp.where(fresh[:, None], h, 0).astype(beta.dtype)
 
-        def columns(first, unseen, gradients):
-            dh, dw = gradients
+        def slope_of(first, _):
             log_pi = _logits(h, unembedding, first, tiles, beta) - m - log_s
             log_rho = _logits(ref_h, ref_unembedding, first, tiles, beta) - k - log_r
-            dx = jnp.where(unseen[None], g * jnp.exp(log_pi) * (log_pi - log_rho - divergence), 0)
-            w = lax.dynamic_slice_in_dim(unembedding, first, tiles.vocabulary)
-            dh += jnp.einsum("nv,vd->nd", dx, w.astype(dx.dtype))
-            part = lax.dynamic_slice_in_dim(dw, first, tiles.vocabulary) + jnp.einsum("nv,nd->vd", dx, fresh_h)
-            return dh, lax.dynamic_update_slice_in_dim(dw, part, first, 0)
+            return g * jnp.exp(log_pi) * (log_pi - log_rho - divergence)
 
-        whole, dw = gradients
-        dh, dw = cover(unembedding.shape[0], tiles.vocabulary, columns, (jnp.zeros_like(h, beta.dtype), dw))
-        return lax.dynamic_update_slice_in_dim(whole, dh.astype(hidden.dtype), start, 0), dw
+        return h, slope_of
 
-    nothing = jnp.zeros_like(hidden), jnp.zeros_like(unembedding, beta.dtype)
-    dh, dw = cover(hidden.shape[0], tiles.tokens, rows, nothing)
-    return dh, dw.astype(unembedding.dtype), None, None, None, None
+    return *tiled_gradients(tiles, hidden, unembedding, beta.dtype, rows_at), None, None, None, None
 
 
 def _rows(x, mask, start, size: int):

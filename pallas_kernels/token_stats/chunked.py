@@ -29,6 +29,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels._dispatch import varying_alike
+from pallas_kernels.token_stats._gradients import tiled_gradients
 from pallas_kernels.token_stats._tiles import Tiles, best_tiles, cover
 from pallas_kernels.token_stats._types import TokenStats, dtypes
 
@@ -164,30 +165,20 @@ def _backward(tiles: Tiles, saved, cotangents: TokenStats):
     (hidden, unembedding, targets, beta), stats, (top, log_total) = saved
     slope = _slope(cotangents, stats, targets >= 0, beta)
 
-    def rows(start, fresh, gradients):
+    def rows_at(start):
         y, m, log_s, coefficients = jax.tree.map(
             lambda whole: lax.dynamic_slice_in_dim(whole, start, tiles.tokens), (targets, top, log_total, slope)
         )
         coefficients = jax.tree.map(lambda c: c[:, None], coefficients)
         h = _present_rows(lax.dynamic_slice_in_dim(hidden, start, tiles.tokens), y)
-        fresh_h = jnp.where(fresh[:, None], h, 0).astype(beta.dtype)
 
-        def columns(first, unseen, gradients):
-            dh, dw = gradients
-            w = lax.dynamic_slice_in_dim(unembedding, first, tiles.vocabulary)
+        def slope_of(first, w):
             log_pi = (_logits(h, w, beta) - m[:, None]) - log_s[:, None]
-            dx = jnp.where(unseen[None], _slope_at(coefficients, log_pi, _is_target(y, first, tiles.vocabulary)), 0)
-            dh += jnp.einsum("nv,vd->nd", dx, w.astype(dx.dtype))
-            part = lax.dynamic_slice_in_dim(dw, first, tiles.vocabulary) + jnp.einsum("nv,nd->vd", dx, fresh_h)
-            return dh, lax.dynamic_update_slice_in_dim(dw, part, first, 0)
+            return _slope_at(coefficients, log_pi, _is_target(y, first, tiles.vocabulary))
 
-        whole, dw = gradients
-        dh, dw = cover(unembedding.shape[0], tiles.vocabulary, columns, (jnp.zeros_like(h, beta.dtype), dw))
-        return lax.dynamic_update_slice_in_dim(whole, dh.astype(hidden.dtype), start, 0), dw
+        return h, slope_of
 
-    nothing = jnp.zeros_like(hidden), jnp.zeros_like(unembedding, beta.dtype)
-    dh, dw = cover(hidden.shape[0], tiles.tokens, rows, nothing)
-    return dh, dw.astype(unembedding.dtype), None, None
+    return *tiled_gradients(tiles, hidden, unembedding, beta.dtype, rows_at), None, None
 
 
 def _slope_at(slope: _Slope, log_pi, is_target):

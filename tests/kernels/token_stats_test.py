@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import token_stats
-from pallas_kernels.token_stats import chunked
+from pallas_kernels.token_stats import _gradients, chunked
 from pallas_kernels.token_stats._tiles import TILE, Tiles, best_tiles
 
 reference = importlib.import_module("pallas_kernels.token_stats.reference")
@@ -292,6 +292,13 @@ def flat_slope(slope, log_pi, is_target):
 )
 def test_mutants_fail(x64, monkeypatch, name, mutant):
     monkeypatch.setattr(chunked, name, mutant)
+    with pytest.raises(AssertionError):
+        test_chunked_is_the_definition_for_every_shape(x64, *SIZES[1])
+
+
+@pytest.mark.parametrize("mutant", [drop_last_tile, count_twice])
+def test_mutants_of_the_gradients_alone_fail(x64, monkeypatch, mutant):
+    monkeypatch.setattr(_gradients, "cover", mutant)
     with pytest.raises(AssertionError):
         test_chunked_is_the_definition_for_every_shape(x64, *SIZES[1])
 
