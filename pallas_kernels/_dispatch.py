@@ -1,6 +1,6 @@
 """What every kernel needs at its door: which implementation runs, argument checks, and dtypes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from functools import reduce
 from typing import Any
 
@@ -8,27 +8,51 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-PLATFORM_KERNELS = ("tpu", "gpu")  # written later; their names are taken
+PLATFORMS = {"tpu": ("tpu",), "gpu": ("cuda",)}  # an implementation, and what XLA calls its platforms
 
 
-def select(kernel: str, implementation: str | None, available: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
-    """The function named `implementation`, or the best there is for the platform where it is None.
+def chosen(kernel: str, implementation: str | None, available: Iterable[str | None]) -> str | None:
+    """The implementation as given. Raises ValueError where there is none of that name."""
+    names = ", ".join(repr(name) for name in available if name is not None)
+    require(implementation in available, kernel, "implementation", repr(implementation), f"None or one of {names}")
+    return implementation
 
-    Raises NotImplementedError for a platform kernel that does not exist yet, ValueError for an unknown name.
+
+def by_platform(kernel: str, **implementations: Callable[..., Any]) -> Callable[..., Any]:
+    """The implementation of the platform that a program is lowered for, or `chunked` where it has none.
+
+    Which one that is stands in the program, as the scope `kernel_implementation`. Derivatives are those of `chunked`.
+    Arguments may be trees; what is no array in them is known to the implementation when it is traced.
     """
-    if implementation is None:
-        # Once `available` has a "tpu" or a "gpu", choose here by lax.platform_dependent: jax.default_backend() would
-        # see the host's platform where a program is compiled ahead of time for another.
-        return available["chunked"]
-    if implementation in available:
-        return available[implementation]
-    names = ", ".join(repr(name) for name in available)
-    if implementation in PLATFORM_KERNELS:
-        raise NotImplementedError(
-            f"{kernel}: implementation={implementation!r} is not written yet; "
-            f"there are {names}, and None picks the best of them"
-        )
-    raise ValueError(f"{kernel}: implementation={implementation!r} is unknown; it should be None or one of {names}")
+    scoped = {name: jax.named_scope(f"{kernel}_{name}")(function) for name, function in implementations.items()}
+    default = scoped.pop("chunked")
+    branches = {platform: run for name, run in scoped.items() for platform in PLATFORMS[name]}
+
+    def run(*arguments):
+        leaves, tree = jax.tree.flatten(arguments)
+        is_array = [isinstance(leaf, Array) for leaf in leaves]
+        known = [None if array else leaf for leaf, array in zip(leaves, is_array, strict=True)]
+
+        def bound(function):
+            def call(*arrays):
+                rest = iter(arrays)
+                return function(*tree.unflatten(next(rest) if a else k for a, k in zip(is_array, known, strict=True)))
+
+            return call
+
+        arrays = [leaf for leaf, array in zip(leaves, is_array, strict=True) if array]
+        others = {platform: bound(function) for platform, function in branches.items()}
+        return _with_derivative_of(bound(default), others)(*arrays)
+
+    return run
+
+
+def _with_derivative_of(default: Callable[..., Any], branches: dict[str, Callable[..., Any]]) -> Callable[..., Any]:
+    if not branches:
+        return default
+    function = jax.custom_vjp(lambda *arrays: lax.platform_dependent(*arrays, default=default, **branches))
+    function.defvjp(lambda *arrays: (function(*arrays), arrays), lambda arrays, c: jax.vjp(default, *arrays)[1](c))
+    return function
 
 
 def require(fits: bool, kernel: str, argument: str, value: object, remedy: str, error: type[Exception] = ValueError):
@@ -43,11 +67,13 @@ def promoted(*dtypes):
         return reduce(jnp.promote_types, dtypes)
 
 
-def varying_alike(*arrays: Array) -> tuple[Array, ...]:
+def varying_alike(*arrays: Array | None) -> tuple[Array | None, ...]:
     """The arrays, each varying over all axes of a `shard_map` that one of them varies over; elsewhere as they are.
 
     What was replicated there has its gradient summed over those axes, as the transpose of replication.
     """
-    axes = [jax.typeof(x).manual_axis_type.varying for x in arrays]
+    axes = [frozenset() if x is None else jax.typeof(x).manual_axis_type.varying for x in arrays]
     missing = [tuple(sorted(frozenset().union(*axes) - own)) for own in axes]
-    return tuple(lax.pcast(x, axis, to="varying") for x, axis in zip(arrays, missing, strict=True))
+    return tuple(
+        x if x is None else lax.pcast(x, axis, to="varying") for x, axis in zip(arrays, missing, strict=True)
+    )

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from pallas_kernels._dispatch import promoted, require, select
+from pallas_kernels._dispatch import chosen, promoted, require
 from pallas_kernels.segmented_cumsum import chunked, reference
 
 __all__ = ["segmented_cummin", "segmented_cumsum"]
@@ -38,7 +38,7 @@ def segmented_cumsum(
     >>> segmented_cumsum(x, ids, reverse=True, exclusive=True).tolist()
     [6.0, 4.0, 0.0, 0.0, 0.0]
     """
-    run = select("segmented_cumsum", implementation, IMPLEMENTATIONS)
+    run = IMPLEMENTATIONS[chosen("segmented_cumsum", implementation, (None, *IMPLEMENTATIONS)) or "chunked"]
     return run(*_prepare("segmented_cumsum", x, segment_ids), reverse, exclusive)
 
 

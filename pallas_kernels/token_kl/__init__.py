@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import core
 from jaxtyping import Array, Bool, Float
 
-from pallas_kernels._dispatch import require, select
+from pallas_kernels._dispatch import chosen, require
 from pallas_kernels.token_kl import chunked, reference
 
 __all__ = ["token_kl"]
@@ -39,7 +39,7 @@ def token_kl(
     [0.1308, 0.0]
     """
     _check(hidden, unembedding, ref_hidden, ref_unembedding, mask, temperature)
-    run = select("token_kl", implementation, IMPLEMENTATIONS)
+    run = IMPLEMENTATIONS[chosen("token_kl", implementation, (None, *IMPLEMENTATIONS)) or "chunked"]
     return run(hidden, unembedding, ref_hidden, ref_unembedding, mask, temperature=temperature)
 
 

@@ -17,24 +17,24 @@ from jaxtyping import Array
 
 from pallas_kernels._dispatch import promoted, varying_alike
 from pallas_kernels.token_stats._gradients import tiled_gradients
-from pallas_kernels.token_stats._tiles import Tiles, best_tiles, cover
-from pallas_kernels.token_stats._types import dtypes
+from pallas_kernels.token_stats._tiles import best_tile, cover
+from pallas_kernels.token_stats._types import Tile, dtypes
 
 
-def token_kl(hidden, unembedding, ref_hidden, ref_unembedding, mask, *, temperature=1.0, tiles: Tiles | None = None):
+def token_kl(hidden, unembedding, ref_hidden, ref_unembedding, mask, *, temperature=1.0, tiles: Tile | None = None):
     """The same function as `reference.token_kl`, in memory that does not grow with N·V."""
     n, vocabulary = hidden.shape[0], unembedding.shape[0]
     accumulator = promoted(dtypes(hidden, unembedding)[1], dtypes(ref_hidden, ref_unembedding)[1])
     if n == 0:
         return jnp.zeros(0, accumulator)
-    tiles = tiles or best_tiles(n, vocabulary)
-    tiles = Tiles(min(tiles.tokens, n), min(tiles.vocabulary, vocabulary))
+    tiles = tiles or best_tile(n, vocabulary)
+    tiles = Tile(min(tiles.tokens, n), min(tiles.vocabulary, vocabulary))
     beta = lax.stop_gradient(1 / jnp.asarray(temperature, accumulator))
     return _tiled(tiles)(*varying_alike(hidden, unembedding, ref_hidden, ref_unembedding, mask, beta))
 
 
 @cache
-def _tiled(tiles: Tiles):
+def _tiled(tiles: Tile):
     function = jax.custom_vjp(lambda *inputs: _forward(tiles, *inputs)[0])
     function.defvjp(partial(_save, tiles), partial(_backward, tiles))
     return function
@@ -50,7 +50,7 @@ class _Sums(NamedTuple):
     moment: Array
 
 
-def _forward(tiles: Tiles, hidden, unembedding, ref_hidden, ref_unembedding, mask, beta):
+def _forward(tiles: Tile, hidden, unembedding, ref_hidden, ref_unembedding, mask, beta):
     """The divergence, and the normalisers (m, log S, k, log R) of each row, [N] each."""
     n = hidden.shape[0]
 
@@ -91,12 +91,12 @@ def _absorb(sums: _Sums, x, z, unseen) -> _Sums:
     )
 
 
-def _save(tiles: Tiles, *inputs):
+def _save(tiles: Tile, *inputs):
     kl, normalisers = _forward(tiles, *inputs)
     return kl, (inputs, kl, normalisers)
 
 
-def _backward(tiles: Tiles, saved, cotangent):
+def _backward(tiles: Tile, saved, cotangent):
     (hidden, unembedding, ref_hidden, ref_unembedding, mask, beta), kl, normalisers = saved
     slope = jnp.where(mask, cotangent * beta, 0)
 
@@ -122,7 +122,7 @@ def _rows(x, mask, start, size: int):
     return jnp.where(present[:, None], x, 0)
 
 
-def _logits(h, unembedding, first, tiles: Tiles, beta):
+def _logits(h, unembedding, first, tiles: Tile, beta):
     w = lax.dynamic_slice_in_dim(unembedding, first, tiles.vocabulary)
     common, accumulator = dtypes(h, w)
     x = jnp.einsum("nd,vd->nv", h.astype(common), w.astype(common), preferred_element_type=accumulator)

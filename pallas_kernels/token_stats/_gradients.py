@@ -5,10 +5,11 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.token_stats._tiles import Tiles, cover
+from pallas_kernels.token_stats._tiles import cover
+from pallas_kernels.token_stats._types import Tile
 
 
-def tiled_gradients(tiles: Tiles, hidden, unembedding, accumulator, rows_at: Callable):
+def tiled_gradients(tiles: Tile, hidden, unembedding, accumulator, rows_at: Callable):
     """(∂hidden, ∂unembedding), summed in the accumulator's dtype and returned in their own.
 
     `rows_at(start)` is (h, slope) of the tile of rows that begins there: its hidden states, zeros where there is

@@ -1,30 +1,25 @@
 """How [N, V] is covered by tiles, of any sizes and without a padded copy of anything."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
 
-TILE = 2**20  # logits held at a time
+from pallas_kernels.token_stats._types import Tile
+
+LOGITS = 2**20  # held at a time
 WIDEST = 512  # columns
 
 
-class Tiles(NamedTuple):
-    """Rows and columns of a tile of logits."""
-
-    tokens: int
-    vocabulary: int
-
-
-def best_tiles(tokens: int, vocabulary: int) -> Tiles:
-    """One tile, and so no loop, where the logits are few; else tiles of about `TILE` logits and nearly equal size."""
-    if tokens * vocabulary <= 4 * TILE:
-        return Tiles(tokens, vocabulary)
-    columns = _even(vocabulary, WIDEST)
-    return Tiles(_even(tokens, TILE // columns), columns)
+def best_tile(tokens: int, vocabulary: int) -> Tile:
+    """One tile, and so no loop, where the logits are few; else tiles of about `LOGITS` logits and nearly equal size."""
+    if tokens * vocabulary <= 4 * LOGITS:
+        return Tile(tokens, vocabulary)
+    columns = even(vocabulary, WIDEST)
+    return Tile(even(tokens, LOGITS // columns), columns)
 
 
-def _even(size: int, limit: int) -> int:
+def even(size: int, limit: int) -> int:
     """The tile, a multiple of 8 where it is not all, that covers `size` in as few parts as `limit` does."""
     parts = -(-size // limit)
     return size if parts <= 1 else min(limit, -(-size // parts // 8) * 8)

@@ -1,11 +1,16 @@
-"""The value that token_stats returns, and the dtypes it computes in."""
+"""The values that pass between token_stats' parts, and the dtypes it computes in."""
 
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax import Array
+from jaxtyping import Float, Int
 
 from pallas_kernels._dispatch import promoted
+
+# What a row's target may be beside a column of the weight at hand.
+ELSEWHERE = -1  # a column of another shard or slab: the row counts, and no column here is its target
+ABSENT = -2  # there is nothing to learn: the row may hold NaN, and is not computed where a whole tile is like it
 
 
 class TokenStats(NamedTuple):
@@ -14,6 +19,26 @@ class TokenStats(NamedTuple):
     logp: Float[Array, "*N"]
     entropy: Float[Array, "*N"]
     proxy: Float[Array, "*N"]
+
+
+class Head(NamedTuple):
+    """What makes logits of hidden states: x = β·c·tanh((h·Wᵀ + b)/c), or β·(h·Wᵀ + b) without c.
+
+    `beta` is 1/τ and `softcap` c; rows of W from `size` on are padding, at which there is no x.
+    """
+
+    unembedding: Float[Array, "V D"]
+    bias: Float[Array, " V"] | None
+    beta: Float[Array, ""]
+    softcap: Float[Array, ""] | None
+    size: int | Int[Array, ""]
+
+
+class Tile(NamedTuple):
+    """Rows and columns of a tile of logits."""
+
+    tokens: int
+    vocabulary: int
 
 
 def dtypes(hidden, unembedding):

@@ -1,31 +1,47 @@
 """token_stats as its equations say it, with the logits [N, V] in memory.  This is the definition."""
 
-import jax
+from functools import partial
+
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.token_stats._types import TokenStats, dtypes
+from pallas_kernels.token_stats._types import ABSENT, Head, TokenStats, dtypes
 
 
 def token_stats(
-    hidden: Float[Array, "N D"],
-    unembedding: Float[Array, "V D"],
-    targets: Int[Array, " N"],
-    *,
-    temperature: float | Float[Array, ""] = 1.0,
+    hidden: Float[Array, "N D"], head: Head, targets: Int[Array, " N"], axis_name: str | None = None
 ) -> TokenStats:
-    """x = h·Wᵀ/τ;  log π = x − log Σ e^x;  logp = log π(y), entropy = − Σ π log π, proxy = 1 − 2π(y) + Σπ²."""
-    common, accumulator = dtypes(hidden, unembedding)
-    present = (targets >= 0) & (targets < unembedding.shape[0])
-    h = jnp.where(present[:, None], hidden, jnp.zeros_like(hidden)).astype(common)
-    y = jnp.where(present, targets, 0)
-    tau = lax.stop_gradient(jnp.asarray(temperature, accumulator))
+    """log π = x − log Σ e^x;  logp = log π(y), entropy = − Σ π log π, proxy = 1 − 2π(y) + Σπ².
 
-    x = jnp.einsum("nd,vd->nv", h, unembedding.astype(common), preferred_element_type=accumulator) / tau
-    log_pi = jax.nn.log_softmax(x, axis=-1)
-    pi = jnp.exp(log_pi)
-    logp = jnp.take_along_axis(log_pi, y[:, None], axis=-1)[:, 0]
-    entropy = -jnp.sum(pi * log_pi, axis=-1)
-    proxy = 1 - 2 * jnp.exp(logp) + jnp.sum(pi * pi, axis=-1)
+    Sums are over the columns of all shards on `axis_name`, of which `head` is this device's.
+    """
+    total = partial(lax.psum, axis_name=axis_name) if axis_name else lambda x: x
+    present = targets != ABSENT
+    x = logits(jnp.where(present[:, None], hidden, 0), head)
+    v = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
+    is_column, is_target = v < head.size, v == targets[:, None]
+
+    top = lax.stop_gradient(jnp.max(x, axis=-1, keepdims=True, where=is_column, initial=jnp.finfo(x.dtype).min))
+    top = lax.pmax(top, axis_name) if axis_name else top
+    e = jnp.where(is_column, jnp.exp(jnp.where(is_column, x - top, 0)), 0)
+    z = total(jnp.sum(e, axis=-1, keepdims=True))
+    log_pi = jnp.where(is_column, x - top - jnp.log(z), 0)
+    pi = e / z
+
+    logp = total(jnp.sum(jnp.where(is_target, log_pi, 0), axis=-1))
+    entropy = -total(jnp.sum(pi * log_pi, axis=-1))
+    proxy = 1 - 2 * jnp.exp(logp) + total(jnp.sum(pi * pi, axis=-1))
     return TokenStats(*(jnp.where(present, stat, 0) for stat in (logp, entropy, proxy)))
+
+
+def logits(hidden: Float[Array, "N D"], head: Head) -> Float[Array, "N V"]:
+    """x = c·tanh((h·Wᵀ + b)/c)/τ in at least float32, padding included."""
+    common, accumulator = dtypes(hidden, head.unembedding)
+    h, w = hidden.astype(common), head.unembedding.astype(common)
+    z = jnp.einsum("nd,vd->nv", h, w, preferred_element_type=accumulator)
+    if head.bias is not None:
+        z = z + head.bias[None].astype(accumulator)
+    if head.softcap is not None:
+        z = head.softcap * jnp.tanh(z / head.softcap)
+    return z * head.beta

@@ -1,0 +1,42 @@
+"""Which implementation of token_stats runs: the one named, or the platform's own."""
+
+from collections.abc import Callable
+from functools import cache, partial
+
+from jax import lax
+
+from pallas_kernels._dispatch import by_platform, chosen
+from pallas_kernels.token_stats import chunked, reference
+from pallas_kernels.token_stats._rule import Passes, Plan, localised, rule, shard
+from pallas_kernels.token_stats._types import Head, Tile, TokenStats
+
+KERNEL = "token_stats"
+PASSES = {"chunked": Passes(chunked.sums, chunked.gradients)}
+
+
+@cache
+def implementation_of(
+    name: str | None, dtype, tile: Tile | None, vocabulary: int, axis_name: str | None, width_axis: str | None
+) -> Callable[..., TokenStats]:
+    """The function of `_rule.Inputs` that the name stands for; None is the best one for the platform."""
+    name = chosen(KERNEL, name, (None, "reference", *PASSES))
+    if name == "reference":
+        return partial(_dense, vocabulary, axis_name, width_axis)
+    passes = _best(dtype) if name is None else PASSES[name]
+    return rule(Plan(passes, tile, vocabulary, axis_name, width_axis))
+
+
+@cache
+def _best(dtype) -> Passes:
+    """Each pass of the platform's own kernel where it takes the dtype, else chunked."""
+    return Passes(
+        by_platform(KERNEL, chunked=chunked.sums),
+        by_platform(KERNEL, chunked=chunked.gradients),
+    )
+
+
+def _dense(vocabulary: int, axis_name, width_axis, hidden, unembedding, bias, targets, beta, softcap) -> TokenStats:
+    w = unembedding if width_axis is None else lax.all_gather(unembedding, width_axis, axis=1, tiled=True)
+    begin, size = shard(vocabulary, axis_name, w.shape[0])
+    head = Head(w, bias, beta, softcap, size)
+    return reference.token_stats(hidden, head, localised(targets, begin, w.shape[0]), axis_name)

@@ -1,0 +1,133 @@
+"""token_stats from an implementation's two passes: its gradients, and its shards of the vocabulary and of the width."""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float, Int
+
+from pallas_kernels.token_stats._statistics import Sums, finish, joined, joined_over, no_columns, slope_of
+from pallas_kernels.token_stats._types import ABSENT, ELSEWHERE, Head, Tile, TokenStats
+
+SLAB = 2**24  # elements of the unembedding that are gathered at a time where its width is split
+
+
+class Passes(NamedTuple):
+    """An implementation: what it does with the columns that a device holds."""
+
+    sums: Callable[..., Sums]  # (hidden, head, targets, tile)
+    gradients: Callable[..., tuple[Array, Array, Array | None]]  # (hidden, head, targets, slope, tile, dtype of ∂hidden)
+
+
+class Plan(NamedTuple):
+    """What is known when a program is traced; `vocabulary` counts the columns of all shards, without padding."""
+
+    passes: Passes
+    tile: Tile | None
+    vocabulary: int
+    axis_name: str | None
+    width_axis: str | None
+
+
+class Inputs(NamedTuple):
+    """The arrays; a target is a column of the whole vocabulary, or ABSENT."""
+
+    hidden: Float[Array, "N D"]
+    unembedding: Float[Array, "V D"]
+    bias: Float[Array, " V"] | None
+    targets: Int[Array, " N"]
+    beta: Float[Array, ""]
+    softcap: Float[Array, ""] | None
+
+
+@cache
+def rule(plan: Plan) -> Callable[..., TokenStats]:
+    """`(*Inputs) -> TokenStats`, differentiable in hidden, unembedding and bias."""
+    function = jax.custom_vjp(lambda *inputs: _forward(plan, Inputs(*inputs))[0])
+    function.defvjp(partial(_save, plan), partial(_backward, plan), symbolic_zeros=True)
+    return function
+
+
+def _save(plan: Plan, *primals):
+    inputs = Inputs(*(None if primal is None else primal.value for primal in primals))
+    stats, normaliser = _forward(plan, inputs)
+    return stats, (inputs, stats, normaliser)
+
+
+def _forward(plan: Plan, inputs: Inputs):
+    """(TokenStats, (m, log S)), [N] each, the same on all shards of the vocabulary."""
+
+    def add(found: Sums, first, slab: Head, y) -> Sums:
+        more = plan.passes.sums(inputs.hidden, slab, y, plan.tile)
+        return more if plan.width_axis is None else joined(found, more)
+
+    found = _over_slabs(plan, inputs, add, no_columns(inputs.targets, inputs.beta.dtype))
+    return finish(found if plan.axis_name is None else joined_over(found, plan.axis_name), inputs.targets)
+
+
+def _backward(plan: Plan, saved, cotangents):
+    inputs, stats, normaliser = saved
+    hidden, weights = inputs.hidden, (inputs.unembedding, inputs.bias)
+    if plan.axis_name is not None and not jax.typeof(inputs.unembedding).manual_axis_type.varying:
+        # A shard_map that does not check what varies: each shard has a part of the cotangent of what all hold.
+        cotangents = jax.tree.map(lambda c: lax.psum(c, plan.axis_name), cotangents)
+    slope = slope_of(cotangents, stats, normaliser, inputs.targets, inputs.beta)
+
+    def add(found, first, slab: Head, y):
+        sum_dtype = hidden.dtype if plan.width_axis is None else inputs.beta.dtype
+        dh, dw, db = plan.passes.gradients(hidden, slab, y, slope, plan.tile, sum_dtype)
+        if plan.width_axis is None:
+            return dh, (dw, db)
+        dw = lax.psum_scatter(dw, plan.width_axis, scatter_dimension=1, tiled=True)
+        db = None if db is None else lax.psum(db, plan.width_axis)
+        put = partial(lax.dynamic_update_slice_in_dim, start_index=first, axis=0)
+        return found[0] + dh, jax.tree.map(put, found[1], (dw, db))
+
+    nothing = jnp.zeros_like(hidden, inputs.beta.dtype), jax.tree.map(jnp.zeros_like, weights)
+    dh, (dw, db) = _over_slabs(plan, inputs, add, nothing)
+    return dh.astype(hidden.dtype), dw, db, None, None, None
+
+
+def _over_slabs(plan: Plan, inputs: Inputs, add: Callable, carry):
+    """carry = add(carry, first, slab, targets) for slabs of this device's columns, of their whole width each.
+
+    One slab where the width is not split. A slab's targets are its columns, ELSEWHERE or ABSENT.
+    """
+    rows, width = inputs.unembedding.shape
+    begin, size = shard(plan.vocabulary, plan.axis_name, rows)
+    if plan.width_axis is None:
+        head = Head(inputs.unembedding, inputs.bias, inputs.beta, inputs.softcap, size)
+        return add(carry, 0, head, localised(inputs.targets, begin, rows))
+
+    def visit(carry, first, count: int):
+        w, b = (
+            x if x is None else lax.dynamic_slice_in_dim(x, first, count) for x in (inputs.unembedding, inputs.bias)
+        )
+        w = lax.all_gather(w, plan.width_axis, axis=1, tiled=True)
+        columns = count if isinstance(size, int) and size == rows else jnp.clip(size - first, 0, count)
+        slab = Head(w, b, inputs.beta, inputs.softcap, columns)
+        return add(carry, first, slab, localised(inputs.targets, begin + first, count))
+
+    count = min(rows, max(8, SLAB // (width * lax.axis_size(plan.width_axis))))
+    starts = count * jnp.arange(rows // count, dtype=jnp.int32)
+    carry, _ = lax.scan(lambda carry, first: (visit(carry, first, count), None), carry, starts)
+    return visit(carry, rows - rows % count, rows % count) if rows % count else carry
+
+
+def shard(vocabulary: int, axis_name: str | None, rows: int) -> tuple[Any, Any]:
+    """(the first column that a device holds, how many of its `rows` are columns and no padding)."""
+    if axis_name is None:
+        return 0, vocabulary
+    begin = lax.axis_index(axis_name) * rows
+    whole = vocabulary == lax.axis_size(axis_name) * rows
+    return begin, rows if whole else jnp.clip(vocabulary - begin, 0, rows)
+
+
+def localised(targets, begin, columns: int):
+    """Targets counted from the column `begin`, ELSEWHERE if not among the `columns` that begin there."""
+    local = targets - begin
+    here = (local >= 0) & (local < columns)
+    return jnp.where(targets == ABSENT, ABSENT, jnp.where(here, local, ELSEWHERE))
