@@ -67,13 +67,19 @@ def promoted(*dtypes):
         return reduce(jnp.promote_types, dtypes)
 
 
-def varying_alike(*arrays: Array | None) -> tuple[Array | None, ...]:
-    """The arrays, each varying over all axes of a `shard_map` that one of them varies over; elsewhere as they are.
+def axes_of(*arrays: Array | None) -> frozenset:
+    """The axes of a `shard_map` over which one of the arrays varies; none elsewhere."""
+    return frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in arrays if x is not None))
+
+
+def varying_over(axes: frozenset, *arrays: Array | None) -> tuple[Any, ...]:
+    """The arrays, each varying over the axes.
 
     What was replicated there has its gradient summed over those axes, as the transpose of replication.
     """
-    axes = [frozenset() if x is None else jax.typeof(x).manual_axis_type.varying for x in arrays]
-    missing = [tuple(sorted(frozenset().union(*axes) - own)) for own in axes]
-    return tuple(
-        x if x is None else lax.pcast(x, axis, to="varying") for x, axis in zip(arrays, missing, strict=True)
-    )
+
+    def spread(x):
+        missing = () if x is None else tuple(sorted(axes - axes_of(x)))
+        return lax.pcast(x, missing, to="varying") if missing else x
+
+    return tuple(map(spread, arrays))

@@ -12,8 +12,6 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import token_stats
-from pallas_kernels.token_stats import chunked
-from pallas_kernels.token_stats._tiles import Tiles
 from rljax import Batch, aggregation, algorithms, distillation, policy_loss
 from rljax.objective import required_fields
 from tests import papers
@@ -101,7 +99,7 @@ def random_tokens():
     return hidden, unembedding, rng.integers(-1, 11, 16).astype(np.int32)
 
 
-@pytest.mark.parametrize("stats_of", [token_stats, partial(chunked.token_stats, tiles=Tiles(3, 4))])
+@pytest.mark.parametrize("stats_of", [token_stats, partial(token_stats, tile=(3, 4), implementation="chunked")])
 def test_token_stats_under_shard_map_sum_the_gradient_of_the_whole_unembedding(stats_of):
     """In one tile, and in loops over tiles."""
 

@@ -12,31 +12,41 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jaxtyping import Array
+from jax import Array, lax
 
-from pallas_kernels._dispatch import promoted, varying_alike
+from pallas_kernels._dispatch import axes_of, promoted, varying_over
 from pallas_kernels.token_stats._gradients import tiled_gradients
-from pallas_kernels.token_stats._tiles import best_tile, cover
-from pallas_kernels.token_stats._types import Tile, dtypes
+from pallas_kernels.token_stats._statistics import lowest
+from pallas_kernels.token_stats._tiles import (
+    cover,
+    fitted,
+    is_column,
+    logits,
+    part_of,
+    present_rows,
+    put,
+    sliced,
+    unless_absent,
+)
+from pallas_kernels.token_stats._types import ABSENT, ELSEWHERE, Head, Tile, dtypes
 
 
-def token_kl(hidden, unembedding, ref_hidden, ref_unembedding, mask, *, temperature=1.0, tiles: Tile | None = None):
+def token_kl(hidden, unembedding, ref_hidden, ref_unembedding, mask, *, temperature=1.0, tile: Tile | None = None):
     """The same function as `reference.token_kl`, in memory that does not grow with N·V."""
     n, vocabulary = hidden.shape[0], unembedding.shape[0]
     accumulator = promoted(dtypes(hidden, unembedding)[1], dtypes(ref_hidden, ref_unembedding)[1])
     if n == 0:
         return jnp.zeros(0, accumulator)
-    tiles = tiles or best_tile(n, vocabulary)
-    tiles = Tile(min(tiles.tokens, n), min(tiles.vocabulary, vocabulary))
     beta = lax.stop_gradient(1 / jnp.asarray(temperature, accumulator))
-    return _tiled(tiles)(*varying_alike(hidden, unembedding, ref_hidden, ref_unembedding, mask, beta))
+    present = jnp.where(mask, ELSEWHERE, ABSENT).astype(jnp.int32)
+    arrays = hidden, unembedding, ref_hidden, ref_unembedding, present, beta
+    return _tiled(fitted(tile, n, vocabulary))(*varying_over(axes_of(*arrays), *arrays))
 
 
 @cache
-def _tiled(tiles: Tile):
-    function = jax.custom_vjp(lambda *inputs: _forward(tiles, *inputs)[0])
-    function.defvjp(partial(_save, tiles), partial(_backward, tiles))
+def _tiled(tile: Tile):
+    function = jax.custom_vjp(lambda *inputs: _forward(tile, *inputs)[0])
+    function.defvjp(partial(_save, tile), partial(_backward, tile))
     return function
 
 
@@ -50,80 +60,72 @@ class _Sums(NamedTuple):
     moment: Array
 
 
-def _forward(tiles: Tile, hidden, unembedding, ref_hidden, ref_unembedding, mask, beta):
+def _forward(tile: Tile, hidden, unembedding, ref_hidden, ref_unembedding, present, beta):
     """The divergence, and the normalisers (m, log S, k, log R) of each row, [N] each."""
-    n = hidden.shape[0]
+    n, v = hidden.shape[0], unembedding.shape[0]
+    head, ref_head = (Head(w, None, beta, None, v) for w in (unembedding, ref_unembedding))
+    zero = jnp.zeros_like(present, beta.dtype)
 
     def rows(start, _, results):
-        h, g = (_rows(x, mask, start, tiles.tokens) for x in (hidden, ref_hidden))
+        y, h, g = sliced((present, hidden, ref_hidden), start, tile.tokens)
+        h, g, nothing = present_rows(h, y), present_rows(g, y), zero[: tile.tokens]
 
         def columns(first, unseen, sums):
-            x, z = (_logits(r, w, first, tiles, beta) for r, w in ((h, unembedding), (g, ref_unembedding)))
-            return _absorb(sums, x, z, unseen[None])
+            part, ref_part = (part_of(of, first, tile.vocabulary) for of in (head, ref_head))
+            return _absorb(sums, _logits(h, part), _logits(g, ref_part), is_column(part, unseen))
 
-        zero = jnp.zeros_like(h[:, 0], beta.dtype)
-        start_sums = _Sums(zero - jnp.inf, zero - jnp.inf, zero, zero, zero)
-        sums = cover(unembedding.shape[0], tiles.vocabulary, columns, start_sums)
-        log_s, log_r = jnp.log(sums.total), jnp.log(sums.ref_total)
-        kl = sums.moment / sums.total - log_s + log_r
-        kl = jnp.where(lax.dynamic_slice_in_dim(mask, start, tiles.tokens), kl, 0)
-        tile = kl, sums.top, log_s, sums.ref_top, log_r
-        return jax.tree.map(lambda whole, part: lax.dynamic_update_slice_in_dim(whole, part, start, 0), results, tile)
+        def visit():
+            least = nothing + lowest(beta.dtype)
+            sums = cover(v, tile.vocabulary, columns, _Sums(least, least, nothing, nothing, nothing))
+            log_s, log_r = jnp.log(sums.total), jnp.log(sums.ref_total)
+            kl = jnp.where(y == ABSENT, 0, sums.moment / sums.total - log_s + log_r)
+            return kl, sums.top, log_s, sums.ref_top, log_r
 
-    kl, *normalisers = cover(n, tiles.tokens, rows, (jnp.zeros_like(mask, beta.dtype),) * 5)
+        found = visit() if tile.tokens == n else unless_absent(y, visit, (nothing,) * 5)
+        return put(results, found, start)
+
+    kl, *normalisers = cover(n, tile.tokens, rows, (zero,) * 5)
     return kl, normalisers
 
 
-def _absorb(sums: _Sums, x, z, unseen) -> _Sums:
-    """The sums with one more tile of both logits [n, v]; a column that is not `unseen` adds nothing."""
+def _absorb(sums: _Sums, x, z, is_column) -> _Sums:
+    """The sums with one more tile of both logits [n, v]; what is not `is_column` adds nothing."""
     top, ref_top = (jnp.maximum(old, jnp.max(new, axis=-1)) for old, new in ((sums.top, x), (sums.ref_top, z)))
-    shift, ref_shift = (
-        jnp.where(jnp.isfinite(old), old - new, 0) for old, new in ((sums.top, top), (sums.ref_top, ref_top))
-    )
+    shift, ref_shift = sums.top - top, sums.ref_top - ref_top
+    scale = jnp.exp(shift)
     d, c = x - top[:, None], z - ref_top[:, None]
-    e = jnp.where(unseen, jnp.exp(d), 0)
+    e = jnp.where(is_column, jnp.exp(d), 0)
+    moment = jnp.where(scale > 0, (sums.moment + (shift - ref_shift) * sums.total) * scale, 0)  # never ∞·0
     return _Sums(
         top=top,
         ref_top=ref_top,
-        total=sums.total * jnp.exp(shift) + jnp.sum(e, axis=-1),
-        ref_total=sums.ref_total * jnp.exp(ref_shift) + jnp.sum(jnp.where(unseen, jnp.exp(c), 0), axis=-1),
-        moment=(sums.moment + (shift - ref_shift) * sums.total) * jnp.exp(shift) + jnp.sum(e * (d - c), axis=-1),
+        total=sums.total * scale + jnp.sum(e, axis=-1),
+        ref_total=sums.ref_total * jnp.exp(ref_shift) + jnp.sum(jnp.where(is_column, jnp.exp(c), 0), axis=-1),
+        moment=moment + jnp.sum(e * (d - c), axis=-1),
     )
 
 
-def _save(tiles: Tile, *inputs):
-    kl, normalisers = _forward(tiles, *inputs)
+def _save(tile: Tile, *inputs):
+    kl, normalisers = _forward(tile, *inputs)
     return kl, (inputs, kl, normalisers)
 
 
-def _backward(tiles: Tile, saved, cotangent):
-    (hidden, unembedding, ref_hidden, ref_unembedding, mask, beta), kl, normalisers = saved
-    slope = jnp.where(mask, cotangent * beta, 0)
+def _backward(tile: Tile, saved, cotangent):
+    (hidden, unembedding, ref_hidden, ref_unembedding, present, beta), kl, normalisers = saved
+    head, ref_head = (Head(w, None, beta, None, w.shape[0]) for w in (unembedding, ref_unembedding))
+    rows = *normalisers, kl, jnp.where(present == ABSENT, 0, cotangent * beta), ref_hidden
 
-    def rows_at(start):
-        m, log_s, k, log_r, divergence, g = (
-            lax.dynamic_slice_in_dim(whole, start, tiles.tokens)[:, None] for whole in (*normalisers, kl, slope)
-        )
-        h, ref_h = (_rows(x, mask, start, tiles.tokens) for x in (hidden, ref_hidden))
+    def slope(start, first, y, h, part):
+        *of_rows, ref_h = sliced(rows, start, tile.tokens)
+        m, log_s, k, log_r, divergence, g = (x[:, None] for x in of_rows)
+        ref_part = part_of(ref_head, first, tile.vocabulary)
+        log_pi = _logits(h, part) - m - log_s
+        log_rho = _logits(present_rows(ref_h, y), ref_part) - k - log_r
+        return g * jnp.exp(log_pi) * (log_pi - log_rho - divergence)
 
-        def slope_of(first, _):
-            log_pi = _logits(h, unembedding, first, tiles, beta) - m - log_s
-            log_rho = _logits(ref_h, ref_unembedding, first, tiles, beta) - k - log_r
-            return g * jnp.exp(log_pi) * (log_pi - log_rho - divergence)
-
-        return h, slope_of
-
-    return *tiled_gradients(tiles, hidden, unembedding, beta.dtype, rows_at), None, None, None, None
+    dh, dw, _ = tiled_gradients(tile, hidden, head, present, slope)
+    return dh, dw, None, None, None, None
 
 
-def _rows(x, mask, start, size: int):
-    """A tile of rows, zeros where the mask is false: whatever stands there must not reach ∂W."""
-    x, present = (lax.dynamic_slice_in_dim(whole, start, size) for whole in (x, mask))
-    return jnp.where(present[:, None], x, 0)
-
-
-def _logits(h, unembedding, first, tiles: Tile, beta):
-    w = lax.dynamic_slice_in_dim(unembedding, first, tiles.vocabulary)
-    common, accumulator = dtypes(h, w)
-    x = jnp.einsum("nd,vd->nv", h.astype(common), w.astype(common), preferred_element_type=accumulator)
-    return x.astype(beta.dtype) * beta
+def _logits(h, part: Head):
+    return logits(h, part)[0].astype(part.beta.dtype)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import core, lax
 from jaxtyping import Array, Bool, Float, Int
 
-from pallas_kernels._dispatch import require, varying_alike
+from pallas_kernels._dispatch import axes_of, require, varying_over
 from pallas_kernels.token_stats._implementations import implementation_of
 from pallas_kernels.token_stats._types import ABSENT, Tile, TokenStats, dtypes
 
@@ -72,7 +72,9 @@ def token_stats(
     present = present if mask is None else present & mask
     y = jnp.where(present, targets.astype(jnp.int32), ABSENT)
     beta, cap = (x if x is None else lax.stop_gradient(jnp.asarray(x, accumulator)) for x in scalars.values())
-    return run(*varying_alike(hidden, unembedding, bias, y, 1 / beta, cap))
+    axes = axes_of(hidden, unembedding, bias, y, beta, cap)
+    weights = varying_over(axes, hidden, unembedding, bias)
+    return run(*weights, *varying_over(axes - {axis_name}, y, 1 / beta, cap))
 
 
 def _check(hidden, unembedding, targets, bias, mask, scalars, axis_name, width_axis, tile) -> None:

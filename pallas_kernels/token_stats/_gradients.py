@@ -1,37 +1,71 @@
-"""Gradients of what reads logits tile by tile: ∂h = ∂x·W and ∂W = ∂xᵀ·h, with ∂x made anew in each tile."""
+"""Gradients of what reads logits tile by tile.  Each tile of the vocabulary passes over the tokens:
+
+    ∂h = Σ ∂z·W in a carry,    ∂W = ∂zᵀ·h summed within the tile and written once,    ∂b = Σ_n ∂z
+
+with sums, and the products unless told otherwise, in the accumulators' dtype: bfloat16 inputs lose nothing more by ∂z.
+"""
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array
 
-from pallas_kernels.token_stats._tiles import cover
-from pallas_kernels.token_stats._types import Tile
+from pallas_kernels.token_stats._tiles import cover, is_column, part_of, present_rows, put, sliced, unless_absent
+from pallas_kernels.token_stats._types import ABSENT, Head, Tile
 
 
-def tiled_gradients(tiles: Tile, hidden, unembedding, accumulator, rows_at: Callable):
-    """(∂hidden, ∂unembedding), summed in the accumulator's dtype and returned in their own.
+def tiled_gradients(
+    tile: Tile, hidden, head: Head, targets, slope: Callable[..., Array], dtype=None, products=None
+) -> tuple[Array, Array, Array | None]:
+    """(∂hidden, ∂unembedding, ∂bias) in the dtypes of their own, ∂hidden in `dtype` where it is given.
 
-    `rows_at(start)` is (h, slope) of the tile of rows that begins there: its hidden states, zeros where there is
-    nothing to learn, and `slope(first, w)`, ∂x [n, v] at the columns w that begin at `first`.
+    `products` is the dtype of the factors of the products, the inputs' for a device that is slow with wider ones.
+    `slope(start, first, y, h, part)` is ∂z [n, v] of the tile of rows from `start` and of columns from `first` on.
     """
+    (n, _), (v, _), accumulator = hidden.shape, head.unembedding.shape, head.beta.dtype
+    weights = head.unembedding, head.bias
 
-    def rows(start, fresh, gradients):
-        h, slope = rows_at(start)
-        fresh_h = jnp.where(fresh[:, None], h, 0).astype(accumulator)
+    def columns(first, unseen, gradients):
+        part = part_of(head, first, tile.vocabulary)
 
-        def columns(first, unseen, gradients):
-            dh, dw = gradients
-            w = lax.dynamic_slice_in_dim(unembedding, first, tiles.vocabulary)
-            dx = jnp.where(unseen[None], slope(first, w), 0)
-            dh += jnp.einsum("nv,vd->nd", dx, w.astype(dx.dtype))
-            part = lax.dynamic_slice_in_dim(dw, first, tiles.vocabulary) + jnp.einsum("nv,nd->vd", dx, fresh_h)
-            return dh, lax.dynamic_update_slice_in_dim(dw, part, first, 0)
+        def rows(start, fresh, sums):
+            y = jnp.where(fresh, sliced(targets, start, tile.tokens), ABSENT)
+            h = present_rows(sliced(hidden, start, tile.tokens), y)
 
-        whole, dw = gradients
-        dh, dw = cover(unembedding.shape[0], tiles.vocabulary, columns, (jnp.zeros_like(h, accumulator), dw))
-        return lax.dynamic_update_slice_in_dim(whole, dh.astype(hidden.dtype), start, 0), dw
+            def compute():
+                keep = is_column(part, unseen) & (y != ABSENT)[:, None]
+                return _products(jnp.where(keep, slope(start, first, y, h, part), 0), h, part, products or accumulator)
 
-    nothing = jnp.zeros_like(hidden), jnp.zeros_like(unembedding, accumulator)
-    dh, dw = cover(hidden.shape[0], tiles.tokens, rows, nothing)
-    return dh, dw.astype(unembedding.dtype)
+            dh, *of_weights = sums
+            nothing = jax.tree.map(jnp.zeros_like, (sliced(dh, start, tile.tokens), *of_weights))
+            dh_part, *parts = compute() if tile.tokens == n else unless_absent(y, compute, nothing)
+            dh = put(dh, sliced(dh, start, tile.tokens) + dh_part, start)
+            return dh, *jax.tree.map(jnp.add, of_weights, parts)
+
+        dh, old = gradients
+        fresh_sums = jax.tree.map(lambda w: jnp.zeros_like(w, accumulator), (part.unembedding, part.bias))
+        dh, *new = cover(n, tile.tokens, rows, (dh, *fresh_sums))
+        return dh, _added(old, tuple(new), first, unseen)
+
+    nothing = jnp.zeros_like(hidden, accumulator), jax.tree.map(jnp.zeros_like, weights)
+    dh, (dw, db) = cover(v, tile.vocabulary, columns, nothing)
+    return dh.astype(dtype or hidden.dtype), dw, db
+
+
+def _products(dz, h, part: Head, dtype) -> tuple[Array, Array, Array | None]:
+    """(∂h, ∂W, ∂b) of a tile."""
+    factor, h, w = (x.astype(dtype) for x in (dz, h, part.unembedding))
+    dh = jnp.einsum("nv,vd->nd", factor, w, preferred_element_type=dz.dtype)
+    dw = jnp.einsum("nv,nd->vd", factor, h, preferred_element_type=dz.dtype)
+    return dh, dw, None if part.bias is None else jnp.sum(dz, axis=0)
+
+
+def _added(whole, rows, first, unseen):
+    """`whole` with those of the rows from `first` on that are unseen."""
+
+    def add(whole, rows):
+        new = unseen.reshape(-1, *[1] * (rows.ndim - 1))
+        return put(whole, jnp.where(new, rows.astype(whole.dtype), sliced(whole, first, unseen.shape[0])), first)
+
+    return jax.tree.map(add, whole, rows)

@@ -7,7 +7,7 @@ from jax import lax
 
 from pallas_kernels._dispatch import by_platform, chosen
 from pallas_kernels.token_stats import chunked, reference
-from pallas_kernels.token_stats._rule import Passes, Plan, localised, rule, shard
+from pallas_kernels.token_stats._rule import Passes, Plan, rule, shard
 from pallas_kernels.token_stats._types import Head, Tile, TokenStats
 
 KERNEL = "token_stats"
@@ -38,5 +38,4 @@ def _best(dtype) -> Passes:
 def _dense(vocabulary: int, axis_name, width_axis, hidden, unembedding, bias, targets, beta, softcap) -> TokenStats:
     w = unembedding if width_axis is None else lax.all_gather(unembedding, width_axis, axis=1, tiled=True)
     begin, size = shard(vocabulary, axis_name, w.shape[0])
-    head = Head(w, bias, beta, softcap, size)
-    return reference.token_stats(hidden, head, localised(targets, begin, w.shape[0]), axis_name)
+    return reference.token_stats(hidden, Head(w, bias, beta, softcap, size), targets, begin, axis_name)

@@ -19,7 +19,7 @@ class Passes(NamedTuple):
     """An implementation: what it does with the columns that a device holds."""
 
     sums: Callable[..., Sums]  # (hidden, head, targets, tile)
-    gradients: Callable[..., tuple[Array, Array, Array | None]]  # (hidden, head, targets, slope, tile, dtype of ∂hidden)
+    gradients: Callable[..., tuple[Array, Array, Array | None]]  # (…, targets, slope, tile, dtype of ∂hidden)
 
 
 class Plan(NamedTuple):
@@ -64,7 +64,8 @@ def _forward(plan: Plan, inputs: Inputs):
         more = plan.passes.sums(inputs.hidden, slab, y, plan.tile)
         return more if plan.width_axis is None else joined(found, more)
 
-    found = _over_slabs(plan, inputs, add, no_columns(inputs.targets, inputs.beta.dtype))
+    nothing = no_columns(inputs.hidden[:, 0], inputs.beta.dtype)  # of hidden, so that it varies as the sums do
+    found = _over_slabs(plan, inputs, add, nothing)
     return finish(found if plan.axis_name is None else joined_over(found, plan.axis_name), inputs.targets)
 
 
@@ -82,7 +83,6 @@ def _backward(plan: Plan, saved, cotangents):
         if plan.width_axis is None:
             return dh, (dw, db)
         dw = lax.psum_scatter(dw, plan.width_axis, scatter_dimension=1, tiled=True)
-        db = None if db is None else lax.psum(db, plan.width_axis)
         put = partial(lax.dynamic_update_slice_in_dim, start_index=first, axis=0)
         return found[0] + dh, jax.tree.map(put, found[1], (dw, db))
 

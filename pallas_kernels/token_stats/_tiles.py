@@ -1,25 +1,33 @@
-"""How [N, V] is covered by tiles, of any sizes and without a padded copy of anything."""
+"""How [N, V] is covered by tiles of any sizes, without a padded copy of anything, and what one tile is made of."""
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.token_stats._types import Tile
+from pallas_kernels.token_stats._statistics import scaled
+from pallas_kernels.token_stats._types import ABSENT, Head, Tile, dtypes
 
-LOGITS = 2**20  # held at a time
+LOGITS = 15 * 2**16  # held at a time
 WIDEST = 512  # columns
+
+
+def fitted(tile: Tile | None, tokens: int, vocabulary: int) -> Tile:
+    """The tile given, where it is smaller than everything, or the best one."""
+    tile = tile or best_tile(tokens, vocabulary)
+    return Tile(min(tile.tokens, tokens), min(tile.vocabulary, vocabulary))
 
 
 def best_tile(tokens: int, vocabulary: int) -> Tile:
     """One tile, and so no loop, where the logits are few; else tiles of about `LOGITS` logits and nearly equal size."""
     if tokens * vocabulary <= 4 * LOGITS:
         return Tile(tokens, vocabulary)
-    columns = even(vocabulary, WIDEST)
-    return Tile(even(tokens, LOGITS // columns), columns)
+    columns = _even(vocabulary, WIDEST)
+    return Tile(_even(tokens, LOGITS // columns), columns)
 
 
-def even(size: int, limit: int) -> int:
+def _even(size: int, limit: int) -> int:
     """The tile, a multiple of 8 where it is not all, that covers `size` in as few parts as `limit` does."""
     parts = -(-size // limit)
     return size if parts <= 1 else min(limit, -(-size // parts // 8) * 8)
@@ -38,3 +46,49 @@ def cover(size: int, tile: int, body, carry) -> Any:
         return body(start, start + jnp.arange(tile, dtype=jnp.int32) >= index * tile, carry), None
 
     return lax.scan(step, carry, jnp.arange(-(-size // tile), dtype=jnp.int32))[0]
+
+
+def sliced(tree, start, size: int):
+    """Rows `start` to start + size of every array."""
+    return jax.tree.map(lambda whole: lax.dynamic_slice_in_dim(whole, start, size), tree)
+
+
+def put(tree, parts, start):
+    """The arrays with `parts` as their rows from `start` on."""
+    return jax.tree.map(lambda whole, part: lax.dynamic_update_slice_in_dim(whole, part, start, 0), tree, parts)
+
+
+def part_of(head: Head, first, columns: int) -> Head:
+    """The head of the `columns` from `first` on."""
+    w, b = sliced((head.unembedding, head.bias), first, columns)
+    return head._replace(unembedding=w, bias=b, size=head.size - first)
+
+
+def logits(h, part: Head):
+    """(x, ∂x/∂z/β) of a tile."""
+    common, accumulator = dtypes(h, part.unembedding)
+    w = part.unembedding.astype(common)
+    z = jnp.einsum("nd,vd->nv", h.astype(common), w, preferred_element_type=accumulator)
+    if part.bias is not None:
+        z = z + part.bias[None].astype(accumulator)
+    return scaled(z, part.beta, part.softcap)
+
+
+def is_target(y, first, columns: int):
+    """[n, v], of targets counted from the head's first column."""
+    return y[:, None] == (first + jnp.arange(columns, dtype=jnp.int32))[None]
+
+
+def is_column(part: Head, unseen):
+    """[1, v], true at columns that are neither padding nor seen before."""
+    return (unseen & (jnp.arange(unseen.shape[0], dtype=jnp.int32) < part.size))[None]
+
+
+def present_rows(h, y):
+    """h with rows of zeros where there is no target: whatever stands there must not reach ∂W."""
+    return jnp.where((y != ABSENT)[:, None], h, 0)
+
+
+def unless_absent(y, compute, nothing):
+    """compute(), or `nothing` for a tile of rows that are all absent."""
+    return lax.cond(jnp.any(y != ABSENT), compute, lambda: nothing)

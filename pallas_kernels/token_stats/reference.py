@@ -10,17 +10,17 @@ from pallas_kernels.token_stats._types import ABSENT, Head, TokenStats, dtypes
 
 
 def token_stats(
-    hidden: Float[Array, "N D"], head: Head, targets: Int[Array, " N"], axis_name: str | None = None
+    hidden: Float[Array, "N D"], head: Head, targets: Int[Array, " N"], begin=0, axis_name: str | None = None
 ) -> TokenStats:
     """log π = x − log Σ e^x;  logp = log π(y), entropy = − Σ π log π, proxy = 1 − 2π(y) + Σπ².
 
-    Sums are over the columns of all shards on `axis_name`, of which `head` is this device's.
+    Sums are over the columns of all shards on `axis_name`, of which `head` is this device's, from column `begin` on.
     """
     total = partial(lax.psum, axis_name=axis_name) if axis_name else lambda x: x
     present = targets != ABSENT
     x = logits(jnp.where(present[:, None], hidden, 0), head)
     v = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
-    is_column, is_target = v < head.size, v == targets[:, None]
+    is_column, is_target = v < head.size, v == targets[:, None] - begin
 
     top = lax.stop_gradient(jnp.max(x, axis=-1, keepdims=True, where=is_column, initial=jnp.finfo(x.dtype).min))
     top = lax.pmax(top, axis_name) if axis_name else top

@@ -9,10 +9,10 @@ import pytest
 
 from pallas_kernels import token_kl
 from pallas_kernels.token_kl import chunked
-from pallas_kernels.token_stats._tiles import Tiles
+from pallas_kernels.token_stats._types import Tile
 
 reference = importlib.import_module("pallas_kernels.token_kl.reference")
-SIZES = [((8, 4, 3, 12), Tiles(4, 4)), ((13, 5, 5, 23), Tiles(4, 8)), ((7, 5, 2, 11), Tiles(100, 100))]
+SIZES = [((8, 4, 3, 12), Tile(4, 4)), ((13, 5, 5, 23), Tile(4, 8)), ((7, 5, 2, 11), Tile(100, 100))]
 
 
 def enable_x64():
@@ -39,7 +39,7 @@ def loss(function):
 
 
 def tiled(tiles):
-    return lambda *inputs: chunked.token_kl(*inputs, temperature=0.7, tiles=tiles)
+    return lambda *inputs: chunked.token_kl(*inputs, temperature=0.7, tile=tiles)
 
 
 def dense(*inputs):
@@ -98,8 +98,8 @@ def test_the_gradient_of_the_definition_is_the_differences():
 def test_the_reference_has_no_gradient_and_equal_policies_no_divergence():
     hidden, unembedding, _, _, mask = example(8, 4, 3, 12, jnp.float32)
     same = hidden, unembedding, hidden, unembedding, mask
-    np.testing.assert_allclose(tiled(Tiles(4, 4))(*same), np.zeros(8), atol=2e-6)
-    gradient = jax.grad(lambda w: jnp.sum(tiled(Tiles(4, 4))(hidden, unembedding, hidden, w, mask)))(unembedding + 1)
+    np.testing.assert_allclose(tiled(Tile(4, 4))(*same), np.zeros(8), atol=2e-6)
+    gradient = jax.grad(lambda w: jnp.sum(tiled(Tile(4, 4))(hidden, unembedding, hidden, w, mask)))(unembedding + 1)
     assert not np.any(gradient)
 
 
@@ -109,7 +109,7 @@ def test_float32_is_near_float64(scale):
     with enable_x64():
         low = example(13, 5, 5, 23, jnp.float32, scale)
         exact = loss(dense)(*(x if x.dtype == bool else x.astype(jnp.float64) for x in low))
-        ours, theirs = loss(tiled(Tiles(4, 8)))(*low), loss(dense)(*low)
+        ours, theirs = loss(tiled(Tile(4, 8)))(*low), loss(dense)(*low)
     for x, y, z in zip(*map(jax.tree.leaves, (ours, theirs, exact)), strict=True):
         assert x.dtype == jnp.float32
         error, least = (np.max(np.abs(np.asarray(a) - np.asarray(z))) for a in (x, y))
@@ -118,7 +118,7 @@ def test_float32_is_near_float64(scale):
 
 def test_bfloat16_is_accumulated_in_float32():
     low = example(13, 5, 5, 23, jnp.bfloat16)
-    ours, theirs = (loss(f)(*low) for f in (tiled(Tiles(4, 8)), dense))
+    ours, theirs = (loss(f)(*low) for f in (tiled(Tile(4, 8)), dense))
     assert ours[1].dtype == jnp.float32
     assert agree(ours[1], theirs[1], 1e-5)
 

@@ -1,0 +1,98 @@
+"""token_stats with the vocabulary, the width and the tokens split over 8 simulated devices, against one device."""
+
+import itertools
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from pallas_kernels import token_stats
+from pallas_kernels.token_stats import _rule
+from tests.kernels.heads import close, example, weights
+
+MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (1, 2, 4), (4, 1, 2), (2, 4, 1)]  # data, fsdp, tensor
+N, D, V, SIZE = 32, 16, 48, 43  # tokens, width, rows of the weight, columns that are no padding
+LAYOUTS = [  # mesh, implementation, whether shard_map checks what varies
+    (mesh, implementation, check)
+    for mesh, (implementation, check) in zip(
+        itertools.cycle(MESHES), [*itertools.product(("chunked", "reference", None), (True, False))] * 3, strict=False
+    )
+]
+
+
+@cache
+def head():
+    hidden, unembedding, targets = example(N, D, V, jnp.float32)
+    return hidden, unembedding, jnp.linspace(-1, 1, V), targets, jnp.arange(N) % 5 > 0
+
+
+def statistics(hidden, unembedding, bias, targets, mask, **options):
+    return token_stats(hidden, unembedding, targets, bias=bias, mask=mask, vocab_size=SIZE, softcap=3.0,
+                       temperature=0.8, **options)  # fmt: skip
+
+
+def gradients(function):
+    """(∂hidden, ∂unembedding, ∂bias) and the outputs, for a cotangent of its own for every token and output."""
+    weight = weights(N, dtype=jnp.float32)
+
+    def total(*inputs):
+        stats = function(*inputs)
+        return sum(jnp.sum(weight[name] * getattr(stats, name)) for name in weight), stats
+
+    return jax.jit(jax.grad(total, (0, 1, 2), has_aux=True))
+
+
+def sharded(mesh_shape, implementation, check, tile=(8, 8)):
+    mesh = jax.make_mesh(mesh_shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    rows = P(("data", "fsdp"))
+    run = partial(statistics, axis_name="tensor", width_axis="fsdp", tile=tile, implementation=implementation)
+    specs = rows, P("tensor", "fsdp"), P("tensor"), rows, rows
+    return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=check)
+
+
+@cache
+def expected():
+    return gradients(partial(statistics, implementation="reference"))(*head())
+
+
+@pytest.mark.parametrize(("mesh", "implementation", "check"), LAYOUTS, ids=str)
+def test_a_split_head_is_the_whole_one(mesh, implementation, check, monkeypatch):
+    monkeypatch.setattr(_rule, "SLAB", 4 * D)  # several slabs, the last one smaller
+    truth = expected()
+    assert all(np.abs(gradient).max() > 0.1 for gradient in truth[0])
+    close(gradients(sharded(mesh, implementation, check))(*head()), truth, 1e-6)
+
+
+def unscaled(sums, axis_name):
+    """Shards added without a common maximum."""
+    return sums._replace(**{name: lax.psum(getattr(sums, name), axis_name) for name in sums._fields[1:]},
+                         top=lax.pmax(sums.top, axis_name))  # fmt: skip
+
+
+def first_shard(targets, begin, columns):
+    return jnp.where(targets < columns, targets, -1)
+
+
+def all_columns(vocabulary, axis_name, rows):
+    return lax.axis_index(axis_name) * rows, rows
+
+
+@pytest.mark.parametrize(
+    ("name", "mutant"), [("joined_over", unscaled), ("localised", first_shard), ("shard", all_columns)]
+)
+def test_mutants_fail(monkeypatch, name, mutant):
+    monkeypatch.setattr(_rule, name, mutant)
+    with pytest.raises(AssertionError):
+        test_a_split_head_is_the_whole_one((2, 2, 2), "chunked", True, monkeypatch)
+
+
+def test_one_maximum_and_one_sum_over_the_vocabularys_axis():
+    """Forward alone: all that the shards exchange."""
+    text = str(jax.make_jaxpr(sharded((1, 1, 8), "chunked", True))(*head()))
+    assert text.count("pmax[") == 1
+    assert text.count("psum") == 1
