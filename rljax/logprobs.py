@@ -3,6 +3,8 @@
 In all, hidden[t − 1] has seen the tokens before t, so it says how likely token t was; at t = 0 there is nothing.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -23,7 +25,9 @@ def token_logps(
     mask: Bool[Array, "*B T"],
     *,
     temperature: float | Float[Array, ""] = 1.0,
+    vocab_size: int | None = None,
     mesh: Mesh | None = None,
+    split: P | None = None,
     implementation: str | None = None,
 ) -> TokenStats:
     """log π(tokens[t] | tokens[<t]) where `mask` is true, with the entropy and the proxy of the same π.
@@ -33,8 +37,11 @@ def token_logps(
     Each [*B, T] and as `pallas_kernels.token_stats` defines it.  What `hidden` and `tokens` hold where nothing is
     predicted changes nothing, even NaN.  A token outside the vocabulary counts as masked.
 
-    With a `mesh` (axes of AxisType.Auto) the tokens are divided over all of its devices, whatever the axes are called,
-    and every device holds the whole unembedding; values and gradients are those of one device.
+    Rows of the unembedding from `vocab_size` on are padding.
+
+    With a `mesh` (axes of AxisType.Auto) `split` says how the unembedding lies there: P("tensor", "fsdp") if its
+    vocabulary is split over the axis tensor and its width over fsdp, P() or None if every device holds it whole. The
+    tokens are divided over all axes but the vocabulary's. Values and gradients are those of one device.
 
     Raises ValueError for shapes that do not fit each other, TypeError for dtypes.
 
@@ -47,11 +54,15 @@ def token_logps(
     _check("token_logps", hidden, unembedding, tokens, mask)
     targets = jnp.where(mask, tokens, -1)
 
+    vocabulary, width = _axes(mesh, split)
+
     def stats(rows, y, unembedding, temperature):
-        return token_stats(rows, unembedding, y, temperature=temperature, implementation=implementation)
+        return token_stats(rows, unembedding, y, temperature=temperature, vocab_size=vocab_size, axis_name=vocabulary,
+                           width_axis=width, implementation=implementation)  # fmt: skip
 
     rows, y = _flat(hidden), _advanced(targets, -1).reshape(-1)
-    found = _divided(stats, mesh, 2)(rows, y, unembedding, temperature)
+    split_stats = _divided(stats, mesh, 2, (P(vocabulary, width), P()), vocabulary)
+    found = split_stats(rows, y, unembedding, temperature)
     return TokenStats(*(delayed(stat.reshape(tokens.shape)) for stat in found))
 
 
@@ -84,7 +95,7 @@ def token_kls(
                         implementation=implementation)  # fmt: skip
 
     rows = _flat(hidden), _flat(ref_hidden), _advanced(mask, False).reshape(-1)
-    found = _divided(kls, mesh, 3)(*rows, unembedding, ref_unembedding, temperature)
+    found = _divided(kls, mesh, 3, (P(), P(), P()))(*rows, unembedding, ref_unembedding, temperature)
     return delayed(found.reshape(mask.shape))
 
 
@@ -127,20 +138,32 @@ def _advanced(x, absent):
     return jnp.concatenate([x[..., 1:], jnp.full_like(x[..., :1], absent)], axis=-1)
 
 
-def _divided(function, mesh: Mesh | None, arrays: int):
-    """The function with the rows of its first `arrays` arguments split over all the mesh's devices.
+def _axes(mesh: Mesh | None, split: P | None) -> tuple[str | None, str | None]:
+    """The axes over which the vocabulary and the width of the unembedding are split; None where there is one part."""
+    if mesh is None or split is None:
+        return None, None
+    names = (*split, None, None)[: max(2, len(split))]
+    if len(names) > 2 or not all(name is None or name in mesh.axis_names for name in names):
+        raise ValueError(f"token_logps: split is {split}; it should be P(vocabulary's axis, width's axis), each None "
+                         f"or one of the mesh's axes {mesh.axis_names}")  # fmt: skip
+    vocabulary, width = (name if name is not None and mesh.shape[name] > 1 else None for name in names)
+    return vocabulary, width
 
-    The others lie whole on every device; the transpose of replication sums their gradients.
+
+def _divided(function, mesh: Mesh | None, arrays: int, others: tuple[P, ...], vocabulary: str | None = None):
+    """The function with the rows of its first `arrays` arguments split over the mesh, but not its axis `vocabulary`.
+
+    The `others` lie as they say; what is whole on several devices has its gradients summed.
     """
     if mesh is None:
         return function
-    devices, rows = mesh.size, P(mesh.axis_names)
+    axes = tuple(axis for axis in mesh.axis_names if axis != vocabulary)
+    parts = math.prod(mesh.shape[axis] for axis in axes)
 
     def run(*arguments):
         count = arguments[0].shape[0]
-        specs = tuple(rows if i < arrays else P() for i in range(len(arguments)))
-        split = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
-        padded = (_padded(x, -count % devices) for x in arguments[:arrays])
+        split = jax.shard_map(function, mesh=mesh, in_specs=(P(axes),) * arrays + others, out_specs=P(axes))
+        padded = (_padded(x, -count % parts) for x in arguments[:arrays])
         return jax.tree.map(lambda stat: stat[:count], split(*padded, *arguments[arrays:]))
 
     return run

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import TokenStats
 from rljax import logprobs
@@ -79,6 +80,26 @@ def test_every_mesh_gives_the_same(example, shape, implementation):
     assert all(jnp.max(jnp.abs(g)) > 0.1 for g in actual[1])
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 8), (2, 2, 2), (1, 4, 2), (2, 4, 1), (1, 1, 1)])
+def test_an_unembedding_split_over_vocabulary_and_width(example, shape):
+    """Padded to rows that divide, as a model keeps it."""
+    hidden, unembedding, tokens, mask = example
+    hidden, table = (jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, 3)]) for x in (hidden, unembedding))
+    padded = jnp.pad(table, ((0, 16 - table.shape[0]), (0, 0)), constant_values=9.0)
+    devices = jax.devices()[: int(np.prod(shape))]
+    mesh = jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+    options = {"mesh": mesh, "split": P("tensor", "fsdp"), "vocab_size": table.shape[0]}
+
+    def run(table, **options):
+        step = jax.jit(jax.value_and_grad(lambda h, w: loss(h, w, tokens, mask, **options), (0, 1), has_aux=True))
+        return step(hidden, table)
+
+    expected, (value, (dh, dw)) = run(table), run(padded, **options)
+    np.testing.assert_array_equal(dw[table.shape[0] :], 0)
+    for e, a in zip(jax.tree.leaves(expected), jax.tree.leaves((value, (dh, dw[: table.shape[0]]))), strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-6, atol=1e-6 * float(jnp.max(jnp.abs(e))))
+
+
 def test_mutants_fail(example, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(logprobs, "delayed", lambda x: x)
@@ -106,8 +127,11 @@ def test_errors_name_the_argument(example):
     ):
         with pytest.raises(error, match=words):
             token_logps(*inputs)
-    with pytest.raises(NotImplementedError, match="'gpu' is not written yet"):
-        token_logps(*example, implementation="gpu")
+    with pytest.raises(ValueError, match="implementation is 'fast'"):
+        token_logps(*example, implementation="fast")
+    mesh = jax.make_mesh((8,), ("tensor",), axis_types=(AxisType.Auto,))
+    with pytest.raises(ValueError, match=r"split is .*'model'.*axes \('tensor',\)"):
+        token_logps(*example, mesh=mesh, split=P("model"))
 
 
 def reference_model(seed=5, width=4):

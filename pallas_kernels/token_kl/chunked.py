@@ -33,18 +33,17 @@ from pallas_kernels.token_stats._types import ABSENT, ELSEWHERE, Head, Tile, dty
 
 def token_kl(hidden, unembedding, ref_hidden, ref_unembedding, mask, *, temperature=1.0, tile: Tile | None = None):
     """The same function as `reference.token_kl`, in memory that does not grow with N·V."""
-    n, vocabulary = hidden.shape[0], unembedding.shape[0]
     accumulator = promoted(dtypes(hidden, unembedding)[1], dtypes(ref_hidden, ref_unembedding)[1])
-    if n == 0:
+    if hidden.shape[0] == 0:
         return jnp.zeros(0, accumulator)
     beta = lax.stop_gradient(1 / jnp.asarray(temperature, accumulator))
     present = jnp.where(mask, ELSEWHERE, ABSENT).astype(jnp.int32)
     arrays = hidden, unembedding, ref_hidden, ref_unembedding, present, beta
-    return _tiled(fitted(tile, n, vocabulary))(*varying_over(axes_of(*arrays), *arrays))
+    return _tiled(tile)(*varying_over(axes_of(*arrays), *arrays))
 
 
 @cache
-def _tiled(tile: Tile):
+def _tiled(tile: Tile | None):
     function = jax.custom_vjp(lambda *inputs: _forward(tile, *inputs)[0])
     function.defvjp(partial(_save, tile), partial(_backward, tile))
     return function
@@ -60,10 +59,10 @@ class _Sums(NamedTuple):
     moment: Array
 
 
-def _forward(tile: Tile, hidden, unembedding, ref_hidden, ref_unembedding, present, beta):
+def _forward(tile: Tile | None, hidden, unembedding, ref_hidden, ref_unembedding, present, beta):
     """The divergence, and the normalisers (m, log S, k, log R) of each row, [N] each."""
-    n, v = hidden.shape[0], unembedding.shape[0]
-    head, ref_head = (Head(w, None, beta, None, v) for w in (unembedding, ref_unembedding))
+    head, ref_head = (Head(w, None, beta, None, w.shape[0]) for w in (unembedding, ref_unembedding))
+    tile, n, v = fitted(tile, hidden, head)
     zero = jnp.zeros_like(present, beta.dtype)
 
     def rows(start, _, results):
@@ -105,14 +104,15 @@ def _absorb(sums: _Sums, x, z, is_column) -> _Sums:
     )
 
 
-def _save(tile: Tile, *inputs):
+def _save(tile: Tile | None, *inputs):
     kl, normalisers = _forward(tile, *inputs)
     return kl, (inputs, kl, normalisers)
 
 
-def _backward(tile: Tile, saved, cotangent):
+def _backward(tile: Tile | None, saved, cotangent):
     (hidden, unembedding, ref_hidden, ref_unembedding, present, beta), kl, normalisers = saved
     head, ref_head = (Head(w, None, beta, None, w.shape[0]) for w in (unembedding, ref_unembedding))
+    tile, _, _ = fitted(tile, hidden, head)
     rows = *normalisers, kl, jnp.where(present == ABSENT, 0, cotangent * beta), ref_hidden
 
     def slope(start, first, y, h, part):

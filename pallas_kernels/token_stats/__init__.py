@@ -71,10 +71,11 @@ def token_stats(
     present = (targets >= 0) & (targets < columns)
     present = present if mask is None else present & mask
     y = jnp.where(present, targets.astype(jnp.int32), ABSENT)
-    beta, cap = (x if x is None else lax.stop_gradient(jnp.asarray(x, accumulator)) for x in scalars.values())
+    beta = lax.stop_gradient(1 / jnp.asarray(temperature, accumulator))
+    cap = None if softcap is None else lax.stop_gradient(jnp.asarray(softcap, accumulator))
     axes = axes_of(hidden, unembedding, bias, y, beta, cap)
     weights = varying_over(axes, hidden, unembedding, bias)
-    return run(*weights, *varying_over(axes - {axis_name}, y, 1 / beta, cap))
+    return run(*weights, *varying_over(axes - {axis_name}, y, beta, cap))
 
 
 def _check(hidden, unembedding, targets, bias, mask, scalars, axis_name, width_axis, tile) -> None:

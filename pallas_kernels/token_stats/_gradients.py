@@ -11,19 +11,20 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pallas_kernels.token_stats._tiles import cover, is_column, part_of, present_rows, put, sliced, unless_absent
+from pallas_kernels.token_stats._tiles import cover, fitted, is_column, part_of, present_rows, put, sliced, unless_absent
 from pallas_kernels.token_stats._types import ABSENT, Head, Tile
 
 
 def tiled_gradients(
-    tile: Tile, hidden, head: Head, targets, slope: Callable[..., Array], dtype=None, products=None
+    tile: Tile | None, hidden, head: Head, targets, slope: Callable[..., Array], dtype=None, products=None
 ) -> tuple[Array, Array, Array | None]:
     """(∂hidden, ∂unembedding, ∂bias) in the dtypes of their own, ∂hidden in `dtype` where it is given.
 
     `products` is the dtype of the factors of the products, the inputs' for a device that is slow with wider ones.
     `slope(start, first, y, h, part)` is ∂z [n, v] of the tile of rows from `start` and of columns from `first` on.
     """
-    (n, _), (v, _), accumulator = hidden.shape, head.unembedding.shape, head.beta.dtype
+    tile, n, v = fitted(tile, hidden, head)
+    accumulator = head.beta.dtype
     weights = head.unembedding, head.bias
 
     def columns(first, unseen, gradients):

@@ -52,7 +52,8 @@ def rule(plan: Plan) -> Callable[..., TokenStats]:
 
 
 def _save(plan: Plan, *primals):
-    inputs = Inputs(*(None if primal is None else primal.value for primal in primals))
+    values: Any = (None if primal is None else primal.value for primal in primals)
+    inputs = Inputs(*values)
     stats, normaliser = _forward(plan, inputs)
     return stats, (inputs, stats, normaliser)
 

@@ -113,7 +113,8 @@ def slope_of(cotangents: TokenStats, stats: TokenStats, normaliser, targets, bet
         constant -= k * stats.entropy
     if not absent[2]:
         constant -= 2 * q * collision
-    return Slope(*normaliser, a, constant, None if absent[1] else -k, None if absent[2] else 2 * q)
+    top, log_total = normaliser
+    return Slope(top, log_total, a, constant, None if absent[1] else -k, None if absent[2] else 2 * q)
 
 
 # ------------------------------------------------------------------- one tile's parts, in a kernel as well as out of it

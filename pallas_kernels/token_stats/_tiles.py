@@ -13,10 +13,15 @@ LOGITS = 15 * 2**16  # held at a time
 WIDEST = 512  # columns
 
 
-def fitted(tile: Tile | None, tokens: int, vocabulary: int) -> Tile:
-    """The tile given, where it is smaller than everything, or the best one."""
-    tile = tile or best_tile(tokens, vocabulary)
-    return Tile(min(tile.tokens, tokens), min(tile.vocabulary, vocabulary))
+def fitted(tile: Tile | None, hidden, head: Head) -> tuple[Tile, int, int]:
+    """(the tile, N, V): the one given or the best one, no larger than what it covers.
+
+    V is the number of columns to look at: without padding, where that is known when the program is traced.
+    """
+    n, rows = hidden.shape[0], head.unembedding.shape[0]
+    v = head.size if isinstance(head.size, int) else rows
+    tile = tile or best_tile(n, v)
+    return Tile(min(tile.tokens, n), min(tile.vocabulary, v)), n, v
 
 
 def best_tile(tokens: int, vocabulary: int) -> Tile:

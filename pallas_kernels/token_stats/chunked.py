@@ -27,8 +27,7 @@ from pallas_kernels.token_stats._types import Head, Tile
 
 def sums(hidden: Array, head: Head, targets: Array, tile: Tile | None) -> Sums:
     """The sums over all columns of the head, [N] each; those of no columns where a whole tile is ABSENT."""
-    n, v = hidden.shape[0], head.unembedding.shape[0]
-    tile = fitted(tile, n, v)
+    tile, n, v = fitted(tile, hidden, head)
 
     def rows(start, _, found):
         y, h = sliced((targets, hidden), start, tile.tokens)
@@ -50,7 +49,7 @@ def gradients(
     hidden: Array, head: Head, targets: Array, slope: Slope, tile: Tile | None, dtype=None, products=None
 ) -> tuple[Array, Array, Array | None]:
     """(∂hidden, ∂unembedding, ∂bias); `dtype` and `products` as in `_gradients`."""
-    tile = fitted(tile, hidden.shape[0], head.unembedding.shape[0])
+    tile, _, _ = fitted(tile, hidden, head)
 
     def slope_of(start, first, y, h, part):
         x, uncapped = logits(h, part)

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Bool, Float, Int
 
 from rljax.models.attention import accumulator, causal_mask, positions_of
 from rljax.models.config import TransformerConfig
-from rljax.models.sharding import keep_split, param_shardings, split_rows
+from rljax.models.sharding import RULES, keep_split, param_shardings, split_rows
 from rljax.models.transformer import Transformer
 
 
@@ -74,8 +75,17 @@ class Model:
 
     def unembedding(self, params: dict) -> Float[Array, "V D"]:
         """The table that reads hidden states, in the compute dtype; without the rows that pad the vocabulary."""
+        return self.padded_unembedding(params)[: self.config.vocab_size]
+
+    def padded_unembedding(self, params: dict) -> Float[Array, "padded_vocab D"]:
+        """The table as it is kept, which lies as `unembedding_split` says: no copy of it is made to cut the padding."""
         table = keep_split(params, _definition(self.config)[1])["embedding" if self.config.tied else "unembedding"]
-        return table[: self.config.vocab_size].astype(self.config.dtype)
+        return table.astype(self.config.dtype)
+
+    @property
+    def unembedding_split(self) -> P:
+        """The mesh axes over which `padded_unembedding` [V, D] is split."""
+        return P(RULES["vocab"], RULES["embed"])
 
     def values(self, params: dict, hidden: Float[Array, "B T D"]) -> Float[Array, "B T"]:
         """V of the state after each token, h·v + b in at least float32; the config must have a `value_head`."""

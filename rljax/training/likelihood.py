@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from rljax.logprobs import token_logps
 from rljax.models import Model
 from rljax.training.config import LikelihoodConfig
 from rljax.training.gradients import State, accumulate, apply
+from rljax.training.stats import stats_of
 
 
 def make_update(config: LikelihoodConfig, model: Model, mesh: Mesh, optimizer: optax.GradientTransformation):
@@ -18,7 +18,7 @@ def make_update(config: LikelihoodConfig, model: Model, mesh: Mesh, optimizer: o
 
     def loss(params, rows):
         hidden = model.hidden(params, rows["tokens"], rows["segment_ids"])
-        stats = token_logps(hidden, model.unembedding(params), rows["tokens"], rows["mask"], mesh=mesh)
+        stats = stats_of(model, params, hidden, rows["tokens"], rows["mask"], mesh=mesh)
         sure = jnp.where(rows["mask"], stats.logp > jnp.log(0.5), False)
         return -jnp.sum(rows["weights"] * stats.logp), jnp.sum(rows["weights"] * sure)
 

@@ -12,12 +12,13 @@ from jax.sharding import Mesh
 
 from rljax import aggregation, metrics, penalty
 from rljax.divergence import total_variation
-from rljax.logprobs import logps_at, token_kls, token_logps
+from rljax.logprobs import logps_at, token_kls
 from rljax.models import Model
 from rljax.objective import Batch, Rollouts, policy_loss
 from rljax.training.config import Config
 from rljax.training.gradients import State, accumulate, apply
 from rljax.training.prepare import Likeliest, Prepared, flat, values_of
+from rljax.training.stats import stats_of
 
 
 def make_batch(algorithm, rollouts: Rollouts, prepared: Prepared) -> Batch:
@@ -62,7 +63,7 @@ def make_loss(config: Config, model: Model, mesh: Mesh):
         assert batch.tokens is not None
         assert batch.segment_ids is not None
         hidden, unembedding = model.hidden(params, batch.tokens, batch.segment_ids), model.unembedding(params)
-        stats = token_logps(hidden, unembedding, batch.tokens, batch.mask, temperature=temperature, mesh=mesh)
+        stats = stats_of(model, params, hidden, batch.tokens, batch.mask, temperature=temperature, mesh=mesh)
         if prepared.likeliest is not None:
             divergence = moved(hidden, unembedding, stats.logp, batch, prepared.likeliest)
             batch = dataclasses.replace(batch, divergence=divergence)

@@ -10,10 +10,11 @@ from jax.sharding import Mesh
 
 from pallas_kernels import TokenStats
 from rljax.distillation import top_tokens
-from rljax.logprobs import delayed, logps_at, preceding, token_logps
+from rljax.logprobs import delayed, logps_at, preceding
 from rljax.models import Model
 from rljax.objective import Rollouts, advantages_of
 from rljax.training.config import Config
+from rljax.training.stats import stats_of
 
 LIKELIEST = 20  # tokens that a divergence is taken over (CPPO's)
 
@@ -59,11 +60,12 @@ def make_score(config: Config, model: Model, mesh: Mesh, needs: frozenset[str] =
     temperature = config.rollout.sampling.temperature
 
     def part(params, tokens, segment_ids, mask):
-        hidden, unembedding = model.hidden(params, tokens, segment_ids), model.unembedding(params)
-        stats = token_logps(hidden, unembedding, tokens, mask, temperature=temperature, mesh=mesh)
+        hidden = model.hidden(params, tokens, segment_ids)
+        stats = stats_of(model, params, hidden, tokens, mask, temperature=temperature, mesh=mesh)
         values = values_of(model, params, hidden) if "values" in needs else None
         if "divergence" not in needs:
             return Scored(stats, values, None)
+        unembedding = model.unembedding(params)
         ids, _ = top_tokens(preceding(hidden), unembedding, k=min(LIKELIEST, unembedding.shape[0]))
         ids = ids.reshape(*tokens.shape, -1)
         logp = logps_at(hidden, unembedding, ids, tokens, stats.logp, temperature=temperature)
