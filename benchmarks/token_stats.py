@@ -1,67 +1,116 @@
-"""Dense against chunked token statistics, forward and gradients: CPU time and XLA's temporaries.
+"""Dense against chunked token statistics on a CPU: processor time and XLA's temporaries, forward and with gradients.
 
-    python benchmarks/token_stats.py [N D V]
+    python benchmarks/token_stats.py [--sizes N,D,V ...] [--dtypes float32 bfloat16] [--turns 5]
 
-The two are run in turns within one process, so that a busy machine slows both; the least time of each counts.
+`dense` is what a user would write: logits, a log-softmax, three reductions. All are run in turns within one process,
+so that a busy machine slows each alike; the least time of each counts, and what is printed is its ratio to dense.
+Where tokamax is installed (0.0.17, Python 3.12: `pip install tokamax==0.0.17`), its `chunked_xla` log-probability is
+timed beside ours; it has neither of the other outputs. `--device gpu` is another program, `token_stats_gpu.py`.
 """
 
-import sys
+import argparse
 import time
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import token_stats
+from pallas_kernels import TokenStats, token_stats
 
-SIZES = [(16384, 128, 64), (2048, 256, 32768)]  # the default recipe's, and a small model with a large vocabulary
-
-
-def compiled_step(implementation, hidden, unembedding, targets):
-    """Gradients of hidden and unembedding for a loss that uses all three outputs."""
-
-    def loss(hidden, unembedding):
-        stats = token_stats(hidden, unembedding, targets, implementation=implementation)
-        return jnp.sum(stats.logp) + jnp.sum(stats.entropy) + jnp.sum(stats.proxy)
-
-    return jax.jit(jax.value_and_grad(loss, (0, 1))).lower(hidden, unembedding).compile()
+SIZES = {  # N, D, V: tiles beside the default one
+    (2048, 512, 32768): [(2048, 2048)],
+    (512, 1024, 151936): [(512, 4096)],  # Qwen3-0.6B's head
+    (2048, 256, 32768): [],
+    (16384, 128, 64): [],  # the default recipe's
+}
 
 
-def _temporaries(step):
-    """Bytes that a compiled program allocates beside its arguments and results."""
-    analysis = step.memory_analysis()
-    assert analysis is not None, "this backend tells nothing of its memory"
-    return analysis.temp_size_in_bytes
+def dense(hidden, unembedding, targets) -> TokenStats:
+    x = jnp.einsum("nd,vd->nv", hidden, unembedding, preferred_element_type=jnp.float32)
+    log_pi = jax.nn.log_softmax(x, axis=-1)
+    pi = jnp.exp(log_pi)
+    logp = jnp.take_along_axis(log_pi, targets[:, None], axis=-1)[:, 0]
+    return TokenStats(logp, -jnp.sum(pi * log_pi, axis=-1), 1 - 2 * jnp.exp(logp) + jnp.sum(pi * pi, axis=-1))
 
 
-def compare(n, d, v, dtype, turns=3):
-    """Prints one line for the sizes [N, D] and [V, D]."""
+def tokamax_logp(hidden, unembedding, targets):
+    from tokamax import linear_softmax_cross_entropy_loss as loss
+
+    return -loss(hidden, targets, unembedding.T, reduction=None, implementation="chunked_xla")
+
+
+def forward(function, names):
+    return lambda *inputs: [getattr(function(*inputs), name) for name in names]
+
+
+def with_gradients(function, names):
+    """Gradients of hidden and unembedding for the sum of the outputs named."""
+    return jax.grad(lambda *inputs: sum(jnp.sum(x) for x in forward(function, names)(*inputs)), (0, 1))
+
+
+def inputs(n, d, v, dtype):
     keys = jax.random.split(jax.random.key(0), 3)
     hidden = jax.random.normal(keys[0], (n, d), dtype)
     unembedding = jax.random.normal(keys[1], (v, d), dtype) / jnp.asarray(d**0.5, dtype)
-    targets = jax.random.randint(keys[2], (n,), 0, v)
-    steps = {name: compiled_step(name, hidden, unembedding, targets) for name in ("reference", "chunked")}
-    seconds = {name: [] for name in steps}
-    for _ in range(turns + 1):  # the first turn warms up
-        for name, step in steps.items():
+    return hidden, unembedding, jax.random.randint(keys[2], (n,), 0, v)
+
+
+def temporaries(program) -> float:
+    """Megabytes that a compiled program allocates beside its arguments and results."""
+    analysis = program.memory_analysis()
+    assert analysis is not None, "this backend tells nothing of its memory"
+    return analysis.temp_size_in_bytes / 1e6
+
+
+def seconds(programs, arguments, turns):
+    """The least processor time of each program, all run in turns; the first turn warms up."""
+    taken = {name: [] for name in programs}
+    for _ in range(turns + 1):
+        for name, program in programs.items():
             start = time.process_time()
-            jax.block_until_ready(step(hidden, unembedding))
-            seconds[name].append(time.process_time() - start)
-    best = {name: min(times[1:]) for name, times in seconds.items()}
-    mebibytes = {name: _temporaries(step) / 2**20 for name, step in steps.items()}
-    print(
-        f"N {n} D {d} V {v} {jnp.dtype(dtype).name}: CPU s dense {best['reference']:.3f} chunked {best['chunked']:.3f} "
-        f"ratio {best['chunked'] / best['reference']:.2f}; temporaries MiB dense {mebibytes['reference']:.1f} "
-        f"chunked {mebibytes['chunked']:.1f} ratio {mebibytes['chunked'] / mebibytes['reference']:.3f}",
-        flush=True,
-    )
+            jax.block_until_ready(program(*arguments))
+            taken[name].append(time.process_time() - start)
+    return {name: min(times[1:]) for name, times in taken.items()}
 
 
-def main():
-    sizes = [sys.argv[1:4]] if len(sys.argv) > 3 else SIZES
-    for n, d, v in sizes:
-        for dtype in (jnp.float32, jnp.bfloat16):
-            compare(int(n), int(d), int(v), dtype)
+def compare(functions, names, size, dtype, turns):
+    """Prints a line for each function and pass; the first function is what the others are measured by."""
+    arguments = inputs(*size, dtype)
+    for label, transform in (("forward", forward), ("forward + backward", with_gradients)):
+        made = {name: jax.jit(transform(f, names)).lower(*arguments).compile() for name, f in functions.items()}
+        best = seconds(made, arguments, turns)
+        base = next(iter(best))
+        for name, program in made.items():
+            of = f"N,D,V {size} {jnp.dtype(dtype).name} {'+'.join(names)} {label}"
+            ratio, megabytes = best[name] / best[base], temporaries(program)
+            cost = f"{ratio:.2f} x {base} ({best[name]:.2f} s), temporaries {megabytes:.1f} MB"
+            print(f"{of}: {name} {cost}", flush=True)
+
+
+def chunked(tile=None):
+    return partial(token_stats, implementation="chunked", tile=tile)
+
+
+def main(sizes, dtypes, turns):
+    for size in sizes:
+        tiles = {f"chunked, tile {tile}": chunked(tile) for tile in [None, *SIZES.get(size, [])]}
+        for dtype in dtypes:
+            compare({"dense": dense, **tiles}, TokenStats._fields, size, dtype, turns)
+    try:
+        import tokamax  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        print("tokamax is not installed: not compared")
+        return
+    theirs = {"tokamax chunked_xla": lambda *x: TokenStats(tokamax_logp(*x), None, None), "chunked": chunked()}
+    for dtype in dtypes:
+        compare(theirs, ("logp",), (2048, 256, 32768), dtype, turns)
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--sizes", nargs="+", type=lambda text: tuple(map(int, text.split(","))), default=[*SIZES])
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--turns", type=int, default=5)
+    options = parser.parse_args()
+    main(options.sizes, options.dtypes, options.turns)

@@ -71,7 +71,7 @@ def _forward(tile: Tile | None, hidden, unembedding, ref_hidden, ref_unembedding
 
         def columns(first, unseen, sums):
             part, ref_part = (part_of(of, first, tile.vocabulary) for of in (head, ref_head))
-            return _absorb(sums, _logits(h, part), _logits(g, ref_part), is_column(part, unseen))
+            return _absorb(sums, _logits(h, part), _logits(g, ref_part), is_column(head, part, unseen))
 
         def visit():
             least = nothing + lowest(beta.dtype)
@@ -93,13 +93,13 @@ def _absorb(sums: _Sums, x, z, is_column) -> _Sums:
     shift, ref_shift = sums.top - top, sums.ref_top - ref_top
     scale = jnp.exp(shift)
     d, c = x - top[:, None], z - ref_top[:, None]
-    e = jnp.where(is_column, jnp.exp(d), 0)
+    e, f = (jnp.exp(u) if is_column is None else jnp.where(is_column, jnp.exp(u), 0) for u in (d, c))
     moment = jnp.where(scale > 0, (sums.moment + (shift - ref_shift) * sums.total) * scale, 0)  # never ∞·0
     return _Sums(
         top=top,
         ref_top=ref_top,
         total=sums.total * scale + jnp.sum(e, axis=-1),
-        ref_total=sums.ref_total * jnp.exp(ref_shift) + jnp.sum(jnp.where(is_column, jnp.exp(c), 0), axis=-1),
+        ref_total=sums.ref_total * jnp.exp(ref_shift) + jnp.sum(f, axis=-1),
         moment=moment + jnp.sum(e * (d - c), axis=-1),
     )
 

@@ -11,7 +11,17 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pallas_kernels.token_stats._tiles import cover, fitted, is_column, part_of, present_rows, put, sliced, unless_absent
+from pallas_kernels.token_stats._tiles import (
+    both,
+    cover,
+    fitted,
+    is_column,
+    part_of,
+    present_rows,
+    put,
+    sliced,
+    unless_absent,
+)
 from pallas_kernels.token_stats._types import ABSENT, Head, Tile
 
 
@@ -31,11 +41,12 @@ def tiled_gradients(
         part = part_of(head, first, tile.vocabulary)
 
         def rows(start, fresh, sums):
-            y = jnp.where(fresh, sliced(targets, start, tile.tokens), ABSENT)
+            y = sliced(targets, start, tile.tokens)
+            y = y if fresh is None else jnp.where(fresh, y, ABSENT)
             h = present_rows(sliced(hidden, start, tile.tokens), y)
 
             def compute():
-                keep = is_column(part, unseen) & (y != ABSENT)[:, None]
+                keep = both((y != ABSENT)[:, None], is_column(head, part, unseen))
                 return _products(jnp.where(keep, slope(start, first, y, h, part), 0), h, part, products or accumulator)
 
             dh, *of_weights = sums
@@ -66,7 +77,9 @@ def _added(whole, rows, first, unseen):
     """`whole` with those of the rows from `first` on that are unseen."""
 
     def add(whole, rows):
-        new = unseen.reshape(-1, *[1] * (rows.ndim - 1))
-        return put(whole, jnp.where(new, rows.astype(whole.dtype), sliced(whole, first, unseen.shape[0])), first)
+        rows = rows.astype(whole.dtype)
+        if unseen is not None:
+            rows = jnp.where(unseen.reshape(-1, *[1] * (rows.ndim - 1)), rows, sliced(whole, first, rows.shape[0]))
+        return put(whole, rows, first)
 
     return jax.tree.map(add, whole, rows)

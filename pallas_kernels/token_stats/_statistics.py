@@ -128,10 +128,10 @@ def scaled(z, beta, softcap):
     return t * (softcap * beta), 1 - t * t
 
 
-def absorbed(sums: Sums, x, is_target, is_column=None) -> Sums:
+def absorbed(sums: Sums, x, is_target, is_column=None, target=None) -> Sums:
     """The sums with one more tile x [n, v] of logits; what is not `is_column` adds nothing.
 
-    The sums may be [n] or, in a kernel, [n, 1].
+    `target` is Σ x over `is_target` where that is had for less.  The sums may be [n] or, in a kernel, [n, 1].
     """
     keepdims = sums.top.ndim == 2
     add = partial(jnp.sum, axis=-1, keepdims=keepdims)
@@ -144,7 +144,7 @@ def absorbed(sums: Sums, x, is_target, is_column=None) -> Sums:
     e = jnp.where(rest, jnp.exp(d), 0)
     return Sums(
         top,
-        old.target + add(jnp.where(is_target, x, 0)),
+        old.target + (add(jnp.where(is_target, x, 0)) if target is None else target),
         old.rest + add(e),
         old.squares + add(e * e),
         old.moment + add(d * e),

@@ -41,14 +41,15 @@ def _even(size: int, limit: int) -> int:
 def cover(size: int, tile: int, body, carry) -> Any:
     """carry = body(start, fresh, carry) for the tiles that cover range(size), `fresh` [tile] where not seen before.
 
-    The last tile starts early, at size − tile, where its first part is not fresh.
+    The last tile starts early, at size − tile, where its first part is not fresh. None says that all is, of any tile.
     """
     if tile == size:
-        return body(0, jnp.ones(tile, bool), carry)
+        return body(0, None, carry)
 
     def step(carry, index):
         start = jnp.minimum(index * tile, size - tile)
-        return body(start, start + jnp.arange(tile, dtype=jnp.int32) >= index * tile, carry), None
+        fresh = start + jnp.arange(tile, dtype=jnp.int32) >= index * tile if size % tile else None
+        return body(start, fresh, carry), None
 
     return lax.scan(step, carry, jnp.arange(-(-size // tile), dtype=jnp.int32))[0]
 
@@ -84,9 +85,18 @@ def is_target(y, first, columns: int):
     return y[:, None] == (first + jnp.arange(columns, dtype=jnp.int32))[None]
 
 
-def is_column(part: Head, unseen):
-    """[1, v], true at columns that are neither padding nor seen before."""
-    return (unseen & (jnp.arange(unseen.shape[0], dtype=jnp.int32) < part.size))[None]
+def is_column(head: Head, part: Head, unseen):
+    """[1, v], true at columns of the part that are neither padding nor seen before; None if all are."""
+    inside = None
+    if not isinstance(head.size, int):
+        inside = jnp.arange(part.unembedding.shape[0], dtype=jnp.int32) < part.size
+    known = both(unseen, inside)
+    return None if known is None else known[None]
+
+
+def both(one, other):
+    """one & other, where None is true everywhere."""
+    return one if other is None else other if one is None else one & other
 
 
 def present_rows(h, y):

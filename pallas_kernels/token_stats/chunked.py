@@ -6,11 +6,13 @@ to learn is skipped.
 """
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from pallas_kernels.token_stats._gradients import tiled_gradients
 from pallas_kernels.token_stats._statistics import Slope, Sums, absorbed, no_columns, slope_at
 from pallas_kernels.token_stats._tiles import (
+    both,
     cover,
     fitted,
     is_column,
@@ -35,14 +37,22 @@ def sums(hidden: Array, head: Head, targets: Array, tile: Tile | None) -> Sums:
 
         def columns(first, unseen, sums):
             part = part_of(head, first, tile.vocabulary)
-            known = is_column(part, unseen)
-            return absorbed(sums, logits(h, part)[0], known & is_target(y, first, tile.vocabulary), known)
+            known, x = is_column(head, part, unseen), logits(h, part)[0]
+            chosen = both(is_target(y, first, tile.vocabulary), known)
+            return absorbed(sums, x, chosen, known, _target_of(x, y - first, unseen))
 
         nothing = no_columns(y, head.beta.dtype)
         visit = lambda: cover(v, tile.vocabulary, columns, nothing)  # noqa: E731
         return put(found, visit() if tile.tokens == n else unless_absent(y, visit, nothing), start)
 
     return cover(n, tile.tokens, rows, no_columns(targets, head.beta.dtype))
+
+
+def _target_of(x, place, unseen):
+    """x[place] of each row [n], 0 where that is not in the tile, or has been seen."""
+    clipped = jnp.clip(place, 0, x.shape[1] - 1)
+    here = both(clipped == place, None if unseen is None else unseen[clipped])
+    return jnp.where(here, jnp.take_along_axis(x, clipped[:, None], axis=1)[:, 0], 0)
 
 
 def gradients(
