@@ -47,7 +47,7 @@ def _token_stats(size) -> list[Case]:
     for padded in sorted({v, _to_128(v)}, reverse=True):
         stats = token_stats if padded == v else partial(token_stats, vocab_size=v)
         spent, label = _copy(size) if padded % 128 else 0, ", unpadded" if padded % 128 else ""
-        arguments = _arguments(n, d, padded)
+        arguments = inputs(n, d, padded)
         found += [
             Case(f"token_stats{label}", size, _given(forward(stats), *arguments), FORWARD + spent),
             Case(f"token_stats{label}, gradients", size, _given(backward(stats), *arguments), BACKWARD + spent),
@@ -57,7 +57,7 @@ def _token_stats(size) -> list[Case]:
 
 def _dense(size) -> list[Case]:
     """What the kernel is held against."""
-    stats, arguments = partial(token_stats, implementation="reference"), _arguments(*size)
+    stats, arguments = partial(token_stats, implementation="reference"), inputs(*size)
     return [
         Case("dense", size, _given(forward(stats), *arguments), is_kernel=False),
         Case("dense, gradients", size, _given(backward(stats), *arguments), is_kernel=False),
@@ -80,7 +80,7 @@ def _sharded(size, with_gradients: bool) -> list[Case]:
             )
             specs = (P(), P("tensor"), P(), P())
             places = [NamedSharding(mesh, spec) for spec in specs]
-            shapes = _arguments(n, d, 4 * each)
+            shapes = inputs(n, d, 4 * each)
             placed = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s) for x, s in zip(shapes, places, strict=True)]
             return (backward if with_gradients else forward)(split), tuple(placed)
 
@@ -101,7 +101,7 @@ def backward(stats: Callable) -> Callable:
     return jax.grad(loss, (0, 1))
 
 
-def _arguments(n: int, d: int, v: int) -> tuple:
+def inputs(n: int, d: int, v: int) -> tuple:
     of = jax.ShapeDtypeStruct
     return of((n, d), jnp.bfloat16), of((v, d), jnp.bfloat16), of((n,), jnp.int32), of((3, n), jnp.float32)
 
@@ -147,5 +147,5 @@ def overflows() -> list[Case]:
     dense = forward(partial(token_stats, implementation="reference"))
     return [
         Case("overflow of VMEM", (2**17, 128), _given(copies, window), fails_with="vmem"),
-        Case("overflow of HBM", size, _given(dense, *_arguments(*size)), is_kernel=False, fails_with="HBM|hbm"),
+        Case("overflow of HBM", size, _given(dense, *inputs(*size)), is_kernel=False, fails_with="HBM|hbm"),
     ]

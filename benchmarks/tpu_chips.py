@@ -30,15 +30,25 @@ class Chip(NamedTuple):
     topology: str  # the smallest host that has four chips
     flops: float  # bfloat16, per second
     bandwidth: float  # of HBM, bytes per second
+    cores: int  # TensorCores that share a device's work
+    cycle_flops: int  # of the matrix units of one core; what the compiler's schedules keep to
 
+    @property
+    def clock(self) -> float:
+        """Cycles per second: 1.50, 1.75, 1.75 and 2.20 GHz."""
+        return self.flops / (self.cores * self.cycle_flops)
+
+
+SMALL = 4 * 128 * 128 * 2  # four units, a row each per cycle: 16 rows of bfloat16 are 16 cycles apart in the bundles
+LARGE = 2 * 256 * 256 * 2 * 2  # two units, two rows each per cycle: 16 rows are 8 cycles apart
 
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v5e", "v5e:2x2", 197e12, 819e9),
-        Chip("v5p", "v5p:2x2x1", 459e12, 2765e9),
-        Chip("v6e", "v6e:2x2", 918e12, 1640e9),
-        Chip("tpu7x", "tpu7x:2x2x1", 2307e12 / 2, 7380e9 / 2),  # a device is one of a chip's two TensorCores
+        Chip("v5e", "v5e:2x2", 197e12, 819e9, 1, SMALL),
+        Chip("v5p", "v5p:2x2x1", 459e12, 2765e9, 2, SMALL),
+        Chip("v6e", "v6e:2x2", 918e12, 1640e9, 1, LARGE),
+        Chip("tpu7x", "tpu7x:2x2x1", 2307e12 / 2, 7380e9 / 2, 1, LARGE),  # one of a chip's two cores
     )
 }
 
