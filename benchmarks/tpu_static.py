@@ -2,9 +2,10 @@
 
     python benchmarks/tpu_static.py [--size N D V] [WORD ...]     only rows that hold all the words: v5e forward 512x512
 
-The compiler's estimate unrolls the grid, so that only small grids can be had: of r and c tiles it is a + b·r + c·d +
-e·r·c, which four of them determine, and which then gives the whole grid's (it did so to the cycle for 6 by 6).  The time is that or what the kernel's bytes
-take at the full bandwidth, whichever is longer; the floor is the matrix products' at the peak rate.
+The compiler's estimate unrolls the grid, so that only small grids can be had: of r and c tiles it is α + β·r + γ·c +
+δ·r·c, which four of them determine, and which then gives the whole grid's (tried for 6 by 6 tiles, right to the cycle,
+and for 8 by 3, .3 % off).  The time is that or what the kernel's bytes take at the full bandwidth, whichever is longer;
+the floor is the matrix products' at the peak rate.
 
 What this cannot see: the latency of HBM, contention for it, a transfer that one tile waits for while the whole would
 fit, and the clock under load.  It ranks tiles; only a TPU tells the time.
