@@ -13,9 +13,14 @@ CORE_TESTS := tests/kernels tests/laws_test.py tests/ratio_test.py tests/advanta
 	tests/aggregation_test.py tests/objective_test.py tests/algorithms_test.py tests/penalty_test.py \
 	tests/metrics_test.py tests/rewards_test.py tests/correction_test.py tests/distillation_test.py \
 	tests/logprobs_test.py tests/divergence_test.py tests/schedule_test.py tests/imports_test.py \
-	tests/transformations_test.py
+	tests/transformations_test.py tests/tpu_compile_test.py tests/tpu_static_test.py
 
-.PHONY: train test check smoke reproduce examples test-next docs format lock
+ifeq ($(wildcard /dev/accel0 /dev/vfio/0),)  # no TPU: libtpu, where installed, would say so in six lines at each start
+export TPU_ACCELERATOR_TYPE ?= v5litepod-4
+export TPU_WORKER_HOSTNAMES ?= localhost
+endif
+
+.PHONY: train test check smoke reproduce examples test-next tpu-compile tpu-compile-all docs format lock
 
 train: .venv/.ready
 	$(BIN)/python launch/tpu_train.py
@@ -46,6 +51,12 @@ test-next:  # the core alone, on Python 3.12 with its newer jax, where there is 
 	@if [ -z "$(NEXT)" ]; then echo "test-next: no Python 3.12 here, nothing run"; else $(MAKE) .venv-next/.ready && \
 		.venv-next/bin/python -m pytest $(WORKERS) $(CORE_TESTS); fi
 
+tpu-compile: .venv/.tpu  # every kernel, for every TPU generation; no TPU is needed
+	$(BIN)/python benchmarks/tpu_compile.py
+
+tpu-compile-all: .venv/.tpu  # at more sizes, beside the dense programs: the table of docs/tpu.md
+	$(BIN)/python benchmarks/tpu_compile.py --all
+
 docs: .venv-docs/.ready  # a broken link or a symbol that is not there fails it
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 	@echo "docs: build/site/index.html"
@@ -57,6 +68,8 @@ format: .venv/.ready
 lock: .venv/.ready
 	$(BIN)/uv pip compile --universal --python-version 3.11 --extra test --extra tb --generate-hashes --quiet \
 		pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --universal --python-version 3.11 --extra tpu -c requirements.lock --generate-hashes --quiet \
+		--no-header --no-annotate pyproject.toml | awk '/^[^ ]/ {kept = /^libtpu==/} kept' > requirements-tpu.lock
 
 # The set-up alone. uv installs in seconds; where it cannot be had, pip does the same from the same lock file.
 .venv/.ready: requirements.lock pyproject.toml
@@ -70,6 +83,15 @@ lock: .venv/.ready
 	else \
 		$(BIN)/python -m pip install --quiet -r requirements.lock && \
 		$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .; \
+	fi
+	@touch $@
+
+# The extra `tpu`: libtpu, 1.3 GB, as the locked jax wants it. All else that the extra needs is there already.
+.venv/.tpu: requirements-tpu.lock .venv/.ready
+	@if test -x $(BIN)/uv; then \
+		$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements-tpu.lock; \
+	else \
+		$(BIN)/python -m pip install --quiet --no-deps -r requirements-tpu.lock; \
 	fi
 	@touch $@
 

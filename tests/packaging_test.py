@@ -1,6 +1,8 @@
 """The wheel holds every package, and the recipes under our own name."""
 
+import re
 import tomllib
+from importlib.metadata import requires
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +34,19 @@ def test_the_lock_file_holds_every_dependency():
     for dependency in (*PROJECT["project"]["dependencies"], *extras["test"], *extras["tb"]):
         name = dependency.split(">")[0].split("[")[0].lower().replace("_", "-")
         assert f"\n{name}==" in locked or f"\n{name}[" in locked, name
+
+
+def test_the_tpu_extra_is_locked_as_jax_wants_it():
+    """What jax[tpu] needs beside jax is in the two lock files, libtpu in the version that belongs to the jax here."""
+    locked = [(ROOT / name).read_text() for name in ("requirements.lock", "requirements-tpu.lock")]
+    of_tpu = [
+        line.split(";")[0].strip() for line in requires("jax") or () if "extra == 'tpu'" in line.replace('"', "'")
+    ]
+    names = {re.split(r"[<>=]", need)[0] for need in of_tpu}
+    assert {"libtpu", "jaxlib"} <= names
+    assert [name for name in names if not re.search(rf"^{name}==", "\n".join(locked), flags=re.M)] == []
+    (wanted,) = [need for need in of_tpu if need.startswith("libtpu")]
+    assert wanted.removesuffix("*") in locked[1]
 
 
 def test_core_tests_of_the_makefile_exist():

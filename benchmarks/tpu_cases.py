@@ -1,0 +1,151 @@
+"""What `make tpu-compile` compiles: each kernel forward and backward, its bounds, and what has to fail."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from pallas_kernels import segmented_cumsum, token_stats
+
+SIZES = [(4096, 4096, 151936), (1000, 640, 50257)]  # N, D, V: a real one, and one that no tile divides
+MORE_SIZES = [(8192, 2048, 32000), (512, 8192, 262144)]
+FORWARD, BACKWARD = 8, 32  # MiB of temporaries; the gradients are results, and come on top
+
+
+class Case(NamedTuple):
+    """A program: `build(devices)` is a function and the shapes of its arguments."""
+
+    program: str
+    sizes: tuple[int, ...]
+    build: Callable[[Any], tuple[Callable, tuple]]
+    temporaries: float | None = None  # MiB at most
+    is_kernel: bool = True  # a Pallas kernel has to be in it
+    fails_with: str | None = None  # what the compiler has to say in refusing it
+
+
+def cases(everything: bool) -> list[Case]:
+    sizes = SIZES + MORE_SIZES * everything
+    found = [case for size in sizes for case in _token_stats(size)]
+    found += [case for size in sizes if everything for case in _dense(size)]
+    found += [case for backward in (False, True) for case in _sharded(SIZES[0], backward)]
+    return found + _segmented_cumsum((512, 4096)) + overflows()
+
+
+# ------------------------------------------------------------------------------------------------------ token_stats
+
+
+def _token_stats(size) -> list[Case]:
+    """The weight padded to a multiple of 128 where it is made; and as it is, for which one copy of it may be spent."""
+    n, d, v = size
+    found = []
+    for padded in sorted({v, _to_128(v)}, reverse=True):
+        stats = token_stats if padded == v else partial(token_stats, vocab_size=v)
+        spent, label = _copy(size) if padded % 128 else 0, ", unpadded" if padded % 128 else ""
+        arguments = inputs(n, d, padded)
+        found += [
+            Case(f"token_stats{label}", size, _given(forward(stats), *arguments), FORWARD + spent),
+            Case(f"token_stats{label}, gradients", size, _given(backward(stats), *arguments), BACKWARD + spent),
+        ]
+    return found
+
+
+def _dense(size) -> list[Case]:
+    """What the kernel is held against."""
+    stats, arguments = partial(token_stats, implementation="reference"), inputs(*size)
+    return [
+        Case("dense", size, _given(forward(stats), *arguments), is_kernel=False),
+        Case("dense, gradients", size, _given(backward(stats), *arguments), is_kernel=False),
+    ]
+
+
+def _sharded(size, with_gradients: bool) -> list[Case]:
+    """The vocabulary over four chips, V/4 no multiple of 128: padded on each, and as it is."""
+    n, d, v = size
+    assert v // 4 % 128
+    limit, label = (BACKWARD, ", gradients") if with_gradients else (FORWARD, "")
+    found = []
+    for each, spent, how in ((_to_128(v // 4), 0, ""), (v // 4, _copy((n, d, v // 4)), ", unpadded")):
+
+        def build(devices, each=each):
+            mesh = Mesh(np.asarray(devices[:4]), ("tensor",))
+            stats = partial(token_stats, vocab_size=v, axis_name="tensor")
+            split = jax.shard_map(
+                lambda *x: tuple(stats(*x)), mesh=mesh, in_specs=(P(), P("tensor"), P()), out_specs=P()
+            )
+            specs = (P(), P("tensor"), P(), P())
+            places = [NamedSharding(mesh, spec) for spec in specs]
+            shapes = inputs(n, d, 4 * each)
+            placed = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s) for x, s in zip(shapes, places, strict=True)]
+            return (backward if with_gradients else forward)(split), tuple(placed)
+
+        found.append(Case(f"token_stats over 4 chips{how}{label}", size, build, limit + spent))
+    return found
+
+
+def forward(stats: Callable) -> Callable:
+    return lambda hidden, unembedding, targets, weights: tuple(stats(hidden, unembedding, targets))
+
+
+def backward(stats: Callable) -> Callable:
+    """The gradients of Σ weights · (logp, entropy, proxy) in hidden states and unembedding."""
+
+    def loss(hidden, unembedding, targets, weights):
+        return jnp.sum(weights * jnp.stack(tuple(stats(hidden, unembedding, targets))))
+
+    return jax.grad(loss, (0, 1))
+
+
+def inputs(n: int, d: int, v: int) -> tuple:
+    of = jax.ShapeDtypeStruct
+    return of((n, d), jnp.bfloat16), of((v, d), jnp.bfloat16), of((n,), jnp.int32), of((3, n), jnp.float32)
+
+
+def _to_128(size: int) -> int:
+    return -(-size // 128) * 128
+
+
+def _copy(size) -> float:
+    """MiB of the weight."""
+    return 2 * size[1] * _to_128(size[2]) / 2**20
+
+
+def _given(function: Callable, *arguments):
+    return lambda devices: (function, arguments)
+
+
+# ------------------------------------------------------------------------------------------------------- the others
+
+
+def _segmented_cumsum(size) -> list[Case]:
+    arguments = jax.ShapeDtypeStruct(size, jnp.float32), jax.ShapeDtypeStruct(size, jnp.int32)
+    gradient = jax.grad(lambda x, ids: jnp.sum(segmented_cumsum(x, ids) ** 2))
+    return [
+        Case("segmented_cumsum", size, _given(segmented_cumsum, *arguments), FORWARD),
+        Case("segmented_cumsum, gradient", size, _given(gradient, *arguments), BACKWARD),
+    ]
+
+
+def overflows() -> list[Case]:
+    """What has to be refused: a kernel with two windows of 32 MiB in VMEM, and a dense program beyond any HBM."""
+
+    def kernel(x, y):
+        y[...] = x[:8]
+
+    def copies(x):
+        blocks = pl.BlockSpec((2**16, 128), lambda i: (i, 0)), pl.BlockSpec((8, 128), lambda i: (i, 0))
+        shape = jax.ShapeDtypeStruct((16, 128), x.dtype)
+        return pl.pallas_call(kernel, grid=(2,), in_specs=blocks[:1], out_specs=blocks[1], out_shape=shape)(x)
+
+    window = jax.ShapeDtypeStruct((2**17, 128), jnp.float32)
+    size = (2**17, 4096, 262144)
+    dense = forward(partial(token_stats, implementation="reference"))
+    return [
+        Case("overflow of VMEM", (2**17, 128), _given(copies, window), fails_with="vmem"),
+        Case("overflow of HBM", size, _given(dense, *inputs(*size)), is_kernel=False, fails_with="HBM|hbm"),
+    ]
