@@ -63,8 +63,9 @@ _placed.def_abstract_eval(lambda x, **named: x)
 
 
 def only_on(kernel: str, implementation: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function of an array and more. Its lowering raises where it is not for the implementation's platform."""
-    return lambda x, *others: function(_placed.bind(x, kernel=kernel, implementation=implementation), *others)
+    """The function of an array and more, in its scope. Lowering it for another platform raises NotImplementedError."""
+    scoped = jax.named_scope(f"{kernel}_{implementation}")(function)
+    return lambda x, *others: scoped(_placed.bind(x, kernel=kernel, implementation=implementation), *others)
 
 
 def _lower_placed(ctx, x, *, kernel, implementation):
@@ -99,6 +100,4 @@ def varying_alike(*arrays: Array | None) -> tuple[Array | None, ...]:
     """
     axes = [frozenset() if x is None else jax.typeof(x).manual_axis_type.varying for x in arrays]
     missing = [tuple(sorted(frozenset().union(*axes) - own)) for own in axes]
-    return tuple(
-        x if x is None else lax.pcast(x, axis, to="varying") for x, axis in zip(arrays, missing, strict=True)
-    )
+    return tuple(x if x is None else lax.pcast(x, axis, to="varying") for x, axis in zip(arrays, missing, strict=True))

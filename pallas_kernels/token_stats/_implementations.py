@@ -13,7 +13,7 @@ from pallas_kernels.token_stats._types import Head, Tile, TokenStats
 KERNEL = "token_stats"
 PASSES = {
     "chunked": Passes(chunked.sums, chunked.gradients),
-    "gpu": Passes(only_on(KERNEL, "gpu", gpu.sums), gpu.gradients),
+    "gpu": Passes(only_on(KERNEL, "gpu", gpu.sums), only_on(KERNEL, "gpu", gpu.gradients)),
 }
 
 

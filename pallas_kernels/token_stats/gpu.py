@@ -39,6 +39,9 @@ class Launch(NamedTuple):
     interpret: bool = False
 
 
+LAUNCH = Launch()
+
+
 class Grid(NamedTuple):
     """Programs numbered so that neighbours share a tile of W, and a group of them its hidden states."""
 
@@ -54,7 +57,7 @@ class Grid(NamedTuple):
         return first + within % height, within // height
 
 
-def sums(hidden: Array, head: Head, targets: Array, tile: Tile | None, launch: Launch = Launch()) -> Sums:
+def sums(hidden: Array, head: Head, targets: Array, tile: Tile | None, launch: Launch = LAUNCH) -> Sums:
     """The sums over all columns of the head, [N] each; anything where the target is ABSENT.
 
     Raises ValueError where the tile's sides are no powers of two, TypeError for float64.
@@ -63,30 +66,31 @@ def sums(hidden: Array, head: Head, targets: Array, tile: Tile | None, launch: L
     common, accumulator = dtypes(hidden, head.unembedding)
     fits = accumulator == jnp.float32
     require(fits, "token_stats", "implementation", f"'gpu' for {common}", "None or 'chunked' there", TypeError)
-    rows, columns = _fitted(tile or TILE, n, v)
+    block = _fitted(tile or TILE, n, v)
     width = min(launch.width // common.itemsize, _power_of_two(d))
-    tiles = pl.cdiv(n, rows)
-    group = min(tiles, max(1, GROUP // rows))
-    grid = Grid(tiles, group, min(pl.cdiv(v, columns), max(1, PROGRAMS // group)))
+    tiles = pl.cdiv(n, block.tokens)
+    group = min(tiles, max(1, GROUP // block.tokens))
+    grid = Grid(tiles, group, min(pl.cdiv(v, block.vocabulary), max(1, PROGRAMS // group)))
 
     cap = head.softcap if head.softcap is None else head.softcap[None]
     head = head._replace(size=jnp.asarray(head.size, jnp.int32)[None], beta=head.beta[None], softcap=cap)
-    y = jnp.pad(targets, (0, tiles * rows - n), constant_values=ABSENT)
+    y = jnp.pad(targets, (0, tiles * block.tokens - n), constant_values=ABSENT)
     varying = jax.typeof(hidden).manual_axis_type
-    found = pl.pallas_call(
-        partial(_kernel, grid, rows, columns, width),
-        out_shape=[jax.ShapeDtypeStruct((grid.splits, y.size), accumulator, manual_axis_type=varying)] * 5,
-        grid=(grid.tiles * grid.splits,),
-        in_specs=[
-            pl.BlockSpec((rows,), lambda program: grid.place(program)[:1]),
-            *jax.tree.map(lambda x: pl.BlockSpec(memory_space=pl.ANY), (hidden, head)),
-        ],
-        out_specs=[pl.BlockSpec((None, rows), lambda program: grid.place(program)[::-1])] * 5,
-        compiler_params=triton.CompilerParams(num_warps=launch.warps, num_stages=launch.stages),
-        interpret=launch.interpret,
-        name="token_stats_sums",
-    )(y, hidden, head)
-    return jax.tree.map(lambda x: x[:n], _over_splits(Sums(*found)))
+    with jax.named_scope("triton"):
+        parts = pl.pallas_call(
+            partial(_kernel, grid, block, width),
+            out_shape=[jax.ShapeDtypeStruct((grid.splits, y.size), accumulator, manual_axis_type=varying)] * 5,
+            grid=(grid.tiles * grid.splits,),
+            in_specs=[
+                pl.BlockSpec((block.tokens,), lambda program: grid.place(program)[:1]),
+                *jax.tree.map(lambda x: pl.BlockSpec(memory_space=pl.ANY), (hidden, head)),
+            ],
+            out_specs=[pl.BlockSpec((None, block.tokens), lambda program: grid.place(program)[::-1])] * 5,
+            compiler_params=triton.CompilerParams(num_warps=launch.warps, num_stages=launch.stages),
+            interpret=launch.interpret,
+            name="token_stats_sums",
+        )(y, hidden, head)
+    return jax.tree.map(lambda x: x[:n], _over_splits(Sums(*parts)))
 
 
 def gradients(hidden: Array, head: Head, targets: Array, slope: Slope, tile: Tile | None, dtype=None):
@@ -94,9 +98,9 @@ def gradients(hidden: Array, head: Head, targets: Array, slope: Slope, tile: Til
     return _gpu_tiles.gradients(hidden, head, targets, slope, None, dtype)
 
 
-def _kernel(grid: Grid, rows: int, columns: int, width: int, y_ref, h_ref, head: Head, *found_refs):
+def _kernel(grid: Grid, block: Tile, width: int, y_ref, h_ref, head: Head, *found_refs):
     """One program: the sums of a tile of tokens over its part of the vocabulary."""
-    d, v = h_ref.shape[1], head.unembedding.shape[0]
+    (rows, columns), d, v = block, h_ref.shape[1], head.unembedding.shape[0]
     common, accumulator = dtypes(h_ref, head.unembedding)
     tile, split = grid.place(pl.program_id(0))
     y, size, beta = y_ref[...], head.size[0], head.beta[0]
