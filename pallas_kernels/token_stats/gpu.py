@@ -98,7 +98,7 @@ def gradients(hidden: Array, head: Head, targets: Array, slope: Slope, tile: Til
     return _gpu_tiles.gradients(hidden, head, targets, slope, None, dtype)
 
 
-def _kernel(grid: Grid, block: Tile, width: int, y_ref, h_ref, head: Head, *found_refs):
+def _kernel(grid: Grid, block: Tile, width: int, y_ref, h_ref, head, *found_refs):
     """One program: the sums of a tile of tokens over its part of the vocabulary."""
     (rows, columns), d, v = block, h_ref.shape[1], head.unembedding.shape[0]
     common, accumulator = dtypes(h_ref, head.unembedding)
