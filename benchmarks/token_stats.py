@@ -1,11 +1,12 @@
 """Dense against chunked token statistics, forward and gradients: CPU time and XLA's temporaries.
 
-    python benchmarks/token_stats.py [N D V]
+    python benchmarks/token_stats.py [N D V] [--device cpu]
 
 The two are run in turns within one process, so that a busy machine slows both; the least time of each counts.
+`--device gpu` is told of in `token_stats_gpu`.
 """
 
-import sys
+import argparse
 import time
 
 import jax
@@ -57,10 +58,22 @@ def compare(n, d, v, dtype, turns=3):
 
 
 def main():
-    sizes = [sys.argv[1:4]] if len(sys.argv) > 3 else SIZES
-    for n, d, v in sizes:
+    parser = argparse.ArgumentParser(description="Dense against chunked token statistics")
+    parser.add_argument("sizes", nargs="*", type=int, metavar="N D V", help="else those of a list")
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--json", help="where a GPU's results go")
+    parser.add_argument("--minutes", type=float, default=7, help="after which no candidate is begun on a GPU")
+    arguments = parser.parse_args()
+    if len(arguments.sizes) not in (0, 3):
+        parser.error(f"sizes are {arguments.sizes}; they should be N, D and V")
+    sizes = [tuple(arguments.sizes)] if arguments.sizes else None
+    if arguments.device == "gpu":
+        import token_stats_gpu
+
+        return token_stats_gpu.main(sizes or token_stats_gpu.SIZES, arguments.json, arguments.minutes)
+    for n, d, v in sizes or SIZES:
         for dtype in (jnp.float32, jnp.bfloat16):
-            compare(int(n), int(d), int(v), dtype)
+            compare(n, d, v, dtype)
 
 
 if __name__ == "__main__":

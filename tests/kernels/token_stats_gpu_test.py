@@ -20,11 +20,11 @@ from pallas_kernels.token_stats._types import ABSENT, ELSEWHERE, Head, Tile
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 
 LAUNCH = gpu.Launch(width=64, interpret=True)  # 16 columns of D a step in float32
+QUICK = {"xla_backend_optimization_level": 0}  # to compile
 TRITON, SMALL = "xla.gpu.triton", Tile(16, 16)
-SIZES = [  # (N, D, V), columns that are no padding: exact, ragged, smaller than a tile, one
+SIZES = [  # (N, D, V), columns that are no padding: exact, ragged, one
     ((32, 32, 48), 48),
     ((37, 35, 70), 67),
-    ((5, 3, 7), 4),
     ((1, 1, 1), 1),
 ]
 
@@ -68,7 +68,7 @@ def interpreted(hidden, head, targets):
     def run(hidden, arrays, targets):
         return gpu.sums(hidden, arrays._replace(size=head.size), targets, SMALL, LAUNCH)
 
-    return jax.jit(run)(hidden, head._replace(size=0), targets)
+    return jax.jit(run, compiler_options=QUICK)(hidden, head._replace(size=0), targets)
 
 
 @pytest.fixture(autouse=True)
@@ -191,7 +191,7 @@ def step(implementation, **options):
     return jax.value_and_grad(loss, (0, 1))
 
 
-@pytest.mark.parametrize("sizes", [(8192, 4096, 151936), (100, 70, 300), (1, 1, 1)])
+@pytest.mark.parametrize("sizes", [(8192, 4096, 151936), (1, 1, 1)])
 def test_the_named_one_is_the_kernel_and_xlas_tiles(sizes):
     text = lowered(step("gpu", softcap=30.0), *shapes(*sizes))
     assert text.count(f"custom_call @__gpu${TRITON}") == 1
