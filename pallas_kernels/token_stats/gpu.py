@@ -8,6 +8,8 @@ Backward there is no kernel, but XLA's tiles (`_gpu_tiles`).  ∂h is summed ove
 without atomic additions a kernel makes the logits twice, once for each, four products of 2·N·D·V instead of three. That
 would spare 14 bytes of memory traffic a logit, 17 GB or about 5 ms on an H100 at (N, D, V) = (8192, 4096, 151936), and
 cost a product more, 10 ms at the peak.
+
+jax deprecates Pallas' Triton from 0.11 on in favour of its Mosaic GPU, and warns where this is lowered.
 """
 
 from functools import partial

@@ -20,6 +20,7 @@ from pallas_kernels.token_stats._types import ABSENT, ELSEWHERE, Head, Tile
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 
 LAUNCH = gpu.Launch(width=64, interpret=True)  # 16 columns of D a step in float32
+H100 = sharding.AbstractDevice(device_kind="NVIDIA H100", num_cores=132, platform="gpu")
 QUICK = {"xla_backend_optimization_level": 0}  # to compile
 TRITON, SMALL = "xla.gpu.triton", Tile(16, 16)
 SIZES = [  # (N, D, V), columns that are no padding: exact, ragged, one
@@ -81,8 +82,8 @@ def few_programs(monkeypatch):
 
 
 @pytest.mark.parametrize(("sizes", "size"), SIZES)
-def test_the_kernels_sums_are_right_for_every_shape(sizes, size):
-    inputs = example(*sizes, size)
+def test_the_kernels_sums_are_right_for_every_shape(sizes, size: int):
+    inputs = example(*sizes, size=size)
     check(interpreted(*inputs), in_numpy(*inputs), inputs[2])
 
 
@@ -105,7 +106,8 @@ def test_bfloat16_under_vmap():
 def test_shards_of_the_vocabulary_and_the_gradients():
     """A vocabulary of 37 on 4 devices with 10 rows each. Pallas' interpreter cannot check what varies."""
     run = rule(Plan(Passes(partial(gpu.sums, launch=LAUNCH), gpu.gradients), SMALL, 37, "v", None))
-    split = on_shards(run, check_vma=False)
+    mesh = jax.make_mesh((4,), ("v",), axis_types=(sharding.AxisType.Auto,))
+    split = on_shards(run, mesh, check_vma=False)
     hidden, head, targets = example(20, 24, 40, 37)
     hidden, targets = hidden.at[2].set(0), jnp.where(targets == ELSEWHERE, ABSENT, targets)
 
@@ -122,9 +124,8 @@ def test_shards_of_the_vocabulary_and_the_gradients():
         assert np.abs(e).max() > 1e-2
 
 
-def on_shards(run, check_vma):
-    """(hidden, unembedding, targets) -> TokenStats, [N] each, with the vocabulary split over four devices."""
-    mesh = jax.make_mesh((4,), ("v",), axis_types=(sharding.AxisType.Auto,))
+def on_shards(run, mesh, check_vma):
+    """(hidden, unembedding, targets) -> TokenStats, [N] each, with the vocabulary split over the mesh."""
 
     def shard(hidden, unembedding, targets):
         found = run(*varying_alike(hidden, unembedding, None, targets, jnp.float32(2.0), None))
@@ -158,7 +159,7 @@ def without_rescale(sums, x, is_target):
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutants_are_caught(monkeypatch, name):
     """At the ragged sizes above, at which the kernel is right."""
-    inputs = example(*SIZES[1][0], SIZES[1][1])
+    inputs = example(*SIZES[1][0], size=SIZES[1][1])
     monkeypatch.setattr(*MUTANTS[name])
     with pytest.raises(AssertionError):
         check(interpreted(*inputs), in_numpy(*inputs), inputs[2])
@@ -169,9 +170,8 @@ def test_mutants_are_caught(monkeypatch, name):
 
 def lowered(function, *shapes, platform="cuda"):
     """The program, with its scopes, for an H100 or another platform."""
-    abstract = sharding.AbstractDevice(device_kind="NVIDIA H100", num_cores=132, platform="gpu")
     arguments = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
-    with jax.sharding.use_abstract_mesh(sharding.AbstractMesh((), (), abstract_device=abstract)):
+    with jax.sharding.use_abstract_mesh(sharding.AbstractMesh((), (), abstract_device=H100)):
         return jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,)).as_text(debug_info=True)
 
 
@@ -211,7 +211,8 @@ def test_the_default_is_xlas_tiles_on_a_gpu_and_chunked_elsewhere():
 def test_the_kernel_within_a_shard_map_and_under_vmap():
     run = rule(Plan(Passes(gpu.sums, gpu.gradients), None, 37, "v", None))
     inputs = shapes(20, 24, 40)
-    assert TRITON in lowered(on_shards(run, check_vma=True), *inputs)
+    mesh = sharding.AbstractMesh((4,), ("v",), (sharding.AxisType.Auto,), abstract_device=H100)
+    assert TRITON in lowered(on_shards(run, mesh, check_vma=True), *inputs)
     twice = jax.vmap(jax.vmap(partial(token_stats, implementation="gpu"), (0, None, 0)), (0, None, 0))
     assert TRITON in lowered(twice, ((2, 3, 20, 24), jnp.float32), ((40, 24), jnp.float32), ((2, 3, 20), jnp.int32))
 
