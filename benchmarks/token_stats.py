@@ -5,7 +5,7 @@
 `dense` is what a user would write: logits, a log-softmax, three reductions. All are run in turns within one process,
 so that a busy machine slows each alike; the least time of each counts, and what is printed is its ratio to dense.
 Where tokamax is installed (0.0.17, Python 3.12: `pip install tokamax==0.0.17`), its `chunked_xla` log-probability is
-timed beside ours; it has neither of the other outputs. `--device gpu` is another program, `token_stats_gpu.py`.
+timed beside ours; it has neither of the other outputs. `--device gpu` is another program, told of in `token_stats_gpu.py`.
 """
 
 import argparse
@@ -106,11 +106,26 @@ def main(sizes, dtypes, turns):
         compare(theirs, ("logp",), (2048, 256, 32768), dtype, turns)
 
 
+def size(text: str) -> tuple[int, ...]:
+    """N, D, V as a command line gives them."""
+    sizes = tuple(map(int, text.split(",")))
+    if len(sizes) != 3 or min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected N,D,V, three positive integers")
+    return sizes
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
-    parser.add_argument("--sizes", nargs="+", type=lambda text: tuple(map(int, text.split(","))), default=[*SIZES])
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--sizes", nargs="+", type=size, metavar="N,D,V")
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], help="on a CPU")
+    parser.add_argument("--turns", type=int, default=5, help="on a CPU")
+    parser.add_argument("--json", help="where a GPU's results go")
+    parser.add_argument("--minutes", type=float, default=7, help="after which no candidate is begun on a GPU")
     options = parser.parse_args()
-    main(options.sizes, options.dtypes, options.turns)
+    if options.device == "gpu":
+        import token_stats_gpu
+
+        token_stats_gpu.main(options.sizes or token_stats_gpu.SIZES, options.json, options.minutes)
+    else:
+        main(options.sizes or SIZES, options.dtypes, options.turns)

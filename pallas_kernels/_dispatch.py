@@ -1,12 +1,14 @@
 """What every kernel needs at its door: which implementation runs, argument checks, and dtypes."""
 
 from collections.abc import Callable, Iterable
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
 
 PLATFORMS = {"tpu": ("tpu",), "gpu": ("cuda",)}  # an implementation, and what XLA calls its platforms
 
@@ -53,6 +55,30 @@ def _with_derivative_of(default: Callable[..., Any], branches: dict[str, Callabl
     function = jax.custom_vjp(lambda *arrays: lax.platform_dependent(*arrays, default=default, **branches))
     function.defvjp(lambda *arrays: (function(*arrays), arrays), lambda arrays, c: jax.vjp(default, *arrays)[1](c))
     return function
+
+
+_placed = Primitive("placed")  # an array, unless it is lowered for another platform than the implementation's
+_placed.def_impl(lambda x, **named: jax.jit(partial(_placed.bind, **named))(x))
+_placed.def_abstract_eval(lambda x, **named: x)
+
+
+def only_on(kernel: str, implementation: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function of an array and more, in its scope. Lowering it for another platform raises NotImplementedError."""
+    scoped = jax.named_scope(f"{kernel}_{implementation}")(function)
+    return lambda x, *others: scoped(_placed.bind(x, kernel=kernel, implementation=implementation), *others)
+
+
+def _lower_placed(ctx, x, *, kernel, implementation):
+    platforms = set(ctx.platforms or ctx.module_context.platforms)
+    fits = platforms <= set(PLATFORMS[implementation])
+    remedy = "None there, which picks one by the platform, or 'chunked'"
+    found = f"{implementation!r} in a program for {', '.join(sorted(platforms))}"
+    require(fits, kernel, "implementation", found, remedy, NotImplementedError)
+    return [x]
+
+
+mlir.register_lowering(_placed, _lower_placed)
+batching.primitive_batchers[_placed] = lambda arrays, axes, **named: (_placed.bind(*arrays, **named), axes[0])
 
 
 def require(fits: bool, kernel: str, argument: str, value: object, remedy: str, error: type[Exception] = ValueError):

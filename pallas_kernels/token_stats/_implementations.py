@@ -5,13 +5,16 @@ from functools import cache, partial
 
 from jax import lax
 
-from pallas_kernels._dispatch import by_platform, chosen
-from pallas_kernels.token_stats import chunked, reference
+from pallas_kernels._dispatch import by_platform, chosen, only_on
+from pallas_kernels.token_stats import _gpu_tiles, chunked, gpu, reference
 from pallas_kernels.token_stats._rule import Passes, Plan, rule, shard
 from pallas_kernels.token_stats._types import Head, Tile, TokenStats
 
 KERNEL = "token_stats"
-PASSES = {"chunked": Passes(chunked.sums, chunked.gradients)}
+PASSES = {
+    "chunked": Passes(chunked.sums, chunked.gradients),
+    "gpu": Passes(only_on(KERNEL, "gpu", gpu.sums), only_on(KERNEL, "gpu", gpu.gradients)),
+}
 
 
 @cache
@@ -28,10 +31,13 @@ def implementation_of(
 
 @cache
 def _best(dtype) -> Passes:
-    """Each pass of the platform's own kernel where it takes the dtype, else chunked."""
+    """Each pass of the platform's own kernel where it takes the dtype, else chunked.
+
+    On a GPU it is XLA's tiles until its kernel has been measured against them.
+    """
     return Passes(
-        by_platform(KERNEL, chunked=chunked.sums),
-        by_platform(KERNEL, chunked=chunked.gradients),
+        by_platform(KERNEL, chunked=chunked.sums, gpu=_gpu_tiles.sums),
+        by_platform(KERNEL, chunked=chunked.gradients, gpu=_gpu_tiles.gradients),
     )
 
 

@@ -28,11 +28,11 @@ def best_tile(tokens: int, vocabulary: int) -> Tile:
     """One tile, and so no loop, where the logits are few; else tiles of about `LOGITS` logits and nearly equal size."""
     if tokens * vocabulary <= 4 * LOGITS:
         return Tile(tokens, vocabulary)
-    columns = _even(vocabulary, WIDEST)
-    return Tile(_even(tokens, LOGITS // columns), columns)
+    columns = even(vocabulary, WIDEST)
+    return Tile(even(tokens, LOGITS // columns), columns)
 
 
-def _even(size: int, limit: int) -> int:
+def even(size: int, limit: int) -> int:
     """The tile, a multiple of 8 where it is not all, that covers `size` in as few parts as `limit` does."""
     parts = -(-size // limit)
     return size if parts <= 1 else min(limit, -(-size // parts // 8) * 8)

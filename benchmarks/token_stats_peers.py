@@ -1,0 +1,58 @@
+"""Other libraries' fused heads, where they are installed, to their documented interfaces; names say what each gives."""
+
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+
+
+def peers() -> dict[str, Callable]:
+    """`(N, D, V) -> (forward, step)` of every one that can be imported."""
+    forms = {
+        "torch.compile, dense, all three": ("torch", _compiled),
+        "cut_cross_entropy, logp": ("cut_cross_entropy", _cut_cross_entropy),
+        "liger_kernel, mean logp": ("liger_kernel", _liger),
+    }
+    return {name: make for name, (module, make) in forms.items() if find_spec(module) is not None}
+
+
+def _timed(loss: Callable, n: int, d: int, v: int):
+    """(forward, forward and backward) of loss(hidden, unembedding, targets) in bfloat16 on the GPU."""
+    torch = import_module("torch")
+
+    options = {"device": "cuda", "dtype": torch.bfloat16}
+    hidden, unembedding = torch.randn(n, d, **options), torch.randn(v, d, **options) / d**0.5
+    targets = torch.randint(v, (n,), device="cuda")
+
+    def forward():
+        with torch.no_grad():
+            loss(hidden, unembedding, targets)
+        torch.cuda.synchronize()
+
+    def step():
+        leaves = [x.detach().requires_grad_() for x in (hidden, unembedding)]
+        torch.autograd.grad(loss(*leaves, targets), leaves)
+        torch.cuda.synchronize()
+
+    return forward, step
+
+
+def _compiled(n, d, v):
+    torch = import_module("torch")
+
+    @torch.compile
+    def loss(hidden, unembedding, targets):
+        log_pi = torch.log_softmax((hidden @ unembedding.T).float(), -1)
+        pi, logp = log_pi.exp(), log_pi.gather(-1, targets[:, None])[:, 0]
+        return (logp - (pi * log_pi).sum(-1) + 1 - 2 * logp.exp() + (pi * pi).sum(-1)).sum()
+
+    return _timed(loss, n, d, v)
+
+
+def _cut_cross_entropy(n, d, v):
+    linear_cross_entropy = import_module("cut_cross_entropy").linear_cross_entropy
+    return _timed(lambda h, w, y: linear_cross_entropy(h, w, y, reduction="none").sum(), n, d, v)
+
+
+def _liger(n, d, v):
+    loss = import_module("liger_kernel.transformers").LigerFusedLinearCrossEntropyLoss()
+    return _timed(lambda h, w, y: loss(w, h, y), n, d, v)

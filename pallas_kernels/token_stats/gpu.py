@@ -1,0 +1,173 @@
+"""token_stats on an NVIDIA GPU as a Triton kernel: forward, the logits stay in registers.
+
+Programs are tiles of tokens × parts of the vocabulary.  Each goes over its part, tile by tile, with a running maximum;
+XLA joins the parts.  The tiles of `GROUP` tokens go together over all parts, so that their hidden states stay in L2 and
+a tile of W is read from memory once a group.
+
+Backward there is no kernel, but XLA's tiles (`_gpu_tiles`).  ∂h is summed over the vocabulary and ∂W over the tokens:
+without atomic additions a kernel makes the logits twice, once for each, four products of 2·N·D·V instead of three. That
+would spare 14 bytes of memory traffic a logit, 17 GB or about 5 ms on an H100 at (N, D, V) = (8192, 4096, 151936), and
+cost a product more, 10 ms at the peak.
+
+jax deprecates Pallas' Triton from 0.11 on in favour of its Mosaic GPU, and warns where this is lowered.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+from pallas_kernels._dispatch import require
+from pallas_kernels.token_stats import _gpu_tiles
+from pallas_kernels.token_stats._statistics import Slope, Sums, absorbed, lowest, no_columns, rescaled, scaled
+from pallas_kernels.token_stats._types import ABSENT, Head, Tile, dtypes
+
+PROGRAMS = 128  # that run at a time, each with a multiprocessor to itself: an H100 or H200 has 132
+GROUP = 2048  # tokens: at a width of 4096 in bfloat16 their hidden states are 16 MiB, of the 50 of L2
+TILE = Tile(128, 256)
+SMALLEST = 16  # side of what the tensor cores multiply
+
+
+class Launch(NamedTuple):
+    """How the kernel runs: `width` bytes of a row of D a step, the rest as Triton names it; or in the interpreter."""
+
+    width: int = 128
+    warps: int = 8
+    stages: int = 3
+    interpret: bool = False
+
+
+LAUNCH = Launch()
+
+
+class Grid(NamedTuple):
+    """Programs numbered so that neighbours share a tile of W, and a group of them its hidden states."""
+
+    tiles: int  # of tokens
+    group: int  # tiles of tokens that go over the vocabulary together
+    splits: int  # of the vocabulary
+
+    def place(self, program):
+        """(tile of tokens, part of the vocabulary) of a program."""
+        size = self.group * self.splits
+        first, within = program // size * self.group, program % size
+        height = jnp.minimum(self.tiles - first, self.group)  # the last group may have fewer tiles
+        return first + within % height, within // height
+
+
+def sums(hidden: Array, head: Head, targets: Array, tile: Tile | None, launch: Launch = LAUNCH) -> Sums:
+    """The sums over all columns of the head, [N] each; anything where the target is ABSENT.
+
+    Raises ValueError where the tile's sides are no powers of two, TypeError for float64.
+    """
+    (n, d), v = hidden.shape, head.unembedding.shape[0]
+    common, accumulator = dtypes(hidden, head.unembedding)
+    fits = accumulator == jnp.float32
+    require(fits, "token_stats", "implementation", f"'gpu' for {common}", "None or 'chunked' there", TypeError)
+    block = _fitted(tile or TILE, n, v)
+    width = min(launch.width // common.itemsize, _power_of_two(d))
+    tiles = pl.cdiv(n, block.tokens)
+    group = min(tiles, max(1, GROUP // block.tokens))
+    grid = Grid(tiles, group, min(pl.cdiv(v, block.vocabulary), max(1, PROGRAMS // group)))
+
+    cap = head.softcap if head.softcap is None else head.softcap[None]
+    head = head._replace(size=jnp.asarray(head.size, jnp.int32)[None], beta=head.beta[None], softcap=cap)
+    y = jnp.pad(targets, (0, tiles * block.tokens - n), constant_values=ABSENT)
+    varying = jax.typeof(hidden).manual_axis_type
+    with jax.named_scope("triton"):
+        parts = pl.pallas_call(
+            partial(_kernel, grid, block, width),
+            out_shape=[jax.ShapeDtypeStruct((grid.splits, y.size), accumulator, manual_axis_type=varying)] * 5,
+            grid=(grid.tiles * grid.splits,),
+            in_specs=[
+                pl.BlockSpec((block.tokens,), lambda program: grid.place(program)[:1]),
+                *jax.tree.map(lambda x: pl.BlockSpec(memory_space=pl.ANY), (hidden, head)),
+            ],
+            out_specs=[pl.BlockSpec((None, block.tokens), lambda program: grid.place(program)[::-1])] * 5,
+            compiler_params=triton.CompilerParams(num_warps=launch.warps, num_stages=launch.stages),
+            interpret=launch.interpret,
+            name="token_stats_sums",
+        )(y, hidden, head)
+    return jax.tree.map(lambda x: x[:n], _over_splits(Sums(*parts)))
+
+
+def gradients(hidden: Array, head: Head, targets: Array, slope: Slope, tile: Tile | None, dtype=None):
+    """Those of XLA's tiles, in their own size: `tile` is the kernel's."""
+    return _gpu_tiles.gradients(hidden, head, targets, slope, None, dtype)
+
+
+def _kernel(grid: Grid, block: Tile, width: int, y_ref, h_ref, head, *found_refs):
+    """One program: the sums of a tile of tokens over its part of the vocabulary."""
+    (rows, columns), d, v = block, h_ref.shape[1], head.unembedding.shape[0]
+    common, accumulator = dtypes(h_ref, head.unembedding)
+    tile, split = grid.place(pl.program_id(0))
+    y, size, beta = y_ref[...], head.size[0], head.beta[0]
+    softcap = head.softcap if head.softcap is None else head.softcap[0]
+
+    def tile_of(index, found):
+        first = index * columns
+        v_here = first + jnp.arange(columns, dtype=jnp.int32)
+
+        def product(step, z):
+            h = _block(h_ref, tile * rows, rows, step * width, width).astype(common)
+            w = _block(head.unembedding, first, columns, step * width, width).astype(common)
+            return z + lax.dot_general(h, w, (((1,), (1,)), ((), ())), preferred_element_type=accumulator)
+
+        z = lax.fori_loop(0, pl.cdiv(d, width), product, jnp.zeros((rows, columns), accumulator))
+        if head.bias is not None:
+            z = z + _part(head.bias, first, columns)[None].astype(accumulator)
+        x, _ = scaled(z, beta, softcap)
+        # A tile has at least one column, so that what is below any logit adds e^−∞ = 0.
+        x = jnp.where((v_here < size)[None], x, lowest(accumulator))
+        return absorbed(found, x, y[:, None] == v_here[None])
+
+    share = pl.cdiv(pl.cdiv(v, columns), grid.splits)
+    begin = split * share
+    end = jnp.minimum(begin + share, pl.cdiv(size, columns))
+    end = jnp.where(jnp.max(y) > ABSENT, end, begin)
+    found = lax.fori_loop(begin, end, tile_of, no_columns(y, accumulator))
+    for ref, value in zip(found_refs, found, strict=True):
+        ref[...] = value
+
+
+def _block(ref, start, rows: int, first, width: int):
+    """ref[start : start + rows, first : first + width], zeros past its end."""
+    n, d = ref.shape
+    here = ref.at[pl.ds(start, rows), pl.ds(first, width)]
+    inside = [None if n % rows == 0 else _inside(n, start, rows)[:, None]]
+    inside += [None if d % width == 0 else _inside(d, first, width)[None]]
+    masks = [jnp.broadcast_to(mask, (rows, width)) for mask in inside if mask is not None]
+    return triton.load(here, mask=masks[0] & masks[-1], other=0) if masks else triton.load(here)
+
+
+def _part(ref, start, size: int):
+    """ref[start : start + size], zeros past its end."""
+    here, (n,) = ref.at[pl.ds(start, size)], ref.shape
+    return triton.load(here) if n % size == 0 else triton.load(here, mask=_inside(n, start, size), other=0)
+
+
+def _inside(end: int, start, size: int):
+    return start + jnp.arange(size, dtype=jnp.int32) < end
+
+
+def _over_splits(parts: Sums) -> Sums:
+    """The sums [N] of all splits from those [splits, N] of each."""
+    top = jnp.max(parts.top, axis=0)
+    return Sums(top, *(jnp.sum(x, axis=0) for x in rescaled(parts, top[None])[1:]))
+
+
+def _fitted(tile: Tile, n: int, v: int) -> Tile:
+    """No larger than [N, V] needs."""
+    fits = all(side >= SMALLEST and side & (side - 1) == 0 for side in tile)
+    remedy = f"two powers of two of at least {SMALLEST} for implementation 'gpu'"
+    require(fits, "token_stats", "tile", tuple(tile), remedy)
+    return Tile(min(tile.tokens, _power_of_two(n)), min(tile.vocabulary, _power_of_two(v)))
+
+
+def _power_of_two(size: int) -> int:
+    """The least one that the tensor cores take and that holds `size`."""
+    return max(SMALLEST, pl.next_power_of_2(size))
