@@ -5,6 +5,9 @@ of its tile: the last one starts early, and what it sees a second time counts no
 to learn is skipped.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 from jax import Array
 
@@ -27,6 +30,19 @@ from pallas_kernels.token_stats._types import Head, Tile
 
 def sums(hidden: Array, head: Head, targets: Array, tile: Tile | None) -> Sums:
     """The sums over all columns of the head, [N] each; those of no columns where a whole tile is ABSENT."""
+
+    def absorb(sums, x, _, is_target, is_column):
+        return absorbed(sums, x, is_target, is_column)
+
+    return over_columns(hidden, head, targets, tile, partial(no_columns, dtype=head.beta.dtype), absorb)
+
+
+def over_columns(hidden: Array, head: Head, targets: Array, tile: Tile | None, nothing: Callable, absorb: Callable):
+    """What is known of each row, [N, …], once all tiles of the head's columns are absorbed.
+
+    It begins as `nothing(y)` for the targets y of some rows, and stays so where a whole tile of them is ABSENT;
+    `absorb(known, x, first, is_target, is_column)` adds a tile x [n, v] of the columns from `first` on.
+    """
     n, v = hidden.shape[0], head.unembedding.shape[0]
     tile = fitted(tile, n, v)
 
@@ -34,16 +50,16 @@ def sums(hidden: Array, head: Head, targets: Array, tile: Tile | None) -> Sums:
         y, h = sliced((targets, hidden), start, tile.tokens)
         h = present_rows(h, y)
 
-        def columns(first, unseen, sums):
+        def columns(first, unseen, known):
             part = part_of(head, first, tile.vocabulary)
-            known = is_column(part, unseen)
-            return absorbed(sums, logits(h, part)[0], known & is_target(y, first, tile.vocabulary), known)
+            column = is_column(part, unseen)
+            target = column & is_target(y, first, tile.vocabulary)
+            return absorb(known, logits(h, part)[0], first, target, column)
 
-        nothing = no_columns(y, head.beta.dtype)
-        visit = lambda: cover(v, tile.vocabulary, columns, nothing)  # noqa: E731
-        return put(found, visit() if tile.tokens == n else unless_absent(y, visit, nothing), start)
+        visit = lambda: cover(v, tile.vocabulary, columns, nothing(y))  # noqa: E731
+        return put(found, visit() if tile.tokens == n else unless_absent(y, visit, nothing(y)), start)
 
-    return cover(n, tile.tokens, rows, no_columns(targets, head.beta.dtype))
+    return cover(n, tile.tokens, rows, nothing(targets))
 
 
 def gradients(
