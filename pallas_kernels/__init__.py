@@ -7,5 +7,14 @@ runs or raises.  This package imports jax and jaxtyping only.
 from pallas_kernels.segmented_cumsum import segmented_cummin, segmented_cumsum
 from pallas_kernels.token_kl import token_kl
 from pallas_kernels.token_stats import TokenStats, token_stats
+from pallas_kernels.token_topk import TopTokens, token_topk
 
-__all__ = ["TokenStats", "segmented_cummin", "segmented_cumsum", "token_kl", "token_stats"]
+__all__ = [
+    "TokenStats",
+    "TopTokens",
+    "segmented_cummin",
+    "segmented_cumsum",
+    "token_kl",
+    "token_stats",
+    "token_topk",
+]

@@ -15,10 +15,12 @@ All raise ValueError where shapes differ.
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
+from pallas_kernels import token_topk
 from rljax._checks import accumulators, require_mask, require_rank, require_shape
 from rljax._guards import finite
 
@@ -154,38 +156,22 @@ def support_loss(
 
 
 def top_tokens(
-    hidden: Float[Array, "N D"], unembedding: Float[Array, "V D"], *, k: int, tile: int = 4096
+    hidden: Float[Array, "N D"], unembedding: Float[Array, "V D"], *, k: int, tile: int = 512
 ) -> tuple[Int[Array, "N K"], Float[Array, "N K"]]:
     """(ids, logits) of each row's k largest logits of h·Wᵀ, the largest first, from one pass over vocabulary tiles.
 
-    Of equal logits the lower id comes first. Not for differentiation: `logits_at` is.
+    Of equal logits the lower id comes first. Not for differentiation: `logits_at` is. `tile` is the tokens of the
+    vocabulary in a tile of logits. `pallas_kernels.token_topk` gives log π, of a temperature, instead.
 
     >>> hidden, unembedding = jnp.array([[1.0, 0.0]]), jnp.array([[3.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
     >>> [x.tolist() for x in top_tokens(hidden, unembedding, k=2)]
     [[[0, 2]], [[3.0, 2.0]]]
     """
-    require_rank("hidden", hidden, "N D")
-    require_rank("unembedding", unembedding, "V D")
-    require_shape(hidden.shape[1:], "hidden's last axis", unembedding=unembedding[0])
-    size = unembedding.shape[0]
-    if not 1 <= k <= size:
-        raise ValueError(f"k = {k}: expected a number of tokens from 1 to {size}, the vocabulary's")
-    width, n = min(max(tile, k), size), hidden.shape[0]
-
-    def step(best, first):
-        start = jnp.minimum(first, size - width)  # the last tile reaches back
-        ids = start + jnp.arange(width, dtype=jnp.int32)
-        x = _logits(hidden, lax.dynamic_slice_in_dim(unembedding, start, width))
-        x = jnp.where((ids >= first)[None], x, -jnp.inf)
-        logits = jnp.concatenate([best[1], x], axis=1)
-        ids = jnp.concatenate([best[0], jnp.broadcast_to(ids[None], x.shape)], axis=1)
-        logits, places = lax.top_k(logits, k)
-        return (jnp.take_along_axis(ids, places, axis=1), logits), None
-
-    dtype = jnp.float64 if jnp.float64 in (hidden.dtype, unembedding.dtype) else jnp.float32
-    nothing = jnp.zeros_like(hidden, jnp.int32, (n, k)), jnp.full_like(hidden, -jnp.inf, dtype, (n, k))
-    best, _ = lax.scan(step, nothing, jnp.arange(0, size, width, dtype=jnp.int32))
-    return lax.stop_gradient(best)
+    n = hidden.shape[0]
+    with jax.default_matmul_precision("highest"):
+        _, top = token_topk(hidden, unembedding, jnp.zeros(n, jnp.int32), k=k, tile=(max(n, 1), tile))
+    largest = lax.stop_gradient(logits_at(hidden, unembedding, top.ids[:, :1]))
+    return top.ids, largest + (top.logp - top.logp[:, :1])
 
 
 def logits_at(
@@ -204,11 +190,6 @@ def logits_at(
     require_shape(ids.shape[:1], "ids' first axis", hidden=hidden[:, 0])
     hidden, rows = accumulators(hidden=hidden, unembedding=unembedding[ids])
     return jnp.einsum("nd,nkd->nk", hidden, rows, precision=lax.Precision.HIGHEST)
-
-
-def _logits(hidden: Array, rows: Array) -> Array:
-    hidden, rows = accumulators(hidden=hidden, rows=rows)
-    return jnp.einsum("nd,vd->nv", hidden, rows, precision=lax.Precision.HIGHEST)
 
 
 def _log_softmax(logits: Array, valid: Array) -> Array:

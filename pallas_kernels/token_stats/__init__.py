@@ -1,12 +1,11 @@
 """What a policy-gradient loss needs to know of each token, from hidden states and the unembedding."""
 
 import jax.numpy as jnp
-from jax import core, lax
 from jaxtyping import Array, Bool, Float, Int
 
-from pallas_kernels._dispatch import axes_of, require, varying_over
+from pallas_kernels.token_stats._arguments import check, columns_of, inputs_of
 from pallas_kernels.token_stats._implementations import implementation_of
-from pallas_kernels.token_stats._types import ABSENT, Tile, TokenStats, dtypes
+from pallas_kernels.token_stats._types import Tile, TokenStats, dtypes
 
 __all__ = ["TokenStats", "token_stats"]
 
@@ -60,66 +59,11 @@ def token_stats(
     [0.75, 0.75, 0.0]
     """
     scalars = {"temperature": temperature, "softcap": softcap}
-    _check(hidden, unembedding, targets, bias, mask, scalars, axis_name, width_axis, tile)
-    shards = 1 if axis_name is None else lax.axis_size(axis_name)
-    columns = _vocabulary(vocab_size, shards * unembedding.shape[0])
-    common, accumulator = dtypes(hidden, unembedding)
+    check("token_stats", hidden, unembedding, targets, bias, mask, scalars, tile, width_axis)
+    columns = columns_of("token_stats", vocab_size, unembedding, axis_name)
+    inputs = inputs_of(hidden, unembedding, targets, bias, mask, scalars, columns, axis_name)
     tile = tile if tile is None else Tile(*tile)
-    run = implementation_of(implementation, common, tile, columns, axis_name, width_axis)
+    run = implementation_of(implementation, dtypes(hidden, unembedding)[0], tile, columns, axis_name, width_axis)
     if hidden.shape[0] == 0:
-        return TokenStats(*(jnp.zeros(0, accumulator),) * 3)
-    present = (targets >= 0) & (targets < columns)
-    present = present if mask is None else present & mask
-    y = jnp.where(present, targets.astype(jnp.int32), ABSENT)
-    beta = lax.stop_gradient(1 / jnp.asarray(temperature, accumulator))
-    cap = None if softcap is None else lax.stop_gradient(jnp.asarray(softcap, accumulator))
-    axes = axes_of(hidden, unembedding, bias, y, beta, cap)
-    weights = varying_over(axes, hidden, unembedding, bias)
-    return run(*weights, *varying_over(axes - {axis_name}, y, beta, cap))
-
-
-def _check(hidden, unembedding, targets, bias, mask, scalars, axis_name, width_axis, tile) -> None:
-    kernel = "token_stats"
-    for name, array, axes in (("hidden", hidden, "[N, D]"), ("unembedding", unembedding, "[V, D]")):
-        require(jnp.ndim(array) == 2, kernel, name, f"of shape {jnp.shape(array)}", f"of two axes, {axes}")
-        floating = jnp.issubdtype(jnp.result_type(array), jnp.floating)
-        require(floating, kernel, name, f"of dtype {jnp.result_type(array)}", "floating point", TypeError)
-    (N, D), (V, width) = jnp.shape(hidden), jnp.shape(unembedding)
-    shards = 1 if width_axis is None else lax.axis_size(width_axis)
-    of = f"[V, D] with D = {D}, as in hidden" if shards == 1 else f"[V, D/{shards}] with D = {D}, as in hidden"
-    require(width * shards == D, kernel, "unembedding", f"of shape {(V, width)}", of)
-    require(V > 0, kernel, "unembedding", f"of shape {(V, width)}", "of at least one row")
-    _check_vector("targets", targets, N, "N", "as in hidden", jnp.integer, "integer")
-    if bias is not None:
-        _check_vector("bias", bias, V, "V", "as in unembedding", jnp.floating, "floating point")
-    if mask is not None:
-        _check_vector("mask", mask, N, "N", "as in hidden", jnp.bool_, "bool")
-    for name, value in scalars.items():
-        _check_scalar(name, value)
-    if tile is not None:
-        whole = len(tile) == 2 and all(isinstance(size, int) and size > 0 for size in tile)
-        require(whole, kernel, "tile", tile, "(tokens, vocabulary), two positive integers")
-
-
-def _check_vector(name, array, size, symbol, origin, kind, kind_name) -> None:
-    shape, dtype = jnp.shape(array), jnp.result_type(array)
-    require(shape == (size,), "token_stats", name, f"of shape {shape}", f"[{symbol}] with {symbol} = {size}, {origin}")
-    fits = dtype == kind if kind is jnp.bool_ else jnp.issubdtype(dtype, kind)
-    require(fits, "token_stats", name, f"of dtype {dtype}", kind_name, TypeError)
-
-
-def _check_scalar(name, value) -> None:
-    if value is None:
-        return
-    require(jnp.ndim(value) == 0, "token_stats", name, f"of shape {jnp.shape(value)}", "a scalar")
-    if not isinstance(value, core.Tracer):
-        remedy = "positive and finite" + (" (for greedy decoding there is no π)" if name == "temperature" else "")
-        require(0 < float(value) < float("inf"), "token_stats", name, value, remedy)
-
-
-def _vocabulary(vocab_size: int | None, rows: int) -> int:
-    if vocab_size is None:
-        return rows
-    fits = isinstance(vocab_size, int) and 0 < vocab_size <= rows
-    require(fits, "token_stats", "vocab_size", vocab_size, f"an integer in [1, {rows}], the rows of unembedding")
-    return vocab_size
+        return TokenStats(*(jnp.zeros(0, inputs.beta.dtype),) * 3)
+    return run(*inputs)

@@ -5,6 +5,10 @@ of its tile: the last one starts early, and what it sees a second time counts no
 to learn is skipped.
 """
 
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -27,25 +31,50 @@ from pallas_kernels.token_stats._tiles import (
 from pallas_kernels.token_stats._types import Head, Tile
 
 
+class Seen(NamedTuple):
+    """A tile of logits: x [n, v] of the columns from `first` on, of which None says that all count.
+
+    `is_target` [n, v] is true at each row's target and `target` [n] is x there, 0 where it is elsewhere.
+    """
+
+    x: Array
+    first: int | Array
+    target: Array
+    is_target: Array
+    is_column: Array | None
+
+
 def sums(hidden: Array, head: Head, targets: Array, tile: Tile | None) -> Sums:
     """The sums over all columns of the head, [N] each; those of no columns where a whole tile is ABSENT."""
+    return over_columns(hidden, head, targets, tile, partial(no_columns, dtype=head.beta.dtype), absorb)
+
+
+def absorb(sums: Sums, seen: Seen) -> Sums:
+    return absorbed(sums, seen.x, seen.is_target, seen.is_column, seen.target)
+
+
+def over_columns(hidden: Array, head: Head, targets: Array, tile: Tile | None, nothing: Callable, add: Callable):
+    """What is known of each row, [N, …], once all tiles of the head's columns are added.
+
+    It begins as `nothing(y)` for the targets y of some rows, and stays so where a whole tile of them is ABSENT;
+    `add(known, seen)` adds a tile.
+    """
     tile, n, v = fitted(tile, hidden, head)
 
     def rows(start, _, found):
         y, h = sliced((targets, hidden), start, tile.tokens)
         h = present_rows(h, y)
 
-        def columns(first, unseen, sums):
+        def columns(first, unseen, known):
             part = part_of(head, first, tile.vocabulary)
-            known, x = is_column(head, part, unseen), logits(h, part)[0]
-            chosen = both(is_target(y, first, tile.vocabulary), known)
-            return absorbed(sums, x, chosen, known, _target_of(x, y - first, unseen))
+            column, x = is_column(head, part, unseen), logits(h, part)[0]
+            is_chosen = both(is_target(y, first, tile.vocabulary), column)
+            return add(known, Seen(x, first, _target_of(x, y - first, unseen), is_chosen, column))
 
-        nothing = no_columns(y, head.beta.dtype)
-        visit = lambda: cover(v, tile.vocabulary, columns, nothing)  # noqa: E731
-        return put(found, visit() if tile.tokens == n else unless_absent(y, visit, nothing), start)
+        visit = lambda: cover(v, tile.vocabulary, columns, nothing(y))  # noqa: E731
+        return put(found, visit() if tile.tokens == n else unless_absent(y, visit, nothing(y)), start)
 
-    return cover(n, tile.tokens, rows, no_columns(targets, head.beta.dtype))
+    return cover(n, tile.tokens, rows, nothing(targets))
 
 
 def _target_of(x, place, unseen):

@@ -1,0 +1,71 @@
+"""token_topk over tiles of tokens × vocabulary, on any device: token_stats' pass, with the k largest logits beside.
+
+    best ← the k largest of best ∪ tile,      log π_v = x_v − m − log S once all tiles are seen
+
+`lax.top_k` names the first of equal entries, and tiles and shards come in the order of their columns, so that of equal
+logits the lower id is first.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from pallas_kernels.token_stats._rule import Inputs, localised, shard
+from pallas_kernels.token_stats._statistics import finish, joined_over, lowest, no_columns
+from pallas_kernels.token_stats._types import ABSENT, Head, Tile, TokenStats
+from pallas_kernels.token_stats.chunked import Seen, absorb, over_columns
+from pallas_kernels.token_topk.reference import TopTokens
+
+
+class Best(NamedTuple):
+    """Of the columns seen so far, the ids of the k largest logits and those logits, [N, k] each; −∞ where none is."""
+
+    ids: Array
+    x: Array
+
+
+def token_topk(
+    inputs: Inputs, k: int, vocabulary: int, axis_name: str | None = None, tile: Tile | None = None
+) -> tuple[TokenStats, TopTokens]:
+    """The same function as `reference.token_topk`, in memory that does not grow with N·V."""
+    hidden, unembedding, bias, targets, beta, softcap = inputs
+    rows = unembedding.shape[0]
+    begin, size = shard(vocabulary, axis_name, rows)
+    head = Head(unembedding, bias, beta, softcap, size)
+
+    def nothing(y):
+        best = Best(jnp.zeros_like(y, shape=(*y.shape, k)), jnp.full_like(y, -jnp.inf, beta.dtype, (*y.shape, k)))
+        return no_columns(y, beta.dtype), best
+
+    def add(known, seen: Seen):
+        sums, best = known
+        return absorb(sums, seen), with_tile(best, seen.x, seen.first, seen.is_column)
+
+    sums, best = over_columns(hidden, head, localised(targets, begin, rows), tile, nothing, add)
+    if axis_name is not None:
+        sums, best = joined_over(sums, axis_name), best_over(best._replace(ids=best.ids + begin), axis_name)
+    stats, (top, log_total) = finish(sums, targets)
+    logp = (best.x - top[:, None]) - log_total[:, None]
+    present = (targets != ABSENT)[:, None]
+    return stats, TopTokens(*(jnp.where(present, part, 0) for part in (best.ids, logp)))
+
+
+def with_tile(best: Best, x, first, is_column) -> Best:
+    """The best with one more tile x [n, v], whose columns are those from `first` on; what is no column is never among.
+
+    A column's logit of −∞ is the lowest number, and so before what is none.
+    """
+    k = best.x.shape[1]
+    x = jnp.maximum(x, lowest(x.dtype))
+    x = x if is_column is None else jnp.where(is_column, x, -jnp.inf)
+    largest, places = lax.top_k(jnp.concatenate([best.x, x], axis=1), k)
+    old = jnp.take_along_axis(best.ids, jnp.minimum(places, k - 1), axis=1)
+    return Best(jnp.where(places < k, old, first + places - k), largest)
+
+
+def best_over(best: Best, axis_name: str) -> Best:
+    """The best of all shards' best, the same on each."""
+    ids, x = (lax.all_gather(part, axis_name, axis=1, tiled=True, to="invarying") for part in best)
+    x, places = lax.top_k(x, best.x.shape[1])
+    return Best(jnp.take_along_axis(ids, places, axis=1), x)

@@ -1,0 +1,37 @@
+"""token_topk as its equations say it, with the logits [N, V] in memory.  This is the definition."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.token_stats import reference
+from pallas_kernels.token_stats._rule import Inputs, shard
+from pallas_kernels.token_stats._types import ABSENT, Head, Tile, TokenStats
+
+
+class TopTokens(NamedTuple):
+    """Per row: the k likeliest tokens, the likeliest first, and log π of each; 0 and 0 where there is no target."""
+
+    ids: Int[Array, "*N k"]
+    logp: Float[Array, "*N k"]
+
+
+def token_topk(
+    inputs: Inputs, k: int, vocabulary: int, axis_name: str | None = None, tile: Tile | None = None
+) -> tuple[TokenStats, TopTokens]:
+    """The statistics, and the first k of all columns sorted by x, and log π = x − log Σ e^x.  `tile` is not read."""
+    hidden, unembedding, bias, targets, beta, softcap = inputs
+    present = (targets != ABSENT)[:, None]
+    begin, size = shard(vocabulary, axis_name, unembedding.shape[0])
+    head = Head(unembedding, bias, beta, softcap, size)
+    stats = reference.token_stats(hidden, head, targets, begin, axis_name)
+
+    x = reference.logits(jnp.where(present, hidden, 0), head)
+    x = lax.all_gather(x, axis_name, axis=1, tiled=True, to="invarying") if axis_name else x
+    x = x[:, :vocabulary]
+    ids = jnp.argsort(x, axis=-1, stable=True, descending=True)[:, :k].astype(jnp.int32)
+    top = TopTokens(ids, jnp.take_along_axis(jax.nn.log_softmax(x, axis=-1), ids, axis=-1))
+    return stats, TopTokens(*(jnp.where(present, part, 0) for part in top))

@@ -1,0 +1,101 @@
+"""token_topk with the vocabulary and the tokens split over 8 simulated devices, against one device."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from pallas_kernels import token_topk
+from pallas_kernels.token_topk import chunked
+from tests.kernels.heads import close, example
+
+N, D, V, SIZE, K = 32, 16, 48, 43, 8  # tokens, width, rows of the weight, columns that are no padding; k > V/8
+MESHES = [(1, 8), (2, 4), (8, 1)]  # data, tensor
+
+
+def head():
+    """Rows of the weight and of the bias repeat, so that equal logits are in different shards."""
+    hidden, unembedding, targets = example(N, D, V, jnp.float32)
+    rows = jnp.arange(V) % 11
+    return hidden, unembedding[rows], jnp.linspace(-1, 1, V)[rows], targets, jnp.arange(N) % 5 > 0
+
+
+def run(hidden, unembedding, bias, targets, mask, k=K, **options):
+    return token_topk(hidden, unembedding, targets, bias=bias, mask=mask, vocab_size=SIZE, k=k, softcap=3.0,
+                      temperature=0.8, **options)  # fmt: skip
+
+
+def sharded(mesh_shape, implementation, check, k=K):
+    mesh = jax.make_mesh(mesh_shape, ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    function = partial(run, k=k, axis_name="tensor", tile=(8, 5), implementation=implementation)
+    specs = P("data"), P("tensor"), P("tensor"), P("data"), P("data")
+    return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=P("data"), check_vma=check))
+
+
+@pytest.mark.parametrize("check", [True, False])
+@pytest.mark.parametrize("implementation", ["chunked", "reference"])
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_a_split_vocabulary_is_the_whole_one(mesh, implementation, check):
+    expected, found = run(*head(), implementation="reference"), sharded(mesh, implementation, check)(*head())
+    np.testing.assert_array_equal(found[1].ids, expected[1].ids)
+    close(found, expected, 1e-6)
+    assert len(set(np.ravel(found[1].ids) // (V // 8))) > 4  # from most of the shards
+    assert np.mean(np.diff(found[1].logp) == 0) > 0.5
+
+
+def test_all_tokens_of_a_vocabulary_whose_last_shard_is_padding():
+    expected, found = run(*head(), k=SIZE, implementation="reference"), sharded((1, 8), "chunked", True, SIZE)(*head())
+    np.testing.assert_array_equal(found[1].ids, expected[1].ids)
+    close(found, expected, 1e-6)
+
+
+def test_outputs_are_alike_on_all_shards():
+    """Unchecked, each device's own outputs beside each other."""
+    mesh = jax.make_mesh((8,), ("tensor",), axis_types=(AxisType.Auto,))
+    function = partial(run, axis_name="tensor", implementation="chunked")
+    own = jax.shard_map(lambda *x: jax.tree.map(lambda y: y[None], function(*x)), mesh=mesh, check_vma=False,
+                        in_specs=(P(), P("tensor"), P("tensor"), P(), P()), out_specs=P("tensor"))  # fmt: skip
+    for part in jax.tree.leaves(jax.jit(own)(*head())):
+        assert part.shape[0] == 8
+        np.testing.assert_array_equal(part, np.broadcast_to(part[:1], part.shape))
+
+
+def own_alone(best, axis_name):
+    """The first shard's best."""
+    return jax.tree.map(lambda x: lax.all_gather(x, axis_name, to="invarying")[0], best)
+
+
+def local_ids(best, axis_name, best_over=chunked.best_over):
+    rows = V // lax.axis_size(axis_name)
+    return best_over(best._replace(ids=best.ids - lax.axis_index(axis_name) * rows), axis_name)
+
+
+def shards_backwards(best, axis_name):
+    ids, x = (lax.all_gather(part, axis_name, to="invarying")[::-1] for part in best)
+    ids, x = (jnp.moveaxis(part, 0, 1).reshape(best.x.shape[0], -1) for part in (ids, x))
+    x, places = lax.top_k(x, best.x.shape[1])
+    return chunked.Best(jnp.take_along_axis(ids, places, axis=1), x)
+
+
+@pytest.mark.parametrize(
+    ("name", "mutant"),
+    [
+        ("best_over", own_alone),
+        ("best_over", local_ids),
+        ("best_over", shards_backwards),
+        ("joined_over", lambda sums, axis_name: jax.tree.map(lambda x: lax.pmax(x, axis_name), sums)),
+        ("shard", lambda vocabulary, axis_name, rows: (lax.axis_index(axis_name) * rows, rows)),
+    ],
+)
+def test_mutants_fail(monkeypatch, name, mutant):
+    monkeypatch.setattr(chunked, name, mutant)
+    with pytest.raises(AssertionError):
+        test_a_split_vocabulary_is_the_whole_one((1, 8), "chunked", True)
+    if name == "best_over":
+        with pytest.raises(AssertionError, match="not equal"):
+            test_a_split_vocabulary_is_the_whole_one((1, 8), "chunked", False)
