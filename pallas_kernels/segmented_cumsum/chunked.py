@@ -23,33 +23,42 @@ def segmented_scan(
     operation: Operation, x: Float[Array, "*B T"], segment_ids: Ids, reverse: bool, exclusive: bool
 ) -> Float[Array, "*B T"]:
     """The running `operation` within each sequence; its `empty` at holes."""
-    length = x.shape[-1]
-    scan = partial(scan_in_chunks, operation, reverse, exclusive)
-    several = partial(scan, min(length, max(math.isqrt(length), 64)))
-    return lax.platform_dependent(x, segment_ids, cpu=partial(scan, length), default=several)
+    loop, chunks = (partial(scan, operation, reverse, exclusive) for scan in (in_one_loop, in_chunks))
+    return lax.platform_dependent(x, segment_ids, cpu=loop, default=chunks)
 
 
-def scan_in_chunks(
-    operation: Operation, reverse: bool, exclusive: bool, size: int, x: Float[Array, "*B T"], segment_ids: Ids
-) -> Float[Array, "*B T"]:
-    """Chunks of `size` tokens side by side, then their totals one after the other."""
+def in_one_loop(operation: Operation, reverse: bool, exclusive: bool, x: Float[Array, "*B T"], segment_ids: Ids):
+    """A token after the other."""
+    by_token = (jnp.moveaxis(array, -1, 0) for array in (x, segment_ids))
+    return jnp.moveaxis(_loop(partial(_step, operation, exclusive), operation.empty, reverse, *by_token)[1], 0, -1)
+
+
+def in_chunks(operation: Operation, reverse: bool, exclusive: bool, x: Float[Array, "*B T"], segment_ids: Ids):
+    """Chunks of √T tokens (64 at least) side by side, then their totals one after the other."""
     length = x.shape[-1]
-    x, ids = (_chunks(array, size) for array in (x, segment_ids))  # [size, *B, chunks]
-    total = jnp.full_like(x[0], operation.empty)
-    start = total, jnp.zeros_like(total), jnp.zeros_like(ids[0])  # alike, so that they vary over a shard_map's axes too
+    size = max(math.isqrt(length), 64)
+    if length <= size:
+        return in_one_loop(operation, reverse, exclusive, x, segment_ids)
     step = partial(_step, operation, exclusive)
-    (total, _, last), y = lax.scan(step, start, (x, ids), reverse=reverse)
-    if length == size:
-        return jnp.moveaxis(y[..., 0], 0, -1)
+    x, ids = (_chunks(array, size) for array in (x, segment_ids))  # [size, *B, chunks]
+    (total, _, last), y = _loop(step, operation.empty, reverse, x, ids)
 
     def collect(carry, chunk):
         return step(carry, chunk)[0], carry
 
-    by_chunk = tuple(jnp.moveaxis(array, -1, 0) for array in (total, last))  # [chunks, *B]
-    begin = tuple(array[..., 0] for array in start)
-    before, _, last = (jnp.moveaxis(c, 0, -1) for c in lax.scan(collect, begin, by_chunk, reverse=reverse)[1])
-    y = jnp.where((ids == last[None]) & ids.astype(jnp.bool_), operation.combine(y, before[None]), y)
+    by_chunk = (jnp.moveaxis(array, -1, 0) for array in (total, last))  # [chunks, *B]
+    before, _, last = (
+        jnp.moveaxis(array, 0, -1)[None] for array in _loop(collect, operation.empty, reverse, *by_chunk)[1]
+    )
+    y = jnp.where((ids == last) & ids.astype(jnp.bool_), operation.combine(y, before), y)
     return jnp.moveaxis(y, 0, -1).reshape(*y.shape[1:-1], -1)[..., :length]
+
+
+def _loop(step, empty, reverse, x, ids):
+    """Over the first axis; the carry starts alike, so that it varies over a shard_map's axes as its inputs do."""
+    total = jnp.full_like(x[0], empty)
+    start = total, jnp.zeros_like(total), jnp.zeros_like(ids[0])
+    return lax.scan(step, start, (x, ids), reverse=reverse)
 
 
 def _step(operation, exclusive, carry, token):

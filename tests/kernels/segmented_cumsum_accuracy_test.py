@@ -43,11 +43,11 @@ def in_tiles(operation, x, ids, reverse, exclusive):
         return tpu.segmented_scan(operation, x, ids, reverse, exclusive)
 
 
-def in_chunks(size, operation, x, ids, reverse, exclusive):
-    return chunked.scan_in_chunks(operation, reverse, exclusive, size, x, ids)
+def by(form):
+    return lambda operation, x, ids, reverse, exclusive: form(operation, reverse, exclusive, x, ids)
 
 
-SCANS = {"a loop": partial(in_chunks, T), "chunks": partial(in_chunks, 362), "tpu": in_tiles}
+SCANS = {"a loop": by(chunked.in_one_loop), "chunks": by(chunked.in_chunks), "tpu": in_tiles}
 
 
 def errors(scan, operation, reverse):
@@ -75,7 +75,7 @@ def test_a_plain_carry_does_not(scan, monkeypatch):
 
 def test_a_difference_of_sums_does_not():
     def of_the_row(operation, x, ids, reverse, exclusive):
-        y = in_chunks(T, operation, x, jnp.ones_like(ids), reverse, exclusive)
+        y = chunked.in_one_loop(operation, reverse, exclusive, x, jnp.ones_like(ids))
         return jnp.where(ids == 2, y - y[:, T // 2 - 1 : T // 2], y)
 
     assert errors(of_the_row, SUM, False)["late"] > 1e-2

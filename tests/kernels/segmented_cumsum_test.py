@@ -64,8 +64,8 @@ def test_by_hand():
 @pytest.mark.parametrize("direction", DIRECTIONS, ids=str)
 def test_agrees_with_a_loop(x64, direction):
     def run(x, ids):
-        scan = partial(chunked.scan_in_chunks, SUM, *direction.values())  # a CPU's loop, and another device's
-        sums = [scan(size, jnp.where(ids != 0, x, 0), ids) for size in (x.shape[-1], 64)]
+        forms = chunked.in_one_loop, chunked.in_chunks  # a CPU's, and other devices'
+        sums = [form(SUM, *direction.values(), jnp.where(ids != 0, x, 0), ids) for form in forms]
         names = ("reference", "chunked")
         sums += [segmented_cumsum(x, ids, implementation=name, **direction) for name in names]
         return sums, [segmented_cummin(x, ids, implementation=name, **direction) for name in names]
