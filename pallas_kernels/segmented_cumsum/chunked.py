@@ -1,79 +1,74 @@
-"""Segmented scans in two levels: every chunk of a row at once, then the chunks' totals one after the other.
+"""Segmented scans by a loop over tokens that any device can run, all rows at once.
 
-With √T chunks of √T tokens a row takes 2√T steps instead of T, each on all rows and chunks together, and a sum is of
-√T + √T terms, which also rounds less.  A sequence's first token takes nothing from before it: a real reset, not a
-difference of two running sums, so that neither a large neighbour nor its NaN is felt.
+A sequence's first token takes nothing from before it: a real reset, not a difference of two running sums, so that
+neither a large neighbour nor its NaN is felt.  The loop's carry is compensated (see `_operation`).
+
+On a CPU a step costs little, and one loop over T is the fastest (benchmarks/segmented_cumsum.py); elsewhere a step
+is a program of its own, and √T chunks of √T tokens, scanned side by side and then their totals, take 2√T steps.
 """
 
 import math
-from collections.abc import Callable
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from pallas_kernels.segmented_cumsum._operation import Operation
+
 Ids = Int[Array, "*B T"] | Bool[Array, "*B T"]  # 0 is a hole; a mask is kept as one, since its bytes move faster
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def segmented_cumsum(x: Float[Array, "*B T"], segment_ids: Ids, reverse: bool, exclusive: bool) -> Float[Array, "*B T"]:
-    """y = M x, with M[t, s] = 1 where s ≤ t are of one sequence; ∂L/∂x = Mᵀ ∂L/∂y is the scan the other way."""
-    return segmented_scan(jnp.add, 0.0, x, segment_ids, reverse=reverse, exclusive=exclusive)
-
-
-def _forward(x, segment_ids, reverse, exclusive):
-    return segmented_cumsum(x, segment_ids, reverse, exclusive), segment_ids
-
-
-def _backward(reverse, exclusive, segment_ids, cotangent):
-    return segmented_cumsum(cotangent, segment_ids, not reverse, exclusive), None
-
-
-segmented_cumsum.defvjp(_forward, _backward)
-
-
 def segmented_scan(
-    combine: Callable[[Array, Array], Array],
-    empty: float,
-    x: Float[Array, "*B T"],
-    segment_ids: Ids,
-    *,
-    reverse: bool,
-    exclusive: bool,
+    operation: Operation, x: Float[Array, "*B T"], segment_ids: Ids, reverse: bool, exclusive: bool
 ) -> Float[Array, "*B T"]:
-    """Running `combine` (associative, commutative, with identity `empty`) within each sequence; `empty` at holes."""
+    """The running `operation` within each sequence; its `empty` at holes."""
+    loop, chunks = (partial(scan, operation, reverse, exclusive) for scan in (in_one_loop, in_chunks))
+    return lax.platform_dependent(x, segment_ids, cpu=loop, default=chunks)
+
+
+def in_one_loop(operation: Operation, reverse: bool, exclusive: bool, x: Float[Array, "*B T"], segment_ids: Ids):
+    """A token after the other."""
+    by_token = (jnp.moveaxis(array, -1, 0) for array in (x, segment_ids))
+    return jnp.moveaxis(_loop(partial(_step, operation, exclusive), operation.empty, reverse, *by_token)[1], 0, -1)
+
+
+def in_chunks(operation: Operation, reverse: bool, exclusive: bool, x: Float[Array, "*B T"], segment_ids: Ids):
+    """Chunks of √T tokens (64 at least) side by side, then their totals one after the other."""
     length = x.shape[-1]
-    if x.size == 0:
-        return x
-    size = min(length, max(math.isqrt(length), 64))
-    x, ids = (_chunks(array, size) for array in (x, segment_ids))  # [√T, *B, chunks]
-    start = jnp.full_like(x[0], empty), jnp.zeros_like(ids[0])  # alike, so that they vary over a shard_map's axes too
-    step = partial(_step, combine, empty, exclusive)
-    totals, y = lax.scan(step, start, (x, ids), reverse=reverse)
+    size = max(math.isqrt(length), 64)
+    if length <= size:
+        return in_one_loop(operation, reverse, exclusive, x, segment_ids)
+    step = partial(_step, operation, exclusive)
+    x, ids = (_chunks(array, size) for array in (x, segment_ids))  # [size, *B, chunks]
+    (total, _, last), y = _loop(step, operation.empty, reverse, x, ids)
 
-    if length == size:
-        return jnp.moveaxis(y[..., 0], 0, -1)
+    def collect(carry, chunk):
+        return step(carry, chunk)[0], carry
 
-    def collect(carry, total):
-        return step(carry, total)[0], carry
-
-    by_chunk = tuple(jnp.moveaxis(total, -1, 0) for total in totals)  # [chunks, *B]
-    begin = tuple(part[..., 0] for part in start)
-    before, last = (jnp.moveaxis(c, 0, -1) for c in lax.scan(collect, begin, by_chunk, reverse=reverse)[1])
-    y = jnp.where((ids == last[None]) & ids.astype(jnp.bool_), combine(y, before[None]), y)
+    by_chunk = (jnp.moveaxis(array, -1, 0) for array in (total, last))  # [chunks, *B]
+    before, _, last = (
+        jnp.moveaxis(array, 0, -1)[None] for array in _loop(collect, operation.empty, reverse, *by_chunk)[1]
+    )
+    y = jnp.where((ids == last) & ids.astype(jnp.bool_), operation.combine(y, before), y)
     return jnp.moveaxis(y, 0, -1).reshape(*y.shape[1:-1], -1)[..., :length]
 
 
-def _step(combine, empty, exclusive, carry, token):
-    """One token; the carry is the latest sequence's total and its id, which a hole leaves alone."""
-    (total, last), (x, i) = carry, token
-    hole = ~i.astype(jnp.bool_)
-    before = jnp.where(i == last, total, empty)
-    after = combine(before, x)
-    y = jnp.where(hole, empty, before if exclusive else after)
-    return (jnp.where(hole, total, after), jnp.where(hole, last, i)), y
+def _loop(step, empty, reverse, x, ids):
+    """Over the first axis; the carry starts alike, so that it varies over a shard_map's axes as its inputs do."""
+    total = jnp.full_like(x[0], empty)
+    start = total, jnp.zeros_like(total), jnp.zeros_like(ids[0])
+    return lax.scan(step, start, (x, ids), reverse=reverse)
+
+
+def _step(operation, exclusive, carry, token):
+    """One token; the carry is the latest sequence's (total, error) and its id, which a hole leaves alone."""
+    (total, error, last), (x, i) = carry, token
+    hole, same = ~i.astype(jnp.bool_), i == last
+    before = jnp.where(same, total, operation.empty), jnp.where(same, error, 0)
+    after = operation.absorb(*before, x)
+    y = jnp.where(hole, operation.empty, before[0] if exclusive else after[0])
+    return tuple(jnp.where(hole, old, new) for old, new in zip(carry, (*after, i), strict=True)), y
 
 
 def _chunks(x, size: int):

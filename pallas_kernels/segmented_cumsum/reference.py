@@ -1,13 +1,19 @@
-"""segmented_cumsum as its equation says it, a masked sum over all pairs of tokens.  This is the definition."""
+"""A segmented scan as its equation says it, a masked reduction over all pairs of tokens.  This is the definition."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from pallas_kernels.segmented_cumsum._operation import Operation
 
-def segmented_cumsum(
-    x: Float[Array, "*B T"], segment_ids: Int[Array, "*B T"] | Bool[Array, "*B T"], reverse: bool, exclusive: bool
+
+def segmented_scan(
+    operation: Operation,
+    x: Float[Array, "*B T"],
+    segment_ids: Int[Array, "*B T"] | Bool[Array, "*B T"],
+    reverse: bool,
+    exclusive: bool,
 ) -> Float[Array, "*B T"]:
-    """y_t = Σ_s x_s over s ≤ t (s ≥ t in reverse; s ≠ t when exclusive) with id_s = id_t ≠ 0."""
+    """y_t = Σ_s x_s, or min_s x_s, over s ≤ t (s ≥ t in reverse; s ≠ t when exclusive) with id_s = id_t ≠ 0."""
     t = jnp.arange(x.shape[-1])
     after, before = t[:, None], t[None, :]
     if reverse:
@@ -15,4 +21,4 @@ def segmented_cumsum(
     in_order = before < after if exclusive else before <= after
     same = (segment_ids[..., :, None] == segment_ids[..., None, :]) & segment_ids.astype(jnp.bool_)[..., :, None]
     mask = same & in_order.reshape(*[1] * (x.ndim - 1), *in_order.shape)
-    return jnp.sum(jnp.where(mask, x[..., None, :], 0), axis=-1)
+    return operation.reduce(jnp.where(mask, x[..., None, :], operation.empty), axis=-1)

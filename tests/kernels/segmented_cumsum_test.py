@@ -1,6 +1,7 @@
 """segmented_cumsum and segmented_cummin: by hand, against a loop in NumPy, gradients, holes and mutants."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 
 from pallas_kernels import segmented_cummin, segmented_cumsum
-from pallas_kernels.segmented_cumsum import chunked
+from pallas_kernels.segmented_cumsum import _gradients, chunked
+from pallas_kernels.segmented_cumsum._operation import SUM
 
 DIRECTIONS = [
     dict(zip(("reverse", "exclusive"), pair, strict=True)) for pair in itertools.product((False, True), repeat=2)
@@ -54,21 +56,27 @@ def test_by_hand():
         assert run(exclusive=True) == [0, 1, 0, 3, 0, 8, 0]
         assert run(reverse=True) == [7, 6, 0, 4, 24, 16, 0]
         assert run(reverse=True, exclusive=True) == [6, 4, 0, 0, 16, 0, 0]
-    inf = float("inf")
-    assert segmented_cummin(x, ids).tolist() == [1, 1, inf, 1, 8, 8, inf]
-    assert segmented_cummin(x, ids, reverse=True, exclusive=True).tolist() == [2, 4, inf, inf, 16, inf, inf]
+        inf, least = float("inf"), partial(segmented_cummin, implementation=implementation)
+        assert least(x, ids).tolist() == [1, 1, inf, 1, 8, 8, inf]
+        assert least(x, ids, reverse=True, exclusive=True).tolist() == [2, 4, inf, inf, 16, inf, inf]
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS, ids=str)
 def test_agrees_with_a_loop(x64, direction):
+    def run(x, ids):
+        forms = chunked.in_one_loop, chunked.in_chunks  # a CPU's, and other devices'
+        sums = [form(SUM, *direction.values(), jnp.where(ids != 0, x, 0), ids) for form in forms]
+        names = ("reference", "chunked")
+        sums += [segmented_cumsum(x, ids, implementation=name, **direction) for name in names]
+        return sums, [segmented_cummin(x, ids, implementation=name, **direction) for name in names]
+
     for length in LENGTHS:
         x, ids = example(length)
-        expected = loop(x, ids, np.add, 0.0, **direction)
-        for implementation in ("reference", "chunked"):
-            y = segmented_cumsum(jnp.asarray(x), jnp.asarray(ids), implementation=implementation, **direction)
-            np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)
-        y = segmented_cummin(jnp.asarray(x), jnp.asarray(ids), **direction)
-        np.testing.assert_array_equal(y, loop(x, ids, np.minimum, np.inf, **direction))
+        sums, minima = jax.jit(run)(x, ids)
+        for y in sums:
+            np.testing.assert_allclose(y, loop(x, ids, np.add, 0.0, **direction), rtol=1e-12, atol=1e-12)
+        for y in minima:
+            np.testing.assert_array_equal(y, loop(x, ids, np.minimum, np.inf, **direction))
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS, ids=str)
@@ -92,13 +100,40 @@ def test_gradients_agree(x64, direction, length):
     np.testing.assert_allclose(second, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_gradient_of_the_minimum_goes_to_the_minimum(x64):
-    x, ids = map(jnp.asarray, example(70))
-    finite = ids != 0
-    gradient = jax.grad(lambda x: jnp.sum(jnp.where(finite, segmented_cummin(x, ids), 0)))(x)
-    step = 1e-6 * jnp.asarray(np.random.default_rng(1).normal(size=x.shape))
-    value = [jnp.sum(jnp.where(finite, segmented_cummin(x + s, ids), 0)) for s in (step, -step)]
-    np.testing.assert_allclose(jnp.sum(gradient * step), (value[0] - value[1]) / 2, rtol=1e-6)
+def gradients_of_the_minimum(x, ids, direction):
+    """By the rule and by the reference, of a loss that weighs each token otherwise."""
+
+    def loss(x, implementation):
+        y = segmented_cummin(x, ids, implementation=implementation, **direction)
+        return jnp.sum(jnp.where(jnp.isfinite(y), jnp.sin(jnp.arange(y.size, dtype=y.dtype).reshape(y.shape)) * y, 0))
+
+    return [jax.jit(jax.grad(loss), static_argnums=1)(x, name) for name in ("chunked", "reference")]
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS, ids=str)
+def test_gradient_of_the_minimum_goes_to_the_minimum(x64, direction):
+    gradient, expected = gradients_of_the_minimum(*map(jnp.asarray, example(70)), direction)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-12, atol=1e-12)
+    assert np.max(np.abs(gradient)) > 1
+
+
+def test_gradient_of_the_minimum_among_equals_and_infinities():
+    """To the first of equals; none to an infinity, before whose fall there is nothing to move."""
+    ids = jnp.array([1, 1, 1, 2, 2, 2])
+    x = jnp.array([2.0, 1.0, 1.0, jnp.inf, 3.0, 4.0])
+
+    def total(x, **direction):
+        y = segmented_cummin(x, ids, **direction)
+        return jnp.sum(jnp.where(jnp.isfinite(y), y, 0))
+
+    def gradient(**direction):
+        return jax.jit(jax.grad(partial(total, **direction)))(x).tolist()
+
+    assert gradient() == [1, 2, 0, 0, 2, 0]
+    assert gradient(reverse=True) == [0, 0, 3, 0, 2, 1]
+    assert gradient(exclusive=True) == [1, 1, 0, 0, 1, 0]
+    curved = jax.jit(jax.grad(lambda x: jnp.sum(jax.grad(lambda x: total(x) ** 2)(x) ** 2)))(x)
+    assert curved.tolist() == [720 * n for n in (1, 2, 0, 0, 2, 0)]  # of Σ(2 Y n)², Y = Σ n x = 10, Σ n² = 9
 
 
 def test_vmap_and_leading_axes(x64):
@@ -107,8 +142,8 @@ def test_vmap_and_leading_axes(x64):
     np.testing.assert_array_equal(jax.vmap(segmented_cumsum)(x, ids), whole)
     np.testing.assert_array_equal(segmented_cumsum(x[:, None], ids[:, None])[:, 0], whole)
     np.testing.assert_array_equal(segmented_cumsum(x[0], ids[0]), whole[0])
-    one = jax.vmap(jax.grad(lambda x, ids: jnp.sum(segmented_cumsum(x, ids) ** 2)))(x, ids)
-    np.testing.assert_allclose(one, jax.grad(lambda x: jnp.sum(segmented_cumsum(x, ids) ** 2))(x), rtol=1e-12)
+    gradient = jax.grad(lambda x, ids: jnp.sum(segmented_cumsum(x, ids) ** 2))
+    np.testing.assert_allclose(jax.jit(jax.vmap(gradient))(x, ids), jax.jit(gradient)(x, ids), rtol=1e-12)
 
 
 @pytest.mark.parametrize("implementation", ["reference", "chunked"])
@@ -157,17 +192,17 @@ def test_nothing_to_sum():
         assert segmented_cumsum(jnp.zeros(shape), jnp.zeros(shape, jnp.int32)).shape == shape
 
 
-def no_reset(combine, empty, exclusive, carry, token):
-    (total, _), (x, i) = carry, token
-    after = combine(total, x)
-    return (after, i), total if exclusive else after
+def no_reset(operation, exclusive, carry, token):
+    (total, error, _), (x, i) = carry, token
+    after = operation.absorb(total, error, x)
+    return (*after, i), total if exclusive else after[0]
 
 
-def forgets_at_holes(combine, empty, exclusive, carry, token):
-    (total, last), (x, i) = carry, token
-    before = jnp.where(i == last, total, empty)
-    after = combine(before, x)
-    return (after, i), before if exclusive else after
+def forgets_at_holes(operation, exclusive, carry, token):
+    (total, error, last), (x, i) = carry, token
+    before = jnp.where(i == last, total, operation.empty), jnp.where(i == last, error, 0)
+    after = operation.absorb(*before, x)
+    return (*after, i), before[0] if exclusive else after[0]
 
 
 @pytest.mark.parametrize("mutant", [no_reset, forgets_at_holes])
@@ -177,6 +212,27 @@ def test_mutants_fail(x64, monkeypatch, mutant):
         test_agrees_with_a_loop(x64, {"reverse": False, "exclusive": False})
 
 
+def no_gradient(scan, reverse, exclusive, saved, cotangent):
+    return jnp.zeros_like(cotangent), None
+
+
+def to_the_same_way(scan, reverse, exclusive, saved, cotangent):
+    return _gradients._cummin_backward(scan, not reverse, exclusive, saved, cotangent)
+
+
+def not_shifted(scan, reverse, exclusive, saved, cotangent):
+    return _gradients._cummin_backward(scan, reverse, False, saved, cotangent)
+
+
+@pytest.mark.parametrize("mutant", [no_gradient, to_the_same_way, not_shifted])
+def test_mutants_of_the_minimums_gradient_fail(x64, monkeypatch, mutant):
+    rule = jax.custom_vjp(_gradients.cummin.fun, nondiff_argnums=(0, 3, 4))
+    rule.defvjp(_gradients._cummin_forward, mutant)
+    monkeypatch.setattr(_gradients, "cummin", rule)
+    with pytest.raises(AssertionError):
+        test_gradient_of_the_minimum_goes_to_the_minimum(x64, {"reverse": False, "exclusive": True})
+
+
 @pytest.mark.parametrize(
     ("x", "ids", "options", "error", "words"),
     [
@@ -184,13 +240,20 @@ def test_mutants_fail(x64, monkeypatch, mutant):
         (jnp.zeros(3, jnp.int32), jnp.zeros(3, jnp.int32), {}, TypeError, "x is of dtype int32.*floating"),
         (jnp.zeros((2, 3)), jnp.zeros(3, jnp.int32), {}, ValueError, r"segment_ids is of shape \(3,\).*\(2, 3\)"),
         (jnp.zeros(3), jnp.zeros(3), {}, TypeError, "segment_ids is of dtype float32.*integer ids or a boolean"),
-        (jnp.zeros(3), jnp.zeros(3, bool), {"implementation": "tpu"}, NotImplementedError, "'tpu' is not written yet"),
+        (jnp.zeros(3), jnp.zeros(3, bool), {"implementation": "gpu"}, NotImplementedError, "'gpu' is not written yet"),
+        (
+            jnp.zeros(3),
+            jnp.zeros(3, bool),
+            {"implementation": "tpu"},
+            NotImplementedError,
+            "'tpu' is lowered where it cannot run .*CPU.*should be None",
+        ),
         (
             jnp.zeros(3),
             jnp.zeros(3, bool),
             {"implementation": "x"},
             ValueError,
-            "'x' is unknown.*'reference', 'chunked'",
+            "'x' is unknown.*'reference', 'chunked', 'tpu'",
         ),
     ],
 )
