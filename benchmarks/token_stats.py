@@ -5,7 +5,7 @@
 `dense` is what a user would write: logits, a log-softmax, three reductions. All are run in turns within one process,
 so that a busy machine slows each alike; the least time of each counts, and what is printed is its ratio to dense.
 Where tokamax is installed (0.0.17, Python 3.12: `pip install tokamax==0.0.17`), its `chunked_xla` log-probability is
-timed beside ours; it has neither of the other outputs. `--device gpu` is another program, told of in `token_stats_gpu.py`.
+timed beside ours; it has neither of the other outputs. `--device gpu` is told of in `token_stats_gpu.py`.
 """
 
 import argparse

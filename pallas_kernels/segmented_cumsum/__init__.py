@@ -83,7 +83,8 @@ def segmented_cummin(
 
 def _scan(operation: Operation, differentiable: Callable, x, segment_ids, reverse, exclusive, implementation):
     """The reference is differentiated as it stands; the others have their gradients' rule."""
-    run = IMPLEMENTATIONS[chosen(operation.name, implementation, IMPLEMENTATIONS)]
+    name = chosen(operation.name, implementation, (None, *IMPLEMENTATIONS))
+    run = _lowering.best if name is None else IMPLEMENTATIONS[name]
     x, ids = _prepare(operation.name, x, segment_ids)
     if run is reference.segmented_scan or x.size == 0:
         return reference.segmented_scan(operation, x, ids, reverse, exclusive)
