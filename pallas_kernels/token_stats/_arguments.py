@@ -63,7 +63,8 @@ def inputs_of(hidden, unembedding, targets, bias, mask, scalars, vocabulary: int
     present = (targets >= 0) & (targets < vocabulary)
     present = present if mask is None else present & mask
     y = jnp.where(present, targets.astype(jnp.int32), ABSENT)
-    beta, cap = (x if x is None else lax.stop_gradient(jnp.asarray(x, accumulator)) for x in scalars.values())
+    tau, cap = (None if x is None else lax.stop_gradient(jnp.asarray(x, accumulator)) for x in scalars.values())
+    beta = 1 / jnp.asarray(tau)
     axes = axes_of(hidden, unembedding, bias, y, beta, cap)
     weights = varying_over(axes, hidden, unembedding, bias)
-    return Inputs(*weights, *varying_over(axes - {axis_name}, y, 1 / beta, cap))
+    return Inputs(*weights, *varying_over(axes - {axis_name}, y, beta, cap))

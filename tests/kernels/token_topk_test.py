@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 
 from pallas_kernels import TokenStats, token_stats, token_topk
 from pallas_kernels.token_stats import chunked as token_stats_chunked
