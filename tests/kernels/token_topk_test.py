@@ -187,8 +187,8 @@ def drop_last_tile(size, tile, body, carry):
     return carry
 
 
-def seen_twice(part, unseen):
-    return jnp.ones_like(unseen)[None]
+def seen_twice(head, part, unseen):
+    return None
 
 
 def only_the_tile(best, x, first, is_column, with_tile=chunked.with_tile):
