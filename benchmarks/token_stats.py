@@ -78,7 +78,8 @@ def seconds(programs, arguments, turns):
 
 def compare(functions, names, size, dtype, turns):
     """Prints a line for each function and pass; the first function is what the others are measured by."""
-    arguments = inputs(*size, dtype)
+    n, d, v = size
+    arguments = inputs(n, d, v, dtype)
     for label, transform in (("forward", forward), ("forward + backward", with_gradients)):
         made = {name: jax.jit(transform(f, names)).lower(*arguments).compile() for name, f in functions.items()}
         best = seconds(made, arguments, turns)

@@ -137,8 +137,13 @@ def test_tiles_of_masked_rows_are_skipped(monkeypatch):
     assert count_products(monkeypatch, jnp.arange(16) < 5) == 4
 
 
-def no_size(head, part, unseen):
-    return None if unseen is None else unseen[None]
+def seen_twice(head, part, unseen):
+    """The last tile starts early, and nothing says that its beginning has been seen."""
+    return None
+
+
+def padding_too(tile, hidden, head, fitted=_tiles.fitted):
+    return fitted(tile, hidden, head._replace(size=V))
 
 
 def uncapped(h, part, logits=_tiles.logits):
@@ -148,8 +153,9 @@ def uncapped(h, part, logits=_tiles.logits):
 @pytest.mark.parametrize(
     ("where", "name", "mutant"),
     [
-        (chunked, "is_column", no_size),
-        (_gradients, "is_column", no_size),
+        (chunked, "is_column", seen_twice),
+        (_gradients, "is_column", seen_twice),
+        (chunked, "fitted", padding_too),
         (chunked, "logits", uncapped),
         (chunked, "logits", lambda h, part, logits=_tiles.logits: logits(h, part._replace(bias=None))),
     ],

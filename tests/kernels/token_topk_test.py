@@ -229,7 +229,8 @@ def test_mutants_of_ties_and_padding_fail(monkeypatch):
         with pytest.raises(AssertionError):
             test_of_equal_logits_the_lower_id_is_first("chunked")
     with monkeypatch.context() as patch:
-        patch.setattr(token_stats_chunked, "is_column", lambda part, unseen: unseen[None])
+        fitted = token_stats_chunked.fitted
+        patch.setattr(token_stats_chunked, "fitted", lambda tile, h, head: fitted(tile, h, head._replace(size=V)))
         with pytest.raises(AssertionError):
             test_absent_rows_and_padding_may_hold_anything("chunked")
 
