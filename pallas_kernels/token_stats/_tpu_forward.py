@@ -27,7 +27,7 @@ an element), two parts of logits 2·part·nt·4, sums 5·8·nt·4, outputs 2·8�
 from functools import partial
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -138,7 +138,7 @@ def _kernel(present, held, size, scale, h, w, y, *refs, tile: Tile, part: int, c
             chunk = pl.ds(start, min(CHUNK, tile.tokens - start))
             local = y[:, chunk] - (first + p * part)
             old = Sums(*(found[k, :, chunk] for k in range(len(Sums._fields))))
-            new = _absorbed(old, logits[p % 2][:, chunk], local, beta)
+            new = _absorbed(old, logits[p % 2].at[:, chunk], local, beta)
             for k, value in enumerate(new):
                 found[k, :, chunk] = value
 
@@ -168,21 +168,27 @@ def _kernel(present, held, size, scale, h, w, y, *refs, tile: Tile, part: int, c
 
 def _absorbed(old: Sums, z, local, beta) -> Sums:
     """The sums [8, n] with a part z [part, n] of logits; `local` [1, n] is the target's row of it."""
-    groups = z.reshape(-1, SUBLANES, z.shape[1])
-    top = jnp.maximum(old.top, jnp.max(groups, axis=0))
+    groups = z.shape[0] // SUBLANES
+    over_groups = partial(lax.fori_loop, 0, groups, unroll=True)
+
+    def group(k):
+        return z[pl.ds(pl.multiple_of(k * SUBLANES, SUBLANES), SUBLANES)]
+
+    top = over_groups(lambda k, top: jnp.maximum(top, group(k)), old.top)
     shift = old.top - top
     s = jnp.exp(beta * shift)
     moment = jnp.where(s > 0, (old.moment + shift * old.rest) * s, 0)  # never −∞·0
-    is_target = (counted(z.shape, 0) == local).reshape(groups.shape)
-    d = groups - top[None]
-    e = jnp.where(is_target, 0, jnp.exp(beta * d))
-    return Sums(
-        top,
-        old.target + jnp.sum(jnp.where(is_target, groups, 0), axis=0),
-        old.rest * s + jnp.sum(e, axis=0),
-        old.squares * (s * s) + jnp.sum(e * e, axis=0),
-        moment + jnp.sum(d * e, axis=0),
-    )
+    target_group = local - counted(old.top.shape, 0)
+
+    def add(k, so_far):
+        target, rest, squares, moment = so_far
+        x = group(k)
+        is_target = target_group == k * SUBLANES
+        d = x - top
+        e = jnp.where(is_target, 0, jnp.exp(beta * d))
+        return jnp.where(is_target, x, target), rest + e, squares + e * e, moment + d * e
+
+    return Sums(top, *over_groups(add, (old.target, old.rest * s, old.squares * (s * s), moment)))
 
 
 def part_of(size: int, limit: int) -> int:
