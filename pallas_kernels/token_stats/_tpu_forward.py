@@ -37,13 +37,14 @@ from pallas_kernels.token_stats._tpu_tiles import (
     LANES,
     SUBLANES,
     Visits,
-    as_column,
+    bias_row,
     common_dtype,
     cost,
     counted,
     dot,
     fitted,
     generation,
+    in_all_lanes,
     is_ragged,
     like,
     padded,
@@ -80,7 +81,7 @@ def sums(hidden: Array, head: Head, targets: Array, tile: Tile | None) -> Sums:
         (padded(jnp.where(targets >= 0, targets, FAR), tokens, FAR)[None], pl.BlockSpec((1, tokens), _row)),
     ]
     if head.bias is not None:
-        inputs.append((head.bias[None], pl.BlockSpec((1, columns), lambda *at: of_columns(*at)[::-1])))
+        inputs.append((bias_row(head, columns), pl.BlockSpec((1, columns), lambda *at: of_columns(*at)[::-1])))
     arrays, specs = zip(*inputs, strict=True)
     kernel = partial(
         _kernel,
@@ -125,7 +126,7 @@ def _kernel(present, held, size, scale, h, w, y, *refs, tile: Tile, part: int, c
     def make(p: int):
         z = dot(w[pl.ds(p * part, part)], h[...], (1, 1), common)
         if biased:
-            z = z + as_column(b[:, pl.ds(p * part, part)].astype(jnp.float32))
+            z = z + in_all_lanes(b[:, pl.ds(p * part, part)])[:, :1]
         if capped:
             z = cap * jnp.tanh(z / cap)
         if ragged:

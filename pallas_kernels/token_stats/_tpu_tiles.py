@@ -103,6 +103,12 @@ def padded(vector, unit: int, value):
     return jnp.pad(vector, (0, whole(vector.shape[0], unit) - vector.shape[0]), constant_values=value)
 
 
+def bias_row(head: Head, columns: int):
+    """The bias as [1, V] in float32, padded to tiles of so many columns, and 0 at what is none."""
+    b = padded(head.bias.astype(jnp.float32), columns, 0)
+    return jnp.where(jnp.arange(b.shape[0], dtype=jnp.int32) < head.size, b, 0)[None]
+
+
 def is_ragged(head: Head, columns: int) -> bool:
     """Whether some tile of so many columns may hold what is no column."""
     return not isinstance(head.size, int) or head.size % columns > 0
@@ -120,9 +126,9 @@ def dot(a, b, contract: tuple[int, int], common):
     )
 
 
-def as_column(row):
-    """[1, n] as [n, 1]."""
-    return jnp.transpose(jnp.broadcast_to(row, (SUBLANES, row.shape[1])))[:, :1]
+def in_all_lanes(row):
+    """[1, n] as a column in each lane, [n, 128]."""
+    return jnp.transpose(jnp.broadcast_to(row, (LANES, row.shape[1])))
 
 
 def counted(shape: tuple[int, int], axis: int):
