@@ -3,15 +3,16 @@
 from collections.abc import Callable
 from functools import cache, partial
 
+import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels._dispatch import by_platform, chosen
-from pallas_kernels.token_stats import chunked, reference
+from pallas_kernels.token_stats import chunked, reference, tpu
 from pallas_kernels.token_stats._rule import Passes, Plan, localised, rule, shard
 from pallas_kernels.token_stats._types import Head, Tile, TokenStats
 
 KERNEL = "token_stats"
-PASSES = {"chunked": Passes(chunked.sums, chunked.gradients)}
+PASSES = {"chunked": Passes(chunked.sums, chunked.gradients), "tpu": Passes(tpu.sums, tpu.gradients)}
 
 
 @cache
@@ -29,9 +30,11 @@ def implementation_of(
 @cache
 def _best(dtype) -> Passes:
     """Each pass of the platform's own kernel where it takes the dtype, else chunked."""
+    own = {"tpu": tpu} if dtype in (jnp.bfloat16, jnp.float32) else {}
+    passes = {"chunked": chunked} | own
     return Passes(
-        by_platform(KERNEL, chunked=chunked.sums),
-        by_platform(KERNEL, chunked=chunked.gradients),
+        by_platform(KERNEL, **{name: module.sums for name, module in passes.items()}),
+        by_platform(KERNEL, **{name: module.gradients for name, module in passes.items()}),
     )
 
 

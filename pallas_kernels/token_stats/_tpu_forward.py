@@ -34,7 +34,6 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.token_stats._statistics import Sums, lowest, rescaled
 from pallas_kernels.token_stats._tpu_tiles import (
     FAR,
-    LANES,
     SUBLANES,
     Visits,
     bias_row,
@@ -68,12 +67,11 @@ def sums(hidden: Array, head: Head, targets: Array, tile: Tile | None) -> Sums:
     part = part_of(columns // 2, PART)  # an even number of parts: each takes turns with the one before it
 
     def of_tokens(i, j, *plan):
-        return Visits(*plan).held[i], 0
+        return Visits(*plan).tokens(i), 0
 
     def of_columns(i, j, *plan):
         plan = Visits(*plan)
-        last = plan.last(columns)
-        return jnp.where(plan.present[i] > 0, jnp.minimum(j, last), last), 0
+        return jnp.where(plan.computes(i, 0), plan.columns(j, columns), plan.last(columns)), 0
 
     inputs = [
         (hidden, pl.BlockSpec((tokens, d), of_tokens)),
@@ -105,9 +103,7 @@ def sums(hidden: Array, head: Head, targets: Array, tile: Tile | None) -> Sums:
                 pltpu.VMEM((len(Sums._fields), SUBLANES, tokens), jnp.float32),
             ],
         ),
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=here.vmem
-        ),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=here.vmem),
         cost_estimate=cost(1, hidden, head, tile, "vocabulary", 1),
         name="token_stats_sums",
     )(*plan, *arrays)
@@ -149,7 +145,7 @@ def _kernel(present, held, size, scale, h, w, y, *refs, tile: Tile, part: int, c
         found[0] = jnp.full(found.shape[1:], LOWEST)
         logits[(parts - 1) % 2][...] = jnp.full((part, tile.tokens), LOWEST)
 
-    @pl.when((present[i] > 0) & (first < size[0]))
+    @pl.when(plan.computes(i, first))
     def compute():
         for p in range(parts):
             make(p)

@@ -1,8 +1,8 @@
 """∂hidden on a TPU: for each tile of tokens, one pass over tiles of the vocabulary.  See `_tpu_backward`.
 
 VMEM, in bytes: hidden states 2·nt·D·b and weight 2·vt·D·b (each twice, to load one while the other is read), the sum
-4·nt·D, what is written of it 2·nt·D·b, logits and their slope part·vt·(8 + b), coefficients and targets as columns, each
-in all lanes, 7·nt·128·4.
+4·nt·D, what is written of it 2·nt·D·b, logits and their slope part·vt·(8 + b), coefficients and targets as columns,
+each in all lanes, 7·nt·128·4.
 """
 
 from functools import partial
@@ -52,12 +52,11 @@ def hidden_gradient(hidden: Array, head: Head, targets: Array, slope: Slope, til
     coefficients = coefficient_rows(slope, targets, tokens)
 
     def of_tokens(i, j, *plan):
-        return Visits(*plan).held[i], 0
+        return Visits(*plan).tokens(i), 0
 
     def of_columns(i, j, *plan):
         plan = Visits(*plan)
-        last = plan.last(columns)
-        return jnp.where(plan.present[i] > 0, jnp.minimum(j, last), last), 0
+        return jnp.where(plan.computes(i, 0), plan.columns(j, columns), plan.last(columns)), 0
 
     def row(i, j, *_):
         return 0, i
@@ -94,9 +93,7 @@ def hidden_gradient(hidden: Array, head: Head, targets: Array, slope: Slope, til
                 pltpu.VMEM((coefficients.shape[0], tokens, LANES), jnp.float32),
             ],
         ),
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=here.vmem
-        ),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=here.vmem),
         cost_estimate=cost(2, hidden, head, tile, "vocabulary", 1),
         name="token_stats_hidden_gradient",
     )(*plan, *arrays)
@@ -126,7 +123,7 @@ def _kernel(
         for k in range(sum(known)):
             c_columns[k] = in_all_lanes(c[pl.ds(k, 1)])
 
-    @pl.when((present[i] > 0) & (first < size[0]))
+    @pl.when(plan.computes(i, first))
     def compute():
         if ragged:
 

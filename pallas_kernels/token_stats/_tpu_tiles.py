@@ -83,9 +83,19 @@ class Visits(NamedTuple):
     size: Int[Array, " 1"]  # of the head
     scale: Float[Array, " 2"]  # β, and c where there is a soft cap
 
-    def last(self, columns: int):
+    def computes(self, i, first):
+        """Whether the tile of tokens i by the columns from `first` on is computed."""
+        return (self.present[i] > 0) & (first < self.size[0])
+
+    def tokens(self, i):
+        return self.held[i]
+
+    def columns(self, j, tile: int):
+        return jnp.minimum(j, self.last(tile))
+
+    def last(self, tile: int):
         """The last tile of the vocabulary that is computed."""
-        return jnp.maximum((self.size[0] + columns - 1) // columns - 1, 0)
+        return jnp.maximum((self.size[0] + tile - 1) // tile - 1, 0)
 
 
 def visits(head: Head, targets, tokens: int) -> Visits:

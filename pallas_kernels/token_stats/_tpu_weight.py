@@ -1,4 +1,4 @@
-"""∂unembedding and ∂bias on a TPU: for each tile of the vocabulary, one pass over tiles of tokens.  See `_tpu_backward`.
+"""∂unembedding and ∂bias on a TPU: for each tile of the vocabulary, one pass over tiles of tokens (`_tpu_backward`).
 
 VMEM, in bytes: weight 2·vt·D·b and hidden states 2·nt·D·b (each twice, to load one while the other is read), the sum
 4·vt·D, what is written of it 2·vt·D·b, logits and their slope part·nt·(8 + b), targets as a column in all lanes
@@ -50,14 +50,14 @@ def weight_gradient(hidden: Array, head: Head, targets: Array, slope: Slope, til
     tokens, columns = tile
     plan = visits(head, targets, tokens)
     coefficients = coefficient_rows(slope, targets, tokens)
-    biased = head.bias is not None
+    biased, end = head.bias is not None, plan.present.shape[0] - 1
 
     def of_tokens(j, i, *plan):
         plan = Visits(*plan)
-        return jnp.where(j <= plan.last(columns), plan.held[i], plan.held[plan.held.shape[0] - 1]), 0
+        return jnp.where(j * columns < plan.size[0], plan.tokens(i), plan.tokens(end)), 0
 
     def of_columns(j, i, *plan):
-        return jnp.minimum(j, Visits(*plan).last(columns)), 0
+        return Visits(*plan).columns(j, columns), 0
 
     def row(j, i, *_):
         return 0, i
@@ -68,7 +68,8 @@ def weight_gradient(hidden: Array, head: Head, targets: Array, slope: Slope, til
         (padded(targets, tokens, ABSENT)[None], pl.BlockSpec((1, tokens), row)),
         (coefficients, pl.BlockSpec((coefficients.shape[0], tokens), row)),
     ]
-    outputs = [(like(head.unembedding, (v, d), head.unembedding.dtype), pl.BlockSpec((columns, d), lambda j, *_: (j, 0)))]
+    of_dw = pl.BlockSpec((columns, d), lambda j, *_: (j, 0))
+    outputs = [(like(head.unembedding, (v, d), head.unembedding.dtype), of_dw)]
     if biased:
         inputs.append((bias_row(head, columns), pl.BlockSpec((1, columns), lambda *at: of_columns(*at)[::-1])))
         outputs.append((like(head.bias, (1, v), head.bias.dtype), pl.BlockSpec((1, columns), lambda j, *_: (0, j))))
@@ -97,9 +98,7 @@ def weight_gradient(hidden: Array, head: Head, targets: Array, slope: Slope, til
                 *[pltpu.VMEM((columns, LANES), jnp.float32)] * (2 * biased),
             ],
         ),
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=here.vmem
-        ),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=here.vmem),
         cost_estimate=cost(2, hidden, head, tile, "tokens", 1),
         name="token_stats_weight_gradient",
     )(*plan, *arrays)
@@ -132,7 +131,7 @@ def _kernel(
         if biased:
             b_column[...], b_total[...] = in_all_lanes(b[...]), jnp.zeros_like(b_total)
 
-    @pl.when((present[i] > 0) & (first < size[0]))
+    @pl.when(Visits(present, held, size, scale).computes(i, first))
     def compute():
         @pl.when(present[i] < tile.tokens)
         def leave_out():
@@ -153,4 +152,8 @@ def _kernel(
 def _bytes(d: int, hidden, head: Head, tile: Tile) -> int:
     h, w = hidden.dtype.itemsize, head.unembedding.dtype.itemsize
     blocks = 2 * d * (tile.tokens * h + 2 * tile.vocabulary * w)
-    return blocks + scratch_bytes(tile.vocabulary, tile.tokens, d, max(h, w)) + (tile.tokens + 2 * tile.vocabulary) * LANES * 4
+    return (
+        blocks
+        + scratch_bytes(tile.vocabulary, tile.tokens, d, max(h, w))
+        + (tile.tokens + 2 * tile.vocabulary) * LANES * 4
+    )
