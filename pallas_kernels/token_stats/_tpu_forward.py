@@ -158,7 +158,7 @@ def _kernel(present, held, size, scale, h, w, y, *refs, tile: Tile, part: int, c
     @pl.when(j == pl.num_programs(1) - 1)
     def write():
         top, target, rest, squares, moment = (found[k] for k in range(len(Sums._fields)))
-        eight = Sums(jnp.maximum(top * beta, LOWEST), target * beta, rest, squares, moment * beta)
+        eight = Sums(jnp.where(top > LOWEST, top * beta, LOWEST), target * beta, rest, squares, moment * beta)
         total = rescaled(eight, jnp.max(eight.top, axis=0, keepdims=True))
         out[...] = jnp.concatenate([total.top, *(jnp.sum(x, axis=0, keepdims=True) for x in total[1:])])
 
