@@ -3,16 +3,18 @@
 from collections.abc import Callable
 from functools import cache, partial
 
+import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels._dispatch import by_platform, chosen, only_on
-from pallas_kernels.token_stats import _gpu_tiles, chunked, gpu, reference
+from pallas_kernels.token_stats import _gpu_tiles, chunked, gpu, reference, tpu
 from pallas_kernels.token_stats._rule import Passes, Plan, rule, shard
 from pallas_kernels.token_stats._types import Head, Tile, TokenStats
 
 KERNEL = "token_stats"
 PASSES = {
     "chunked": Passes(chunked.sums, chunked.gradients),
+    "tpu": Passes(tpu.sums, tpu.gradients),  # elsewhere Pallas says so itself, or interprets where it is told to
     "gpu": Passes(only_on(KERNEL, "gpu", gpu.sums), only_on(KERNEL, "gpu", gpu.gradients)),
 }
 
@@ -35,9 +37,11 @@ def _best(dtype) -> Passes:
 
     On a GPU it is XLA's tiles until its kernel has been measured against them.
     """
+    own = {"tpu": tpu} if dtype in (jnp.bfloat16, jnp.float32) else {}
+    passes = {"chunked": chunked, "gpu": _gpu_tiles} | own
     return Passes(
-        by_platform(KERNEL, chunked=chunked.sums, gpu=_gpu_tiles.sums),
-        by_platform(KERNEL, chunked=chunked.gradients, gpu=_gpu_tiles.gradients),
+        by_platform(KERNEL, **{name: module.sums for name, module in passes.items()}),
+        by_platform(KERNEL, **{name: module.gradients for name, module in passes.items()}),
     )
 
 

@@ -153,7 +153,7 @@ def absorbed(sums: Sums, x, is_target, is_column=None, target=None) -> Sums:
 
 def slope_at(slope: Slope, x, is_target):
     """β ∂L/∂x of a tile x [n, v], from coefficients [n, 1]."""
-    log_pi = (x - slope.top) - slope.log_total
+    log_pi = jnp.minimum((x - slope.top) - slope.log_total, 0)  # where x is no column's, π stays finite
     pi = jnp.exp(log_pi)
     within = slope.constant
     if slope.log_pi is not None:

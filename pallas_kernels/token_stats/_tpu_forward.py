@@ -1,0 +1,202 @@
+"""The sums over the columns, on a TPU: one pass over tiles of the vocabulary for each tile of tokens.
+
+The mathematics is in `_statistics`: for each token the running maximum m of its logits, the target's own, and
+
+    rest = Σ e^(x−m),   squares = Σ e^(2(x−m)),   moment = Σ (x−m) e^(x−m)    over the columns v ≠ y.
+
+They are enough for log π(y), the entropy and Σπ², and none is a difference of large numbers.  Moved to a new maximum
+m' with s = m − m', they are rest·e^s, squares·e^2s, (moment + s·rest)·e^s.  Here x = βz, and the kernel keeps m, the
+target and the moment in units of z, so that β multiplies once a logit.
+
+The tile is transposed, zᵀ = W·hᵀ: columns of the vocabulary lie in sublanes and tokens in lanes.
+
+                tokens → (lanes)                 The five sums are [8, nt]: one for every 8th row of zᵀ, so that a
+              ┌───────────────┐                  column costs neither a shuffle nor a rescaling: a vector register of
+    columns   │ part 0        │  8 rows at a     logits is added to one of sums. The 8 are joined at the end.
+       ↓      │ part 1        │  time, added
+    (sublanes)└───────────────┘  to [8, nt]      Grid: (tiles of tokens, tiles of the vocabulary), the latter innermost.
+
+A tile is made in parts.  While the matrix unit makes one part, the vector unit adds the part before it to the sums; the
+last part of a tile is added during the first of the next one, and that of the last tile at the end.  A column that is
+none (padding, or beyond the weight's end) has the lowest logit, which adds nothing once any other has been seen.
+
+VMEM, in bytes:  hidden states 2·nt·D·b and weight 2·vt·D·b (each twice: one is loaded while the other is read; b bytes
+an element), two parts of logits 2·part·nt·4, sums 5·8·nt·4, outputs 2·8·nt·4.
+"""
+
+from functools import partial
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels.token_stats._statistics import Sums, lowest, rescaled
+from pallas_kernels.token_stats._tpu_tiles import (
+    FAR,
+    SUBLANES,
+    Visits,
+    bias_row,
+    common_dtype,
+    cost,
+    counted,
+    dot,
+    fitted,
+    generation,
+    in_all_lanes,
+    is_ragged,
+    like,
+    padded,
+    visits,
+)
+from pallas_kernels.token_stats._types import Head, Tile
+
+PART = 256  # columns of a part
+CHUNK = 256  # tokens whose sums are in registers at a time
+LOWEST = lowest(jnp.float32)
+
+
+def sums(hidden: Array, head: Head, targets: Array, tile: Tile | None) -> Sums:
+    """The sums over all columns of the head, [N] each, in float32."""
+    common = common_dtype(hidden, head)
+    (n, d), v = hidden.shape, head.unembedding.shape[0]
+    here = generation()
+    tile = fitted(tile, here.sums, n, v, partial(_bytes, d, hidden, head), here.vmem)
+    tokens, columns = tile
+    plan = visits(head, targets, tokens)
+    part = part_of(columns // 2, PART)  # an even number of parts: each takes turns with the one before it
+
+    def of_tokens(i, j, *plan):
+        return Visits(*plan).tokens(i), 0
+
+    def of_columns(i, j, *plan):
+        plan = Visits(*plan)
+        return jnp.where(plan.computes(i, 0), plan.columns(j, columns), plan.last(columns)), 0
+
+    inputs = [
+        (hidden, pl.BlockSpec((tokens, d), of_tokens)),
+        (head.unembedding, pl.BlockSpec((columns, d), of_columns)),
+        (padded(jnp.where(targets >= 0, targets, FAR), tokens, FAR)[None], pl.BlockSpec((1, tokens), _row)),
+    ]
+    if head.bias is not None:
+        inputs.append((bias_row(head, columns), pl.BlockSpec((1, columns), lambda *at: of_columns(*at)[::-1])))
+    arrays, specs = zip(*inputs, strict=True)
+    kernel = partial(
+        _kernel,
+        tile=tile,
+        part=part,
+        common=common,
+        ragged=is_ragged(head, columns),
+        biased=head.bias is not None,
+        capped=head.softcap is not None,
+    )
+    found = pl.pallas_call(
+        kernel,
+        like(hidden, (len(Sums._fields), plan.present.shape[0] * tokens), jnp.float32),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=len(plan),
+            grid=(plan.present.shape[0], pl.cdiv(v, columns)),
+            in_specs=specs,
+            out_specs=pl.BlockSpec((len(Sums._fields), tokens), _row),
+            scratch_shapes=[
+                *[pltpu.VMEM((part, tokens), jnp.float32)] * 2,
+                pltpu.VMEM((len(Sums._fields), SUBLANES, tokens), jnp.float32),
+            ],
+        ),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=here.vmem),
+        cost_estimate=cost(1, hidden, head, tile, "vocabulary", 1),
+        name="token_stats_sums",
+    )(*plan, *arrays)
+    return Sums(*found[:, :n])
+
+
+def _kernel(present, held, size, scale, h, w, y, *refs, tile: Tile, part: int, common, ragged, biased, capped):
+    """One tile of logits; its last part is added to the sums in the next step."""
+    b, out, *logits, found = refs if biased else (None, *refs)
+    plan = Visits(present, held, size, scale)
+    beta, cap = scale[0], scale[1]
+    i, j = pl.program_id(0), pl.program_id(1)
+    parts = tile.vocabulary // part
+    first = j * tile.vocabulary
+
+    def make(p: int):
+        z = dot(w[pl.ds(p * part, part)], h[...], (1, 1), common)
+        if biased:
+            z = z + in_all_lanes(b[:, pl.ds(p * part, part)])[:, :1]
+        if capped:
+            z = cap * jnp.tanh(z / cap)
+        if ragged:
+            z = jnp.where(counted(z.shape, 0) < size[0] - (first + p * part), z, LOWEST)
+        logits[p % 2][...] = z
+
+    def add(p: int):
+        """The part p; −1 is the last one of the tile before."""
+        for start in range(0, tile.tokens, CHUNK):
+            chunk = pl.ds(start, min(CHUNK, tile.tokens - start))
+            local = y[:, chunk] - (first + p * part)
+            old = Sums(*(found[k, :, chunk] for k in range(len(Sums._fields))))
+            new = _absorbed(old, logits[p % 2].at[:, chunk], local, beta)
+            for k, value in enumerate(new):
+                found[k, :, chunk] = value
+
+    @pl.when(j == 0)
+    def start():
+        found[...] = jnp.zeros_like(found)
+        found[0] = jnp.full(found.shape[1:], LOWEST)
+        logits[(parts - 1) % 2][...] = jnp.full((part, tile.tokens), LOWEST)
+
+    @pl.when(plan.computes(i, first))
+    def compute():
+        for p in range(parts):
+            make(p)
+            add(p - 1)
+
+        @pl.when(j == plan.last(tile.vocabulary))
+        def finish():
+            add(parts - 1)
+
+    @pl.when(j == pl.num_programs(1) - 1)
+    def write():
+        top, target, rest, squares, moment = (found[k] for k in range(len(Sums._fields)))
+        eight = Sums(jnp.where(top > LOWEST, top * beta, LOWEST), target * beta, rest, squares, moment * beta)
+        total = rescaled(eight, jnp.max(eight.top, axis=0, keepdims=True))
+        out[...] = jnp.concatenate([total.top, *(jnp.sum(x, axis=0, keepdims=True) for x in total[1:])])
+
+
+def _absorbed(old: Sums, z, local, beta) -> Sums:
+    """The sums [8, n] with a part z [part, n] of logits; `local` [1, n] is the target's row of it."""
+    groups = z.shape[0] // SUBLANES
+    over_groups = partial(lax.fori_loop, 0, groups, unroll=True)
+
+    def group(k):
+        return z[pl.ds(pl.multiple_of(k * SUBLANES, SUBLANES), SUBLANES)]
+
+    top = over_groups(lambda k, top: jnp.maximum(top, group(k)), old.top)
+    shift = old.top - top
+    s = jnp.exp(beta * shift)
+    moment = jnp.where(s > 0, (old.moment + shift * old.rest) * s, 0)  # never −∞·0
+    target_group = local - counted(old.top.shape, 0)
+
+    def add(k, so_far):
+        target, rest, squares, moment = so_far
+        x = group(k)
+        is_target = target_group == k * SUBLANES
+        d = x - top
+        e = jnp.where(is_target, 0, jnp.exp(beta * d))
+        return jnp.where(is_target, x, target), rest + e, squares + e * e, moment + d * e
+
+    return Sums(top, *over_groups(add, (old.target, old.rest * s, old.squares * (s * s), moment)))
+
+
+def part_of(size: int, limit: int) -> int:
+    """The largest multiple of 64 up to the limit that divides the size, itself one."""
+    return max(part for part in range(64, limit + 1, 64) if size % part == 0)
+
+
+def _row(i, j, *_):
+    return 0, i
+
+
+def _bytes(d: int, hidden, head: Head, tile: Tile) -> int:
+    inputs = 2 * d * (tile.tokens * hidden.dtype.itemsize + tile.vocabulary * head.unembedding.dtype.itemsize)
+    return inputs + 4 * tile.tokens * (2 * PART + 8 * SUBLANES)

@@ -1,0 +1,170 @@
+"""What the TPU kernels share: the tiles of each TPU generation, what must fit beside them, which tiles are visited.
+
+Hidden states and weight stay as they are in HBM, of any sizes: the last block of either hangs over the array's end, and
+what it holds there is anything, NaN included. Only vectors of N, which are small, are padded to whole tiles.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Float, Int
+
+from pallas_kernels._dispatch import require
+from pallas_kernels.token_stats._types import ABSENT, Head, Tile, dtypes
+
+LANES = 128
+SUBLANES = 8
+FAR = -(2**30)  # a target that no column is, however it is counted
+
+
+class Generation(NamedTuple):
+    """The tiles of each pass, for D = 4096 in bfloat16, and the VMEM (bytes) that a kernel may ask for."""
+
+    vmem: int
+    sums: Tile
+    hidden: Tile
+    weight: Tile
+
+
+# From a search over static schedules at (N, D, V) = (4096, 4096, 151936), `benchmarks/tpu_static.py`.
+GENERATIONS = {
+    "v5e": Generation(100 * 2**20, Tile(512, 512), Tile(512, 512), Tile(512, 512)),
+    "v5p": Generation(56 * 2**20, Tile(512, 512), Tile(512, 512), Tile(512, 512)),
+    "v6e": Generation(100 * 2**20, Tile(1024, 1024), Tile(1024, 512), Tile(512, 1024)),
+    "7x": Generation(56 * 2**20, Tile(1024, 512), Tile(512, 512), Tile(512, 512)),
+}
+UNKNOWN = Generation(56 * 2**20, Tile(512, 512), Tile(512, 512), Tile(512, 512))  # compiles on all of these
+
+
+def generation() -> Generation:
+    """That of the device, or of the abstract mesh, that a program is traced for."""
+    try:
+        version = str(pltpu.get_tpu_info().chip_version)
+    except ValueError:  # traced elsewhere, for a TPU that is not known yet
+        return UNKNOWN
+    return GENERATIONS.get(version, UNKNOWN)
+
+
+def fitted(tile: Tile | None, best: Tile, tokens: int, columns: int, bytes_of, vmem: int) -> Tile:
+    """The tile given, in multiples of 128 (or of the array, where it is smaller), else the best one shrunk to fit.
+
+    `bytes_of(tile)` is what the kernel keeps in VMEM.
+    """
+    most = Tile(whole(tokens, LANES), whole(columns, LANES))
+    if tile is not None:
+        return Tile(*(min(whole(size, LANES), limit) for size, limit in zip(tile, most, strict=True)))
+    tile = Tile(*map(min, best, most))
+    while bytes_of(tile) > vmem and max(tile) > LANES:
+        tile = Tile(*(whole(size // 2, LANES) if size == max(tile) else size for size in tile))
+    return tile
+
+
+def whole(size: int, unit: int) -> int:
+    """The least multiple of the unit that is not below the size."""
+    return -(-size // unit) * unit
+
+
+# --------------------------------------------------------------------------------------------- which tiles are visited
+
+
+class Visits(NamedTuple):
+    """What is prefetched to SMEM: which tiles a kernel computes, and the scalars of the logits.
+
+    A tile of tokens with nothing to learn, or of padding alone, is not computed. Its step asks for the block that is
+    there already, and so costs no DMA.
+    """
+
+    present: Int[Array, " tiles"]  # how many of a tile's tokens have something to learn
+    held: Int[Array, " tiles"]  # the last tile of tokens up to here that is computed
+    size: Int[Array, " 1"]  # of the head
+    scale: Float[Array, " 2"]  # β, and c where there is a soft cap
+
+    def computes(self, i, first):
+        """Whether the tile of tokens i by the columns from `first` on is computed."""
+        return (self.present[i] > 0) & (first < self.size[0])
+
+    def tokens(self, i):
+        return self.held[i]
+
+    def columns(self, j, tile: int):
+        return jnp.minimum(j, self.last(tile))
+
+    def last(self, tile: int):
+        """The last tile of the vocabulary that is computed."""
+        return jnp.maximum((self.size[0] + tile - 1) // tile - 1, 0)
+
+
+def visits(head: Head, targets, tokens: int) -> Visits:
+    """Of targets [N], in tiles of so many tokens."""
+    rows = padded(targets, tokens, ABSENT).reshape(-1, tokens)
+    present = jnp.sum(rows != ABSENT, axis=1, dtype=jnp.int32)
+    held = lax.cummax(jnp.where(present > 0, jnp.arange(rows.shape[0], dtype=jnp.int32), 0))
+    cap = jnp.ones_like(head.beta) if head.softcap is None else head.softcap
+    size = jnp.asarray(head.size, jnp.int32).reshape(1)
+    return Visits(present, held, size, jnp.stack([head.beta, cap]).astype(jnp.float32))
+
+
+def padded(vector, unit: int, value):
+    """[N] with the value after its end, up to a multiple of the unit."""
+    return jnp.pad(vector, (0, whole(vector.shape[0], unit) - vector.shape[0]), constant_values=value)
+
+
+def bias_row(head: Head, columns: int):
+    """The bias as [1, V] in float32, padded to tiles of so many columns, and 0 at what is none."""
+    b = padded(head.bias.astype(jnp.float32), columns, 0)
+    return jnp.where(jnp.arange(b.shape[0], dtype=jnp.int32) < head.size, b, 0)[None]
+
+
+def is_ragged(head: Head, columns: int) -> bool:
+    """Whether some tile of so many columns may hold what is no column."""
+    return not isinstance(head.size, int) or head.size % columns > 0
+
+
+# ----------------------------------------------------------------------------------------------------- within a kernel
+
+
+def dot(a, b, contract: tuple[int, int], common):
+    """The product in float32; float32 itself is not rounded to bfloat16 on the way."""
+    precision = lax.Precision.HIGHEST if common == jnp.float32 else lax.Precision.DEFAULT
+    axes = ((contract[0],), (contract[1],)), ((), ())
+    return lax.dot_general(
+        a.astype(common), b.astype(common), axes, precision=precision, preferred_element_type=jnp.float32
+    )
+
+
+def in_all_lanes(row):
+    """[1, n] as a column in each lane, [n, 128]."""
+    return jnp.transpose(jnp.broadcast_to(row, (LANES, row.shape[1])))
+
+
+def counted(shape: tuple[int, int], axis: int):
+    return lax.broadcasted_iota(jnp.int32, shape, axis)
+
+
+# ------------------------------------------------------------------------------------------------------ around a kernel
+
+
+def common_dtype(hidden, head: Head) -> Any:
+    """Raises TypeError where a TPU has no products of it."""
+    common = dtypes(hidden, head.unembedding)[0]
+    fits = common in (jnp.bfloat16, jnp.float32)
+    require(fits, "token_stats", "hidden with unembedding", f"of dtype {common}", "bfloat16 or float32", TypeError)
+    return common
+
+
+def like(source, shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
+    """An output's type, varying over the axes of a shard_map as its source does."""
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(source).manual_axis_type)
+
+
+def cost(products: int, hidden, head: Head, tile: Tile, inner: str, exponentials: int) -> pl.CostEstimate:
+    """Of so many products of N·D·V; what the inner grid dimension runs over is read once for each outer tile."""
+    (n, d), v = hidden.shape, head.unembedding.shape[0]
+    h, w = n * d * hidden.dtype.itemsize, v * d * head.unembedding.dtype.itemsize
+    outer = pl.cdiv(n, tile.tokens) if inner == "vocabulary" else pl.cdiv(v, tile.vocabulary)
+    moved = h + outer * w if inner == "vocabulary" else w + outer * h
+    return pl.CostEstimate(flops=2 * products * n * d * v, transcendentals=exponentials * n * v, bytes_accessed=moved)

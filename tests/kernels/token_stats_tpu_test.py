@@ -1,0 +1,248 @@
+"""The TPU kernels of token_stats in Pallas' interpreters, tile by tile, against the dense reference; and mutants.
+
+The plain interpreter is quick; the TPU's own has memory that starts as NaN, bounds that are checked, and threads whose
+races are looked for.  What only a compiler can refuse is `make tpu-compile`'s.
+"""
+
+import contextlib
+import functools
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels import token_stats
+from pallas_kernels.token_stats import _tpu_backward, _tpu_forward, _tpu_hidden, _tpu_tiles, _tpu_weight, chunked, tpu
+from pallas_kernels.token_stats._statistics import Slope, no_columns
+from pallas_kernels.token_stats._types import ABSENT, ELSEWHERE, Head, Tile, TokenStats
+
+TILE = (128, 128)
+QUICK = {"xla_backend_optimization_level": 0}  # to compile, not to run
+
+
+class Case(NamedTuple):
+    """Sizes that are no multiples of a tile, and what the logits are made with."""
+
+    n: int
+    d: int
+    v: int
+    dtype: type = jnp.float32
+    size: int | None = None
+    bias: bool = False
+    softcap: float | None = None
+
+
+CASES = [
+    Case(200, 70, 300, bias=True),
+    Case(300, 64, 520, jnp.bfloat16, size=400, bias=True, softcap=3.0),
+    Case(130, 40, 384, jnp.bfloat16),
+    Case(129, 3, 130, softcap=2.0, size=127),
+    Case(1, 1, 1),
+]
+
+
+@contextlib.contextmanager
+def interpreter(monkeypatch, checked: bool):
+    if checked:
+        try:
+            with pltpu.force_tpu_interpret_mode(pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")):
+                yield
+        finally:
+            pltpu.reset_tpu_interpret_mode_state()
+    else:
+        with monkeypatch.context() as patch:
+            patch.setattr(pl, "pallas_call", partial(pl.pallas_call, interpret=True))
+            yield
+
+
+def example(case: Case):
+    """hidden, unembedding, targets, bias, mask and cotangents; hidden states that are left out are NaN."""
+    rng = np.random.default_rng(case.n)
+    columns = case.v if case.size is None else case.size
+    hidden = rng.normal(size=(case.n, case.d)) / np.sqrt(case.d)
+    targets = rng.integers(0, columns, case.n)
+    mask = rng.random(case.n) < 0.8
+    mask[: case.n // 2 + 1] = True
+    hidden[~mask] = np.nan
+    hidden, unembedding = (jnp.asarray(x, case.dtype) for x in (hidden, 3 * rng.normal(size=(case.v, case.d))))
+    bias = jnp.asarray(rng.normal(size=case.v), jnp.float32) if case.bias else None
+    cotangents = TokenStats(*(jnp.asarray(rng.normal(size=case.n), jnp.float32) for _ in range(3)))
+    return hidden, unembedding, jnp.asarray(targets, jnp.int32), bias, jnp.asarray(mask), cotangents
+
+
+def values_and_gradients(case: Case, implementation: str, wanted=(0, 1, 2)):
+    """(logp, entropy, proxy), and the gradients of the wanted ones' sum times cotangents.
+
+    The reference has the same numbers in float32, where products of bfloat16 are exact.
+    """
+    hidden, unembedding, targets, bias, mask, cotangents = example(case)
+    given = dict(temperature=1.3, softcap=case.softcap, mask=mask, vocab_size=case.size, implementation=implementation)
+    if implementation == "reference":
+        hidden, unembedding = hidden.astype(jnp.float32), unembedding.astype(jnp.float32)
+    else:
+        given["tile"] = TILE
+
+    def loss(hidden, unembedding, bias):
+        stats = token_stats(hidden, unembedding, targets, bias=bias, **given)
+        return sum(jnp.sum(cotangents[i] * stats[i]) for i in wanted), stats
+
+    weights = (0, 1) if bias is None else (0, 1, 2)
+    run = jax.jit(jax.value_and_grad(loss, weights, has_aux=True), compiler_options=QUICK)
+    (_, stats), gradients = run(hidden, unembedding, bias)
+    return stats, gradients
+
+
+@functools.cache
+def expected(case: Case, wanted=(0, 1, 2)):
+    return values_and_gradients(case, "reference", wanted)
+
+
+def errors(found, expected) -> tuple[float, float]:
+    """The greatest of values and of gradients, over the greatest entry of what it should be."""
+
+    def error(x, y):
+        x, y = (np.asarray(array.astype(jnp.float32)) for array in (x, y))
+        distance = np.max(np.abs(x - y)) / max(np.max(np.abs(y)), 1e-6)
+        return np.inf if np.isnan(distance) else distance
+
+    return tuple(max(map(error, found[k], expected[k])) for k in (0, 1))
+
+
+def agrees(case: Case, wanted=(0, 1, 2)) -> bool:
+    value, gradient = errors(values_and_gradients(case, "tpu", wanted), expected(case, wanted))
+    return value < 1e-5 and gradient < (2e-5 if case.dtype == jnp.float32 else 2**-7)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_agrees_with_the_reference(monkeypatch, case):
+    with interpreter(monkeypatch, checked=False):
+        assert agrees(case)
+
+
+@pytest.mark.parametrize("case", CASES[1:2], ids=str)
+def test_reads_nothing_that_is_not_there(monkeypatch, case):
+    with interpreter(monkeypatch, checked=True):
+        assert agrees(case)
+
+
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,)])
+def test_gradients_of_some_of_the_outputs(monkeypatch, wanted):
+    with interpreter(monkeypatch, checked=False):
+        assert agrees(CASES[2], wanted)
+
+
+def test_one_shard_of_a_vocabulary_and_a_dtype_for_the_sum(monkeypatch):
+    """The passes themselves: targets elsewhere, a size that is traced, also of nothing, and unknown coefficients."""
+    rng = np.random.default_rng(0)
+    hidden, unembedding = (jnp.asarray(rng.normal(size=(rows, 24)), jnp.bfloat16) for rows in (140, 150))
+    targets = jnp.asarray(rng.integers(ABSENT, 100, 140), jnp.int32).at[3:90:3].set(ELSEWHERE)
+    present = np.asarray(targets != ABSENT)
+    known = [jnp.asarray(x, jnp.float32) for x in (*rng.normal(size=(2, 140)), 8 + rng.random(140), rng.random(140))]
+    top, log_total = known[2], known[3]
+    slope = Slope(top, log_total, known[0], known[1], None, None)
+
+    def run(passes, size, tile):
+        head = Head(unembedding, None, jnp.float32(0.7), None, size)
+        sums = passes.sums(hidden, head, targets, tile)
+        return [x[present] for x in sums], passes.gradients(hidden, head, targets, slope, tile, jnp.float32)[:2]
+
+    with interpreter(monkeypatch, checked=False):
+        for size in (100, 0):
+            found = jax.jit(partial(run, tpu, tile=Tile(*TILE)), compiler_options=QUICK)(jnp.int32(size))
+            right = jax.jit(partial(run, chunked, tile=None))(jnp.int32(size))
+            assert found[1][0].dtype == jnp.float32
+            top, *sums = found[0]
+            if size:
+                value, gradient = errors(found, right)
+                assert value < 1e-5
+                assert gradient < 2**-7
+            else:
+                np.testing.assert_array_equal(np.concatenate(sums), 0)
+                np.testing.assert_array_equal(top, no_columns(targets, jnp.float32).top[present])
+                assert not any(np.any(x) for x in found[1])
+
+
+def test_tiles_with_nothing_to_learn_are_not_visited():
+    head = Head(jnp.zeros((300, 8)), None, jnp.float32(1), None, jnp.int32(140))
+    targets = jnp.full(700, ABSENT).at[jnp.array([130, 131, 500])].set(7)
+    plan = _tpu_tiles.visits(head, targets, 128)
+    assert plan.present.tolist() == [0, 2, 0, 1, 0, 0]
+    assert plan.held.tolist() == [0, 1, 1, 3, 3, 3]
+    assert [bool(plan.computes(i, first)) for i, first in ((0, 0), (1, 0), (1, 128), (1, 256))] == [0, 1, 1, 0]
+    assert [int(plan.columns(j, 128)) for j in range(3)] == [0, 1, 1]
+
+
+def test_a_tile_fits_its_memory():
+    generation = _tpu_tiles.UNKNOWN
+    for d in (1, 640, 4096, 8192):
+        hidden, head = jnp.zeros((1, d), jnp.float32), Head(jnp.zeros((1, d), jnp.float32), None, None, None, 1)
+        bytes_of = partial(_tpu_weight._bytes, d, hidden, head)
+        tile = _tpu_tiles.fitted(None, generation.weight, 2**20, 2**18, bytes_of, generation.vmem)
+        assert bytes_of(tile) <= generation.vmem < bytes_of(Tile(2 * tile.tokens, 4 * tile.vocabulary)) or d < 8192
+        assert not any(size % 128 for size in tile)
+
+
+def test_a_dtype_that_a_tpu_has_no_products_of():
+    x = jnp.zeros((2, 4), jnp.float16)
+    with pytest.raises(TypeError, match="of dtype float16; it should be bfloat16 or float32"):
+        token_stats(x, x, jnp.zeros(2, jnp.int32), implementation="tpu")
+
+
+# ------------------------------------------------------------------------------------------------------------- mutants
+
+
+def unmasked(head, columns):
+    return False
+
+
+def one_tile_less(size, tile):
+    return max(1, -(-size // tile) - 1)
+
+
+def not_rescaled(absorbed):
+    """The sums so far, as if the maximum had not grown."""
+
+    def mutant(old, z, local, beta):
+        new = absorbed(old._replace(rest=0 * old.rest, squares=0 * old.rest, moment=0 * old.rest), z, local, beta)
+        return new._replace(rest=new.rest + old.rest, squares=new.squares + old.squares, moment=new.moment + old.moment)
+
+    return mutant
+
+
+class DropsATile:
+    """`pl` as a kernel's module has it, with one tile less of what its outer grid dimension or inner one covers."""
+
+    cdiv = staticmethod(one_tile_less)
+
+    def __getattr__(self, name):
+        return getattr(pl, name)
+
+
+MUTANTS = {
+    "a tile of columns dropped": (0, _tpu_forward, "pl", DropsATile()),
+    "a tile of columns dropped from ∂h": (1, _tpu_hidden, "pl", DropsATile()),
+    "a tile of columns dropped from ∂W": (1, _tpu_weight, "pl", DropsATile()),
+    "no tail's mask": (0, _tpu_forward, "is_ragged", unmasked),
+    "no rescaling": (0, _tpu_forward, "_absorbed", not_rescaled(_tpu_forward._absorbed)),
+    "no joining of eight": (0, _tpu_forward, "rescaled", lambda sums, top: sums._replace(top=top)),
+    "NaN of the weight's end": (1, _tpu_hidden, "zero_unless", lambda keep, block: None),
+    "NaN of a token left out": (1, _tpu_weight, "zero_unless", lambda keep, block: None),
+    "padding has a gradient": (1, _tpu_weight, "is_ragged", unmasked),
+    "a part's slope is another's": (1, _tpu_backward, "slope_at", lambda slope, x, is_target: slope.constant + 0 * x),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutant(monkeypatch, name):
+    """Values are wrong, or gradients (the gradients are never right where the values are not)."""
+    wrong, module, attribute, mutant = MUTANTS[name]
+    case = CASES[1] if "padding" in name else CASES[0]
+    with interpreter(monkeypatch, checked=False):
+        monkeypatch.setattr(module, attribute, mutant)
+        found = errors(values_and_gradients(case, "tpu"), expected(case))
+    assert found[wrong] > 1e-2
