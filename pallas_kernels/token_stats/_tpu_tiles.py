@@ -95,7 +95,7 @@ class Visits(NamedTuple):
 
     def last(self, tile: int):
         """The last tile of the vocabulary that is computed."""
-        return jnp.maximum((self.size[0] + tile - 1) // tile - 1, 0)
+        return lax.div(jnp.maximum(self.size[0] - 1, 0), jnp.int32(tile))  # `//` would ask for the device's kind
 
 
 def visits(head: Head, targets, tokens: int) -> Visits:
