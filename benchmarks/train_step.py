@@ -13,6 +13,7 @@ turns within one process; the least processor time of each counts.  Memory is XL
 import argparse
 import math
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -132,7 +133,7 @@ def compare(programs, turns):
 
 
 def main(turns):
-    programs = {"rljax": ours(1)} | {f"rljax, {parts} microbatches": ours(parts) for parts in (2, 4)}
+    programs: dict[str, Any] = {"rljax": ours(1)} | {f"rljax, {parts} microbatches": ours(parts) for parts in (2, 4)}
     try:
         programs["tunix 0.1.7"] = tunix()
     except ImportError as error:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import cache, partial
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -12,9 +13,16 @@ from pallas_kernels.token_stats._rule import Passes, Plan, rule, shard
 from pallas_kernels.token_stats._types import Head, Tile, TokenStats
 
 KERNEL = "token_stats"
+
+
+def _named(name: str, module) -> Passes:
+    """A module's passes in the scope by which a program tells them."""
+    return Passes(*(jax.named_scope(f"{KERNEL}_{name}")(pass_) for pass_ in (module.sums, module.gradients)))
+
+
 PASSES = {
-    "chunked": Passes(chunked.sums, chunked.gradients),
-    "tpu": Passes(tpu.sums, tpu.gradients),  # elsewhere Pallas says so itself, or interprets where it is told to
+    "chunked": _named("chunked", chunked),
+    "tpu": _named("tpu", tpu),  # elsewhere Pallas says so itself, or interprets where it is told to
     "gpu": Passes(only_on(KERNEL, "gpu", gpu.sums), only_on(KERNEL, "gpu", gpu.gradients)),
 }
 
@@ -26,7 +34,7 @@ def implementation_of(
     """The function of `_rule.Inputs` that the name stands for; None is the best one for the platform."""
     name = chosen(KERNEL, name, (None, "reference", *PASSES))
     if name == "reference":
-        return partial(_dense, vocabulary, axis_name, width_axis)
+        return jax.named_scope(f"{KERNEL}_reference")(partial(_dense, vocabulary, axis_name, width_axis))
     passes = _best(dtype) if name is None else PASSES[name]
     return rule(Plan(passes, tile, vocabulary, axis_name, width_axis))
 

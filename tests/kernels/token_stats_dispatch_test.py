@@ -1,0 +1,52 @@
+"""Which implementation of token_stats is in a program, by the platform it is lowered for and by name."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from pallas_kernels import token_stats
+from tests.kernels.heads import enable_x64
+
+PLATFORM = {"cpu": "chunked", "tpu": "tpu", "cuda": "gpu"}
+
+
+def implementations(platform, dtype=jnp.bfloat16, gradients=True, **options):
+    """The scopes in the program lowered for the platform, which need not be this machine's."""
+
+    def loss(hidden, unembedding):
+        return sum(map(jnp.sum, token_stats(hidden, unembedding, jnp.zeros(256, jnp.int32), **options)))
+
+    shapes = jax.ShapeDtypeStruct((256, 64), dtype), jax.ShapeDtypeStruct((512, 64), dtype)
+    program = jax.jit(jax.grad(loss, (0, 1)) if gradients else loss)
+    text = program.trace(*shapes).lower(lowering_platforms=(platform,)).as_text(debug_info=True)
+    return set(re.findall(r"token_stats_(reference|chunked|tpu|gpu)\b[/)]", text)), text.count("tpu_custom_call")
+
+
+@pytest.mark.parametrize("platform", PLATFORM)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_each_platform_takes_its_own(platform, dtype):
+    found, kernels = implementations(platform, dtype)
+    assert found == {PLATFORM[platform]}
+    assert kernels == (3 if platform == "tpu" else 0)  # forward, and a gradient each
+
+
+def test_a_forward_pass_has_no_gradients_in_it():
+    assert implementations("tpu", gradients=False) == ({"tpu"}, 1)
+
+
+@pytest.mark.parametrize("platform", PLATFORM)
+def test_float64_is_for_tiles_under_xla(platform):
+    with enable_x64():
+        found, kernels = implementations(platform, jnp.float64)
+    assert found == ({"gpu"} if platform == "cuda" else {"chunked"})
+    assert kernels == 0
+
+
+def test_a_name_is_that_one_or_an_error():
+    for name, kernels in {"tpu": 3, "chunked": 0, "reference": 0}.items():
+        assert implementations("tpu", implementation=name) == ({name}, kernels)
+    for name in ("tpu", "gpu"):
+        with pytest.raises((NotImplementedError, ValueError), match=r"CPU backend|'gpu' in a program for cpu"):
+            implementations("cpu", implementation=name)
