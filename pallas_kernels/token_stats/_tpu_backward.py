@@ -24,6 +24,7 @@ nothing.  Rows of a that are not there only spoil their own sums, which are mask
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
@@ -88,7 +89,8 @@ def coefficient_rows(slope: Slope, targets, tokens: int):
 def from_rows(known: tuple[bool, ...], rows) -> Slope:
     """The coefficients from those that are known."""
     rest = iter(rows)
-    return Slope(*(next(rest) if there else None for there in known))
+    coefficients: Any = (next(rest) if there else None for there in known)
+    return Slope(*coefficients)
 
 
 def scratch(rows: int, width: int, d: int, common) -> list:

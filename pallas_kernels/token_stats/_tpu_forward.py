@@ -121,7 +121,7 @@ def _kernel(present, held, size, scale, h, w, y, *refs, tile: Tile, part: int, c
 
     def make(p: int):
         z = dot(w[pl.ds(p * part, part)], h[...], (1, 1), common)
-        if biased:
+        if b is not None:
             z = z + in_all_lanes(b[:, pl.ds(p * part, part)])[:, :1]
         if capped:
             z = cap * jnp.tanh(z / cap)

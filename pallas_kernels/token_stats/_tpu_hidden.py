@@ -110,7 +110,7 @@ def _kernel(
 
     def slope(row, z):
         rows = pl.ds(row, ROWS)
-        if biased:
+        if b is not None:
             z = z + b[...]
         columns = [jnp.concatenate([c_columns[k, rows]] * width, axis=1) for k in range(sum(known))]
         local = jnp.concatenate([y_column[rows] - first] * width, axis=1)

@@ -115,6 +115,7 @@ def padded(vector, unit: int, value):
 
 def bias_row(head: Head, columns: int):
     """The bias as [1, V] in float32, padded to tiles of so many columns, and 0 at what is none."""
+    assert head.bias is not None
     b = padded(head.bias.astype(jnp.float32), columns, 0)
     return jnp.where(jnp.arange(b.shape[0], dtype=jnp.int32) < head.size, b, 0)[None]
 
@@ -141,7 +142,7 @@ def in_all_lanes(row):
     return jnp.transpose(jnp.broadcast_to(row, (LANES, row.shape[1])))
 
 
-def counted(shape: tuple[int, int], axis: int):
+def counted(shape: tuple[int, ...], axis: int):
     return lax.broadcasted_iota(jnp.int32, shape, axis)
 
 

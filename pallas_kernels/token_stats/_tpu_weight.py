@@ -70,7 +70,7 @@ def weight_gradient(hidden: Array, head: Head, targets: Array, slope: Slope, til
     ]
     of_dw = pl.BlockSpec((columns, d), lambda j, *_: (j, 0))
     outputs = [(like(head.unembedding, (v, d), head.unembedding.dtype), of_dw)]
-    if biased:
+    if head.bias is not None:
         inputs.append((bias_row(head, columns), pl.BlockSpec((1, columns), lambda *at: of_columns(*at)[::-1])))
         outputs.append((like(head.bias, (1, v), head.bias.dtype), pl.BlockSpec((1, columns), lambda j, *_: (0, j))))
     arrays, specs = zip(*inputs, strict=True)
