@@ -86,7 +86,9 @@ def _scan(operation: Operation, differentiable: Callable, x, segment_ids, revers
     name = chosen(operation.name, implementation, (None, *IMPLEMENTATIONS))
     run = _lowering.best if name is None else IMPLEMENTATIONS[name]
     x, ids = _prepare(operation.name, x, segment_ids)
-    if run is reference.segmented_scan or x.size == 0:
+    if x.size == 0:
+        return x
+    if run is reference.segmented_scan:
         return reference.segmented_scan(operation, x, ids, reverse, exclusive)
     return differentiable(run, x, ids, reverse, exclusive)
 
