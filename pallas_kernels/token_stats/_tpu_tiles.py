@@ -30,7 +30,7 @@ class Generation(NamedTuple):
     weight: Tile
 
 
-# From a search over static schedules at (N, D, V) = (4096, 4096, 151936), `benchmarks/tpu_static.py`.
+# Drafts: of the few tried at (N, D, V) = (4096, 4096, 151936) by static schedules; the search is not finished.
 GENERATIONS = {
     "v5e": Generation(100 * 2**20, Tile(512, 512), Tile(512, 512), Tile(512, 512)),
     "v5p": Generation(56 * 2**20, Tile(512, 512), Tile(512, 512), Tile(512, 512)),
