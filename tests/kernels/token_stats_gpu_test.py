@@ -10,7 +10,7 @@ import pytest
 from jax import sharding
 
 from pallas_kernels import token_stats
-from pallas_kernels._dispatch import varying_alike
+from pallas_kernels._dispatch import axes_of, varying_over
 from pallas_kernels.token_stats import _gpu_tiles, gpu
 from pallas_kernels.token_stats._rule import Passes, Plan, rule
 from pallas_kernels.token_stats._statistics import Sums
@@ -128,7 +128,8 @@ def on_shards(run, mesh, check_vma):
     """(hidden, unembedding, targets) -> TokenStats, [N] each, with the vocabulary split over the mesh."""
 
     def shard(hidden, unembedding, targets):
-        found = run(*varying_alike(hidden, unembedding, None, targets, jnp.float32(2.0), None))
+        inputs = varying_over(axes_of(unembedding), hidden, unembedding, None, targets, jnp.float32(2.0), None)
+        found = run(*inputs)
         return jax.tree.map(lambda x: x if check_vma is False else jax.lax.pmax(x, "v"), found)
 
     specs = sharding.PartitionSpec(), sharding.PartitionSpec("v"), sharding.PartitionSpec()
