@@ -18,9 +18,10 @@ changing places. One tile `a` [ra, D] stays while all tiles `b` [rb, D] of the o
 
 and while the matrix unit makes the logits of one part of a's rows, the vector unit has those of the part before.
 
-No logit is masked.  Rows of b that are not there (tokens to be left out, columns that are padding, what lies beyond an
-end), which may hold NaN, are set to zero in VMEM, in the few tiles that have such; then whatever ∂z they have counts
-nothing.  Rows of a that are not there only spoil their own sums, which are masked when they are written.
+No logit is masked.  The coefficients of tokens to be left out are zero.  Rows of b that may hold NaN, or are to have no
+part in the sum (columns that are padding, what lies beyond an end), are set to zero in VMEM, in the few tiles that have
+such; then whatever ∂z they have counts nothing, being finite: log π is at most 0.  Rows of a that are not there only
+spoil their own sums, which are masked when they are written.
 """
 
 from collections.abc import Callable
@@ -37,6 +38,7 @@ from pallas_kernels.token_stats._types import ABSENT
 
 PART = 256  # rows of a, whose logits are made at a time
 ROWS = 16  # rows of a part, whose slope is in registers at a time: a tile of bfloat16
+CLEARED = 64  # rows that are set to zero at a time
 
 
 def accumulate(a, b, slope: Callable, logits, dz, total, common) -> None:
@@ -71,13 +73,14 @@ def slope_of_logits(z, coefficients: Slope, is_target, scale, capped: bool):
 
 
 def zero_unless(keep: Callable, block) -> None:
-    """Sets rows of a block in VMEM to zero; `keep(row)` [ROWS, 1] is true where those that begin at `row` stay."""
+    """Sets rows of a block in VMEM to zero; `keep(row)` [CLEARED, 1] is true where those that begin at `row` stay."""
 
     def some_rows(k, _):
-        row = pl.multiple_of(k * ROWS, ROWS)
-        block[pl.ds(row, ROWS)] = jnp.where(keep(row), block[pl.ds(row, ROWS)], jnp.zeros((), block.dtype))
+        row = pl.multiple_of(k * CLEARED, CLEARED)
+        rows = pl.ds(row, CLEARED)
+        block[rows] = jnp.where(keep(row), block[rows], jnp.zeros((), block.dtype))
 
-    lax.fori_loop(0, block.shape[0] // ROWS, some_rows, None)
+    lax.fori_loop(0, block.shape[0] // CLEARED, some_rows, None)
 
 
 def coefficient_rows(slope: Slope, targets, tokens: int):
@@ -86,11 +89,12 @@ def coefficient_rows(slope: Slope, targets, tokens: int):
     return jnp.stack([padded(c, tokens, 0) for c in known])
 
 
-def from_rows(known: tuple[bool, ...], rows) -> Slope:
-    """The coefficients from those that are known."""
-    rest = iter(rows)
-    coefficients: Any = (next(rest) if there else None for there in known)
-    return Slope(*coefficients)
+def from_rows(known: tuple[bool, bool], rows) -> Slope:
+    """The coefficients, of which the last two are there if known."""
+    top, log_total, at_target, constant, *others = rows
+    rest = iter(others)
+    log_pi, pi = (next(rest) if there else None for there in known)
+    return Slope(top, log_total, at_target, constant, log_pi, pi)
 
 
 def scratch(rows: int, width: int, d: int, common) -> list:

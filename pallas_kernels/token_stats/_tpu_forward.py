@@ -51,7 +51,6 @@ from pallas_kernels.token_stats._tpu_tiles import (
 )
 from pallas_kernels.token_stats._types import Head, Tile
 
-PART = 256  # columns of a part
 CHUNK = 256  # tokens whose sums are in registers at a time
 LOWEST = lowest(jnp.float32)
 
@@ -61,10 +60,10 @@ def sums(hidden: Array, head: Head, targets: Array, tile: Tile | None) -> Sums:
     common = common_dtype(hidden, head)
     (n, d), v = hidden.shape, head.unembedding.shape[0]
     here = generation()
-    tile = fitted(tile, here.sums, n, v, partial(_bytes, d, hidden, head), here.vmem)
+    tile = fitted(tile, here.sums, "tokens", hidden, head, partial(_bytes, d, hidden, head, here.part), here.vmem)
     tokens, columns = tile
     plan = visits(head, targets, tokens)
-    part = part_of(columns // 2, PART)  # an even number of parts: each takes turns with the one before it
+    part = part_of(columns // 2, here.part)  # an even number of parts: each takes turns with the one before it
 
     def of_tokens(i, j, *plan):
         return Visits(*plan).tokens(i), 0
@@ -197,6 +196,6 @@ def _row(i, j, *_):
     return 0, i
 
 
-def _bytes(d: int, hidden, head: Head, tile: Tile) -> int:
+def _bytes(d: int, hidden, head: Head, part: int, tile: Tile) -> int:
     inputs = 2 * d * (tile.tokens * hidden.dtype.itemsize + tile.vocabulary * head.unembedding.dtype.itemsize)
-    return inputs + 4 * tile.tokens * (2 * PART + 8 * SUBLANES)
+    return inputs + 4 * tile.tokens * (2 * part + 8 * SUBLANES)

@@ -14,6 +14,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.token_stats._statistics import Slope
 from pallas_kernels.token_stats._tpu_backward import (
+    CLEARED,
     ROWS,
     accumulate,
     coefficient_rows,
@@ -46,7 +47,7 @@ def hidden_gradient(hidden: Array, head: Head, targets: Array, slope: Slope, til
     common = common_dtype(hidden, head)
     (n, d), v = hidden.shape, head.unembedding.shape[0]
     here = generation()
-    tile = fitted(tile, here.hidden, n, v, partial(_bytes, d, hidden, head, dtype), here.vmem)
+    tile = fitted(tile, here.hidden, "tokens", hidden, head, partial(_bytes, d, hidden, head, dtype), here.vmem)
     tokens, columns = tile
     plan = visits(head, targets, tokens)
     coefficients = coefficient_rows(slope, targets, tokens)
@@ -74,7 +75,7 @@ def hidden_gradient(hidden: Array, head: Head, targets: Array, slope: Slope, til
         _kernel,
         tile=tile,
         common=common,
-        known=tuple(c is not None for c in slope),
+        known=(slope.log_pi is not None, slope.pi is not None),
         ragged=is_ragged(head, columns),
         biased=head.bias is not None,
         capped=head.softcap is not None,
@@ -112,7 +113,7 @@ def _kernel(
         rows = pl.ds(row, ROWS)
         if b is not None:
             z = z + b[...]
-        columns = [jnp.concatenate([c_columns[k, rows]] * width, axis=1) for k in range(sum(known))]
+        columns = [jnp.concatenate([c_columns[k, rows]] * width, axis=1) for k in range(c.shape[0])]
         local = jnp.concatenate([y_column[rows] - first] * width, axis=1)
         return slope_of_logits(z, from_rows(known, columns), counted(z.shape, 1) == local, scale, capped)
 
@@ -120,7 +121,7 @@ def _kernel(
     def start():
         total[...] = jnp.zeros_like(total)
         y_column[...] = in_all_lanes(y[...])
-        for k in range(sum(known)):
+        for k in range(c.shape[0]):
             c_columns[k] = in_all_lanes(c[pl.ds(k, 1)])
 
     @pl.when(plan.computes(i, first))
@@ -129,7 +130,7 @@ def _kernel(
 
             @pl.when(first + tile.vocabulary > size[0])
             def leave_out():
-                zero_unless(lambda row: counted((ROWS, 1), 0) + row < size[0] - first, w)
+                zero_unless(lambda row: counted((CLEARED, 1), 0) + row < size[0] - first, w)
 
         accumulate(h, w, slope, logits, dz, total, common)
 

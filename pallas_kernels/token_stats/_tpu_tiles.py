@@ -4,6 +4,8 @@ Hidden states and weight stay as they are in HBM, of any sizes: the last block o
 what it holds there is anything, NaN included. Only vectors of N, which are small, are padded to whole tiles.
 """
 
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,48 +20,62 @@ from pallas_kernels.token_stats._types import ABSENT, Head, Tile, dtypes
 
 LANES = 128
 SUBLANES = 8
+WIDTH = 4096  # the D of the table
+SPARE = 8 * 2**20  # bytes of VMEM for what the compiler puts there
+NARROW = 256  # a tile's side from which on the other is made smaller first
 FAR = -(2**30)  # a target that no column is, however it is counted
 
 
 class Generation(NamedTuple):
-    """The tiles of each pass, for D = 4096 in bfloat16, and the VMEM (bytes) that a kernel may ask for."""
+    """The tiles of each pass, for D = `WIDTH` in bfloat16; a larger D or dtype makes them smaller.
 
-    vmem: int
+    `part` is how many columns of logits the pass of the sums makes at a time.
+    """
+
     sums: Tile
     hidden: Tile
     weight: Tile
+    part: int
+    vmem: int = 56 * 2**20  # bytes that a kernel may ask for
 
 
-# Drafts: of the few tried at (N, D, V) = (4096, 4096, 151936) by static schedules; the search is not finished.
+# The best of a search over static schedules at (N, D, V) = (4096, 4096, 151936), with `benchmarks/tpu_static.py`.
 GENERATIONS = {
-    "v5e": Generation(100 * 2**20, Tile(512, 512), Tile(512, 512), Tile(512, 512)),
-    "v5p": Generation(56 * 2**20, Tile(512, 512), Tile(512, 512), Tile(512, 512)),
-    "v6e": Generation(100 * 2**20, Tile(1024, 1024), Tile(1024, 512), Tile(512, 1024)),
-    "7x": Generation(56 * 2**20, Tile(1024, 512), Tile(512, 512), Tile(512, 512)),
+    "v5e": Generation(sums=Tile(512, 512), hidden=Tile(512, 512), weight=Tile(512, 512), part=128),
+    "v5p": Generation(sums=Tile(512, 512), hidden=Tile(512, 512), weight=Tile(512, 512), part=128),
+    "v6e": Generation(sums=Tile(1024, 1024), hidden=Tile(1024, 512), weight=Tile(512, 1024), part=256),
+    "7x": Generation(sums=Tile(1024, 1024), hidden=Tile(512, 1024), weight=Tile(512, 512), part=256),
 }
-UNKNOWN = Generation(56 * 2**20, Tile(512, 512), Tile(512, 512), Tile(512, 512))  # compiles on all of these
+ANY = Generation(sums=Tile(512, 512), hidden=Tile(512, 512), weight=Tile(512, 512), part=256)  # fits all of these
 
 
 def generation() -> Generation:
     """That of the device, or of the abstract mesh, that a program is traced for."""
     try:
-        version = str(pltpu.get_tpu_info().chip_version)
+        info = pltpu.get_tpu_info()
     except ValueError:  # traced elsewhere, for a TPU that is not known yet
-        return UNKNOWN
-    return GENERATIONS.get(version, UNKNOWN)
+        return ANY
+    return GENERATIONS.get(str(info.chip_version), ANY)._replace(vmem=info.vmem_capacity_bytes // 8 * 7)
 
 
-def fitted(tile: Tile | None, best: Tile, tokens: int, columns: int, bytes_of, vmem: int) -> Tile:
-    """The tile given, in multiples of 128 (or of the array, where it is smaller), else the best one shrunk to fit.
+def fitted(tile: Tile | None, best: Tile, stays: str, hidden, head: Head, bytes_of: Callable, vmem: int) -> Tile:
+    """The tile given, in multiples of 128 and no larger than the arrays, else the best one made to fit.
 
-    `bytes_of(tile)` is what the kernel keeps in VMEM.
+    It has to fit VMEM, of which the kernel takes `bytes_of(tile)`, and be no more work than at `WIDTH` in bfloat16, as
+    the compiler unrolls it (a product in float32 is six in bfloat16).  The side that passes by is halved first: what is read from HBM depends on the one that stays.
     """
-    most = Tile(whole(tokens, LANES), whole(columns, LANES))
+    (n, d), v = hidden.shape, head.unembedding.shape[0]
+    most = Tile(whole(n, LANES), whole(v, LANES))
     if tile is not None:
         return Tile(*(min(whole(size, LANES), limit) for size, limit in zip(tile, most, strict=True)))
+    passes = "vocabulary" if stays == "tokens" else "tokens"
+    steps = d if common_dtype(hidden, head) == jnp.bfloat16 else 4 * d
     tile = Tile(*map(min, best, most))
-    while bytes_of(tile) > vmem and max(tile) > LANES:
-        tile = Tile(*(whole(size // 2, LANES) if size == max(tile) else size for size in tile))
+    while bytes_of(tile) > vmem - SPARE or math.prod(tile) * steps > math.prod(best) * WIDTH:
+        if max(tile) == LANES:
+            break
+        side = passes if getattr(tile, passes) > NARROW or getattr(tile, stays) == LANES else stays
+        tile = tile._replace(**{side: whole(getattr(tile, side) // 2, LANES)})
     return tile
 
 

@@ -14,6 +14,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.token_stats._statistics import Slope
 from pallas_kernels.token_stats._tpu_backward import (
+    CLEARED,
     ROWS,
     accumulate,
     coefficient_rows,
@@ -44,20 +45,21 @@ from pallas_kernels.token_stats._types import ABSENT, Head, Tile
 def weight_gradient(hidden: Array, head: Head, targets: Array, slope: Slope, tile: Tile | None):
     """(∂unembedding [V, D], ∂bias [V] or None), in their own dtypes."""
     common = common_dtype(hidden, head)
-    (n, d), v = hidden.shape, head.unembedding.shape[0]
+    v, d = head.unembedding.shape
     here = generation()
-    tile = fitted(tile, here.weight, n, v, partial(_bytes, d, hidden, head), here.vmem)
+    tile = fitted(tile, here.weight, "vocabulary", hidden, head, partial(_bytes, d, hidden, head), here.vmem)
     tokens, columns = tile
     plan = visits(head, targets, tokens)
+    spoilt = _spoilt(hidden, targets, tokens)
     coefficients = coefficient_rows(slope, targets, tokens)
     biased, end = head.bias is not None, plan.present.shape[0] - 1
 
     def of_tokens(j, i, *plan):
-        plan = Visits(*plan)
+        plan = Visits(*plan[:-1])
         return jnp.where(j * columns < plan.size[0], plan.tokens(i), plan.tokens(end)), 0
 
     def of_columns(j, i, *plan):
-        return Visits(*plan).columns(j, columns), 0
+        return Visits(*plan[:-1]).columns(j, columns), 0
 
     def row(j, i, *_):
         return 0, i
@@ -79,7 +81,7 @@ def weight_gradient(hidden: Array, head: Head, targets: Array, slope: Slope, til
         _kernel,
         tile=tile,
         common=common,
-        known=tuple(c is not None for c in slope),
+        known=(slope.log_pi is not None, slope.pi is not None),
         ragged=is_ragged(head, columns),
         biased=biased,
         capped=head.softcap is not None,
@@ -88,7 +90,7 @@ def weight_gradient(hidden: Array, head: Head, targets: Array, slope: Slope, til
         kernel,
         types,
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=len(plan),
+            num_scalar_prefetch=len(plan) + 1,
             grid=(pl.cdiv(v, columns), plan.present.shape[0]),
             in_specs=specs,
             out_specs=out_specs,
@@ -101,13 +103,19 @@ def weight_gradient(hidden: Array, head: Head, targets: Array, slope: Slope, til
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=here.vmem),
         cost_estimate=cost(2, hidden, head, tile, "tokens", 1),
         name="token_stats_weight_gradient",
-    )(*plan, *arrays)
+    )(*plan, spoilt, *arrays)
     return dw, db[0][0] if biased else None
 
 
-def _kernel(
-    present, held, size, scale, h, w, y, c, *refs, tile: Tile, common, known, ragged: bool, biased: bool, capped: bool
-):
+def _spoilt(hidden, targets, tokens: int):
+    """Whether each tile has tokens left out that hold no numbers, so that zero times them is not zero."""
+    numbers = jnp.isfinite(jnp.sum(hidden, axis=1, dtype=jnp.float32))
+    rows = padded((targets == ABSENT) & ~numbers, tokens, True).reshape(-1, tokens)
+    return jnp.any(rows, axis=1).astype(jnp.int32)
+
+
+def _kernel(*refs, tile: Tile, common, known, ragged: bool, biased: bool, capped: bool):
+    present, held, size, scale, spoilt, h, w, y, c, *refs = refs
     if biased:
         b, dw, db, *logits, dz, total, y_column, b_column, b_total = refs
     else:
@@ -118,7 +126,7 @@ def _kernel(
     def slope(row, z):
         if biased:
             z = z + jnp.concatenate([b_column[pl.ds(row, ROWS)]] * (tile.tokens // LANES), axis=1)
-        coefficients = from_rows(known, [c[pl.ds(k, 1)] for k in range(sum(known))])
+        coefficients = from_rows(known, [c[pl.ds(k, 1)] for k in range(c.shape[0])])
         slopes = slope_of_logits(z, coefficients, counted(z.shape, 0) == y[...] - (first + row), scale, capped)
         if biased:
             lanes = [slopes[:, start : start + LANES] for start in range(0, tile.tokens, LANES)]
@@ -133,10 +141,10 @@ def _kernel(
 
     @pl.when(Visits(present, held, size, scale).computes(i, first))
     def compute():
-        @pl.when(present[i] < tile.tokens)
+        @pl.when(spoilt[i] > 0)
         def leave_out():
             y_column[...] = in_all_lanes(y[...])
-            zero_unless(lambda row: y_column[pl.ds(row, ROWS)][:, :1] != ABSENT, h)
+            zero_unless(lambda row: y_column[pl.ds(row, CLEARED)][:, :1] != ABSENT, h)
 
         accumulate(w, h, slope, logits, dz, total, common)
 

@@ -178,13 +178,15 @@ def test_tiles_with_nothing_to_learn_are_not_visited():
 
 
 def test_a_tile_fits_its_memory():
-    generation = _tpu_tiles.UNKNOWN
-    for d in (1, 640, 4096, 8192):
-        hidden, head = jnp.zeros((1, d), jnp.float32), Head(jnp.zeros((1, d), jnp.float32), None, None, None, 1)
+    generation = _tpu_tiles.ANY
+    tiles = []
+    for d in (640, 4096, 8192):
+        hidden, weight = (jax.ShapeDtypeStruct((2**16, d), jnp.float32) for _ in range(2))
+        head = Head(weight, None, jnp.float32(1), None, 2**16)
         bytes_of = partial(_tpu_weight._bytes, d, hidden, head)
-        tile = _tpu_tiles.fitted(None, generation.weight, 2**20, 2**18, bytes_of, generation.vmem)
-        assert bytes_of(tile) <= generation.vmem < bytes_of(Tile(2 * tile.tokens, 4 * tile.vocabulary)) or d < 8192
-        assert not any(size % 128 for size in tile)
+        tiles += [_tpu_tiles.fitted(None, generation.weight, "vocabulary", hidden, head, bytes_of, generation.vmem)]
+        assert bytes_of(tiles[-1]) <= generation.vmem
+    assert tiles == [(512, 512), (256, 256), (128, 256)]
 
 
 def test_a_dtype_that_a_tpu_has_no_products_of():
