@@ -11,7 +11,7 @@ from jax.experimental import pallas as pl
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from pallas_kernels import segmented_cumsum, token_stats
+from pallas_kernels import segmented_cummin, segmented_cumsum, token_stats
 
 SIZES = [(4096, 4096, 151936), (1000, 640, 50257)]  # N, D, V: a real one, and one that no tile divides
 MORE_SIZES = [(8192, 2048, 32000), (512, 8192, 262144)]
@@ -33,8 +33,9 @@ def cases(everything: bool) -> list[Case]:
     sizes = SIZES + MORE_SIZES * everything
     found = [case for size in sizes for case in _token_stats(size)]
     found += [case for size in sizes if everything for case in _dense(size)]
-    found += [case for backward in (False, True) for case in _sharded(SIZES[0], backward)]
-    return found + _segmented_cumsum((512, 4096)) + overflows()
+    split = SIZES if everything else SIZES[1:]  # the large one takes a minute and a half more
+    found += [case for size in split for backward in (False, True) for case in _sharded(size, backward)]
+    return found + _segmented_scans() + overflows()
 
 
 # ------------------------------------------------------------------------------------------------------ token_stats
@@ -67,10 +68,11 @@ def _dense(size) -> list[Case]:
 def _sharded(size, with_gradients: bool) -> list[Case]:
     """The vocabulary over four chips, V/4 no multiple of 128: padded on each, and as it is."""
     n, d, v = size
-    assert v // 4 % 128
+    quarter = -(-v // 4)
+    assert quarter % 128
     limit, label = (BACKWARD, ", gradients") if with_gradients else (FORWARD, "")
     found = []
-    for each, spent, how in ((_to_128(v // 4), 0, ""), (v // 4, _copy((n, d, v // 4)), ", unpadded")):
+    for each, spent, how in ((_to_128(quarter), 0, ""), (quarter, _copy((n, d, quarter)), ", unpadded")):
 
         def build(devices, each=each):
             mesh = Mesh(np.asarray(devices[:4]), ("tensor",))
@@ -122,13 +124,21 @@ def _given(function: Callable, *arguments):
 # ------------------------------------------------------------------------------------------------------- the others
 
 
-def _segmented_cumsum(size) -> list[Case]:
-    arguments = jax.ShapeDtypeStruct(size, jnp.float32), jax.ShapeDtypeStruct(size, jnp.int32)
-    gradient = jax.grad(lambda x, ids: jnp.sum(segmented_cumsum(x, ids) ** 2))
-    return [
-        Case("segmented_cumsum", size, _given(segmented_cumsum, *arguments), FORWARD),
-        Case("segmented_cumsum, gradient", size, _given(gradient, *arguments), BACKWARD),
-    ]
+def _segmented_scans() -> list[Case]:
+    """A long batch, the longest row, and one that fills no block, in both directions and with both kinds of ids."""
+    found = []
+    for label, scan, size, ids in (
+        ("segmented_cumsum", segmented_cumsum, (512, 4096), jnp.int32),
+        ("segmented_cumsum, reverse", partial(segmented_cumsum, reverse=True, exclusive=True), (1, 131072), jnp.bool_),
+        ("segmented_cummin", segmented_cummin, (3, 1000), jnp.int32),
+    ):
+        arguments = jax.ShapeDtypeStruct(size, jnp.float32), jax.ShapeDtypeStruct(size, ids)
+        gradient = jax.grad(lambda x, ids, scan=scan: jnp.sum(scan(x, ids) ** 2))
+        found += [
+            Case(label, size, _given(scan, *arguments), FORWARD),
+            Case(f"{label}, gradient", size, _given(gradient, *arguments), BACKWARD),
+        ]
+    return found
 
 
 def overflows() -> list[Case]:

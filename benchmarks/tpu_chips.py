@@ -9,8 +9,10 @@ from importlib.util import find_spec
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 # Without a TPU, libtpu would ask in vain who it is; it locks other processes out; its programs cannot be cached.
 ENVIRONMENT = {
@@ -74,9 +76,11 @@ def compile_for(chip: Chip, function: Callable, arguments):
 
     Raises jax.errors.JaxRuntimeError where the compiler refuses, RuntimeError where it compiled for the CPU.
     """
-    one = SingleDeviceSharding(devices(chip)[0])
+    one = NamedSharding(Mesh(np.asarray(devices(chip)[:1]), ("chip",)), P())
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or one), arguments)
-    compiled = jax.jit(function).lower(*placed).compile()
+    mesh = jax.tree.leaves(placed)[0].sharding.mesh
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # tells a kernel for which chip it is traced
+        compiled = jax.jit(function).lower(*placed).compile()
     if not re.search(r"tpu_custom_call|:T\(\d", compiled.as_text() or ""):  # a kernel, or a layout that only a TPU has
         raise RuntimeError(f"compiled for the CPU, not for {chip.name}")
     return compiled

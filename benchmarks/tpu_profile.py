@@ -24,15 +24,12 @@ class Loop(NamedTuple):
     spills: int  # registers stored to VMEM and loaded again for want of room, in one turn of the loop
 
 
-def estimated_cycles(folder: Path) -> int:
-    """Of all operations of the program, on one TensorCore, with every grid step counted."""
-    found = []
-    for path in folder.glob("*_static_llo_profile.textproto"):
-        numbers = dict(re.findall(r"(estimated_cycles|num_equivalent_hlos): (\d+)", path.read_text()))
-        found.append(int(numbers["estimated_cycles"]) * int(numbers["num_equivalent_hlos"]))
-    if not found:
-        raise ValueError(f"no estimate of cycles in {folder}")
-    return sum(found)
+def estimated_cycles(folder: Path, kernel: str) -> int:
+    """Of the kernel whose name begins so, on one TensorCore, with every grid step counted."""
+    found = [path.read_text() for path in folder.glob(f"{kernel}*_static_llo_profile.textproto")]
+    if len(found) != 1:
+        raise ValueError(f"{len(found)} estimates of cycles of {kernel}* in {folder}")
+    return int(re.findall(r"estimated_cycles: (\d+)", found[0])[0])
 
 
 def main_loops(folder: Path) -> list[Loop]:

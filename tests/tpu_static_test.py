@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from pallas_kernels.token_stats._types import Tile
+
 with pytest.MonkeyPatch.context() as patch:  # Bazel runs a link to this file: the checkout is where the link leads
     patch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "benchmarks"))
     tpu_static = importlib.import_module("tpu_static")
@@ -57,6 +59,7 @@ PROFILE = """hlo_op_estimate {
   dma_instruction_type: DMA_INSTRUCTION_TYPE_LOCAL
 }
 """
+SUMS = tpu_static.KERNELS["sums"]
 LOOP = tpu_profile.Loop(bundles=7, mxu=6 / 14, spills=11)
 
 
@@ -101,17 +104,17 @@ def test_a_bundle_that_is_not_understood_is_an_error(dump):
         tpu_profile.main_loops(dump)
 
 
-def test_cycles_are_of_all_operations(dump, tmp_path_factory):
-    assert tpu_profile.estimated_cycles(dump) == 8000 + 3 * 2019
-    with pytest.raises(ValueError, match="no estimate"):
-        tpu_profile.estimated_cycles(tmp_path_factory.mktemp("empty"))
+def test_cycles_are_those_of_the_kernel(dump):
+    assert tpu_profile.estimated_cycles(dump, "mm") == 8000
+    with pytest.raises(ValueError, match="0 estimates"):  # the compiler wrote none: nothing else may stand for it
+        tpu_profile.estimated_cycles(dump, "other")
 
 
 def bilinear(rows, columns):
     return 3000 + 700 * rows + 40 * columns + 3300 * rows * columns
 
 
-SMALL = {grid: bilinear(*grid) for grid in tpu_static.GRIDS}
+SMALL = {grid: bilinear(*grid) for grid in tpu_static.grids(SUMS, tpu_chips.CHIPS["v5e"])}
 
 
 def test_four_small_grids_give_the_whole():
@@ -120,41 +123,65 @@ def test_four_small_grids_give_the_whole():
         assert tpu_static.whole({**SMALL, grid: SMALL[grid] + 1}, 8, 297) != pytest.approx(bilinear(8, 297), abs=0.5)
 
 
+def test_the_cores_of_a_chip_share_the_outer_tiles():
+    v5e, v5p = (tpu_chips.CHIPS[name] for name in ("v5e", "v5p"))
+    weight = tpu_static.KERNELS["weight"]
+    assert tpu_static.grids(SUMS, v5e) == [(1, 2), (1, 3), (2, 2), (2, 3)]
+    assert tpu_static.grids(SUMS, v5p) == [(2, 2), (2, 3), (4, 2), (4, 3)]
+    assert tpu_static.grids(weight, v5p) == [(2, 2), (2, 4), (3, 2), (3, 4)]
+
+
 @pytest.mark.parametrize(("bandwidth", "limit"), [(1e15, "cycles"), (1e9, "bytes")])
 def test_the_longer_of_cycles_and_bytes_counts(bandwidth, limit):
     chip = tpu_chips.CHIPS["v5e"]._replace(bandwidth=bandwidth)
-    program = tpu_static.Program(None, 1, lambda tile, n, d, v: 7.0 * n * v)
-    found = tpu_static.estimate(program, chip, (8, 128), (60, 32, 1000), SMALL, [LOOP])  # 8 by 8 tiles
-    seconds = {"cycles": bilinear(8, 8) / 1.503e9, "bytes": 7 * 64 * 1024 / bandwidth}
-    assert (found.limit, found.loops) == (limit, [LOOP])
+    found = tpu_static.estimate(SUMS, chip, Tile(8, 128), (60, 32, 1000), SMALL, LOOP)  # 8 by 8 tiles
+    traffic = 2 * 32 * (64 + 8 * 1024)  # the weight once for each tile of tokens
+    seconds = {"cycles": bilinear(8, 8) / 1.503e9, "bytes": traffic / bandwidth}
+    assert (found.limit, found.loop) == (limit, LOOP)
     assert found.seconds == pytest.approx(seconds[limit], rel=1e-3)
     assert found.cycles == pytest.approx(bilinear(8, 8) / 64)
     assert found.share == pytest.approx(2 * 60 * 32 * 1000 / 197e12 / seconds[limit], rel=1e-3)
 
 
-def test_the_backward_pass_reads_the_hidden_states_once_for_each_tile_of_the_vocabulary():
-    tile, n, d, v = (4, 8), 16, 2, 64
-    forward = 2 * (n * d + 4 * v * d)
-    assert tpu_static.PROGRAMS["forward"].traffic(tile, n, d, v) == forward
-    backward = 2 * forward + 2 * (n * d + 8 * n * d + 2 * v * d)
-    assert tpu_static.PROGRAMS["forward+backward"].traffic(tile, n, d, v) == backward
+def test_what_stays_is_read_once_and_what_passes_by_once_for_each_tile_of_it():
+    tile, n, d, v = Tile(4, 8), 16, 2, 64
+    hidden, weight = 2 * n * d, 2 * v * d
+    found = {name: kernel.traffic(tile, n, d, v) for name, kernel in tpu_static.KERNELS.items()}
+    assert found == {
+        "sums": hidden + 4 * weight,
+        "hidden": 2 * hidden + 4 * weight,
+        "weight": 2 * weight + 8 * hidden,
+    }
 
 
 def test_a_search_prints_every_tile_and_gives_the_best(capsys):
     def profile(name, chip, tile, d, grid):
         if tile == (16, 128):
             raise tpu_static.RefusedError("scoped vmem")
-        return bilinear(*grid), [LOOP]
+        return bilinear(*grid), LOOP
 
-    chip, tiles = tpu_chips.CHIPS["v6e"], [(16, 128), (8, 128), (4, 128)]
-    assert tpu_static.search("forward", chip, tiles, (64, 8, 1024), profile) == (8, 128)
+    chip, tiles = tpu_chips.CHIPS["v6e"], [Tile(16, 128), Tile(8, 128), Tile(4, 128)]
+    seconds = tpu_static.search("sums", chip, tiles, (64, 8, 1024), profile)
+    assert seconds.keys() == set(tiles[1:])
+    assert seconds[tiles[1]] < seconds[tiles[2]]
     refused, first, second = capsys.readouterr().out.splitlines()
     assert "refused: scoped vmem" in refused
-    assert "| forward | v6e | 8x128 |" in first
+    assert "| sums | v6e | 8x128 |" in first
     assert "| 43 | 11 |" in first
     assert "| 4x128 |" in second
     assert len({line.count("|") for line in (refused, first, second)}) == 1
-    assert tpu_static.search("forward", chip, tiles[:1], (64, 8, 1024), profile) is None
+    assert tpu_static.search("sums", chip, tiles[:1], (64, 8, 1024), profile) == {}
+
+
+def test_the_kernels_own_tiles_add_up():
+    chip, size = tpu_chips.CHIPS["v5e"], (4096, 4096, 151936)
+    floor = 2 * 4096 * 4096 * 151936 / 197e12
+    assert tpu_static.floor(1, chip, size) == pytest.approx(floor)
+    best = {name: (tpu_static.own_tile(name, chip), 2 * floor) for name in tpu_static.KERNELS}
+    said = tpu_static.summary(chip, best, size)
+    assert "forward 50.0 %" in said
+    assert "with gradients 66.7 %" in said  # four products over three times two floors
+    assert "gradients" not in tpu_static.summary(chip, {"sums": best["sums"]}, size)
 
 
 def test_the_clocks_are_those_of_the_matrix_units():

@@ -25,7 +25,6 @@ spoil their own sums, which are masked when they are written.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 from jax import lax

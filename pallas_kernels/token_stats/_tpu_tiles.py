@@ -39,7 +39,7 @@ class Generation(NamedTuple):
     vmem: int = 56 * 2**20  # bytes that a kernel may ask for
 
 
-# The best of a search over static schedules at (N, D, V) = (4096, 4096, 151936), with `benchmarks/tpu_static.py`.
+# The best of those tried by static schedules at (N, D, V) = (4096, 4096, 151936), benchmarks/tpu_static.py --search.
 GENERATIONS = {
     "v5e": Generation(sums=Tile(512, 512), hidden=Tile(512, 512), weight=Tile(512, 512), part=128),
     "v5p": Generation(sums=Tile(512, 512), hidden=Tile(512, 512), weight=Tile(512, 512), part=128),
@@ -62,7 +62,8 @@ def fitted(tile: Tile | None, best: Tile, stays: str, hidden, head: Head, bytes_
     """The tile given, in multiples of 128 and no larger than the arrays, else the best one made to fit.
 
     It has to fit VMEM, of which the kernel takes `bytes_of(tile)`, and be no more work than at `WIDTH` in bfloat16, as
-    the compiler unrolls it (a product in float32 is six in bfloat16).  The side that passes by is halved first: what is read from HBM depends on the one that stays.
+    the compiler unrolls it (a product in float32 is six in bfloat16).  The side that passes by is halved first: what is
+    read from HBM depends on the one that stays.
     """
     (n, d), v = hidden.shape, head.unembedding.shape[0]
     most = Tile(whole(n, LANES), whole(v, LANES))

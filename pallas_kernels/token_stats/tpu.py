@@ -13,7 +13,7 @@ from pallas_kernels.token_stats._tpu_hidden import hidden_gradient
 from pallas_kernels.token_stats._tpu_weight import weight_gradient
 from pallas_kernels.token_stats._types import Head, Tile
 
-__all__ = ["gradients", "sums"]
+__all__ = ["gradients", "hidden_gradient", "sums", "weight_gradient"]
 
 
 def gradients(

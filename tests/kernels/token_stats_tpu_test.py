@@ -186,7 +186,7 @@ def test_a_tile_fits_its_memory():
         bytes_of = partial(_tpu_weight._bytes, d, hidden, head)
         tiles += [_tpu_tiles.fitted(None, generation.weight, "vocabulary", hidden, head, bytes_of, generation.vmem)]
         assert bytes_of(tiles[-1]) <= generation.vmem
-    assert tiles == [(512, 512), (256, 256), (128, 256)]
+    assert tiles == [(512, 512), (256, 256), (256, 128)]
 
 
 def test_a_dtype_that_a_tpu_has_no_products_of():

@@ -1,0 +1,86 @@
+"""The three kernels of token_stats as `tpu_static.py` has them compiled: each alone, for a small grid of tiles."""
+
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import tpu_cases
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from tpu_chips import CHIPS, compile_for
+
+from pallas_kernels.token_stats import _tpu_hidden, _tpu_tiles, _tpu_weight, tpu
+from pallas_kernels.token_stats._statistics import Slope
+from pallas_kernels.token_stats._types import Head, Tile
+
+
+class Kernel(NamedTuple):
+    """What is timed."""
+
+    run: Callable  # (hidden, head, targets, slope, tile) -> arrays
+    products: int  # matrix products of N·D·V, at 2 operations each
+    outer: str  # the tiles that stay, while all of the others pass by: "tokens" or "vocabulary"
+
+    def traffic(self, tile: Tile, n: int, d: int, v: int) -> float:
+        """Bytes to and from HBM, in bfloat16."""
+        hidden, weight = 2 * n * d, 2 * v * d
+        gradient = self.products > 1
+        if self.outer == "tokens":
+            return (1 + gradient) * hidden + n / tile.tokens * weight
+        return (1 + gradient) * weight + v / tile.vocabulary * hidden
+
+
+KERNELS = {
+    "sums": Kernel(lambda h, head, y, slope, tile: tpu.sums(h, head, y, tile), 1, "tokens"),
+    "hidden": Kernel(
+        lambda h, head, y, slope, tile: tpu.hidden_gradient(h, head, y, slope, tile, h.dtype), 2, "tokens"
+    ),
+    "weight": Kernel(lambda h, head, y, slope, tile: tpu.weight_gradient(h, head, y, slope, tile)[0], 2, "vocabulary"),
+}
+
+
+def compile_one(name: str, chip: str, *numbers: str) -> None:
+    """The kernel with tiles of (tokens, columns), for so many of each at a width of d."""
+    tokens, columns, d, r, c = map(int, numbers)
+    n, v = r * tokens, c * columns
+    visit_every_tile(c)
+    read_from_hbm()
+
+    def run(hidden, unembedding, beta, targets, slope):
+        head = Head(unembedding, None, beta, None, v)
+        return KERNELS[name].run(hidden, head, targets, slope, Tile(tokens, columns))
+
+    of, f32 = jax.ShapeDtypeStruct, jnp.float32
+    hidden, unembedding, targets, _ = tpu_cases.inputs(n, d, v)
+    coefficients: Any = [of((n,), f32)] * len(Slope._fields)
+    compile_for(CHIPS[chip], run, (hidden, unembedding, of((), f32), targets, Slope(*coefficients)))
+
+
+def visit_every_tile(columns: int) -> None:
+    """Of so many tiles of the vocabulary, none with rows to be left out: the estimate takes what it cannot know."""
+    _tpu_hidden.zero_unless = _tpu_weight.zero_unless = lambda *rows: None
+    known = {
+        "computes": lambda plan, i, first: True,
+        "tokens": lambda plan, i: i,
+        "columns": lambda plan, j, tile: j,
+        "last": lambda plan, tile: columns - 1,
+    }
+    for name, method in known.items():
+        setattr(_tpu_tiles.Visits, name, method)
+
+
+def read_from_hbm() -> None:
+    """What a kernel is given, as large arrays are; the compiler keeps small ones in VMEM, and cannot estimate that."""
+    pallas_call = pl.pallas_call
+
+    def constrained(*arguments, **options):
+        run = pallas_call(*arguments, **options)
+        return lambda *arrays: run(*(pltpu.with_memory_space_constraint(x, pltpu.HBM) for x in arrays))
+
+    pl.pallas_call = constrained
+
+
+if __name__ == "__main__":
+    compile_one(*sys.argv[1:])
