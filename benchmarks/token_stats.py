@@ -42,7 +42,13 @@ def tokamax_logp(hidden, unembedding, targets):
 
 
 def forward(function, names):
-    return lambda *inputs: [getattr(function(*inputs), name) for name in names]
+    """The outputs named, from one call."""
+
+    def outputs(*inputs):
+        stats = function(*inputs)
+        return [getattr(stats, name) for name in names]
+
+    return outputs
 
 
 def with_gradients(function, names):

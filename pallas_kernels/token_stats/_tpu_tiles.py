@@ -44,7 +44,7 @@ GENERATIONS = {
     "v5e": Generation(sums=Tile(512, 512), hidden=Tile(512, 512), weight=Tile(512, 512), part=128),
     "v5p": Generation(sums=Tile(512, 512), hidden=Tile(512, 512), weight=Tile(512, 512), part=128),
     "v6e": Generation(sums=Tile(1024, 1024), hidden=Tile(1024, 512), weight=Tile(512, 1024), part=256),
-    "7x": Generation(sums=Tile(1024, 1024), hidden=Tile(512, 1024), weight=Tile(512, 512), part=256),
+    "7x": Generation(sums=Tile(1024, 512), hidden=Tile(512, 512), weight=Tile(512, 512), part=256),
 }
 ANY = Generation(sums=Tile(512, 512), hidden=Tile(512, 512), weight=Tile(512, 512), part=256)  # fits all of these
 
