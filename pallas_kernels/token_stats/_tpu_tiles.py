@@ -72,9 +72,7 @@ def fitted(tile: Tile | None, best: Tile, stays: str, hidden, head: Head, bytes_
     passes = "vocabulary" if stays == "tokens" else "tokens"
     steps = d if common_dtype(hidden, head) == jnp.bfloat16 else 4 * d
     tile = Tile(*map(min, best, most))
-    while bytes_of(tile) > vmem - SPARE or math.prod(tile) * steps > math.prod(best) * WIDTH:
-        if max(tile) == LANES:
-            break
+    while max(tile) > LANES and (bytes_of(tile) > vmem - SPARE or math.prod(tile) * steps > math.prod(best) * WIDTH):
         side = passes if getattr(tile, passes) > NARROW or getattr(tile, stays) == LANES else stays
         tile = tile._replace(**{side: whole(getattr(tile, side) // 2, LANES)})
     return tile
