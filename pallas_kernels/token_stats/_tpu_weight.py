@@ -41,6 +41,8 @@ from pallas_kernels.token_stats._tpu_tiles import (
 )
 from pallas_kernels.token_stats._types import ABSENT, Head, Tile
 
+LARGE = 1e15  # a hidden state of this size times a weight of 1e23 is still a number
+
 
 def weight_gradient(hidden: Array, head: Head, targets: Array, slope: Slope, tile: Tile | None):
     """(∂unembedding [V, D], ∂bias [V] or None), in their own dtypes."""
@@ -108,9 +110,9 @@ def weight_gradient(hidden: Array, head: Head, targets: Array, slope: Slope, til
 
 
 def _spoilt(hidden, targets, tokens: int):
-    """Whether each tile has tokens left out that hold no numbers, so that zero times them is not zero."""
-    numbers = jnp.isfinite(jnp.sum(hidden, axis=1, dtype=jnp.float32))
-    rows = padded((targets == ABSENT) & ~numbers, tokens, True).reshape(-1, tokens)
+    """Whether each tile has tokens left out whose logits may be no numbers, so that zero times them is not zero."""
+    ordinary = jnp.sum(jnp.abs(hidden), axis=1, dtype=jnp.float32) < LARGE  # false for NaN
+    rows = padded((targets == ABSENT) & ~ordinary, tokens, True).reshape(-1, tokens)
     return jnp.any(rows, axis=1).astype(jnp.int32)
 
 

@@ -177,6 +177,13 @@ def test_tiles_with_nothing_to_learn_are_not_visited():
     assert [int(plan.columns(j, 128)) for j in range(3)] == [0, 1, 1]
 
 
+def test_rows_that_are_left_out_are_cleared_where_their_logits_may_be_no_numbers():
+    hidden = jnp.array([[1.0, -1.0], [jnp.nan, 0.0], [jnp.inf, 0.0], [3e38, -3e38], [3e38, 0.0], [2.0, 3.0]])
+    targets = jnp.array([ABSENT] * 4 + [0, 0], jnp.int32)  # the last two are not left out, whatever they hold
+    assert _tpu_weight._spoilt(hidden, targets, 1).tolist() == [0, 1, 1, 1, 0, 0]
+    assert _tpu_weight._spoilt(hidden, targets, 4).tolist() == [1, 1]  # the second one hangs over the end
+
+
 def test_a_tile_fits_its_memory():
     generation = _tpu_tiles.ANY
     tiles = []
