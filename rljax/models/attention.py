@@ -8,6 +8,8 @@ from jaxtyping import Bool, Float, Int
 
 from rljax.models.config import TransformerConfig
 
+QUERIES = 256  # of each head whose attention weights, [B, H, QUERIES, S], exist at once
+
 
 def accumulator(dtype) -> jnp.dtype:
     """The dtype of sums and of angles: float64 for float64, else float32."""
@@ -56,8 +58,35 @@ def attend(
     """softmax(q·kᵀ / √C) v over the keys that the mask allows; each of the K key heads serves H / K query heads.
 
     Logits and softmax are at least float32. A row that may see nothing gets a finite, meaningless average. Heads come
-    before time, so that both products are plain batched ones and a cache is read in place.
+    before time, so that both products are plain batched ones and a cache is read in place. Of more than QUERIES queries
+    the weights never exist at once: they are made block by block, and again in the backward pass.
     """
+    T = q.shape[2]
+    blocks = -(-T // QUERIES)
+    if blocks <= 1:
+        return _attend(q, k, v, mask)
+    rows = -(-T // blocks)
+    short = blocks * rows - T
+    q = jnp.pad(q, ((0, 0), (0, 0), (0, short), (0, 0)))
+    mask = jnp.pad(mask, ((0, 0), (0, short), (0, 0)))
+    # Wide outside of the loop, so that the gradients of keys and values are summed over the blocks in that dtype.
+    wide_k, wide_v = (x.astype(accumulator(x.dtype)) for x in (k, v))
+
+    @jax.checkpoint
+    def of_block(block):
+        q, mask = block
+        return _attend(q, wide_k.astype(k.dtype), wide_v.astype(v.dtype), mask)
+
+    out = lax.map(of_block, (_split(q, 2, blocks), _split(mask, 1, blocks)))
+    return jnp.moveaxis(out, 0, 2).reshape(q.shape)[:, :, :T]
+
+
+def _split(x: Array, axis: int, blocks: int) -> Array:
+    """[..., blocks·n, ...] as [blocks, ..., n, ...]."""
+    return jnp.moveaxis(x.reshape(*x.shape[:axis], blocks, -1, *x.shape[axis + 1 :]), axis, 0)
+
+
+def _attend(q: Array, k: Array, v: Array, mask: Array) -> Array:
     (B, H, T, C), (K, S) = q.shape, k.shape[1:3]
     dtype = accumulator(q.dtype)
     logits = jnp.einsum("bkqc,bksc->bkqs", q.reshape(B, K, -1, C), k, preferred_element_type=dtype) * C**-0.5

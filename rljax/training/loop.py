@@ -164,7 +164,7 @@ class Run:
         return step if self.stage.phase == "likelihood" else self.config.likelihood.steps + 1 + step
 
     def _save(self, state: State, step: int) -> None:
-        """A checkpoint, and the report as it now stands."""
+        """A checkpoint, and now and then the report as it stands."""
         tree = {"params": state.params, "opt": state.opt}
         record = {
             "key": encode_key(self.key),
@@ -176,7 +176,7 @@ class Run:
             record["dropping"] = self.stage.dropping
             self.watcher.samples("latest", self.stage.samples)
         self.checkpoints.save(self._number(step), tree, record)
-        self.watcher.report(f"{self.stage.phase} step {step} of {self.stage.steps}")
+        self.watcher.refresh(f"{self.stage.phase} step {step} of {self.stage.steps}")
 
     def _look(self, state: State, n: int) -> None:
         if self.watcher.looked_at(n):

@@ -1,8 +1,10 @@
 """What a person sees of a run: progress, metrics, evaluations, report. Only the first process shows and writes."""
 
 import importlib.metadata
+import math
 import os
 import platform
+import time
 from pathlib import Path
 
 import jax
@@ -27,6 +29,7 @@ _PACKAGES = (
     "tensorflow-datasets",
     "sentencepiece",
 )
+_REPORT_EVERY = 30  # seconds; to draw a report takes one or two
 
 
 def _version(package: str) -> str:
@@ -46,6 +49,7 @@ class Watcher:
         self.progress = Progress({phase: total for phase, total in totals.items() if total}, enabled=self.writes)
         self._log: MetricsLog | None = None
         self._looks: set[int] = set()
+        self._reported = -math.inf
 
     def __enter__(self):
         self.progress.__enter__()
@@ -101,10 +105,16 @@ class Watcher:
         """A line for the person."""
         self.progress.say(text)
 
+    def refresh(self, status: str) -> None:
+        """The report, where the last one is half a minute old."""
+        if time.monotonic() - self._reported >= _REPORT_EVERY:
+            self.report(status)
+
     def report(self, status: str) -> Path:
         """Writes report.html from what has been recorded so far; returns where it lies."""
         path = self.folder / "report.html"
         if self.writes:
+            self._reported = time.monotonic()
             device = jax.devices()[0]
             write_report(
                 self.folder,

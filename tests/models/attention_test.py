@@ -56,6 +56,33 @@ def test_each_key_head_serves_its_group_of_query_heads(kv_heads):
         np.testing.assert_allclose(out[:, h], np.einsum("bts,bsc->btc", weights, v[:, kv]), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_blocks_of_queries_are_the_whole(dtype, monkeypatch):
+    keys = jax.random.split(jax.random.key(2), 4)
+    q, weight = (jax.random.normal(key, (2, 4, 43, 8)) for key in keys[:2])
+    k, v = (jax.random.normal(key, (2, 2, 50, 8)) for key in keys[2:])
+    mask = jnp.tril(jnp.ones((43, 50), bool), 7)[None].repeat(2, 0)
+
+    def all_of(queries, dtype):
+        monkeypatch.setattr("rljax.models.attention.QUERIES", queries)
+        q_, k_, v_ = (x.astype(dtype) for x in (q, k, v))
+        out, back = jax.vjp(lambda q, k, v: attend(q, k, v, mask), q_, k_, v_)
+        return [np.asarray(x, np.float32) for x in (out, *back(weight.astype(dtype)))]
+
+    exact = all_of(64, jnp.float32)
+    for queries in (1, 4):  # 43 blocks; 11, and one padded query
+        for x, whole, y in zip(all_of(queries, dtype), all_of(64, dtype), exact, strict=True):
+            assert np.linalg.norm(x - y) <= 1.2 * np.linalg.norm(whole - y) + 1e-6 * np.linalg.norm(y)
+
+
+def test_the_weights_of_long_rows_never_exist_at_once():
+    q = jax.ShapeDtypeStruct((1, 2, 2048, 8), jnp.float32)
+    mask = jax.ShapeDtypeStruct((1, 2048, 2048), bool)
+    step = jax.jit(jax.grad(lambda q, mask: attend(q, q, q, mask).sum()))
+    temporaries = step.lower(q, mask).compile().memory_analysis().temp_size_in_bytes
+    assert temporaries < 2 * 2048 * 2048 * 4  # one [B, H, T, T]; unblocked: three
+
+
 def test_a_query_that_sees_nothing_is_finite_and_so_is_its_gradient():
     x = jnp.ones((1, 1, 2, 4))
     gradient = jax.grad(lambda x: attend(x, x, x, jnp.zeros((1, 2, 2), bool)).sum())(x)
