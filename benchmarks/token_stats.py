@@ -5,15 +5,19 @@
 `dense` is what a user would write: logits, a log-softmax, three reductions. All are run in turns within one process,
 so that a busy machine slows each alike; the least time of each counts, and what is printed is its ratio to dense.
 Where tokamax is installed (0.0.17, Python 3.12: `pip install tokamax==0.0.17`), its `chunked_xla` log-probability is
-timed beside ours; it has neither of the other outputs. `--device gpu` is told of in `token_stats_gpu.py`.
+timed beside ours; it has neither of the other outputs. So is the `torch_compile` form of Cut Cross-Entropy, for its
+gradients all but dense, where it is installed (25.1.1, Python 3.11: `pip install torch==2.13.0 cut-cross-entropy`).
+`--device gpu` is told of in `token_stats_gpu.py`.
 """
 
 import argparse
 import time
 from functools import partial
+from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
+from token_stats_peers import cut_cross_entropy_on_cpu
 
 from pallas_kernels import TokenStats, token_stats
 
@@ -23,6 +27,7 @@ SIZES = {  # N, D, V: tiles beside the default one
     (2048, 256, 32768): [],
     (16384, 128, 64): [],  # the default recipe's
 }
+PASSES = "forward", "forward + backward"
 
 
 def dense(hidden, unembedding, targets) -> TokenStats:
@@ -86,7 +91,7 @@ def compare(functions, names, size, dtype, turns):
     """Prints a line for each function and pass; the first function is what the others are measured by."""
     n, d, v = size
     arguments = inputs(n, d, v, dtype)
-    for label, transform in (("forward", forward), ("forward + backward", with_gradients)):
+    for label, transform in zip(PASSES, (forward, with_gradients), strict=True):
         made = {name: jax.jit(transform(f, names)).lower(*arguments).compile() for name, f in functions.items()}
         best = seconds(made, arguments, turns)
         base = next(iter(best))
@@ -106,14 +111,28 @@ def main(sizes, dtypes, turns):
         tiles = {f"chunked, tile {tile}": chunked(tile) for tile in [None, *SIZES.get(size, [])]}
         for dtype in dtypes:
             compare({"dense": dense, **tiles}, TokenStats._fields, size, dtype, turns)
-    try:
-        import tokamax  # noqa: F401  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        print("tokamax is not installed: not compared")
-        return
-    theirs = {"tokamax chunked_xla": tokamax_logp, "chunked": chunked()}
+    missing = [name for name in ("tokamax", "cut_cross_entropy") if find_spec(name) is None]
+    print("".join(f"{name} is not installed: not compared\n" for name in missing), end="")
     for dtype in dtypes:
-        compare(theirs, ("logp",), (2048, 256, 32768), dtype, turns)
+        if "tokamax" not in missing:
+            theirs = {"tokamax chunked_xla": tokamax_logp, "chunked": chunked()}
+            compare(theirs, ("logp",), (2048, 256, 32768), dtype, turns)
+        if "cut_cross_entropy" not in missing:
+            beside_cut_cross_entropy((2048, 512, 32768), dtype, turns)
+
+
+def beside_cut_cross_entropy(size, dtype, turns):
+    """Ours gives all three outputs, theirs the log-probability; dense is as in `compare`."""
+    n, d, v = size
+    arguments = inputs(n, d, v, dtype)
+    theirs = cut_cross_entropy_on_cpu(dtype, *size)
+    for label, transform, their in zip(PASSES, (forward, with_gradients), theirs, strict=True):
+        forms = {"dense": dense, "chunked": chunked()}
+        made = {name: partial(jax.jit(transform(form, TokenStats._fields)), *arguments) for name, form in forms.items()}
+        best = seconds(made | {"cut_cross_entropy torch_compile, logp": their}, (), turns)
+        for name, taken in best.items():
+            ratio = taken / best["dense"]
+            print(f"N,D,V {size} {dtype} {label}: {name} {ratio:.2f} x dense ({taken:.2f} s)", flush=True)
 
 
 def size(text: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Other libraries' fused heads, where they are installed, to their documented interfaces; names say what each gives."""
+"""Other libraries' heads, where they are installed, to their documented interfaces; names say what each gives."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -15,23 +15,30 @@ def peers() -> dict[str, Callable]:
     return {name: make for name, (module, make) in forms.items() if find_spec(module) is not None}
 
 
-def _timed(loss: Callable, n: int, d: int, v: int):
-    """(forward, forward and backward) of loss(hidden, unembedding, targets) in bfloat16 on the GPU."""
+def cut_cross_entropy_on_cpu(dtype: str, n: int, d: int, v: int):
+    """(forward, step) of its `torch_compile` form, which gives the log-probability alone."""
+    loss = import_module("cut_cross_entropy").linear_cross_entropy
+    return _timed(lambda h, w, y: loss(h, w, y, reduction="none", impl="torch_compile").sum(), n, d, v, "cpu", dtype)
+
+
+def _timed(loss: Callable, n: int, d: int, v: int, device: str = "cuda", dtype: str = "bfloat16"):
+    """(forward, forward and backward) of loss(hidden, unembedding, targets)."""
     torch = import_module("torch")
 
-    options = {"device": "cuda", "dtype": torch.bfloat16}
+    options = {"device": device, "dtype": getattr(torch, dtype)}
     hidden, unembedding = torch.randn(n, d, **options), torch.randn(v, d, **options) / d**0.5
-    targets = torch.randint(v, (n,), device="cuda")
+    targets = torch.randint(v, (n,), device=device)
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
 
     def forward():
         with torch.no_grad():
             loss(hidden, unembedding, targets)
-        torch.cuda.synchronize()
+        wait()
 
     def step():
         leaves = [x.detach().requires_grad_() for x in (hidden, unembedding)]
         torch.autograd.grad(loss(*leaves, targets), leaves)
-        torch.cuda.synchronize()
+        wait()
 
     return forward, step
 

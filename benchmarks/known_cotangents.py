@@ -1,0 +1,138 @@
+"""Gradients formed in the forward pass, three products of N·D·V, beside the kernel that makes its logits again.
+
+    python benchmarks/known_cotangents.py [--size N D V] [--tiles 256 512 ...] [--turns 5]     on this CPU, float32
+    python benchmarks/known_cotangents.py --chip v5e [--size N D V] [--tiles 1024 ...]         for a TPU, bfloat16
+
+Where the cotangents of the outputs are known beforehand, as in one on-policy step, a tile of tokens can take all of the
+vocabulary: logits, softmax, ∂hidden and its share of ∂unembedding, and no product is made twice.  It holds float32
+logits of a tile, and a float32 ∂unembedding that every tile reads and writes.  On a CPU the ratio is of processor time
+in one interleaved run; for a TPU it is the cycles that its compiler expects of every operation, of XLA's program.
+"""
+
+import argparse
+import re
+
+import jax
+import jax.numpy as jnp
+import token_stats as bench
+from jax import lax
+
+from pallas_kernels import TokenStats, token_stats
+
+UNKNOWN = 2**62  # more cycles than this is how the compiler says that it has no estimate; on tpu7x, of a few copies
+
+
+def recomputed(hidden, unembedding, targets, cotangents):
+    """(stats, ∂hidden, ∂unembedding) by the library's own."""
+    stats, back = jax.vjp(lambda h, w: token_stats(h, w, targets), hidden, unembedding)
+    return stats, *back(cotangents)
+
+
+def in_one_pass(tile):
+    """The same, with one product for the logits: `tile` tokens at once."""
+
+    def run(hidden, unembedding, targets, cotangents):
+        def step(gradient, of_tile):
+            h, y, g = of_tile
+            stats, dz = dense_tile(jnp.einsum("nd,vd->nv", h, unembedding, preferred_element_type=jnp.float32), y, g)
+            dz = dz.astype(h.dtype)
+            gradient += jnp.einsum("nv,nd->vd", dz, h, preferred_element_type=jnp.float32)
+            return gradient, (stats, dz @ unembedding)
+
+        tiles = jax.tree.map(lambda x: x.reshape(-1, tile, *x.shape[1:]), (hidden, targets, cotangents))
+        nothing = jnp.zeros(unembedding.shape, jnp.float32)
+        gradient, (stats, dh) = lax.scan(step, nothing, tiles)
+        stats = jax.tree.map(jnp.ravel, stats)
+        return stats, dh.reshape(hidden.shape), gradient.astype(unembedding.dtype)
+
+    return run
+
+
+def dense_tile(z, y, g):
+    """The statistics of logits [n, V], and their gradient for the cotangents g.
+
+    ∂logp = δ − π,  ∂entropy = −π (log π + entropy),  ∂proxy = 2 π (π − Σπ² + π(y)) − 2 π(y) δ.
+    """
+    shifted = z - jnp.max(z, axis=-1, keepdims=True)
+    e = jnp.exp(shifted)
+    total = jnp.sum(e, axis=-1)
+    target = lax.broadcasted_iota(jnp.int32, z.shape, 1) == y[:, None]
+    logp = jnp.sum(jnp.where(target, shifted, 0), axis=-1) - jnp.log(total)
+    entropy = jnp.log(total) - jnp.sum(e * shifted, axis=-1) / total
+    squares, p = jnp.sum(e * e, axis=-1) / total**2, jnp.exp(logp)
+    pi, log_pi = e / total[:, None], shifted - jnp.log(total)[:, None]
+    by_row = [x[:, None] for x in (*g, entropy, squares, p)]
+    of_logp, of_entropy, of_proxy, entropy_, squares_, p_ = by_row
+    slope = -of_logp - of_entropy * (log_pi + entropy_) + 2 * of_proxy * (pi - squares_ + p_)
+    dz = pi * slope + jnp.where(target, of_logp - 2 * of_proxy * p_, 0)
+    return TokenStats(logp, entropy, 1 - 2 * p + squares), dz
+
+
+def arguments(n, d, v, dtype):
+    hidden, unembedding, targets = bench.inputs(n, d, v, dtype)
+    cotangents = TokenStats(*(jax.random.normal(key, n) for key in jax.random.split(jax.random.key(1), 3)))
+    return hidden, unembedding, targets, cotangents
+
+
+def on_cpu(size, tiles, turns):
+    n, d, v = size
+    inputs = arguments(n, d, v, jnp.float32)
+    forms = {"recomputed": recomputed} | {f"in one pass, {tile} tokens": in_one_pass(tile) for tile in tiles}
+    made = {name: jax.jit(form).lower(*inputs).compile() for name, form in forms.items()}
+    ours = jax.tree.leaves(made["recomputed"](*inputs))
+    best = bench.seconds(made, inputs, turns)
+    for name, program in made.items():
+        found = jax.tree.leaves(program(*inputs))
+        apart = max(float(jnp.max(jnp.abs(x - y)) / jnp.max(jnp.abs(y))) for x, y in zip(found, ours, strict=True))
+        cost = f"{best[name] / best['recomputed']:.2f} x recomputed, temporaries {bench.temporaries(program):.1f} MB"
+        print(f"N,D,V {tuple(size)} float32 {name}: {cost}, differs by {apart:.0e}", flush=True)
+
+
+def for_tpu(name, size, tiles):
+    """Two tiles are compiled; what is not in their loop counts once."""
+    import tpu_chips
+
+    chip = tpu_chips.CHIPS[name]
+    n, d, v = size
+    for tile in tiles:
+        shapes = jax.eval_shape(lambda tile=tile: arguments(2 * tile, d, v, jnp.bfloat16))
+        program = tpu_chips.compile_for(chip, in_one_pass(tile), shapes)
+        once, each = cycles(program.as_text() or "")
+        seconds = (once + each * n / tile) / chip.clock
+        share = 8 * n * d * v / chip.flops / seconds
+        about = f"{1e3 * seconds:.0f} ms, {100 * share:.1f} % of 8·N·D·V at the peak"
+        print(f"{name}, in one pass, {tile} tokens: {about}, temporaries {tpu_chips.figures(program).temporaries:.0f} "
+              f"MiB; {each} cycles a tile, {once} once", flush=True)  # fmt: skip
+
+
+def cycles(text: str) -> tuple[int, int]:
+    """Estimated cycles of a program with one loop: (outside of it, in one turn of it)."""
+    body = re.search(r" while\(.*body=%?([\w.-]+)", text)
+    if body is None:
+        raise ValueError("expected a loop over the tiles: is there more than one?")
+    found = {True: 0, False: 0}
+    for computation in text.split("\n\n"):
+        inside = computation.startswith(f"%{body[1]} ")
+        of_operations = map(int, re.findall(r'"estimated_cycles":"(\d+)"', computation))
+        found[inside] += sum(cycles for cycles in of_operations if cycles < UNKNOWN)
+    return found[False], found[True]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", nargs=3, type=int, metavar=("N", "D", "V"))
+    parser.add_argument("--tiles", nargs="+", type=int, help="tokens at once; each divides N")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--chip", choices=("v5e", "v5p", "v6e", "tpu7x"))
+    options = parser.parse_args()
+    size = options.size or ((4096, 4096, 151936) if options.chip else (2048, 512, 32768))
+    tiles = options.tiles or ((1024, 2048) if options.chip else (256, 512, 1024))
+    if any(tile < 1 or size[0] % tile for tile in tiles):
+        parser.error(f"--tiles {' '.join(map(str, tiles))}: expected divisors of N = {size[0]}")
+    if options.chip:
+        import tpu_chips
+
+        tpu_chips.with_environment()
+        for_tpu(options.chip, size, tiles)
+    else:
+        on_cpu(size, tiles, options.turns)
