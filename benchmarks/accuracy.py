@@ -1,8 +1,9 @@
-"""The table of docs/accuracy.md: `JAX_PLATFORMS=cpu python -m benchmarks.accuracy`."""
+"""The tables of docs/accuracy.md: `JAX_PLATFORMS=cpu python -m benchmarks.accuracy`."""
 
 import math
 
-from tests.accuracy_test import measure
+from tests import accuracy_test as functions
+from tests.kernels import accuracy_test as kernels
 
 
 def rounded_up(x: float) -> str:
@@ -13,8 +14,18 @@ def rounded_up(x: float) -> str:
     return f"{math.ceil(x / unit) * unit:.1e}"
 
 
+def row(name: str, errors: list[float], gradients: tuple[int, ...]) -> str:
+    """A gradient that is exactly 0 is none."""
+    cells = ["" if i in gradients and x == 0 else rounded_up(x) for i, x in enumerate(errors)]
+    return f"| `{name}` | {' | '.join(cells)} |"
+
+
 if __name__ == "__main__":
     print("| function | float32 | its gradient | bfloat16 |\n|---|---|---|---|")
-    for name, (value, gradient, coarse) in measure().items():
-        slope = rounded_up(gradient) if name.startswith(("ratio", "penalty")) else ""
-        print(f"| `{name}` | {rounded_up(value)} | {slope} | {rounded_up(coarse)} |")
+    for name, errors in functions.measure().items():
+        print(row(name, errors, (1,)))
+    print("\n| output, form | float32 | its ∂h | its ∂W | bfloat16 | its ∂h | its ∂W | the rounding |")
+    print("|---|---|---|---|---|---|---|---|")
+    for kernel, form in kernels.ROWS:
+        for name, errors in kernels.measure(kernel, form).items():
+            print(row(name, errors, (1, 2, 4, 5)))

@@ -31,7 +31,7 @@ class Case(NamedTuple):
 
 def cases(everything: bool) -> list[Case]:
     sizes = SIZES + MORE_SIZES * everything
-    found = [case for size in sizes for case in _token_stats(size)]
+    found = [case for size in sizes for case in _token_stats(size)] + [_with_everything()]
     found += [case for size in sizes if everything for case in _dense(size)]
     split = SIZES if everything else SIZES[1:]  # the large one takes a minute and a half more
     found += [case for size in split for backward in (False, True) for case in _sharded(size, backward)]
@@ -54,6 +54,23 @@ def _token_stats(size) -> list[Case]:
             Case(f"token_stats{label}, gradients", size, _given(backward(stats), *arguments), BACKWARD + spent),
         ]
     return found
+
+
+def _with_everything() -> Case:
+    """float32, a bias, a soft cap and a mask."""
+    n, _, v = size = SIZES[1]
+    hidden, unembedding, targets, weights = (
+        jax.ShapeDtypeStruct(x.shape, jnp.float32 if x.dtype == jnp.bfloat16 else x.dtype) for x in inputs(*size)
+    )
+    bias, mask = jax.ShapeDtypeStruct((v,), jnp.float32), jax.ShapeDtypeStruct((n,), jnp.bool_)
+
+    def loss(hidden, unembedding, bias, targets, mask, weights):
+        stats = token_stats(hidden, unembedding, targets, bias=bias, mask=mask, softcap=30.0, temperature=0.7)
+        return jnp.sum(weights * jnp.stack(tuple(stats)))
+
+    arguments = hidden, unembedding, bias, targets, mask, weights
+    program = "token_stats, float32, all arguments, gradients"
+    return Case(program, size, _given(jax.grad(loss, (0, 1, 2)), *arguments), BACKWARD)
 
 
 def _dense(size) -> list[Case]:

@@ -162,7 +162,7 @@ def report(
     return {
         "rejected": jnp.sum(present & ~kept).astype(rho.dtype) / jnp.maximum(jnp.sum(present), 1).astype(rho.dtype),
         "effective_samples": jnp.sum(w) ** 2 / live_n / jnp.where(squares > 0, squares, 1.0),
-        "chi_squared": jnp.sum(rho**2) / n - 1,
+        "chi_squared": jnp.sum(jnp.where(mask, jnp.expm1(2 * mismatch), 0.0)) / n,  # a difference of ones is not exact
         "kl": jnp.sum(jnp.where(mask, jnp.expm1(mismatch) - mismatch, 0.0)) / n,
     }
 

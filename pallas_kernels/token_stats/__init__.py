@@ -1,5 +1,6 @@
 """What a policy-gradient loss needs to know of each token, from hidden states and the unembedding."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -46,8 +47,9 @@ def token_stats(
     "reference" (dense, the definition), "chunked" (any device), "tpu", "gpu" (their platform alone, else an error).
     `tile` is (tokens, vocabulary), the logits that it holds at a time; the default takes little memory.
 
-    All three outputs are differentiable in `hidden`, `unembedding` and `bias`, by reverse mode only; τ > 0 and c > 0
-    may be traced but count as constants.  The proxy is that of the optimal token baseline (2602.07078).
+    All three outputs are differentiable in `hidden`, `unembedding` and `bias`, by reverse mode only (twice with None or
+    "chunked"); τ > 0 and c > 0 may be traced but count as constants.  Logits must be within ±10³⁷.  The proxy is that
+    of the optimal token baseline (2602.07078).
 
     Raises ValueError for ranks, sizes, a temperature or an implementation that do not fit, TypeError for dtypes.
 
@@ -64,6 +66,8 @@ def token_stats(
     inputs = inputs_of(hidden, unembedding, targets, bias, mask, scalars, columns, axis_name)
     tile = tile if tile is None else Tile(*tile)
     run = implementation_of(implementation, dtypes(hidden, unembedding)[0], tile, columns, axis_name, width_axis)
+    if jax.sharding.get_abstract_mesh().manual_axes:  # a shard_map that is not compiled cannot tell zero cotangents
+        run = jax.jit(run)
     if hidden.shape[0] == 0:
         return TokenStats(*(jnp.zeros(0, inputs.beta.dtype),) * 3)
     return run(*inputs)

@@ -1,5 +1,7 @@
 """What token_stats and its kin are called with: checked, and made into what their implementations read."""
 
+from numbers import Integral
+
 import jax.numpy as jnp
 from jax import core, lax
 
@@ -15,7 +17,7 @@ def check(kernel: str, hidden, unembedding, targets, bias, mask, scalars, tile, 
         floating = jnp.issubdtype(jnp.result_type(array), jnp.floating)
         require(floating, kernel, name, f"of dtype {jnp.result_type(array)}", "floating point", TypeError)
     (N, D), (V, width) = jnp.shape(hidden), jnp.shape(unembedding)
-    shards = 1 if width_axis is None else lax.axis_size(width_axis)
+    shards = shards_of(kernel, "width_axis", width_axis)
     of = f"[V, D] with D = {D}, as in hidden" if shards == 1 else f"[V, D/{shards}] with D = {D}, as in hidden"
     require(width * shards == D, kernel, "unembedding", f"of shape {(V, width)}", of)
     require(V > 0, kernel, "unembedding", f"of shape {(V, width)}", "of at least one row")
@@ -27,7 +29,7 @@ def check(kernel: str, hidden, unembedding, targets, bias, mask, scalars, tile, 
     for name, value in scalars.items():
         _check_scalar(kernel, name, value)
     if tile is not None:
-        whole = len(tile) == 2 and all(isinstance(size, int) and size > 0 for size in tile)
+        whole = isinstance(tile, tuple) and len(tile) == 2 and all(is_integer(size) and size > 0 for size in tile)
         require(whole, kernel, "tile", tile, "(tokens, vocabulary), two positive integers")
 
 
@@ -38,8 +40,25 @@ def _check_vector(kernel, name, array, size, symbol, origin, kind, kind_name) ->
     require(fits, kernel, name, f"of dtype {dtype}", kind_name, TypeError)
 
 
+def is_integer(value) -> bool:
+    """Of Python or NumPy; True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def shards_of(kernel: str, argument: str, axis_name: str | None) -> int:
+    """The devices of a mesh axis of the surrounding `shard_map`; 1 of None. ValueError where there is no such axis."""
+    if axis_name is None:
+        return 1
+    try:
+        return lax.axis_size(axis_name)
+    except NameError:
+        remedy = "an axis of the mesh of the shard_map around it, or None outside of one"
+        raise ValueError(f"{kernel}: {argument} is {axis_name!r}; it should be {remedy}") from None
+
+
 def _check_scalar(kernel, name, value) -> None:
     if value is None:
+        require(name == "softcap", kernel, name, value, "a positive number")
         return
     require(jnp.ndim(value) == 0, kernel, name, f"of shape {jnp.shape(value)}", "a scalar")
     if not isinstance(value, core.Tracer):
@@ -49,12 +68,12 @@ def _check_scalar(kernel, name, value) -> None:
 
 def columns_of(kernel: str, vocab_size: int | None, unembedding, axis_name: str | None) -> int:
     """The tokens of the vocabulary, over all shards and without padding; ValueError where there are no such rows."""
-    rows = unembedding.shape[0] * (1 if axis_name is None else lax.axis_size(axis_name))
+    rows = unembedding.shape[0] * shards_of(kernel, "axis_name", axis_name)
     if vocab_size is None:
         return rows
-    fits = isinstance(vocab_size, int) and 0 < vocab_size <= rows
+    fits = is_integer(vocab_size) and 0 < vocab_size <= rows
     require(fits, kernel, "vocab_size", vocab_size, f"an integer in [1, {rows}], the rows of unembedding")
-    return vocab_size
+    return int(vocab_size)
 
 
 def inputs_of(hidden, unembedding, targets, bias, mask, scalars, vocabulary: int, axis_name: str | None) -> Inputs:

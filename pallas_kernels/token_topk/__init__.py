@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels._dispatch import chosen, require
 from pallas_kernels.token_stats import TokenStats
-from pallas_kernels.token_stats._arguments import check, columns_of, inputs_of
+from pallas_kernels.token_stats._arguments import check, columns_of, inputs_of, is_integer
 from pallas_kernels.token_stats._types import Tile
 from pallas_kernels.token_topk import chunked, reference
 from pallas_kernels.token_topk.reference import TopTokens
@@ -57,7 +57,7 @@ def token_topk(
     kernel, scalars = "token_topk", {"temperature": temperature, "softcap": softcap}
     check(kernel, hidden, unembedding, targets, bias, mask, scalars, tile)
     columns = columns_of(kernel, vocab_size, unembedding, axis_name)
-    require(isinstance(k, int) and 1 <= k <= columns, kernel, "k", k, f"an integer in [1, {columns}], the vocabulary's")
+    require(is_integer(k) and 1 <= k <= columns, kernel, "k", k, f"an integer in [1, {columns}], the vocabulary's")
     run = IMPLEMENTATIONS[chosen(kernel, implementation, (None, *IMPLEMENTATIONS)) or "chunked"]
     hidden, unembedding, bias = lax.stop_gradient((hidden, unembedding, bias))
     inputs = inputs_of(hidden, unembedding, targets, bias, mask, scalars, columns, axis_name)

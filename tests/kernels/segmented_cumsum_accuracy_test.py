@@ -63,6 +63,12 @@ def test_a_sum_keeps_its_digits(scan, reverse):
     assert max(errors(scan, SUM, reverse).values()) <= BOUND
 
 
+def test_the_kernels_carry_keeps_them(monkeypatch):
+    """Over a thousand blocks."""
+    monkeypatch.setattr(tpu, "TOKENS", 128)
+    assert max(errors(in_tiles, SUM, False).values()) <= BOUND / 4
+
+
 UNCOMPENSATED = SUM._replace(absorb=lambda total, error, x: (total + x, error))
 
 

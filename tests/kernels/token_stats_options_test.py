@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import token_stats
+from pallas_kernels import TokenStats, token_stats
 from pallas_kernels.token_stats import _gradients, _rule, _tiles, chunked
 from tests.kernels.heads import close, enable_x64, example, weights
 
@@ -113,6 +113,23 @@ def test_padding_and_masked_rows_may_hold_anything():
         for c, p in zip(jax.tree.leaves(clean), jax.tree.leaves(poisoned), strict=True):
             np.testing.assert_array_equal(c, p)
         assert np.abs(clean[0][0]).max() > 0.1
+
+
+def test_a_cotangent_of_zero_costs_nothing():
+    """Each output that a loss reads adds terms to the gradient of the logits; the others' are not in the program."""
+
+    def products(names):
+        hidden, unembedding, targets = example(N, D, V, jnp.float32)
+
+        def loss(hidden):
+            stats = token_stats(hidden, unembedding, targets, implementation="chunked")
+            return sum(jnp.sum(getattr(stats, name)) for name in names)
+
+        return str(jax.make_jaxpr(jax.grad(loss))(hidden)).count(" mul ")
+
+    logp, entropy, proxy, everything = map(products, (["logp"], ["entropy"], ["proxy"], TokenStats._fields))
+    assert logp < entropy < everything
+    assert logp < proxy < everything
 
 
 def count_products(monkeypatch, mask):

@@ -68,6 +68,25 @@ def test_a_split_head_is_the_whole_one(mesh, implementation, check, monkeypatch)
     close(gradients(sharded(mesh, implementation, check))(*head()), truth, 1e-6)
 
 
+def test_without_jit():
+    close(sharded((2, 2, 2), "chunked", True)(*head()), expected()[1], 1e-6)
+
+
+def test_bfloat16_gradients_are_summed_over_slabs_in_float32(monkeypatch):
+    """∂hidden of 48 slabs: as near to float32's as that of one."""
+    _, unembedding, bias, targets, mask = head()
+    hidden, unembedding = (x.astype(jnp.bfloat16) for x in (head()[0], unembedding))
+    exact = gradients(partial(statistics, implementation="reference"))
+    (truth, *_), _ = exact(hidden.astype(jnp.float32), unembedding.astype(jnp.float32), bias, targets, mask)
+
+    def error(slab):
+        monkeypatch.setattr(_rule, "SLAB", slab)
+        (found, *_), _ = gradients(sharded((1, 8, 1), "chunked", True))(hidden, unembedding, bias, targets, mask)
+        return np.linalg.norm(np.asarray(found, np.float32) - truth)
+
+    assert error(D) <= 1.2 * error(V * D)
+
+
 def unscaled(sums, axis_name):
     """Shards added without a common maximum."""
     return sums._replace(**{name: lax.psum(getattr(sums, name), axis_name) for name in sums._fields[1:]},
