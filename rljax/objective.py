@@ -157,7 +157,7 @@ def policy_loss(logp: Float[Array, "*B T"], batch: Batch, ratio: Callable) -> Fl
     (as a part of its sequence's ratio it is read while its ℓ is finite).
 
     Raises ValueError where shapes differ or the ratio names a field that the batch lacks; TypeError for a mask that
-    is not boolean.
+    is not boolean or a ratio that is no function.
 
     >>> from rljax import ratio
     >>> batch = Batch(mask=jnp.ones(2, bool), old_logp=jnp.zeros(2), weights=jnp.array([0.5, 0.5]),
@@ -165,6 +165,8 @@ def policy_loss(logp: Float[Array, "*B T"], batch: Batch, ratio: Callable) -> Fl
     >>> print(policy_loss(jnp.log(jnp.array([2.0, 0.5])), batch, ratio.token))  # −½ (1 · 2 − 1 · ½)
     -0.75
     """
+    if not callable(ratio):
+        raise TypeError(f"ratio is a {type(ratio).__name__}: expected a function, such as the `ratio` of an algorithm")
     mask = require_mask(batch.mask)
     if mask.ndim == 0:
         require_rank("mask", mask, "*B T")

@@ -99,6 +99,8 @@ def test_shapes_and_dtypes_that_do_not_fit():
         policy_loss(logp, dataclasses.replace(batch, segment_ids=logp), ratio.token)
     with pytest.raises(TypeError, match="mask has dtype int32: expected bool"):
         policy_loss(logp, dataclasses.replace(batch, mask=jnp.ones((2, 3), int)), ratio.token)
+    with pytest.raises(TypeError, match="ratio is a PolicyGradient: expected a function, such as the `ratio` of an"):
+        policy_loss(logp, batch, algorithms.grpo())
     with pytest.raises(TypeError, match="logp has dtype complex64"):
         policy_loss(logp.astype(jnp.complex64), batch, ratio.token)
     with pytest.raises(ValueError, match=r"advantages has shape \(4, 5, 1\)"):

@@ -79,6 +79,8 @@ def columns_of(kernel: str, vocab_size: int | None, unembedding, axis_name: str 
 def inputs_of(hidden, unembedding, targets, bias, mask, scalars, vocabulary: int, axis_name: str | None) -> Inputs:
     """The arrays, spread over the axes of a `shard_map` over which any of them varies."""
     accumulator = dtypes(hidden, unembedding)[1]
+    if targets.dtype.itemsize < 4:  # which may have no number as large as the vocabulary
+        targets = targets.astype(jnp.int32)
     present = (targets >= 0) & (targets < vocabulary)
     present = present if mask is None else present & mask
     y = jnp.where(present, targets.astype(jnp.int32), ABSENT)

@@ -18,6 +18,10 @@ def token_stats(
     """
     total = partial(lax.psum, axis_name=axis_name) if axis_name else lambda x: x
     present = targets != ABSENT
+    rows = head.unembedding.shape[0]
+    if not (isinstance(head.size, int) and head.size == rows):  # what padding holds is not to reach ∂hidden
+        held = jnp.arange(rows, dtype=jnp.int32)[:, None] < head.size
+        head = head._replace(unembedding=jnp.where(held, head.unembedding, 0))
     x = logits(jnp.where(present[:, None], hidden, 0), head)
     v = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
     is_column, is_target = v < head.size, v == targets[:, None] - begin

@@ -99,6 +99,7 @@ def test_padding_and_masked_rows_may_hold_anything():
     hidden, unembedding, targets = example(N, D, V, jnp.float32)
     mask, size = jnp.asarray(OPTIONS["mask"]), OPTIONS["vocab_size"]
     spoilt = jnp.where(mask[:, None], hidden, jnp.nan), unembedding.at[size:].set(1e4 * unembedding[size:])
+    unknown = spoilt[0], unembedding.at[size:].set(jnp.nan)
 
     def run(hidden, unembedding, implementation):
         def loss(*inputs):
@@ -109,10 +110,25 @@ def test_padding_and_masked_rows_may_hold_anything():
         return jax.grad(loss, (0, 1), has_aux=True)(hidden, unembedding)
 
     for implementation in ("reference", "chunked"):
-        clean, poisoned = run(hidden, unembedding, implementation), run(*spoilt, implementation)
-        for c, p in zip(jax.tree.leaves(clean), jax.tree.leaves(poisoned), strict=True):
-            np.testing.assert_array_equal(c, p)
+        clean = run(hidden, unembedding, implementation)
+        for poisoned in (run(*spoilt, implementation), run(*unknown, implementation)):
+            for c, p in zip(jax.tree.leaves(clean), jax.tree.leaves(poisoned), strict=True):
+                np.testing.assert_array_equal(c, p)
         assert np.abs(clean[0][0]).max() > 0.1
+
+
+@pytest.mark.parametrize(("dtype", "v"), [("uint8", 256), ("int8", 128), ("int8", 300), ("uint16", 65536)])
+def test_targets_of_any_integer_type(dtype, v):
+    """Also of one whose numbers end where the vocabulary does, which wrapped around."""
+    hidden, unembedding, _ = example(4, D, v, jnp.float32)
+    ids = np.array([1, 2, 100, 127])
+    for implementation in ("reference", "chunked"):
+        found, expected = (
+            token_stats(hidden, unembedding, jnp.asarray(ids, kind), implementation=implementation)
+            for kind in (dtype, "int32")
+        )
+        np.testing.assert_array_equal(found.logp, expected.logp)
+        assert np.all(np.asarray(found.logp) < -0.1)
 
 
 def test_a_cotangent_of_zero_costs_nothing():
