@@ -1,9 +1,21 @@
 """Segmented scans on a TPU: blocks of rows × tokens in VMEM, and a carry there from one block of a row to the next.
 
+With ⊕ a sum or a minimum, id 0 a hole, and the ids i of one sequence in a run, holes apart,
+
+    y_t = ⊕ x_s over s ≤ t (s < t if exclusive) with i_s = i_t ≠ 0,      the empty of ⊕ at holes.
+
+            tokens →
+       ┌──────┬──────┬──────┐       Grid: (blocks of 8 rows, blocks of 1024 tokens), the latter in the scan's order,
+    8  │  0  ⟶│  1  ⟶│  2   │       backwards for a reverse one; ⟶ hands on (id, total, error), [8, 1] each.
+       └──────┴──────┴──────┘
+
 Within a block the scan is a tree (Hillis and Steele): in round k every token takes in the one 2ᵏ before it, which by
 then stands for the 2ᵏ tokens up to it, unless that is of another sequence.  A hole (id 0) stands for what is before it,
 so that it neither adds nor resets.  A row's blocks come one after the other and hand on the last sequence's id and its
 (total, error), compensated: log₂ 1024 roundings within a block and two for all blocks together.
+
+VMEM, in bytes: x, ids and y 3·2·8·1024·4 (each twice, one block on its way while the other is computed), the carry
+3·8·128·4 (a column takes all lanes), and the tree's x, ids and what is before them, 4·8·1024·4: a third of a MiB.
 """
 
 import math

@@ -6,11 +6,12 @@ from the rest R = {v ≠ y}, so that nothing cancels where π(y) → 1:
     rest = Σ_R e^(x−m),  squares = Σ_R e^(2(x−m)),  moment = Σ_R (x−m) e^(x−m),  d = x_y − m,  S = rest + e^d
     logp = d − log S,   entropy = log S − (moment + d e^d)/S,   proxy = (1 − π_y)² + Σ_R π² = (rest² + squares)/S²
 
-Backward, π_v = e^(x_v − m − log S) is computed again, and with Q = Σπ², H the entropy:
+Backward, π_v = e^(x_v − m − log S) is computed again.  Since ∂log π_u/∂x_v = 1[u=v] − π_v and ∂π_u = π_u ∂log π_u, with
+Q = Σπ² and H the entropy,
 
     ∂logp/∂x_v    = 1[v=y] − π_v
-    ∂entropy/∂x_v = − π_v (log π_v + H)
-    ∂proxy/∂x_v   = 2 π_v (π_v − Q) − 2 π_y (1[v=y] − π_v)
+    ∂entropy/∂x_v = − Σ_u (log π_u + 1) ∂π_u  = − π_v (log π_v + 1) + π_v (1 − H)  = − π_v (log π_v + H)
+    ∂proxy/∂x_v   = − 2 ∂π_y + 2 Σ_u π_u ∂π_u = − 2 π_y (1[v=y] − π_v) + 2 π_v (π_v − Q)
 
 so that for the cotangents g, k, q of the three, with a = g − 2 q π_y,
 

@@ -21,7 +21,8 @@ last part of a tile is added during the first of the next one, and that of the l
 none (padding, or beyond the weight's end) has the lowest logit, which adds nothing once any other has been seen.
 
 VMEM, in bytes:  hidden states 2·nt·D·b and weight 2·vt·D·b (each twice: one is loaded while the other is read; b bytes
-an element), two parts of logits 2·part·nt·4, sums 5·8·nt·4, outputs 2·8·nt·4.
+an element), two parts of logits 2·part·nt·4, sums 5·8·nt·4, outputs 2·8·nt·4, targets 2·8·nt·4,
+and where there is a bias 2·8·vt·4.
 """
 
 from functools import partial

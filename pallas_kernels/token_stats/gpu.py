@@ -1,6 +1,14 @@
 """token_stats on an NVIDIA GPU as a Triton kernel: forward, the logits stay in registers.
 
-Programs are tiles of tokens × parts of the vocabulary.  Each goes over its part, tile by tile, with a running maximum;
+The sums are those of `_statistics`: m, x_y, and rest, squares and moment of the columns v ≠ y, over a part of the
+columns; two parts are joined by moving both to the greater m.
+
+             vocabulary →
+            ┌─────────┬─────────┐      A program is a tile of tokens and a part of the vocabulary: tile by tile
+    tokens  │ (0, 0) →│ (0, 1) →│      (→) it multiplies, D in steps of 128 bytes, and adds to its sums, [nt] each.
+       ↓    │ (1, 0) →│ (1, 1) →│
+            └─────────┴─────────┘
+
 XLA joins the parts.  The tiles of `GROUP` tokens go together over all parts, so that their hidden states stay in L2 and
 a tile of W is read from memory once a group.
 
@@ -8,6 +16,9 @@ Backward there is no kernel, but XLA's tiles (`_gpu_tiles`).  ∂h is summed ove
 without atomic additions a kernel makes the logits twice, once for each, four products of 2·N·D·V instead of three. That
 would spare 14 bytes of memory traffic a logit, 17 GB or about 5 ms on an H100 at (N, D, V) = (8192, 4096, 151936), and
 cost a product more, 10 ms at the peak.
+
+Registers, in bytes: the logits of a tile nt·vt·4, 128 KiB, which is 128 of the 255 registers of each of 8 warps'
+threads, and 5·nt·4 of sums.  Shared memory: 3 stages of (nt + vt)·128, 144 KiB of the 227 of an H100.
 
 jax deprecates Pallas' Triton from 0.11 on in favour of its Mosaic GPU, and warns where this is lowered.
 """
