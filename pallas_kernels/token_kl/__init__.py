@@ -28,8 +28,8 @@ def token_kl(
 
     `hidden` [N, D] and `unembedding` [V, D] are the policy's, the other two the reference's, whose width E may differ;
     the output is [N], in float32 (float64 where an input is). A row whose `mask` is false gives 0 and no gradient,
-    whatever it holds. Differentiable in `hidden` and `unembedding` by reverse mode; the reference and the temperature
-    τ > 0 count as constants.
+    whatever it holds. Every row of either weight is a token: padding is to be cut off before. Differentiable in
+    `hidden` and `unembedding` by reverse mode; the reference and the temperature τ > 0 count as constants.
 
     Raises ValueError for ranks, sizes, a temperature or an implementation that do not fit, TypeError for dtypes.
 
