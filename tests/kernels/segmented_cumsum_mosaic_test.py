@@ -75,7 +75,7 @@ def test_agrees_with_the_reference():
 
 def test_agrees_with_the_reference_on_two_cores_that_do_not_race(capfd):
     check_agreement(strictly, [(SUM, False, False), (SUM, True, True), (MINIMUM, True, False)])
-    assert "RACE" not in "".join(capfd.readouterr())  # which is all that the interpreter does about one
+    assert "RACE" not in "".join(capfd.readouterr())  # all that some versions of the interpreter do about one
 
 
 def test_a_mask_leading_axes_and_a_short_row():

@@ -130,7 +130,7 @@ def test_reads_nothing_that_is_not_there_and_does_not_race(monkeypatch, capfd, c
     with interpreter(monkeypatch, checked=True):
         assert agrees(case)
     printed = "".join(capfd.readouterr())
-    assert "RACE" not in printed  # which is all that the interpreter does about one
+    assert "RACE" not in printed  # all that some versions of the interpreter do about one
 
 
 def test_cores_that_share_a_sum_race(capfd):
@@ -144,11 +144,14 @@ def test_cores_that_share_a_sum_race(capfd):
     x = jnp.ones((8, 128))
     run = pl.pallas_call(add, grid=(4,), in_specs=[block], out_specs=block, out_shape=x, interpret=STRICT,
                          compiler_params=parallel)  # fmt: skip
+    said = ""
     try:
         jax.block_until_ready(run(x))
+    except jax.errors.JaxRuntimeError as error:  # a newer jax raises what an older one prints
+        said = str(error)
     finally:
         pltpu.reset_tpu_interpret_mode_state()
-    assert "RACE" in "".join(capfd.readouterr())
+    assert "RACE" in said + "".join(capfd.readouterr())
 
 
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,)])
