@@ -10,8 +10,8 @@ WORKERS := -n 2 --dist worksteal
 export UV_PYTHON_DOWNLOADS := never
 export UV_LINK_MODE := copy
 unexport PYTHONDONTWRITEBYTECODE  # where it is set, every process of the tests would compile all that it imports
-CORE_TESTS := tests/kernels tests/ratio_test.py tests/advantage_test.py tests/aggregation_test.py \
-	tests/objective_test.py tests/algorithms_test.py tests/penalty_test.py tests/metrics_test.py \
+CORE_TESTS := tests/kernels tests/laws_test.py tests/ratio_test.py tests/advantage_test.py \
+	tests/aggregation_test.py tests/objective_test.py tests/algorithms_test.py tests/penalty_test.py tests/metrics_test.py \
 	tests/rewards_test.py tests/correction_test.py tests/distillation_test.py tests/logprobs_test.py \
 	tests/divergence_test.py tests/schedule_test.py tests/imports_test.py tests/transformations_test.py
 

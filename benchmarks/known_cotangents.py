@@ -15,6 +15,7 @@ import re
 import jax
 import jax.numpy as jnp
 import token_stats as bench
+import tpu_chips
 from jax import lax
 
 from pallas_kernels import TokenStats, token_stats
@@ -61,8 +62,7 @@ def dense_tile(z, y, g):
     entropy = jnp.log(total) - jnp.sum(e * shifted, axis=-1) / total
     squares, p = jnp.sum(e * e, axis=-1) / total**2, jnp.exp(logp)
     pi, log_pi = e / total[:, None], shifted - jnp.log(total)[:, None]
-    by_row = [x[:, None] for x in (*g, entropy, squares, p)]
-    of_logp, of_entropy, of_proxy, entropy_, squares_, p_ = by_row
+    of_logp, of_entropy, of_proxy, entropy_, squares_, p_ = (x[:, None] for x in (*g, entropy, squares, p))
     slope = -of_logp - of_entropy * (log_pi + entropy_) + 2 * of_proxy * (pi - squares_ + p_)
     dz = pi * slope + jnp.where(target, of_logp - 2 * of_proxy * p_, 0)
     return TokenStats(logp, entropy, 1 - 2 * p + squares), dz
@@ -90,8 +90,6 @@ def on_cpu(size, tiles, turns):
 
 def for_tpu(name, size, tiles):
     """Two tiles are compiled; what is not in their loop counts once."""
-    import tpu_chips
-
     chip = tpu_chips.CHIPS[name]
     n, d, v = size
     for tile in tiles:
@@ -123,15 +121,15 @@ if __name__ == "__main__":
     parser.add_argument("--size", nargs=3, type=int, metavar=("N", "D", "V"))
     parser.add_argument("--tiles", nargs="+", type=int, help="tokens at once; each divides N")
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--chip", choices=("v5e", "v5p", "v6e", "tpu7x"))
+    parser.add_argument("--chip", choices=tuple(tpu_chips.CHIPS))
     options = parser.parse_args()
     size = options.size or ((4096, 4096, 151936) if options.chip else (2048, 512, 32768))
     tiles = options.tiles or ((1024, 2048) if options.chip else (256, 512, 1024))
     if any(tile < 1 or size[0] % tile for tile in tiles):
         parser.error(f"--tiles {' '.join(map(str, tiles))}: expected divisors of N = {size[0]}")
     if options.chip:
-        import tpu_chips
-
+        if not tpu_chips.has_libtpu():
+            parser.error("--chip needs libtpu, which is not installed; `make .venv/.tpu` installs it")
         tpu_chips.with_environment()
         for_tpu(options.chip, size, tiles)
     else:

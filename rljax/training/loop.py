@@ -157,6 +157,7 @@ class Run:
     def _leave(self, how: str):
         """Ends the run that was asked to stop, once its checkpoint is on disk."""
         self.checkpoints.close()
+        self.watcher.report(f"stopped, {how}")
         raise PreemptedError(f"asked to stop: {how}. The same command goes on from there")
 
     def _number(self, step: int) -> int:

@@ -72,6 +72,7 @@ def test_sigterm_saves_before_it_leaves(uninterrupted, tmp_path):
     code, output = finish(process)
     assert code == 143, output
     assert "asked to stop: saved at rl step" in output
+    assert "stopped, saved at rl step" in (run / "report.html").read_text()
     code, output = finish(start(run))
     assert code == 0, output
     assert "going on from rl step 0" not in output
