@@ -20,12 +20,15 @@ export TPU_ACCELERATOR_TYPE ?= v5litepod-4
 export TPU_WORKER_HOSTNAMES ?= localhost
 endif
 
-.PHONY: train test check smoke reproduce examples test-next tpu-compile tpu-compile-all docs format lock
+.PHONY: train test test-all check smoke reproduce examples test-next tpu-compile tpu-compile-all docs format lock
 
 train: .venv/.ready
 	$(BIN)/python launch/tpu_train.py
 
-test: .venv/.ready
+test: .venv/.ready  # in minutes: docs/testing.md says what it leaves to test-all
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
+
+test-all: .venv/.ready
 	$(BIN)/python -m pytest $(WORKERS)
 
 check: .venv/.ready

@@ -1,19 +1,24 @@
-"""Every test sees 8 simulated devices, strict promotion, and a compilation cache."""
+"""Settings of every test: 8 simulated devices, strict promotion, quick compilation, and a report of what it cost."""
 
+import gc
 import os
 import pathlib
 
+from tests.quick import QUICK_TO_COMPILE
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Quick to compile, which takes longer than to run what tests run.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_llvm_disable_expensive_passes=true")
+os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {QUICK_TO_COMPILE}")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import jax
 import pytest
 
+gc.set_threshold(200_000, 20, 50)  # tracing makes many objects that stay; to walk them more often takes 10 % longer
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(__file__).parent.parent / ".cache" / "jax"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+pytest_plugins = ["tests.cost"]
 
 
 @pytest.fixture(autouse=True)
@@ -21,3 +26,11 @@ def _strict_dtype_promotion(request):
     """A silent float64 or int promotion is a defect; Flax and Optax themselves rely on the standard rules."""
     with jax.numpy_dtype_promotion("standard" if request.node.get_closest_marker("standard_promotion") else "strict"):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _memory_is_returned():
+    """Compiled programs are dropped at the end of each file, which otherwise add up to gigabytes."""
+    yield
+    jax.clear_caches()
+    gc.collect()

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+from tests.quick import QUICK_TO_COMPILE
+
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests/training/tiny.py"
 
@@ -16,7 +18,7 @@ def environment(devices: int = 1, **more: str) -> dict[str, str]:
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_llvm_disable_expensive_passes=true",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK_TO_COMPILE}",
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": str(ROOT),
