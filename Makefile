@@ -20,7 +20,7 @@ export TPU_ACCELERATOR_TYPE ?= v5litepod-4
 export TPU_WORKER_HOSTNAMES ?= localhost
 endif
 
-.PHONY: train test test-all check smoke reproduce examples test-next tpu-compile tpu-compile-all docs format lock
+.PHONY: train test test-all check smoke reproduce examples test-next tpu-compile tpu-compile-all docs generate format lock
 
 train: .venv/.ready
 	$(BIN)/python launch/tpu_train.py
@@ -63,6 +63,10 @@ tpu-compile-all: .venv/.tpu  # at more sizes, beside the dense programs: the tab
 docs: .venv-docs/.ready  # a broken link or a symbol that is not there fails it
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 	@echo "docs: build/site/index.html"
+
+generate: .venv/.ready  # what is made from the code: BUILD, and the tables of algorithms in README and the docs
+	$(BIN)/python -m tools.build_file
+	$(BIN)/python tools/algorithm_table.py
 
 format: .venv/.ready
 	$(BIN)/ruff check --fix .

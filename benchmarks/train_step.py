@@ -21,16 +21,15 @@ import numpy as np
 import optax
 
 from rljax import algorithms
-from rljax.models import TransformerConfig, create
+from rljax.models import TransformerConfig, initialize, make_mesh
 from rljax.objective import Rollouts
 from rljax.rollout import SamplingConfig
 from rljax.tasks import StringsTask
-from rljax.training import Config, MeshConfig, OptimizerConfig, RolloutConfig
-from rljax.training.gradients import State
-from rljax.training.mesh import make_mesh
+from rljax.training import Config, MeshConfig, RolloutConfig
 from rljax.training.optimizer import init_state
-from rljax.training.policy import make_update
-from rljax.training.prepare import make_prepare
+from rljax.training.step.accumulation import State
+from rljax.training.step.policy import make_update
+from rljax.training.step.scoring import Scorer, make_prepare
 
 V, D, LAYERS, HEADS, KV_HEADS, MLP = 32768, 256, 4, 4, 2, 1024  # 12.3 M parameters
 GROUPS, COMPLETIONS, PROMPT, COMPLETION = 2, 4, 64, 256
@@ -54,12 +53,12 @@ def ours(microbatches):
         algorithm=algorithms.grpo(),
         model=TransformerConfig(vocab_size=V, width=D, layers=LAYERS, heads=HEADS, kv_heads=KV_HEADS,
                                 head_dim=D // HEADS, mlp=MLP, tied=True, max_length=PROMPT + COMPLETION),
-        optimizer=OptimizerConfig(microbatches=microbatches),
         rollout=RolloutConfig(prompts=GROUPS, completions=COMPLETIONS, prompt_length=PROMPT,
-                              sampling=SamplingConfig(max_new_tokens=COMPLETION)),
+                              sampling=SamplingConfig(max_new_tokens=COMPLETION), microbatches=microbatches),
     )  # fmt: skip
-    mesh = make_mesh(MeshConfig(1, 1, 1))
-    model, params = create(config.model, mesh, jax.random.key(0))
+    model = config.model.build(vocab_size=V, value_head=False, rules=config.sharding)
+    scorer = Scorer(model, make_mesh(MeshConfig(1, 1, 1)))
+    params = initialize(scorer.model, scorer.mesh, jax.random.key(0))
     tokens, rewards = random_rows()
     tokens = tokens.reshape(GROUPS, COMPLETIONS, -1)
     mask = np.broadcast_to(np.arange(PROMPT + COMPLETION) >= PROMPT, tokens.shape)
@@ -71,9 +70,9 @@ def ours(microbatches):
         segment_ids=jnp.ones(tokens.shape, jnp.int32),
     )
     zero = jnp.int32(0)
-    prepared, _ = make_prepare(config, model, mesh)(params, params, rollouts, False, zero)
+    prepared, _ = make_prepare(config, scorer)(params, params, rollouts, False, zero)
     state = State(params, init_state(optimizer(), params))
-    update = make_update(config, model, mesh, optimizer())
+    update = make_update(config, scorer, optimizer())
     step = update.lower(state, None, rollouts, prepared, zero).compile()
 
     def run(state):

@@ -1,6 +1,6 @@
 """Trains from a recipe, alone or as one worker of a pod: `python launch/tpu_train.py [RECIPE] [--field value]`."""
 
-from rljax.training.cli import train
+from rljax.training.commands import train
 
 if __name__ == "__main__":
     train()

@@ -5,6 +5,12 @@ import jax.numpy as jnp
 from jax import Array
 
 
+def check(holds: bool, argument: str, value: object, wanted: str) -> None:
+    """Raises the one error that every field out of range gives: its name, its value, what would be right."""
+    if not holds:
+        raise ValueError(f"{argument} = {value!r}: expected {wanted}")
+
+
 def accumulators(**arrays) -> tuple[Array, ...]:
     """The arrays in the dtype that sums are made in: float64 where any of them is float64, else float32."""
     arrays = {name: jnp.asarray(x) for name, x in arrays.items()}

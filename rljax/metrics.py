@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Real
 from rljax import _segments
 from rljax._checks import accumulators, require_mask, require_shape
 from rljax.aggregation import side
-from rljax.objective import Batch, earns, log_ratios, policy_loss, segments_of
+from rljax.objective import Batch, policy_loss, terms
 from rljax.rewards import informative
 
 __all__ = [
@@ -37,15 +37,14 @@ def policy_sums(logp: Float[Array, "*B T"], batch: Batch, ratio: Callable) -> di
     0.5 1.0 5.0
     """
     gradient = jax.grad(policy_loss)(logp, batch, ratio)
-    log_ratio, weights = accumulators(log_ratio=log_ratios(logp, batch), weights=batch.weights)
-    weights = jnp.where(batch.mask, weights, 0.0)
-    moved = jnp.where(batch.mask, jnp.exp(log_ratio), 0.0)
-    cut = jnp.where(earns(batch) & (gradient == 0), weights, 0.0)
+    mask, _, advantages, weights, log_ratio, live = terms(logp, batch)
+    moved = jnp.where(mask, jnp.exp(log_ratio), 0.0)
+    cut = jnp.where(live & (gradient == 0), weights, 0.0)
     return {
-        "tokens": jnp.sum(batch.mask).astype(log_ratio.dtype),
+        "tokens": jnp.sum(mask).astype(log_ratio.dtype),
         "weight": jnp.sum(weights),
         "clipped": jnp.sum(cut),
-        "clipped_positive": jnp.sum(jnp.where(batch.advantages > 0, cut, 0.0)),
+        "clipped_positive": jnp.sum(jnp.where(advantages > 0, cut, 0.0)),
         "k1": -jnp.sum(log_ratio),
         "k3": jnp.sum(jnp.expm1(log_ratio) - log_ratio),
         "ratio": jnp.sum(moved),
@@ -96,13 +95,12 @@ def position_sums(
     if list(edges) != sorted(set(edges)) or not edges:
         raise ValueError(f"edges = {edges!r}: expected ordinals that rise")
     gradient = jax.grad(policy_loss)(logp, batch, ratio)
-    log_ratio, weights = accumulators(log_ratio=log_ratios(logp, batch), weights=batch.weights)
-    segments = segments_of(batch)
+    mask, segments, advantages, weights, log_ratio, live = terms(logp, batch)
     cumulative = _segments.cumulative(log_ratio, segments)
-    cut = jnp.where(earns(batch) & (gradient == 0), weights, 0.0)
+    cut = jnp.where(live & (gradient == 0), weights, 0.0)
     place = jnp.searchsorted(jnp.asarray(edges, jnp.int32), _segments.ordinal(segments), side="left")[..., None]
     places = jnp.arange(len(edges) + 1, dtype=place.dtype).reshape((1,) * (place.ndim - 1) + (-1,))
-    here = batch.mask[..., None] & (place == places)
+    here = mask[..., None] & (place == places)
 
     def total(x):
         return jnp.sum(jnp.where(here, x[..., None], 0.0), axis=tuple(range(x.ndim)))
@@ -110,8 +108,8 @@ def position_sums(
     return {
         "tokens": total(jnp.ones_like(log_ratio)),
         "weight": total(weights),
-        "clipped_positive": total(jnp.where(batch.advantages > 0, cut, 0.0)),
-        "clipped_negative": total(jnp.where(batch.advantages < 0, cut, 0.0)),
+        "clipped_positive": total(jnp.where(advantages > 0, cut, 0.0)),
+        "clipped_negative": total(jnp.where(advantages < 0, cut, 0.0)),
         "cumulative": total(cumulative),
         "cumulative_squared": total(cumulative**2),
     }
@@ -197,9 +195,12 @@ def _effective(total: Array, squares: Array, count: Array) -> Array:
     return _over(_over(total, count) * total, squares)
 
 
-def reward_summary(rewards: Real[Array, "P G"], mask: Bool[Array, "P G T"]) -> dict[str, Float[Array, ""]]:
+def reward_summary(
+    rewards: Real[Array, "P G"], mask: Bool[Array, "P G T"], signal: Bool[Array, "P"] | None = None
+) -> dict[str, Float[Array, ""]]:
     """Of a rollout's present completions: `reward` and `reward_std` (over all of them, divided by their number),
-    `length` in trained tokens, and `informative`, the share of groups whose rewards differ.
+    `length` in trained tokens, and `informative`, the share of groups with a `signal`, by default those whose rewards
+    differ.
 
     >>> found = reward_summary(jnp.array([[1.0, 0.0], [1.0, 1.0]]), jnp.ones((2, 2, 3), bool))
     >>> {name: float(x) for name, x in found.items()}
@@ -207,6 +208,8 @@ def reward_summary(rewards: Real[Array, "P G"], mask: Bool[Array, "P G T"]) -> d
     """
     mask = require_mask(mask, "P G T")
     require_shape(mask.shape[:2], "mask's leading axes", rewards=rewards)
+    signal = informative(rewards, mask) if signal is None else signal
+    require_shape(mask.shape[:1], "mask's first axis", signal=signal)
     (rewards,) = accumulators(rewards=rewards)
     present, lengths = jnp.any(mask, axis=-1), jnp.sum(mask, axis=-1).astype(rewards.dtype)
 
@@ -219,5 +222,5 @@ def reward_summary(rewards: Real[Array, "P G"], mask: Bool[Array, "P G T"]) -> d
         "reward": mean,
         "reward_std": jnp.sqrt(share((rewards - mean) ** 2, present)),
         "length": share(lengths, present),
-        "informative": share(informative(rewards, mask).astype(rewards.dtype), jnp.any(present, axis=-1)),
+        "informative": share(jnp.asarray(signal).astype(rewards.dtype), jnp.any(present, axis=-1)),
     }

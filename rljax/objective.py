@@ -8,6 +8,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +69,8 @@ class PolicyGradient:
     hysteresis: Callable[..., Bool[Array, ""]] | None = None
     """What is remembered from one rollout to the next: `f(dropping, entropy) -> dropping`, false at first, entropy
     the rollout's mean in nats. An advantage reads it as `Rollouts.dropping`."""
+    top_k: int | None = None
+    """How many of the sampling policy's likeliest tokens `Batch.divergence` is taken over, if the ratio needs it."""
 
 
 def required_fields(function: Callable) -> frozenset[str]:
@@ -119,31 +122,67 @@ def advantages_of(advantage: Callable, rollouts: Rollouts) -> Float[Array, "P G 
     return lax.stop_gradient(jnp.where(mask, advantages, 0.0))
 
 
+class Terms(NamedTuple):
+    """The arrays of the objective, `[*B, T]`, checked against each other once and in the dtype of sums."""
+
+    mask: Bool[Array, "*B T"]
+    segments: Array
+    """What ratios read: the mask, or the segment ids with 0 where the mask is false."""
+    advantages: Float[Array, "*B T"]
+    """A; 0 where the mask is false."""
+    weights: Float[Array, "*B T"]
+    """w; 0 where the mask is false."""
+    log_ratio: Float[Array, "*B T"]
+    """ℓ = log π_θ − log π_old; 0 where the mask is false."""
+    live: Bool[Array, "*B T"]
+    """True at the tokens that contribute to the loss: mask true, w ≠ 0, A ≠ 0, and w·A ≠ 0 (it may underflow)."""
+
+
+def terms(logp: Float[Array, "*B T"], batch: Batch) -> Terms:
+    """The terms of the objective at log π_θ = `logp`; only ℓ has a gradient.
+
+    A token that contributes nothing still counts in the ratio of its sequence, but not if its ℓ is NaN or infinite.
+    Elsewhere ±∞ (a policy that gives the token no mass) becomes ±1e30: e^ℓ is the same, and pools of it are not NaN.
+
+    Raises ValueError if shapes differ, TypeError if the mask is not boolean or log-probabilities are not floating.
+
+    >>> batch = Batch(mask=jnp.array([True, True, False]), old_logp=jnp.zeros(3), weights=jnp.full(3, 0.5),
+    ...               advantages=jnp.array([1.0, 0.0, 1.0]))
+    >>> found = terms(jnp.array([0.25, 0.5, jnp.nan]), batch)
+    >>> found.log_ratio.tolist(), found.live.tolist()
+    ([0.25, 0.5, 0.0], [True, False, False])
+    """
+    mask = require_mask(batch.mask)
+    if mask.ndim == 0:
+        require_rank("mask", mask, "*B T")
+    advantages, weights, old_logp, ids = batch.advantages, batch.weights, batch.old_logp, batch.segment_ids
+    require_shape(mask.shape, "mask", logp=logp, old_logp=old_logp, advantages=advantages, weights=weights)
+    require_floating(logp=logp, old_logp=old_logp)
+    if ids is not None:
+        require_shape(mask.shape, "mask", segment_ids=ids)
+    advantages, weights, logp, old_logp = accumulators(
+        advantages=advantages, weights=weights, logp=logp, old_logp=old_logp
+    )
+    advantages, weights = lax.stop_gradient((jnp.where(mask, advantages, 0.0), jnp.where(mask, weights, 0.0)))
+    live = (weights != 0) & (advantages != 0) & (weights * advantages != 0)
+    log_ratio = logp - old_logp
+    log_ratio = jnp.where(mask & (live | jnp.isfinite(log_ratio)), finite(log_ratio), 0.0)
+    return Terms(mask, mask if ids is None else jnp.where(mask, ids, 0), advantages, weights, log_ratio, live)
+
+
 def segments_of(batch: Batch) -> Array:
     """`segments` as ratios read them: the mask, or ids that are 0 where the mask is false."""
-    mask = require_mask(batch.mask)
-    return mask if batch.segment_ids is None else jnp.where(mask, batch.segment_ids, 0)
+    return terms(batch.old_logp, batch).segments
 
 
 def earns(batch: Batch) -> Bool[Array, "*B T"]:
-    """True at the tokens that the loss sees: mask true, w ≠ 0, A ≠ 0, and w·A ≠ 0 (it may underflow)."""
-    require_shape(batch.mask.shape, "mask", advantages=batch.advantages, weights=batch.weights)
-    weights, advantages = accumulators(weights=batch.weights, advantages=batch.advantages)
-    return batch.mask & (weights != 0) & (advantages != 0) & (weights * advantages != 0)
+    """True at the tokens that contribute to the loss, as `Terms.live`."""
+    return terms(batch.old_logp, batch).live
 
 
 def log_ratios(logp: Float[Array, "*B T"], batch: Batch) -> Float[Array, "*B T"]:
-    """ℓ = log π_θ − log π_old, in at least float32; 0 where the mask is false.
-
-    A token that earns nothing still counts in the ratio of its sequence, but not with a NaN or an infinity. Elsewhere
-    ±∞ (a policy that gives the token no mass) is ±1e30: e^ℓ is the same, and pools of it are no NaN.
-    """
-    mask = require_mask(batch.mask)
-    require_shape(mask.shape, "mask", logp=logp, old_logp=batch.old_logp)
-    require_floating(logp=logp, old_logp=batch.old_logp)
-    logp, old_logp = accumulators(logp=logp, old_logp=batch.old_logp)
-    log_ratio = logp - old_logp
-    return jnp.where(mask & (earns(batch) | jnp.isfinite(log_ratio)), finite(log_ratio), 0.0)
+    """ℓ = log π_θ − log π_old, in at least float32, as `Terms.log_ratio`."""
+    return terms(logp, batch).log_ratio
 
 
 def policy_loss(logp: Float[Array, "*B T"], batch: Batch, ratio: Callable) -> Float[Array, ""]:
@@ -167,17 +206,7 @@ def policy_loss(logp: Float[Array, "*B T"], batch: Batch, ratio: Callable) -> Fl
     """
     if not callable(ratio):
         raise TypeError(f"ratio is a {type(ratio).__name__}: expected a function, such as the `ratio` of an algorithm")
-    mask = require_mask(batch.mask)
-    if mask.ndim == 0:
-        require_rank("mask", mask, "*B T")
-    require_shape(mask.shape, "mask", logp=logp, advantages=batch.advantages, weights=batch.weights)
     require_floating(advantages=batch.advantages, weights=batch.weights)
-    if batch.segment_ids is not None:
-        require_shape(mask.shape, "mask", segment_ids=batch.segment_ids)
-    advantages, weights, log_ratio = accumulators(
-        advantages=batch.advantages, weights=batch.weights, log_ratio=log_ratios(logp, batch)
-    )
-    advantages, weights = lax.stop_gradient((jnp.where(mask, advantages, 0.0), jnp.where(mask, weights, 0.0)))
-    f = bind(ratio, batch)(log_ratio, advantages, segments_of(batch))
-    live = earns(batch)
-    return -jnp.sum(jnp.where(live, weights * advantages, 0.0) * jnp.exp(jnp.where(live, f, 0.0)))
+    _, segments, A, w, ℓ, live = terms(logp, batch)
+    f = bind(ratio, batch)(ℓ, A, segments)
+    return -jnp.sum(jnp.where(live, w * A, 0.0) * jnp.exp(jnp.where(live, f, 0.0)))

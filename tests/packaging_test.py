@@ -20,12 +20,12 @@ def test_every_package_is_listed():
 
 
 def test_the_commands_exist():
-    from rljax.training import cli
+    from rljax.training import commands
 
     for entry in PROJECT["project"]["scripts"].values():
         module, function = entry.split(":")
-        assert module == cli.__name__
-        assert callable(getattr(cli, function))
+        assert module == commands.__name__
+        assert callable(getattr(commands, function))
 
 
 def test_the_lock_file_holds_every_dependency():

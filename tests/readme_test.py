@@ -13,7 +13,7 @@ import numpy as np
 
 import rljax
 from rljax import algorithms
-from tests.training.processes import finish, metrics, start
+from tests.training.subprocesses import finish, metrics, start
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

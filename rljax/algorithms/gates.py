@@ -61,13 +61,15 @@ def dppo(*, low: float | Array = 0.15, high: float | Array = 0.15, cap: float | 
     )
 
 
-def cppo(*, limit: float | Array = 0.15, slack: float | Array = 0.02, least: float | Array = 0.8) -> PolicyGradient:
+def cppo(
+    *, limit: float | Array = 0.15, slack: float | Array = 0.02, least: float | Array = 0.8, top_k: int = 20
+) -> PolicyGradient:
     """CPPO (2606.10968): a budget of divergence that a sequence spends as it goes. Needs `Batch.divergence`.
 
         A = Z,    w = 1/M,    e^f = r where A(r − 1) ≤ 0, or c_t D_t ≤ limit and S_t ≤ limit + slack·C_{t−1};  else 0
         c_t from 1 down to `least`,  S_t = Σ_{j≤t} c_j D_j,  C_t = Σ_{j≤t} c_j
 
-    `divergence.total_variation` over the old policy's 20 likeliest tokens is the paper's. slack 0.015 to 0.02;
+    `divergence.total_variation` over the old policy's `top_k` likeliest tokens is the paper's. slack 0.015 to 0.02;
     advantage and aggregation are ours: not verified from the source.
 
     >>> import jax.numpy as jnp
@@ -79,4 +81,5 @@ def cppo(*, limit: float | Array = 0.15, slack: float | Array = 0.02, least: flo
         advantage=advantage.group_relative,
         aggregation=aggregation.token_mean,
         ratio=partial(ratio.cumulative_divergence_mask, limit=limit, slack=slack, least=least),
+        top_k=top_k,
     )

@@ -1,6 +1,23 @@
-"""A decoder-only transformer, seen from outside as functions over pure pytrees of parameters."""
+"""Language models, seen from outside as functions over pure pytrees of parameters."""
 
-from rljax.models.config import TransformerConfig
-from rljax.models.model import Cache, Model, create, without_value_head
+from rljax.models.decoder import Cache, Decoder, DecoderConfig, create, initialize
+from rljax.models.protocol import Head, Model, ModelConfig, Params, without_value_head
+from rljax.models.sharding import MeshConfig, ShardingRules, make_mesh
+from rljax.models.transformer import TransformerConfig
 
-__all__ = ["Cache", "Model", "TransformerConfig", "create", "without_value_head"]
+__all__ = [
+    "Cache",
+    "Decoder",
+    "DecoderConfig",
+    "Head",
+    "MeshConfig",
+    "Model",
+    "ModelConfig",
+    "Params",
+    "ShardingRules",
+    "TransformerConfig",
+    "create",
+    "initialize",
+    "make_mesh",
+    "without_value_head",
+]

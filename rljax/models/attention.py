@@ -6,8 +6,6 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
-from rljax.models.config import TransformerConfig
-
 QUERIES = 256  # of each head whose attention weights, [B, H, QUERIES, S], exist at once
 
 
@@ -35,13 +33,15 @@ def causal_mask(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
     return (t[:, None] >= t[None, :])[None] & same & (segment_ids != 0)[:, None, :]
 
 
-def rotation(positions: Int[Array, "B T"], config: TransformerConfig, dtype) -> tuple[Array, Array]:
+def rotation(
+    positions: Int[Array, "B T"], dtype, *, head_dim: int, base: float, max_length: int
+) -> tuple[Array, Array]:
     """cos and sin of position · base^(−2i / head_dim), each `[B, T, 1, head_dim / 2]`.
 
     Read from a table: computed, XLA would fuse them into every use, and spend more time there than on the attention.
     """
-    frequency = config.rope_base ** (-np.arange(0, config.head_dim, 2) / config.head_dim)
-    angle = np.arange(config.max_length)[:, None] * frequency
+    frequency = base ** (-np.arange(0, head_dim, 2) / head_dim)
+    angle = np.arange(max_length)[:, None] * frequency
     cos, sin = (jnp.asarray(table, dtype)[positions][:, :, None] for table in (np.cos(angle), np.sin(angle)))
     return cos, sin
 

@@ -1,5 +1,7 @@
 """The decoder-only transformer in Flax nnx: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
 
+import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -8,34 +10,57 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from rljax._checks import check
 from rljax.models.attention import accumulator, attend, rotate, rotation
-from rljax.models.config import TransformerConfig
-from rljax.models.sharding import split_rows
+from rljax.models.decoder import DecoderConfig
+from rljax.models.layers import RMSNorm, SwiGLU, constant, linear, weight
+from rljax.models.sharding import ShardingRules, split_rows
 
 
-def _weight(rngs: nnx.Rngs, std: float, **axes: int) -> nnx.Param:
-    """A float32 parameter ~ N(0, std²) with named logical axes; sharding.py maps them to the mesh."""
-    value = std * jax.random.normal(rngs.params(), tuple(axes.values()), jnp.float32)
-    return nnx.Param(value, out_sharding=tuple(axes), eager_sharding=False)
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig(DecoderConfig):
+    """Sizes and variants of the decoder-only transformer; the defaults are a small one (0.6 M parameters) for CPUs.
 
+    Raises ValueError, naming the field, its value and what would be right.
 
-def _linear(x: Array, weight: Array) -> Array:
-    """x · W over the last axis of x, in its dtype. Rows are flattened: XLA's backward pass on CPUs then takes half."""
-    return (x.reshape(-1, x.shape[-1]) @ weight.astype(x.dtype)).reshape(*x.shape[:-1], weight.shape[-1])
+    >>> TransformerConfig(heads=6, kv_heads=4)
+    Traceback (most recent call last):
+        ...
+    ValueError: kv_heads = 4: expected a divisor of heads = 6
+    """
 
+    width: int = 128
+    """Features of the residual stream (D)."""
+    layers: int = 3
+    """Blocks of attention and MLP."""
+    heads: int = 4
+    """Query heads."""
+    kv_heads: int = 4
+    """Key and value heads, each shared by heads / kv_heads query heads."""
+    head_dim: int = 32
+    """Features of a head; even, since rotary positions turn pairs."""
+    mlp: int = 344
+    """Features inside the gated MLP (SwiGLU: three matrices, so 8/3 of the width costs as much as 4 in a plain one)."""
+    rope_base: float = 100.0
+    """Base of the rotary frequencies: longer contexts want a larger one (10,000 for thousands of tokens)."""
+    qk_norm: bool = False
+    """Normalize queries and keys by RMSNorm over the features of each head."""
+    norm_eps: float = 1e-6
+    """Added to the mean square in RMSNorm."""
+    remat: bool = False
+    """Recompute each block in the backward pass: less memory, a third more time."""
 
-class RMSNorm(nnx.Module):
-    """x / √(mean x² + ε) · scale over the last axis, in at least float32."""
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("width", "layers", "heads", "kv_heads", "head_dim", "mlp"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        check(self.heads % self.kv_heads == 0, "kv_heads", self.kv_heads, f"a divisor of heads = {self.heads}")
+        check(self.head_dim % 2 == 0, "head_dim", self.head_dim, "an even number (rotary positions turn pairs)")
+        for name in ("rope_base", "norm_eps"):
+            check(0 < getattr(self, name) < math.inf, name, getattr(self, name), "a positive number")
 
-    def __init__(self, size: int, config: TransformerConfig):
-        self.scale = nnx.Param(jnp.ones(size, jnp.float32), out_sharding=("layer_norm",), eager_sharding=False)
-        self.eps = config.norm_eps
-
-    def __call__(self, x: Array) -> Array:
-        wide = x.astype(accumulator(x.dtype))
-        unit = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        scale = jnp.expand_dims(self.scale[...].astype(wide.dtype), range(x.ndim - 1))
-        return (unit * scale).astype(x.dtype)
+    def network(self, rngs: nnx.Rngs, rules: ShardingRules) -> "Transformer":
+        return Transformer(self, rngs, rules)
 
 
 class Attention(nnx.Module):
@@ -43,83 +68,72 @@ class Attention(nnx.Module):
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
         D, H, K, C = config.width, config.heads, config.kv_heads, config.head_dim
-        self.query = _weight(rngs, D**-0.5, embed=D, heads=H, head_dim=C)
-        self.key = _weight(rngs, D**-0.5, embed=D, kv_heads=K, head_dim=C)
-        self.value = _weight(rngs, D**-0.5, embed=D, kv_heads=K, head_dim=C)
-        self.out = _weight(rngs, (2 * config.layers * H * C) ** -0.5, heads=H, head_dim=C, embed=D)
+        self.query = weight(rngs, D**-0.5, embed=D, heads=H, head_dim=C)
+        self.key = weight(rngs, D**-0.5, embed=D, kv_heads=K, head_dim=C)
+        self.value = weight(rngs, D**-0.5, embed=D, kv_heads=K, head_dim=C)
+        self.out = weight(rngs, (2 * config.layers * H * C) ** -0.5, heads=H, head_dim=C, embed=D)
         if config.qk_norm:
-            self.query_norm, self.key_norm = RMSNorm(C, config), RMSNorm(C, config)
+            self.query_norm, self.key_norm = RMSNorm(C, config.norm_eps), RMSNorm(C, config.norm_eps)
         self.qk_norm = config.qk_norm
 
     def __call__(self, x: Array, turn: tuple[Array, Array], mask: Array, remember: Callable) -> tuple[Array, tuple]:
-        q, k, v = (self._heads(x, weight[...]) for weight in (self.query, self.key, self.value))
+        q, k, v = (self._heads(x, kernel[...]) for kernel in (self.query, self.key, self.value))
         if self.qk_norm:
             q, k = self.query_norm(q), self.key_norm(k)
         q, k, v = (heads.swapaxes(1, 2) for heads in (rotate(q, *turn), rotate(k, *turn), v))
         k, v = remember(k, v)
         mixed = attend(q, k, v, mask).swapaxes(1, 2).reshape(*x.shape[:2], -1)
-        return _linear(mixed, self.out[...].reshape(-1, x.shape[-1])), (k, v)
+        return linear(mixed, self.out[...].reshape(-1, x.shape[-1])), (k, v)
 
     @staticmethod
-    def _heads(x: Array, weight: Array) -> Array:
+    def _heads(x: Array, kernel: Array) -> Array:
         """[B, T, D] · [D, H, C] as [B, T, H, C]."""
-        D, H, C = weight.shape
-        return _linear(x, weight.reshape(D, H * C)).reshape(*x.shape[:2], H, C)
-
-
-class SwiGLU(nnx.Module):
-    """W_down (silu(W_gate x) · W_up x)."""
-
-    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
-        D, M = config.width, config.mlp
-        self.gate = _weight(rngs, D**-0.5, embed=D, mlp=M)
-        self.up = _weight(rngs, D**-0.5, embed=D, mlp=M)
-        self.down = _weight(rngs, (2 * config.layers * M) ** -0.5, mlp=M, embed=D)
-
-    def __call__(self, x: Array) -> Array:
-        return _linear(jax.nn.silu(_linear(x, self.gate[...])) * _linear(x, self.up[...]), self.down[...])
+        D, H, C = kernel.shape
+        return linear(x, kernel.reshape(D, H * C)).reshape(*x.shape[:2], H, C)
 
 
 class Block(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
-        self.attention_norm, self.attention = RMSNorm(config.width, config), Attention(config, rngs)
-        self.mlp_norm, self.mlp = RMSNorm(config.width, config), SwiGLU(config, rngs)
+    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs, rules: ShardingRules):
+        self.attention_norm, self.attention = RMSNorm(config.width, config.norm_eps), Attention(config, rngs)
+        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
+        self.mlp = SwiGLU(config.width, config.mlp, config.layers, rngs)
+        self.rules = rules
 
     def __call__(self, x: Array, turn: tuple[Array, Array], mask: Array, remember: Callable) -> tuple[Array, tuple]:
         mixed, kept = self.attention(self.attention_norm(x), turn, mask, remember)
-        x = split_rows(x + mixed)
-        return split_rows(x + self.mlp(self.mlp_norm(x))), kept
+        x = split_rows(x + mixed, self.rules)
+        return split_rows(x + self.mlp(self.mlp_norm(x)), self.rules), kept
 
 
 class Transformer(nnx.Module):
     """Tokens to hidden states after the final norm; the table `unembedding` (or `embedding`, if tied) reads them."""
 
-    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
-        self.config = config
+    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs, rules: ShardingRules):
+        self.config, self.rules = config, rules
         D, V = config.width, config.padded_vocab
         # As large as what the blocks add to it: at 0.02 they drown the tokens, and copying is learned late. A tied
         # table also reads hidden states of unit scale, so it starts small.
-        self.embedding = _weight(rngs, 0.02 if config.tied else 1.0, vocab=V, embed=D)
-        self.blocks = nnx.List([Block(config, rngs) for _ in range(config.layers)])
-        self.norm = RMSNorm(D, config)
+        self.embedding = weight(rngs, 0.02 if config.tied else 1.0, vocab=V, embed=D)
+        self.blocks = nnx.List([Block(config, rngs, rules) for _ in range(config.layers)])
+        self.norm = RMSNorm(D, config.norm_eps)
         if not config.tied:
-            self.unembedding = _weight(rngs, 0.02, vocab=V, embed=D)
+            self.unembedding = weight(rngs, 0.02, vocab=V, embed=D)
         if config.value_head:  # values start at 0
-            self.value = nnx.Param(jnp.zeros(D, jnp.float32), out_sharding=("embed",), eager_sharding=False)
-            self.value_bias = nnx.Param(jnp.zeros((), jnp.float32), out_sharding=(), eager_sharding=False)
+            self.value, self.value_bias = constant(0.0, embed=D), constant(0.0)
 
     def __call__(self, tokens: Array, positions: Array, mask: Array, remember: Callable) -> tuple[Array, tuple]:
         """Hidden states [B, T, D] of tokens [B, T], and what each block remembered.
 
-        mask [B, T, S] says which of the S remembered keys each token may see; `remember(layer, k, v)` maps the keys and
-        values of these tokens to those that are attended to: the identity in training, a cache in decoding.
+        mask [B, T, S] is true for the S remembered keys that each token may see; `remember(layer, k, v)` maps the keys
+        and values of these tokens to those that are attended to: the identity in training, a cache in decoding.
         """
         config = self.config
         dtype = jnp.dtype(config.dtype)
-        x = split_rows(self.embedding[...].astype(dtype)[tokens])
-        turn = rotation(positions, config, accumulator(dtype))
+        x = split_rows(self.embedding[...].astype(dtype)[tokens], self.rules)
+        sizes = {"head_dim": config.head_dim, "base": config.rope_base, "max_length": config.max_length}
+        turn = rotation(positions, accumulator(dtype), **sizes)
         kept = []
         for layer, block in enumerate(self.blocks):
             x, memory = _run(block, config.remat)(x, turn, mask, partial(remember, layer))

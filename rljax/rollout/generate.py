@@ -1,13 +1,13 @@
 """Prompts in, completions out: prefill, then one token a row until every row has stopped."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
-from rljax.models import Cache, Model
+from rljax.models import Model
 from rljax.models.attention import accumulator
 from rljax.models.sharding import split_rows
 from rljax.rollout.sampling import SamplingConfig, choose, row_keys
@@ -38,20 +38,20 @@ class _Progress(NamedTuple):
     active: Array
     """The row goes on after it, [B] bool."""
     finished: Array
-    cache: Cache
+    cache: Any
     drawn: tuple[Array, ...]
     """tokens, mask, old_logp, sampled_logp: each [B, N]."""
 
 
 def generate(
     model: Model,
-    params: dict,
+    params: Any,
     prompts: Int[Array, "B L"],
     segment_ids: Int[Array, "B L"],
     key: Array,
     config: SamplingConfig,
     *,
-    stop_ids: tuple[int, ...] = (1,),
+    stop_ids: tuple[int, ...],
     budget: Int[Array, " B"] | None = None,
     rows: Int[Array, " B"] | None = None,
 ) -> Samples:
@@ -70,8 +70,8 @@ def generate(
     keys = row_keys(key, jnp.arange(B, dtype=jnp.int32) if rows is None else rows)
     budget = jnp.full(B, N, jnp.int32) if budget is None else jnp.minimum(budget, N)
 
-    def advance(hidden, cache: Cache, state: _Progress) -> _Progress:
-        token, *logps = choose(_logits(hidden, unembedding), _keys_at(keys, state.n), config)
+    def advance(hidden, cache, state: _Progress) -> _Progress:
+        token, *logps = choose(split_rows(_logits(hidden, unembedding), model.rules), _keys_at(keys, state.n), config)
         token = jnp.where(state.active, token, 0)
         stopped = state.active & jnp.isin(token, jnp.array(stop_ids, jnp.int32))
         column = (token, state.active, *(jnp.where(state.active, logp, 0) for logp in logps))
@@ -88,7 +88,7 @@ def generate(
 
     hidden, cache = model.prefill(params, prompts, segment_ids, prompts.shape[1] + N)
     dtype = accumulator(hidden.dtype)
-    blank = tuple(split_rows(jnp.zeros((B, N), d)) for d in (jnp.int32, bool, dtype, dtype))
+    blank = tuple(split_rows(jnp.zeros((B, N), d), model.rules) for d in (jnp.int32, bool, dtype, dtype))
     start = _Progress(jnp.int32(0), jnp.zeros(B, jnp.int32), budget > 0, jnp.zeros(B, bool), cache, blank)
     end = lax.while_loop(lambda state: jnp.any(state.active), more, advance(hidden, cache, start))
     return _samples(prompts, segment_ids, end)
@@ -101,8 +101,7 @@ def _keys_at(keys: Array, n: Int[Array, ""]) -> Array:
 
 def _logits(hidden: Float[Array, "B D"], unembedding: Float[Array, "V D"]) -> Float[Array, "B V"]:
     """h · Wᵀ, accumulated in at least float32, as training does."""
-    dtype = accumulator(hidden.dtype)
-    return split_rows(jnp.einsum("bd,vd->bv", hidden, unembedding, preferred_element_type=dtype))
+    return jnp.einsum("bd,vd->bv", hidden, unembedding, preferred_element_type=accumulator(hidden.dtype))
 
 
 def _samples(prompts: Array, segment_ids: Array, end: _Progress) -> Samples:
@@ -127,7 +126,7 @@ def _check(model: Model, prompts, config: SamplingConfig, stop_ids, budget, rows
     """(B, N), or a plain error."""
     if prompts.ndim != 2:
         raise ValueError(f"prompts has shape {prompts.shape}: expected [B, L]")
-    (B, L), N, limit = prompts.shape, config.max_new_tokens, model.config.max_length
+    (B, L), N, limit = prompts.shape, config.max_new_tokens, model.max_length
     length = L + N
     if length > limit:
         raise ValueError(f"prompts of {L} columns and max_new_tokens = {N} make rows of {length} tokens: expected at "
@@ -135,7 +134,7 @@ def _check(model: Model, prompts, config: SamplingConfig, stop_ids, budget, rows
     for name, x in (("budget", budget), ("rows", rows)):
         if x is not None and (x.shape != (B,) or not jnp.issubdtype(x.dtype, jnp.integer)):
             raise ValueError(f"{name} has shape {x.shape} and dtype {x.dtype}: expected ({B},) int32")
-    outside = [token for token in stop_ids if not 0 <= token < model.config.vocab_size]
+    outside = [token for token in stop_ids if not 0 <= token < model.vocab_size]
     if outside:
-        raise ValueError(f"stop_ids = {stop_ids}: expected ids in [0, vocab_size = {model.config.vocab_size})")
+        raise ValueError(f"stop_ids = {stop_ids}: expected ids in [0, vocab_size = {model.vocab_size})")
     return B, N

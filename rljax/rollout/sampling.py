@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
+from rljax._checks import check
+
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
@@ -23,20 +25,10 @@ class SamplingConfig:
     """Draw among the fewest tokens that hold this much probability (nucleus, 1904.09751); 1 is off."""
 
     def __post_init__(self):
-        _check(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "1 or more")
-        _check(0 <= self.temperature < math.inf, "temperature", self.temperature, "0 (greedy) or a positive number")
-        _check(self.top_k >= 0, "top_k", self.top_k, "0 (off) or a number of tokens")
-        _check(0 < self.top_p <= 1, "top_p", self.top_p, "a probability in (0, 1]; 1 is off")
-
-
-def _check(holds: bool, argument: str, value: object, wanted: str) -> None:
-    if not holds:
-        raise ValueError(f"{argument} = {value!r}: expected {wanted}")
-
-
-def step_key(seed: int, step: int | Int[Array, ""]) -> Array:
-    """A fresh key for each (seed, step)."""
-    return jax.random.fold_in(jax.random.key(seed), step)
+        check(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "1 or more")
+        check(0 <= self.temperature < math.inf, "temperature", self.temperature, "0 (greedy) or a positive number")
+        check(self.top_k >= 0, "top_k", self.top_k, "0 (off) or a number of tokens")
+        check(0 < self.top_p <= 1, "top_p", self.top_p, "a probability in (0, 1]; 1 is off")
 
 
 def row_keys(key: Array, rows: Int[Array, " B"]) -> Array:

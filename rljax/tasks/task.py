@@ -1,11 +1,12 @@
-"""What a task is to the trainer: problems, a tokenizer, and a reward for the text of a completion."""
+"""A task as the trainer sees it: problems, a tokenizer, and a reward for the text of a completion."""
 
 import abc
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from rljax.tasks.tokenizer import Tokenizer
+from rljax._checks import check
+from rljax.tasks.tokenizer import EOS, Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,21 +19,38 @@ class Problem:
     level: str = ""
 
 
+def full_reward(reward: float) -> bool:
+    """True for a reward of 1 or more."""
+    return reward >= 1
+
+
 @dataclasses.dataclass(frozen=True)
 class TaskData:
-    """A task, loaded; the same in every process of a job.
-
-    `reward(prompt, completion, answer) -> float` and `right_chain(prompt, completion) -> bool` read text, the
-    completion without its EOS. `right_chain` says whether the way to the answer is the asked one; None where the task
-    knows no such thing.
-    """
+    """A task, loaded; the same in every process of a job."""
 
     tokenizer: Tokenizer
     demonstrations: list[Problem]
+    """Problems with solutions, for stage 1."""
     prompts: list[Problem]
-    held_out: dict[str, list[Problem]]
+    """Problems of stage 2."""
+    held_out: Mapping[str, list[Problem]]
+    """Problems of the evaluation, by level."""
     reward: Callable[[str, str, str], float]
-    right_chain: Callable[[str, str], bool] | None = None
+    """`reward(prompt, completion, answer)`, from the completion's text without its stop token."""
+    solved: Callable[[float], bool] = full_reward
+    """Whether a reward means that the problem is solved, which pass@k counts."""
+    headline: str | None = None
+    """The held-out level that a report leads with; by default the first."""
+    checks: Mapping[str, Callable[[str, str], bool]] = dataclasses.field(default_factory=dict)
+    """Further shares that an evaluation reports, by name: `check(prompt, completion)`, beside the reward."""
+    stop_ids: tuple[int, ...] = (EOS,)
+    """Tokens that end a completion."""
+
+    def __post_init__(self):
+        if self.headline is None and self.held_out:
+            object.__setattr__(self, "headline", next(iter(self.held_out)))
+        check(not self.held_out or self.headline in self.held_out, "headline", self.headline,
+              f"a held-out level, one of {list(self.held_out)}")  # fmt: skip
 
 
 class Task(abc.ABC):

@@ -1,11 +1,11 @@
 """The trainer: configs, the two stages, checkpoints, and what a person sees."""
 
+from rljax.models import MeshConfig, ShardingRules
 from rljax.training.config import (
     Config,
     CriticConfig,
     EvaluationConfig,
     LikelihoodConfig,
-    MeshConfig,
     OptimizerConfig,
     RolloutConfig,
 )
@@ -18,4 +18,5 @@ __all__ = [
     "MeshConfig",
     "OptimizerConfig",
     "RolloutConfig",
+    "ShardingRules",
 ]

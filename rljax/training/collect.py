@@ -1,6 +1,7 @@
 """Rollouts: prompts in, sampled completions and their verified rewards out."""
 
 import dataclasses
+import functools
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -8,39 +9,46 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 
-from rljax import rewards
 from rljax.models import Model
 from rljax.objective import Rollouts
 from rljax.rollout import Samples, SamplingConfig, generate
 from rljax.tasks import Problem, TaskData
-from rljax.training.checkpoint import RunError
-from rljax.training.mesh import to_devices, to_host
+from rljax.training.components import Components
+from rljax.training.errors import RunError
+from rljax.training.placement import to_host
 
 
-class Sampler(NamedTuple):
-    """Samples rows of prompts on the mesh: host arrays in, host arrays out."""
+class Drawn(NamedTuple):
+    """A completion of each row, in NumPy and whole on every process."""
 
-    run: Callable
-    mesh: Mesh
-
-    def __call__(self, params, tokens: np.ndarray, segment_ids: np.ndarray, key) -> Any:
-        """`Samples` in NumPy: completions of the left-padded prompts `[R, L]`, whole on every process."""
-        prompts = to_devices((tokens, segment_ids), self.mesh)
-        return to_host(self.run(params, *prompts, key))
+    samples: Samples
+    texts: list[str]
+    """Without their stop tokens."""
+    rewards: np.ndarray
+    """[R] float32."""
 
 
-def make_sampler(model: Model, mesh: Mesh, config: SamplingConfig) -> Sampler:
-    """A sampler compiled once for each shape of prompts."""
-
-    def run(params, tokens, segment_ids, key):
-        return generate(model, params, tokens, segment_ids, key, config)
-
-    return Sampler(jax.jit(run), mesh)
+@functools.lru_cache(maxsize=16)
+def _sampling_program(model: Model, config: SamplingConfig, stop_ids: tuple[int, ...]) -> Callable:
+    """Compiled once for each shape of prompts, whoever asks for it."""
+    return jax.jit(functools.partial(generate, model, config=config, stop_ids=stop_ids))
 
 
-def completions(samples: Samples, prompt_length: int, data: TaskData) -> list[str]:
+def draw(parts: Components, sampling: SamplingConfig, params, rows: dict, problems: Sequence[Problem], key) -> Drawn:
+    """A completion of each row of left-padded prompts, verified.
+
+    `rows` holds `tokens` and `segment_ids`, `[R, L]`; `problems` are theirs, in order. Rows beyond the problems are
+    there for the shape: they have no text and no reward.
+    """
+    run = _sampling_program(parts.model, sampling, parts.data.stop_ids)
+    prompts = parts.rows_to_devices((rows["tokens"], rows["segment_ids"]))
+    samples = to_host(run(params, *prompts, key))
+    texts = completions(samples, rows["tokens"].shape[1], parts.data)[: len(problems)]
+    return Drawn(samples, texts, verify(problems, texts, samples.finished, parts.data))
+
+
+def completions(samples: Any, prompt_length: int, data: TaskData) -> list[str]:
     """The text of each completion, without its stop token."""
     tokens, mask = samples.tokens[:, prompt_length:], samples.mask[:, prompt_length:]
     counts = mask.sum(axis=1) - samples.finished
@@ -77,58 +85,33 @@ def _reward(problem: Problem, text: str, data: TaskData) -> float:
         ) from error
 
 
-class Collected(NamedTuple):
-    """One rollout on the host: the arrays, and the texts a person reads."""
-
-    rollouts: Rollouts
-    problems: list[Problem]
-    texts: list[str]
-    finished: np.ndarray
+def repeated(rows: dict[str, np.ndarray], times: int) -> dict[str, np.ndarray]:
+    """Each row so many times, one after the other."""
+    return {name: np.repeat(rows[name], times, axis=0) for name in ("tokens", "segment_ids")}
 
 
-def collect(sampler: Sampler, params, prompts: dict, problems: Sequence[Problem], data: TaskData, group: int, key):
-    """`group` completions of each prompt: Rollouts `[P, G, T]` with rewards `[P, G]`.
-
-    `prompts` holds left-padded `tokens` and `segment_ids`, `[P, L]`; `problems` are theirs, in order. A prompt's task
-    is its level.
-    """
-    rows = {name: np.repeat(prompts[name], group, axis=0) for name in ("tokens", "segment_ids")}
-    asked = [problem for problem in problems for _ in range(group)]
-    samples, texts, rewarded = _sampled(sampler, params, rows, asked, data, key)
+def rollouts_of(drawn: Drawn, task: np.ndarray) -> Rollouts:
+    """The completions of P prompts as `[P, G, T]`, with rewards `[P, G]` and the prompts' `task` [P]."""
+    samples: Any = drawn.samples
     rollouts = Rollouts(
         tokens=samples.tokens,
         mask=samples.mask,
-        rewards=rewarded,
+        rewards=drawn.rewards,  # pyright: ignore[reportArgumentType]
         old_logp=samples.old_logp,
         segment_ids=samples.segment_ids,
         sampled_logp=samples.sampled_logp,
     )
-    levels = sorted({problem.level for problem in data.prompts})
-    task: Any = np.array([levels.index(problem.level) for problem in problems], np.int32)
-    grouped = jax.tree.map(lambda x: x.reshape(len(problems), group, *x.shape[1:]), rollouts)
-    return Collected(dataclasses.replace(grouped, task=task), asked, texts, samples.finished)
+    grouped = jax.tree.map(lambda x: x.reshape(len(task), -1, *x.shape[1:]), rollouts)
+    return dataclasses.replace(grouped, task=task)
 
 
-def greedy_rewards(sampler: Sampler, params, prompts: dict, problems: Sequence[Problem], data: TaskData, key):
-    """The reward [P] of each prompt's completion by a greedy sampler."""
-    return _sampled(sampler, params, prompts, problems, data, key)[2]
+def with_signal_first(rollouts: Rollouts, signal: np.ndarray, groups: int) -> Rollouts:
+    """The first `groups` groups, those with a signal [P] before the others, in order; the others are masked out.
 
-
-def _sampled(sampler: Sampler, params, rows: dict, problems: Sequence[Problem], data: TaskData, key) -> tuple[Any, ...]:
-    """(samples, texts, rewards) of a completion of each row."""
-    samples: Any = sampler(params, rows["tokens"], rows["segment_ids"], key)
-    texts = completions(samples, rows["tokens"].shape[1], data)
-    return samples, texts, verify(problems, texts, samples.finished, data)
-
-
-def with_signal_first(rollouts: Rollouts, groups: int) -> Rollouts:
-    """The first `groups` groups, those whose rewards differ before the others, in order; the others are masked out.
-
-    For baselines that come from the group. There one of equal rewards has advantage 0, so it teaches nothing, but under
-    a token mean it would still dilute the weights of the rest: it is absent instead (DAPO's dynamic sampling, within
-    one rollout).
+    For baselines that come from the group. A group of equal rewards has advantage 0 there, so it teaches nothing, but
+    under a token mean it would still dilute the weights of the rest: it is absent instead (DAPO's dynamic sampling,
+    within one rollout).
     """
-    informative = np.asarray(rewards.informative(rollouts.rewards, rollouts.mask))
-    kept = np.argsort(~informative, kind="stable")[:groups]
+    kept = np.argsort(~signal, kind="stable")[:groups]
     rollouts = jax.tree.map(lambda x: x[kept], rollouts)
-    return dataclasses.replace(rollouts, mask=rollouts.mask & informative[kept][:, None, None])
+    return dataclasses.replace(rollouts, mask=rollouts.mask & signal[kept][:, None, None])

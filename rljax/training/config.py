@@ -1,82 +1,22 @@
-"""What a run is: frozen dataclasses, written as Python in a recipe, overridden field by field on the command line."""
+"""The config of a run: frozen dataclasses, written in a recipe, overridden field by field on the command line."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from rljax._checks import check
 from rljax.advantage import discounted_returns
-from rljax.models import TransformerConfig
+from rljax.models import MeshConfig, ModelConfig, ShardingRules, TransformerConfig
 from rljax.objective import PolicyGradient, required_fields
 from rljax.rollout import SamplingConfig
 from rljax.tasks import Task
-
-
-def check(holds: bool, argument: str, value: object, wanted: str) -> None:
-    """Raises the one error that every field out of range gives: its name, its value, what would be right."""
-    if not holds:
-        raise ValueError(f"{argument} = {value!r}: expected {wanted}")
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """How many devices each mesh axis takes; one axis may be -1, which takes all that the others leave."""
-
-    data: int = -1
-    """Replicas: each holds all parameters and sees its share of the rows."""
-    fsdp: int = 1
-    """Shards of the parameters along their embedding axis; rows are split over these devices too."""
-    tensor: int = 1
-    """Shards of heads, MLP columns and vocabulary."""
-
-    def __post_init__(self):
-        for axis, size in dataclasses.asdict(self).items():
-            check(size == -1 or size >= 1, f"mesh.{axis}", size, "a positive number of devices, or -1 for the rest")
-        check(list(dataclasses.astuple(self)).count(-1) <= 1, "mesh", dataclasses.astuple(self), "at most one -1")
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW under a linear warm-up and an optional cosine decay, with clipping by global norm."""
-
-    learning_rate: float = 1e-4
-    """Peak learning rate."""
-    warmup_steps: int = 0
-    """Optimizer steps over which the rate rises linearly from 0."""
-    decay_steps: int = 0
-    """Optimizer steps, the warm-up included, over which it then falls by a cosine to a tenth; 0 keeps it constant."""
-    b1: float = 0.9
-    """Decay of the first moment."""
-    b2: float = 0.98
-    """Decay of the second moment."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay of matrices (vectors, such as norm scales, have none)."""
-    clip_norm: float = 1.0
-    """Gradients with a larger global norm are scaled down to it."""
-    microbatches: int = 1
-    """Parts in which an optimizer step's rows pass through the model; changes memory, not the gradient."""
-
-    def __post_init__(self):
-        check(
-            self.learning_rate > 0 and math.isfinite(self.learning_rate),
-            "optimizer.learning_rate",
-            self.learning_rate,
-            "a positive number",
-        )
-        check(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "0 or more steps")
-        check(self.decay_steps == 0 or self.decay_steps > self.warmup_steps, "optimizer.decay_steps", self.decay_steps,
-              f"0 (constant), or more than warmup_steps = {self.warmup_steps}")  # fmt: skip
-        for name in ("b1", "b2"):
-            check(0 <= getattr(self, name) < 1, f"optimizer.{name}", getattr(self, name), "a number in [0, 1)")
-        check(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "0 or more")
-        check(self.clip_norm > 0, "optimizer.clip_norm", self.clip_norm, "a positive norm (inf never clips)")
-        check(self.microbatches >= 1, "optimizer.microbatches", self.microbatches, "1 or more")
+from rljax.training.optimizer import Optimizer, OptimizerConfig, checked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,15 +29,19 @@ class LikelihoodConfig:
     """Packed rows a step."""
     row_length: int = 64
     """Tokens a row; several problems share one, kept apart by segment ids."""
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3)
-    """Its optimizer."""
+    microbatches: int = 1
+    """Parts in which a step's rows pass through the model; changes memory, not the gradient."""
+    optimizer: Optimizer = OptimizerConfig(learning_rate=1e-3)  # noqa: RUF009 (frozen)
+    """AdamW's settings, or any optax.GradientTransformation."""
 
     def __post_init__(self):
         check(self.steps >= 0, "likelihood.steps", self.steps, "0 or more steps")
         check(self.rows >= 1, "likelihood.rows", self.rows, "1 or more rows")
         check(self.row_length >= 2, "likelihood.row_length", self.row_length, "2 or more tokens")
-        check(self.rows % self.optimizer.microbatches == 0, "likelihood.rows", self.rows,
-              f"a multiple of likelihood.optimizer.microbatches = {self.optimizer.microbatches}")  # fmt: skip
+        check(self.microbatches >= 1, "likelihood.microbatches", self.microbatches, "1 or more")
+        check(self.rows % self.microbatches == 0, "likelihood.rows", self.rows,
+              f"a multiple of likelihood.microbatches = {self.microbatches}")  # fmt: skip
+        object.__setattr__(self, "optimizer", checked(self.optimizer, "likelihood.optimizer"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,14 +63,18 @@ class RolloutConfig:
     """Optimizer steps a pass over the rollout; a minibatch holds whole groups. 1 is on-policy."""
     epochs: int = 1
     """Passes over the rollout."""
+    microbatches: int = 1
+    """Parts in which a minibatch's rows pass through the model; changes memory, not the gradient."""
 
     def __post_init__(self):
-        for name in ("prompts", "completions", "prompt_length", "minibatches", "epochs"):
+        for name in ("prompts", "completions", "prompt_length", "minibatches", "epochs", "microbatches"):
             check(getattr(self, name) >= 1, f"rollout.{name}", getattr(self, name), "1 or more")
         check(0 <= self.train_groups <= self.prompts, "rollout.train_groups", self.train_groups,
               f"0 (all) to rollout.prompts = {self.prompts}")  # fmt: skip
         check(self.groups % self.minibatches == 0, "rollout.minibatches", self.minibatches,
               f"a divisor of the {self.groups} groups trained on")  # fmt: skip
+        check(self.minibatch_rows % self.microbatches == 0, "rollout.microbatches", self.microbatches,
+              f"a divisor of the {self.minibatch_rows} rows of a minibatch")  # fmt: skip
 
     @property
     def groups(self) -> int:
@@ -143,10 +91,15 @@ class RolloutConfig:
         """Rows of one optimizer step."""
         return self.groups // self.minibatches * self.completions
 
+    @property
+    def microbatch_rows(self) -> int:
+        """Rows that pass through the model at once."""
+        return self.minibatch_rows // self.microbatches
+
 
 @dataclasses.dataclass(frozen=True)
 class CriticConfig:
-    """The value function, on the policy's own hidden states; it is there only where the advantage needs `values`."""
+    """The value function, on the policy's own hidden states; it exists only if the advantage needs `values`."""
 
     coefficient: float = 0.5
     """Weight of its loss beside the policy's."""
@@ -202,20 +155,22 @@ class Config:
     """Seed of initialisation, data order and sampling (the task's data have a seed of their own)."""
     steps: int = 100
     """Rollouts of stage 2."""
-    model: TransformerConfig = TransformerConfig()  # noqa: RUF009 (frozen)
-    """The transformer; its vocabulary is the tokenizer's."""
-    mesh: MeshConfig = MeshConfig()
-    """Device mesh (data, fsdp, tensor)."""
+    model: ModelConfig = TransformerConfig()  # noqa: RUF009 (frozen)
+    """The model; its vocabulary is the tokenizer's."""
+    mesh: MeshConfig = MeshConfig()  # noqa: RUF009 (frozen)
+    """Devices along each mesh axis."""
+    sharding: ShardingRules = ShardingRules()  # noqa: RUF009 (frozen)
+    """Mesh axis over which each logical axis of the parameters is split."""
     start_from: Path | None = None
     """Another run's folder: start stage 2 from the end of its stage 1, in place of an own stage 1."""
     likelihood: LikelihoodConfig = LikelihoodConfig()
     """Stage 1."""
     rollout: RolloutConfig = RolloutConfig()
     """Stage 2."""
-    optimizer: OptimizerConfig = OptimizerConfig()
-    """Stage 2's optimizer."""
+    optimizer: Optimizer = OptimizerConfig()  # noqa: RUF009 (frozen)
+    """Stage 2's optimizer: AdamW's settings, or any optax.GradientTransformation."""
     critic: CriticConfig = CriticConfig()
-    """The value function of stage 2, where the algorithm has one."""
+    """The value function of stage 2, if the algorithm has one."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Held-out problems."""
     reward_map: Annotated[Callable | None, tyro.conf.Fixed] = None
@@ -227,6 +182,8 @@ class Config:
     a time, so it should be a sum over tokens."""
     checkpoint_every: int = 40
     """Rollouts between two checkpoints in stage 2 (stage 1: ten times as many optimizer steps); 0: as stages end."""
+    keep_every: int = 0
+    """Checkpoints between two whose parameters are kept for good, in the run's folder `history`; 0 keeps none."""
     tensorboard: bool = False
     """Write TensorBoard event files too (needs the extra `tb`)."""
 
@@ -234,6 +191,10 @@ class Config:
         check(self.seed >= 0, "seed", self.seed, "0 or more")
         check(self.steps >= 0, "steps", self.steps, "0 or more rollouts")
         check(self.checkpoint_every >= 0, "checkpoint_every", self.checkpoint_every, "0 or more")
+        check(self.keep_every >= 0, "keep_every", self.keep_every, "0 (none) or more")
+        check(not self.keep_every or self.checkpoint_every > 0, "checkpoint_every", self.checkpoint_every,
+              f"1 or more, since keep_every = {self.keep_every} counts checkpoints")  # fmt: skip
+        object.__setattr__(self, "optimizer", checked(self.optimizer, "optimizer"))
         temperature = self.rollout.sampling.temperature
         check(
             temperature > 0,
@@ -241,8 +202,7 @@ class Config:
             temperature,
             "a positive number: greedy rollouts teach nothing",
         )
-        rows, parts, limit = self.rollout.minibatch_rows, self.optimizer.microbatches, self.model.max_length
-        check(rows % parts == 0, "optimizer.microbatches", parts, f"a divisor of the {rows} rows of a minibatch")
+        limit = self.model.max_length
         lengths = {"rollout.prompt_length + rollout.sampling.max_new_tokens": self.rollout.row_length}
         if self.likelihood.steps:
             lengths["likelihood.row_length"] = self.likelihood.row_length

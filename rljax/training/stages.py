@@ -1,132 +1,210 @@
-"""The two stages as the loop sees them: an iterator, an optimizer, and one step from state to state."""
+"""The stages of training. Each owns its parameters, its optimizer's state and its place in the data."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec as P
 
 from rljax import penalty
 from rljax.metrics import reward_summary
+from rljax.rewards import informative
 from rljax.rollout import SamplingConfig
-from rljax.tasks.reading import batches, encode_prompts, pack
-from rljax.training.collect import collect, greedy_rewards, make_sampler, with_signal_first
+from rljax.tasks import Problem
+from rljax.tasks.batching import batches, pack
+from rljax.training.collect import Drawn, draw, repeated, rollouts_of, with_signal_first
+from rljax.training.components import Components
 from rljax.training.config import Config
-from rljax.training.likelihood import make_update as make_likelihood_update
-from rljax.training.mesh import to_devices, to_host
-from rljax.training.optimizer import make_optimizer
-from rljax.training.policy import make_update as make_policy_update
-from rljax.training.prepare import make_prepare, make_score
-from rljax.training.setting import Setting, purpose_key
+from rljax.training.keys import purpose_key
+from rljax.training.optimizer import Optimizer, abstract_state, init_state, make_optimizer
+from rljax.training.placement import to_host
+from rljax.training.step.accumulation import State
+from rljax.training.step.likelihood import make_update as make_likelihood_update
+from rljax.training.step.policy import make_update as make_policy_update
+from rljax.training.step.scoring import Scorer, make_prepare, make_score
 
 SAMPLES_SHOWN = 12
 
 
-class LikelihoodStage:
+class Stage:
+    """A stage as the loop sees it; subclasses add `step`, and state of their own."""
+
+    phase: str
+    """Its name in metrics and records."""
+    opening = ""
+    """Name of the evaluation of the parameters that it starts from; none if they have not been trained."""
+    steps: int
+    checkpoint_every: int
+    """Steps between two checkpoints; 0 saves only at the end."""
+    first_checkpoint: int
+    """Number of the checkpoint at its step 0: numbers rise through all stages."""
+    look_every = 0
+    """Steps between two looks at the held-out problems; 0 never looks."""
+
+    def __init__(self, optimizer: Optimizer, iterator, parts: Components):
+        self.optimizer, self.iterator, self.parts = make_optimizer(optimizer), iterator, parts
+        self.samples: list[dict] = []  # the newest completions, for the report
+        self.state: State
+
+    def begin(self, params) -> None:
+        """Starts from parameters."""
+        self.state = State(params, init_state(self.optimizer, params))
+
+    def step(self, n: int, key: jax.Array) -> tuple[dict, Any]:
+        """(metrics, batch) of step n; the metric `tokens` counts those that were trained on or drawn."""
+        raise NotImplementedError
+
+    def look(self) -> dict[str, float]:
+        """Metrics of its own that a look reports beside the accuracy."""
+        return {}
+
+    def state_tree(self) -> dict:
+        """The arrays of a checkpoint."""
+        return {"params": self.state.params, "opt": self.state.opt}
+
+    def abstract_tree(self) -> dict:
+        """Shapes and shardings of `state_tree`."""
+        params = self.parts.model.abstract_params(self.parts.mesh)
+        return {"params": params, "opt": abstract_state(self.optimizer, params)}
+
+    def record(self) -> dict:
+        """The rest of a checkpoint, as JSON."""
+        return {"phase": self.phase, "place": self.iterator.get_state()}
+
+    def restore(self, record: dict, tree: dict) -> None:
+        """Goes on from a checkpoint: what `record` and `state_tree` gave."""
+        self.state = State(tree["params"], tree["opt"])
+        self.iterator.set_state(record["place"])
+
+
+class LikelihoodStage(Stage):
     """Stage 1: packed demonstrations under maximum likelihood."""
 
     phase = "likelihood"
 
-    def __init__(self, config: Config, setting: Setting):
-        settings = config.likelihood
-        if not setting.data.demonstrations:
+    def __init__(self, config: Config, parts: Components):
+        settings, data = config.likelihood, parts.data
+        if not data.demonstrations:
             raise ValueError(f"likelihood.steps = {settings.steps}: this task has no demonstrations; give it some "
                              "(a jsonl's `solution`), or set likelihood.steps to 0")  # fmt: skip
-        rows = pack(setting.data.demonstrations, setting.data.tokenizer, settings.row_length)
-        self.steps, self.mesh = settings.steps, setting.mesh
-        self.optimizer = make_optimizer(settings.optimizer)
-        self.checkpoint_every = 10 * config.checkpoint_every
-        self.iterator = batches(rows, settings.rows, config.seed)
-        self._update = make_likelihood_update(settings, setting.model, setting.mesh, self.optimizer)
+        rows = pack(data.demonstrations, data.tokenizer, settings.row_length)
+        super().__init__(settings.optimizer, batches(rows, settings.rows, config.seed), parts)
+        self.steps, self.checkpoint_every, self.first_checkpoint = settings.steps, 10 * config.checkpoint_every, 0
+        self._update = make_likelihood_update(settings.microbatches, Scorer(parts.model, parts.mesh), self.optimizer)
 
-    def step(self, state, n: int, key: jax.Array):
-        """(state, metrics, batch) after optimizer step n."""
+    def step(self, n: int, key: jax.Array) -> tuple[dict, Any]:
         batch = next(self.iterator)
-        state, metrics = self._update(state, to_devices(batch, self.mesh))
-        return state, {**metrics, "tokens": int(batch["mask"].sum())}, batch
+        self.state, metrics = self._update(self.state, self.parts.rows_to_devices(batch))
+        return {**metrics, "tokens": int(batch["mask"].sum())}, batch
 
 
-class PolicyStage:
+class PolicyStage(Stage):
     """Stage 2: sample, verify, and take the rollout's optimizer steps."""
 
-    phase = "rl"
+    phase, opening = "rl", "before RL"
 
-    def __init__(self, config: Config, setting: Setting):
-        self.config, self.setting = config, setting
-        self.reference: Any = None  # parameters at the start of the stage
+    def __init__(self, config: Config, parts: Components):
+        super().__init__(config.optimizer, batches(parts.prompts, config.rollout.prompts, config.seed), parts)
+        self.config, self.needs = config, config.needs
         self.steps, self.checkpoint_every = config.steps, config.checkpoint_every
-        self.optimizer = make_optimizer(config.optimizer)
-        prompts = encode_prompts(setting.data.prompts, setting.data.tokenizer, config.rollout.prompt_length)
-        prompts["index"] = np.arange(len(setting.data.prompts), dtype=np.int32)
-        self.iterator = batches(prompts, config.rollout.prompts, config.seed)
-        self.samples: list[dict] = []
+        self.first_checkpoint = config.likelihood.steps + 1
+        self.look_every = config.evaluation.every
+        self.reference: Any = None  # parameters at the start of the stage
         self.dropping = False  # the state of an algorithm's hysteresis
         self._rollouts = None
-        sampling = config.rollout.sampling
-        self._sampler = make_sampler(setting.model, setting.mesh, sampling)
-        greedy = SamplingConfig(max_new_tokens=sampling.max_new_tokens, temperature=0.0)
-        self._greedy = make_sampler(setting.model, setting.mesh, greedy)
-        self._score = jax.jit(make_score(config, setting.model, setting.mesh))
-        self._prepare = make_prepare(config, setting.model, setting.mesh)
-        self._update = make_policy_update(config, setting.model, setting.mesh, self.optimizer)
+        scorer = Scorer(parts.model, parts.mesh, config.rollout.sampling.temperature)
+        self._score = jax.jit(make_score(scorer, config.rollout.microbatch_rows))
+        self._prepare = make_prepare(config, scorer)
+        self._update = make_policy_update(config, scorer, self.optimizer)
 
-    def step(self, state, n: int, key: jax.Array):
-        """(state, metrics, batch) after rollout n and its optimizer steps."""
-        settings, data = self.config.rollout, self.setting.data
-        prompts = next(self.iterator)
-        problems = [data.prompts[i] for i in prompts["index"]]
-        drawn = collect(self._sampler, state.params, prompts, problems, data, settings.completions,
-                        purpose_key(key, "rollout", n))  # fmt: skip
-        self._show(drawn)
-        verified = drawn.rollouts.rewards
-        reward_key = purpose_key(key, "rewards", n)
-        rollouts = dataclasses.replace(drawn.rollouts, rewards=self._mapped(verified, reward_key))
-        if "greedy_rewards" in self.config.needs:
-            earned = greedy_rewards(self._greedy, state.params, prompts, problems, data, purpose_key(key, "greedy", n))
-            rollouts = dataclasses.replace(rollouts, greedy_rewards=self._mapped(earned[:, None], reward_key)[:, 0])
-        if settings.train_groups:
-            rollouts = with_signal_first(rollouts, settings.train_groups)
-        state, metrics = self._learn(state, rollouts, jnp.int32(n))
-        about = reward_summary(verified, drawn.rollouts.mask)
-        about |= {"finished": drawn.finished.mean(), "tokens": drawn.rollouts.mask.sum()}
-        return state, {**metrics, **about}, rollouts
+    def begin(self, params) -> None:
+        self.reference = jax.tree.map(jnp.copy, params)
+        super().begin(params)
 
-    def _mapped(self, rewards: Any, key) -> Any:
-        """The rewards [P, G] that are trained on."""
-        mapped = self.config.reward_map
-        return rewards if mapped is None else np.asarray(mapped(jnp.asarray(rewards), key))
+    def state_tree(self) -> dict:
+        return {**super().state_tree(), "reference": self.reference}
 
-    def _learn(self, state, rollouts, step):
-        """The rollout's optimizer steps, and the mean of their metrics; minibatch i takes the groups i, i + M, …."""
+    def abstract_tree(self) -> dict:
+        tree = super().abstract_tree()
+        return {**tree, "reference": tree["params"]}
+
+    def record(self) -> dict:
+        return {**super().record(), "samples": self.samples, "dropping": self.dropping}
+
+    def restore(self, record: dict, tree: dict) -> None:
+        super().restore(record, tree)
+        self.reference, self.samples, self.dropping = tree["reference"], record["samples"], record["dropping"]
+
+    def step(self, n: int, key: jax.Array) -> tuple[dict, Any]:
         settings = self.config.rollout
-        self._rollouts = rollouts = to_devices(rollouts, self.setting.mesh, P())
-        prepared, dropping = self._prepare(state.params, self.reference, rollouts, jnp.bool_(self.dropping), step)
+        prompts = next(self.iterator)
+        problems = [self.parts.data.prompts[i] for i in prompts["index"]]
+        asked = [problem for problem in problems for _ in range(settings.completions)]
+        drawn = draw(self.parts, settings.sampling, self.state.params, repeated(prompts, settings.completions), asked,
+                     purpose_key(key, "rollout", n))  # fmt: skip
+        self._show(drawn, asked)
+        sampled = rollouts_of(drawn, prompts["task"])
+        rollouts = self._rewarded(sampled, prompts, problems, n, key)
+        signal: Any = np.asarray(informative(rollouts.rewards, rollouts.mask))
+        chosen = with_signal_first(rollouts, signal, settings.train_groups) if settings.train_groups else rollouts
+        metrics = self._learn(chosen, n)
+        about = reward_summary(sampled.rewards, sampled.mask, signal)
+        about |= {"finished": drawn.samples.finished.mean(), "tokens": sampled.mask.sum()}
+        return {**metrics, **about}, chosen
+
+    def _rewarded(self, rollouts, prompts: dict, problems: list[Problem], n: int, key: jax.Array):
+        """The rollouts with the rewards that are trained on, and with greedy ones if the algorithm asks for them."""
+        mapped, reward_key = self.config.reward_map, purpose_key(key, "rewards", n)
+
+        def trained_on(rewards) -> Any:
+            return rewards if mapped is None else np.asarray(mapped(jnp.asarray(rewards), reward_key))
+
+        rollouts = dataclasses.replace(rollouts, rewards=trained_on(rollouts.rewards))
+        if "greedy_rewards" not in self.needs:
+            return rollouts
+        budget = self.config.rollout.sampling.max_new_tokens
+        greedy = draw(self.parts, SamplingConfig(max_new_tokens=budget, temperature=0.0), self.state.params, prompts,
+                      problems, purpose_key(key, "greedy", n))  # fmt: skip
+        return dataclasses.replace(rollouts, greedy_rewards=trained_on(greedy.rewards[:, None])[:, 0])
+
+    def _learn(self, rollouts, n: int) -> dict:
+        """The rollout's optimizer steps, and the mean of their metrics; minibatch i takes the groups i, i + M, …."""
+        settings, step = self.config.rollout, jnp.int32(n)
+        self._rollouts = rollouts = self.parts.to_devices(rollouts)
+        params, dropping = self.state.params, jnp.bool_(self.dropping)
+        prepared, dropping = self._prepare(params, self.reference, rollouts, dropping, step)
         self.dropping = bool(to_host(dropping))
-        reference = self.reference if "kl" in self.config.needs else None
+        reference = self.reference if "kl" in self.needs else None
         history = []
         for _ in range(settings.epochs):
             for i in range(settings.minibatches):
                 part = jax.tree.map(lambda x: x[i :: settings.minibatches], (rollouts, prepared))  # noqa: B023
-                state, metrics = self._update(state, reference, *part, step)
+                self.state, metrics = self._update(self.state, reference, *part, step)
                 history.append(metrics)
-        return state, jax.tree.map(lambda *values: sum(values) / len(values), *history)
+        return jax.tree.map(lambda *values: sum(values) / len(values), *history)
 
-    def kl_to_start(self) -> float | None:
-        """KL(policy ‖ start of the stage), nats a token, by k3 over the rollout just trained on; None before any."""
+    def look(self) -> dict[str, float]:
+        """`kl_start`: mean k3 over the last rollout's tokens, an estimate of KL(π ‖ π at the start of RL), nats."""
         if self._rollouts is None:
-            return None
+            return {}
         old_logp, mask = to_host((self._rollouts.old_logp, self._rollouts.mask))
+        if not mask.any():
+            return {}
         log_ratio = old_logp - to_host(self._score(self.reference, self._rollouts).stats.logp)
-        return float(np.mean(penalty.k3(log_ratio[mask]))) if mask.any() else None
+        return {"kl_start": float(np.mean(penalty.k3(log_ratio[mask])))}
 
-    def _show(self, drawn) -> None:
+    def _show(self, drawn: Drawn, problems: list[Problem]) -> None:
         """Keeps one completion of each of the first prompts, for the report."""
         group = self.config.rollout.completions
-        rewards = drawn.rollouts.rewards.reshape(-1)
-        shown = list(zip(drawn.problems, drawn.texts, rewards, strict=True))[: SAMPLES_SHOWN * group : group]
+        shown = list(zip(problems, drawn.texts, drawn.rewards, strict=True))[: SAMPLES_SHOWN * group : group]
         self.samples = [
-            {"prompt": p.prompt, "completion": text, "answer": p.answer, "reward": float(reward), "level": p.level}
+            {"prompt": p.prompt, "completion": text, "answer": p.answer, "reward": float(reward), "level": p.level,
+             "solved": bool(self.parts.data.solved(float(reward)))}
             for p, text, reward in shown
-        ]
+        ]  # fmt: skip
+
+
+STAGES: dict[str, Callable[[Config, Components], Stage]] = {s.phase: s for s in (LikelihoodStage, PolicyStage)}
+"""All stages in their order, by the names that records have for them."""

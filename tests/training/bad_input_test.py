@@ -6,91 +6,109 @@ import subprocess
 import sys
 
 import pytest
+from filelock import FileLock
 
-from tests.training.processes import ROOT, TINY, environment, finish, start
+from rljax.training import commands
+from tests.training.in_process import call
+from tests.training.subprocesses import ROOT, TINY, environment
+
+pytestmark = [pytest.mark.standard_promotion, pytest.mark.filterwarnings("ignore:Sharding info not provided")]
 
 
 @pytest.fixture(scope="module")
-def begun(tmp_path_factory):
+def run_tiny(data):
+    """(exit code, output) of the training command on the tiny recipe, or another."""
+
+    def run_tiny(run, *overrides, recipe=TINY, devices=1):
+        task = ("--task.data-dir", data) if recipe == TINY else ()
+        return call(commands.train, recipe, "--run", run, *task, *overrides, cwd=run.parent, devices=devices)
+
+    return run_tiny
+
+
+def evaluate(*arguments):
+    return call(commands.evaluate, *arguments, cwd=ROOT)
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory, run_tiny):
     """A run of stage 1 and one rollout."""
     run = tmp_path_factory.mktemp("begun") / "run"
-    code, output = finish(start(run, "--steps", "1", "--evaluation.every", "0"))
+    code, output = run_tiny(run, "--steps", "1", "--evaluation.every", "0")
     assert code == 0, output
     return run
 
 
-def test_a_recipe_that_does_not_exist(tmp_path):
-    code, output = finish(start(tmp_path / "run", recipe=tmp_path / "nothing.py"))
+def test_a_recipe_that_does_not_exist(tmp_path, run_tiny):
+    code, output = run_tiny(tmp_path / "run", recipe=tmp_path / "nothing.py")
     assert code == 1
     assert "nothing.py' does not exist" in output
     assert "strings.py" in output
     assert "Traceback" not in output
 
 
-def test_a_misspelt_field_suggests_the_right_one(tmp_path):
-    code, output = finish(start(tmp_path / "run", "--optimizer.learning-rte", "1e-3"))
+def test_a_misspelt_field_suggests_the_right_one(tmp_path, run_tiny):
+    code, output = run_tiny(tmp_path / "run", "--optimizer.learning-rte", "1e-3")
     assert code == 2
     assert "--optimizer.learning-rate" in output
     assert not (tmp_path / "run").exists()
 
 
-def test_a_misspelt_value(tmp_path):
-    code, output = finish(start(tmp_path / "run", "--steps", "many"))
+def test_a_misspelt_value(tmp_path, run_tiny):
+    code, output = run_tiny(tmp_path / "run", "--steps", "many")
     assert code == 2
     assert "many" in output
     assert "--steps INT" in output  # what would be right
 
 
-def test_a_misspelt_choice(tmp_path):
-    code, output = finish(start(tmp_path / "run", "--model.dtype", "bfloat61"))
+def test_a_misspelt_choice(tmp_path, run_tiny):
+    code, output = run_tiny(tmp_path / "run", "--model.dtype", "bfloat61")
     assert code == 2
     assert "bfloat61" in output
     assert "'bfloat16'" in output
 
 
-def test_a_field_out_of_range(tmp_path):
-    code, output = finish(start(tmp_path / "run", "--optimizer.clip-norm", "-1"))
+def test_a_field_out_of_range(tmp_path, run_tiny):
+    code, output = run_tiny(tmp_path / "run", "--optimizer.clip-norm", "-1")
     assert code != 0
     assert "optimizer.clip_norm = -1" in output
     assert "positive" in output
 
 
-def test_a_mesh_that_does_not_divide(tmp_path):
-    code, output = finish(start(tmp_path / "run", "--mesh.data", "3", devices=8))
+def test_a_mesh_that_does_not_divide(tmp_path, run_tiny):
+    code, output = run_tiny(tmp_path / "run", "--mesh.data", "3", devices=8)
     assert code == 1
     assert "(3, 1, 1)" in output
     assert "8 devices" in output
 
 
-def test_rows_that_do_not_divide_over_the_mesh(tmp_path):
-    code, output = finish(start(tmp_path / "run", "--evaluation.batch", "12", devices=8))
+def test_rows_that_do_not_divide_over_the_mesh(tmp_path, run_tiny):
+    code, output = run_tiny(tmp_path / "run", "--evaluation.batch", "12", devices=8)
     assert code == 1
     assert "evaluation.batch = 12: expected a multiple of mesh.data × mesh.fsdp = 8" in output
 
 
-def test_a_sequence_longer_than_the_model(tmp_path):
-    code, output = finish(start(tmp_path / "run", "--rollout.sampling.max-new-tokens", "100"))
+def test_a_sequence_longer_than_the_model(tmp_path, run_tiny):
+    code, output = run_tiny(tmp_path / "run", "--rollout.sampling.max-new-tokens", "100")
     assert code != 0
     assert "= 108: expected at most model.max_length = 64" in " ".join(output.replace("│", " ").split())
 
 
-def test_a_run_folder_that_belongs_to_another_config(begun):
-    code, output = finish(start(begun, "--steps", "2", "--optimizer.learning-rate", "0.5"))
+def test_a_run_folder_that_belongs_to_another_config(begun, run_tiny):
+    code, output = run_tiny(begun, "--steps", "2", "--optimizer.learning-rate", "0.5")
     assert code == 1
     assert "belongs to another config" in output
     assert "optimizer.learning_rate: 0.001 -> 0.5" in output
 
 
-def test_a_run_folder_in_use(begun, tmp_path):
+def test_a_run_folder_in_use(tmp_path, run_tiny):
     run = tmp_path / "run"
-    first = start(run)
-    while not (run / "config.json").exists():
-        assert first.poll() is None
-    code, output = finish(start(run))
-    first.kill()
-    first.communicate()
+    run.mkdir()
+    with FileLock(run / ".lock"):  # as another process holds it
+        code, output = run_tiny(run)
     assert code == 1
     assert "another process is using this folder" in output
+    assert not (run / "config.json").exists()
 
 
 RECIPE_THAT_FAILS = """
@@ -103,10 +121,10 @@ config = dataclasses.replace(config, penalty=penalty)
 """
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(tmp_path, run_tiny):
     recipe, run = tmp_path / "recipe.py", tmp_path / "run"
     recipe.write_text(RECIPE_THAT_FAILS)
-    code, output = finish(start(run, recipe=recipe))
+    code, output = run_tiny(run, recipe=recipe)
     assert code == 1
     assert "rl step 0: loss = nan" in output
     assert (run / "nonfinite" / "rl-0.npz").exists()
@@ -114,7 +132,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(tmp_path):
     assert f"--start-from {run}" in output
 
 
-def test_a_reward_that_raises_is_shown_with_what_it_was_given(tmp_path):
+def test_a_reward_that_raises_is_shown_with_what_it_was_given(tmp_path, run_tiny):
     recipe = tmp_path / "recipe.py"
     recipe.write_text(
         "import dataclasses\nfrom rljax.tasks import JsonlTask\nfrom tests.training.tiny import config\n"
@@ -124,13 +142,13 @@ def test_a_reward_that_raises_is_shown_with_what_it_was_given(tmp_path):
         "    evaluation=dataclasses.replace(config.evaluation, watch=()))\n"
     )
     (tmp_path / "task.jsonl").write_text("".join(f'{{"prompt": "{i}", "answer": "b"}}\n' for i in range(20)))
-    code, output = finish(start(tmp_path / "run", recipe=recipe))
+    code, output = run_tiny(tmp_path / "run", recipe=recipe)
     assert code == 1
     assert "raised ValueError: invalid literal for int()" in output
     assert "recipe.py, line 5" in output
 
 
-def test_data_that_changed_since_are_not_gone_on_with(tmp_path):
+def test_data_that_changed_since_are_not_gone_on_with(tmp_path, run_tiny):
     recipe, data, run = tmp_path / "recipe.py", tmp_path / "task.jsonl", tmp_path / "run"
     recipe.write_text(
         "import dataclasses\nfrom rljax.tasks import JsonlTask\nfrom tests.training.tiny import config\n"
@@ -139,33 +157,33 @@ def test_data_that_changed_since_are_not_gone_on_with(tmp_path):
         "    evaluation=dataclasses.replace(config.evaluation, watch=()))\n"
     )
     data.write_text("".join(f'{{"prompt": "{i}", "answer": "b"}}\n' for i in range(20)))
-    code, output = finish(start(run, recipe=recipe))
+    code, output = run_tiny(run, recipe=recipe)
     assert code == 0, output
     data.write_text(data.read_text() + '{"prompt": "new words", "answer": "c"}\n')
-    code, output = finish(start(run, "--steps", "2", recipe=recipe))
+    code, output = run_tiny(run, "--steps", "2", recipe=recipe)
     assert code == 1
     assert "has changed since" in output
     assert len(list((run / "checkpoints").glob("[0-9]*"))) > 0
 
 
-def test_a_prompt_longer_than_its_columns(tmp_path):
-    code, output = finish(start(tmp_path / "run", "--rollout.prompt-length", "6"))
+def test_a_prompt_longer_than_its_columns(tmp_path, run_tiny):
+    code, output = run_tiny(tmp_path / "run", "--rollout.prompt-length", "6")
     assert code == 1
     assert "rollout.prompt_length = 6: expected at least the 8 tokens of the prompt" in output
-    code, output = finish(start(tmp_path / "run", "--steps", "0", "--likelihood.steps", "1"))
+    code, output = run_tiny(tmp_path / "run", "--steps", "0", "--likelihood.steps", "1")
     assert code == 0, output  # a first attempt that failed does not hold the folder
 
 
-def test_start_from_a_folder_without_a_stage_one(tmp_path):
-    code, output = finish(start(tmp_path / "run", "--start-from", str(tmp_path)))
+def test_start_from_a_folder_without_a_stage_one(tmp_path, run_tiny):
+    code, output = run_tiny(tmp_path / "run", "--start-from", str(tmp_path))
     assert code == 1
     assert f"start_from = '{tmp_path}'" in output
 
 
-def test_start_from_a_run_of_another_model(tmp_path):
-    code, output = finish(start(tmp_path / "first", "--steps", "0"))
+def test_start_from_a_run_of_another_model(tmp_path, run_tiny):
+    code, output = run_tiny(tmp_path / "first", "--steps", "0")
     assert code == 0, output
-    code, output = finish(start(tmp_path / "run", "--start-from", str(tmp_path / "first"), "--model.layers", "2"))
+    code, output = run_tiny(tmp_path / "run", "--start-from", str(tmp_path / "first"), "--model.layers", "2")
     assert code == 1
     assert f"start_from = '{tmp_path / 'first'}' holds another model" in output
     code, output = evaluate(str(tmp_path / "first"), "--model.width", "64")
@@ -173,23 +191,17 @@ def test_start_from_a_run_of_another_model(tmp_path):
     assert "holds another model" in output
 
 
-def test_the_jsonl_line_that_is_corrupt_is_named(tmp_path):
+def test_the_jsonl_line_that_is_corrupt_is_named(tmp_path, run_tiny):
     data, recipe = tmp_path / "task.jsonl", tmp_path / "recipe.py"
     data.write_text('{"prompt": "a", "answer": "b"}\n{"prompt": "a"\n')
     recipe.write_text(
         "import dataclasses\nfrom rljax.tasks import JsonlTask\nfrom tests.training.tiny import config\n"
         f"config = dataclasses.replace(config, task=JsonlTask({str(data)!r}))\n"
     )
-    code, output = finish(start(tmp_path / "run", recipe=recipe))
+    code, output = run_tiny(tmp_path / "run", recipe=recipe)
     assert code == 1
     assert "task.jsonl" in output
     assert "line 2" in output
-
-
-def evaluate(*arguments):
-    command = [sys.executable, str(ROOT / "launch/evaluate.py"), *arguments]
-    done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=300)
-    return done.returncode, done.stdout + done.stderr
 
 
 def test_evaluation_prints_every_level_with_its_interval(begun):

@@ -14,11 +14,13 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from rljax.models import make_mesh
 from rljax.training import MeshConfig
-from rljax.training.checkpoint import Checkpoints, RunError, disk_is_full
-from rljax.training.mesh import make_mesh
+from rljax.training.checkpoint.checkpoints import Checkpoints
+from rljax.training.checkpoint.compatibility import encode_shapes, require_same_shapes
+from rljax.training.errors import RunError, disk_is_full
+from rljax.training.keys import decode_key, encode_key
 from rljax.training.optimizer import abstract_state, init_state
-from rljax.training.record import decode_key, encode_key, encode_shapes, require_same_shapes
 
 pytestmark = pytest.mark.standard_promotion
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import optax
 import pytest
 
 from rljax import algorithms
@@ -14,8 +15,9 @@ from rljax.training import (
     MeshConfig,
     OptimizerConfig,
     RolloutConfig,
+    ShardingRules,
 )  # fmt: skip
-from rljax.training.setting import check_groups
+from rljax.training.validation import check_algorithm
 from tests.training.tiny import config as tiny
 
 
@@ -32,13 +34,14 @@ from tests.training.tiny import config as tiny
         (lambda: OptimizerConfig(b2=-0.1), r"optimizer\.b2 = -0\.1"),
         (lambda: OptimizerConfig(weight_decay=-1.0), r"optimizer\.weight_decay = -1\.0"),
         (lambda: OptimizerConfig(clip_norm=0.0), r"optimizer\.clip_norm = 0\.0"),
-        (lambda: OptimizerConfig(microbatches=0), r"optimizer\.microbatches = 0"),
+        (lambda: LikelihoodConfig(microbatches=0), r"likelihood\.microbatches = 0"),
+        (lambda: RolloutConfig(microbatches=0), r"rollout\.microbatches = 0"),
         (lambda: MeshConfig(data=0), r"mesh\.data = 0"),
         (lambda: MeshConfig(data=-1, fsdp=-1), r"at most one -1"),
         (lambda: LikelihoodConfig(steps=-1), r"likelihood\.steps = -1"),
         (lambda: LikelihoodConfig(rows=0), r"likelihood\.rows = 0"),
         (lambda: LikelihoodConfig(row_length=1), r"likelihood\.row_length = 1"),
-        (lambda: LikelihoodConfig(rows=9, optimizer=OptimizerConfig(microbatches=2)), r"likelihood\.rows = 9"),
+        (lambda: LikelihoodConfig(rows=9, microbatches=2), r"likelihood\.rows = 9"),
         (lambda: RolloutConfig(prompts=0), r"rollout\.prompts = 0"),
         (lambda: RolloutConfig(train_groups=65), r"rollout\.train_groups = 65: expected 0 \(all\) to .* = 64"),
         (lambda: RolloutConfig(minibatches=3), r"rollout\.minibatches = 3: expected a divisor of the 64"),
@@ -48,9 +51,21 @@ from tests.training.tiny import config as tiny
         (lambda: dataclasses.replace(tiny, seed=-1), r"seed = -1"),
         (lambda: dataclasses.replace(tiny, steps=-1), r"steps = -1"),
         (lambda: dataclasses.replace(tiny, checkpoint_every=-1), r"checkpoint_every = -1"),
+        (lambda: dataclasses.replace(tiny, keep_every=-1), r"keep_every = -1"),
         (
-            lambda: dataclasses.replace(tiny, optimizer=OptimizerConfig(microbatches=3)),
-            r"optimizer\.microbatches = 3: expected a divisor of the 16 rows",
+            lambda: dataclasses.replace(tiny, checkpoint_every=0, keep_every=2),
+            r"checkpoint_every = 0: .*keep_every",
+        ),
+        (
+            lambda: dataclasses.replace(tiny, optimizer="lion"),
+            r"optimizer = 'lion': expected an OptimizerConfig",
+        ),
+        (lambda: LikelihoodConfig(optimizer=optax.adamw), r"likelihood\.optimizer = .*adamw.*: expected an Optim"),
+        (lambda: ShardingRules(embed="fdsp"), r"sharding\.embed = 'fdsp': expected mesh axes among .*'fsdp'"),
+        (lambda: ShardingRules(rows=("rows",)), r"sharding\.rows = \('rows',\)"),
+        (
+            lambda: dataclasses.replace(tiny.rollout, microbatches=3),
+            r"rollout\.microbatches = 3: expected a divisor of the 16 rows",
         ),
         (
             lambda: dataclasses.replace(tiny, rollout=dataclasses.replace(tiny.rollout, prompt_length=60)),
@@ -71,5 +86,12 @@ def test_groups_are_chosen_by_their_signal_only_where_the_baseline_is_theirs():
     rollout = RolloutConfig(prompts=4, train_groups=2)
     for algorithm, needed in ((algorithms.remax(), "greedy_rewards"), (algorithms.ppo(), "values")):
         with pytest.raises(ValueError, match=rf"rollout.train_groups = 2: expected 0: .*needs {needed}"):
-            check_groups(Config(task=StringsTask(), algorithm=algorithm, rollout=rollout))
-    check_groups(Config(task=StringsTask(), algorithm=algorithms.grpo(), rollout=rollout))
+            check_algorithm(Config(task=StringsTask(), algorithm=algorithm, rollout=rollout))
+    check_algorithm(Config(task=StringsTask(), algorithm=algorithms.grpo(), rollout=rollout))
+
+
+def test_a_divergence_needs_its_number_of_tokens():
+    check_algorithm(Config(task=StringsTask(), algorithm=algorithms.cppo()))
+    unsaid = dataclasses.replace(algorithms.cppo(), top_k=None)
+    with pytest.raises(ValueError, match=r"algorithm\.top_k = None: expected the number of likeliest tokens"):
+        check_algorithm(Config(task=StringsTask(), algorithm=unsaid))

@@ -1,9 +1,7 @@
 """Every algorithm by its name, three steps of the real trainer each: sampled, verified, updated."""
 
 import dataclasses
-from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -11,21 +9,11 @@ from rljax import algorithms
 from rljax.tasks import StringsTask
 from rljax.training import CriticConfig
 from tests.training.in_process import train
-from tests.training.processes import metrics
+from tests.training.subprocesses import metrics
 from tests.training.tiny import config
 
 pytestmark = [pytest.mark.standard_promotion, pytest.mark.filterwarnings("ignore:Sharding info not provided")]
 REQUIRED = {"aepo": {"entropy_low": 0.5, "entropy_high": 1.0}, "dr_grpo": {"max_length": 10}}
-
-
-def some_right(rewards, key):
-    """A tiny model is never right: half of the rewards are 1 by chance, so that there is something to learn from."""
-    return jax.random.bernoulli(key, 0.5, rewards.shape).astype(rewards.dtype)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("data")
 
 
 @pytest.mark.parametrize("name", algorithms.__all__)
@@ -37,13 +25,12 @@ def test_three_steps(name, data, tmp_path):
         run=run,
         steps=3,
         algorithm=algorithm,
-        reward_map=some_right,
         task=StringsTask(demonstrations=400, prompts=200, problems=8, data_dir=data),
         likelihood=dataclasses.replace(config.likelihood, steps=0),
         checkpoint_every=0,
         critic=CriticConfig(coefficient=0.0),  # so that the gradients below are the policy's
     )
-    train(of_name, run)
+    train(of_name)
     rows = metrics(run, "rl")
     assert [row["step"] for row in rows] == [0, 1, 2]
     assert all(np.isfinite(value) for row in rows for value in row.values() if isinstance(value, float))

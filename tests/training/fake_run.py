@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from rljax.tasks.string_problems import LEVELS
-from rljax.training.intervals import mean_interval, pass_at_k, wilson_interval
+from rljax.tasks.strings.problems import LEVELS
+from rljax.training.evaluation.intervals import mean_interval, pass_at_k, wilson_interval
 
 BEFORE, AFTER = (0.99, 0.24, 0.22, 0.10, 0.057, 0.02), (0.97, 0.72, 0.55, 0.17, 0.092, 0.03)
 
@@ -71,7 +71,8 @@ def samples(right: int) -> list[dict]:
     """Twelve completions, `right` of them correct; one malformed, one with half a reward."""
     drawn = [
         {"prompt": f"f{i} f{2 * i % 25} a b c d ;", "completion": f"f{2 * i % 25} d c b a ; f{i} a d c b",
-         "level": LEVELS[i % 2], "answer": "a d c b" if i < right else "b c d a", "reward": float(i < right)}
+         "level": LEVELS[i % 2], "answer": "a d c b" if i < right else "b c d a", "reward": float(i < right),
+         "solved": i < right}
         for i in range(12)
     ]  # fmt: skip
     drawn[-1] |= {"completion": "", "answer": "d d c"}
@@ -85,4 +86,5 @@ def everything() -> dict:
         "config": CONFIG, "versions": VERSIONS, "device": DEVICE, "metrics": metrics(1200, 240),
         "evaluations": {"before RL": evaluation(BEFORE), "after RL": evaluation(AFTER)},
         "samples": {"start": samples(3), "end": samples(8)}, "status": "finished",
+        "headline": "level 2 held-out pairs",
     }  # fmt: skip

@@ -1,10 +1,25 @@
-"""A run of the real trainer within the test's own process."""
+"""Runs of the real trainer, and its commands, within the test's own process: what takes seconds there is compiling."""
 
+import contextlib
+import io
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
-from rljax.training import Config
-from rljax.training.loop import Run
-from rljax.training.watcher import Watcher
+import jax
+
+from rljax.models import make_mesh
+from rljax.training import Config, components
+from rljax.training.components import make_components
+from rljax.training.report.monitor import Monitor
+from rljax.training.run import Run
+from rljax.training.stages import Stage
+
+
+def on_devices(count: int):
+    """Runs take the first of the 8 simulated devices: a program of one device compiles in a third of the time."""
+    return mock.patch.object(components, "make_mesh", partial(make_mesh, devices=jax.devices()[:count]))
 
 
 class Unevaluated(Run):
@@ -13,14 +28,26 @@ class Unevaluated(Run):
     def _evaluate(self, moment: str, params) -> None:
         pass
 
-    def _look(self, state, n: int) -> None:
+    def _look(self, stage, n: int) -> None:
         pass
 
 
-def train(config: Config, folder: Path) -> Run:
-    """The run, at its end."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with Watcher(config, folder) as watcher:
-        run = Unevaluated(config, folder, watcher)
-        run.train()
-    return run
+def train(config: Config, kind: type[Run] = Unevaluated, devices: int = 1) -> Stage:
+    """The last stage of the run, at its end."""
+    config.run.mkdir(parents=True, exist_ok=True)
+    with on_devices(devices):
+        parts = make_components(config)
+    with Monitor(config, parts.data.headline) as monitor:
+        return kind(config, parts, monitor).train()
+
+
+def call(command: Callable, *arguments: object, cwd: Path, devices: int = 1) -> tuple[int, str]:
+    """(exit code, output) of a command, called as its script calls it."""
+    output, code = io.StringIO(), 0
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output), contextlib.chdir(cwd):
+        try:
+            with on_devices(devices):
+                command([str(argument) for argument in arguments])
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return code, output.getvalue()

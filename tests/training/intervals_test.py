@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from rljax.training.intervals import Z, difference_interval, mean_interval, pass_at_k, wilson_interval
+from rljax.training.evaluation.intervals import Z, difference_interval, mean_interval, pass_at_k, wilson_interval
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample():

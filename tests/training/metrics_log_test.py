@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rljax.training.metrics_log import FILE, MetricsLog, headline_level, read, series
+from rljax.training.report.metrics_log import FILE, MetricsLog, read, series
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -126,11 +126,3 @@ def test_tensorboard_missing_says_which_extra(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="extra `tb`"):
         MetricsLog(tmp_path, tensorboard=True)
     MetricsLog(tmp_path).close()  # not needed where it is not asked for
-
-
-def test_headline_level():
-    assert headline_level(["level 1", "level 2 trained", "level 2 held out"]) == "level 2 held out"
-    assert headline_level(["level 1", "level 2"]) == "level 2"
-    assert headline_level(["easy", "hard"]) == "easy"
-    with pytest.raises(ValueError, match="levels is empty"):
-        headline_level([])

@@ -1,6 +1,7 @@
 """One optimizer step of a small policy on random rollouts, on any mesh."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,30 +9,37 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec as P
 
-from rljax.models import TransformerConfig, create
+from rljax.models import Decoder, TransformerConfig, initialize
+from rljax.models.sharding import MESH_AXES
 from rljax.objective import Rollouts
 from rljax.rollout import SamplingConfig
 from rljax.tasks import StringsTask
-from rljax.training import Config, OptimizerConfig, RolloutConfig
-from rljax.training.gradients import State
-from rljax.training.mesh import to_devices
+from rljax.training import Config, RolloutConfig
 from rljax.training.optimizer import init_state
-from rljax.training.policy import make_update
-from rljax.training.prepare import make_prepare
+from rljax.training.placement import to_devices
+from rljax.training.step.accumulation import State
+from rljax.training.step.policy import make_update
+from rljax.training.step.scoring import Scorer, make_prepare
 
 MESHES = [(1, 1, 1), (8, 1, 1), (2, 2, 2)]
-PLAIN = OptimizerConfig(learning_rate=1.0, b1=0.0, b2=0.0, clip_norm=1e9)  # the update tells the gradient's sign
 
 
+@functools.cache
 def config_of(algorithm, microbatches=1, **more):
+    """A small config, one per algorithm, so that its step is made once."""
     config = Config(
         task=StringsTask(),
         algorithm=algorithm,
         model=TransformerConfig(
             vocab_size=19, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=64, max_length=32
         ),
-        rollout=RolloutConfig(prompts=4, completions=8, prompt_length=4, sampling=SamplingConfig(max_new_tokens=8)),
-        optimizer=dataclasses.replace(PLAIN, microbatches=microbatches),
+        rollout=RolloutConfig(
+            prompts=4,
+            completions=8,
+            prompt_length=4,
+            sampling=SamplingConfig(max_new_tokens=8),
+            microbatches=microbatches,
+        ),
         **more,
     )
     return dataclasses.replace(config, model=dataclasses.replace(config.model, value_head="values" in config.needs))
@@ -60,21 +68,27 @@ def rollouts_of(config):
 
 def mesh_of(sizes):
     devices = np.array(jax.devices()[: int(np.prod(sizes))]).reshape(sizes)
-    return jax.sharding.Mesh(devices, ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    return jax.sharding.Mesh(devices, MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
 
 
+def scorer_of(config, sizes=(1, 1, 1)):
+    """The model of a config that has its vocabulary, scored on a mesh."""
+    return Scorer(Decoder(config.model, config.sharding), mesh_of(sizes), config.rollout.sampling.temperature)
+
+
+@functools.cache
 def one_step(config, sizes, step=0):
-    """(metrics, change of the parameters) of one optimizer step by plain gradient descent."""
-    mesh, optimizer = mesh_of(sizes), optax.sgd(1.0)
-    model, params = create(config.model, mesh, jax.random.key(0))
+    """(metrics, change of the parameters) of one optimizer step by plain gradient descent; made once per config."""
+    scorer, optimizer = scorer_of(config, sizes), optax.sgd(1.0)
+    params = initialize(scorer.model, scorer.mesh, jax.random.key(0))
     start = jax.device_get(params)
-    rollouts = to_devices(rollouts_of(config), mesh, P())
-    prepared, _ = make_prepare(config, model, mesh)(params, params, rollouts, False, jnp.int32(step))
+    rollouts = to_devices(rollouts_of(config), scorer.mesh, P())
+    prepared, _ = make_prepare(config, scorer)(params, params, rollouts, False, jnp.int32(step))
     state, reference = (
         State(params, init_state(optimizer, params)),
         jax.tree.map(jnp.copy, params),
     )  # the state is donated
-    state, metrics = make_update(config, model, mesh, optimizer)(state, reference, rollouts, prepared, jnp.int32(step))
+    state, metrics = make_update(config, scorer, optimizer)(state, reference, rollouts, prepared, jnp.int32(step))
     return jax.device_get(metrics), jax.tree.map(lambda a, b: a - b, start, jax.device_get(state.params))
 
 

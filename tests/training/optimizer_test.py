@@ -7,8 +7,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from rljax.models import make_mesh
 from rljax.training import MeshConfig, OptimizerConfig
-from rljax.training.mesh import make_mesh
 from rljax.training.optimizer import init_state, make_optimizer, schedule
 
 pytestmark = pytest.mark.standard_promotion

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from rljax.training.progress import Progress
+from rljax.training.report.progress import Progress
 
 STEP = {"reward": 0.5, "loss": -0.01, "kl": 0.00123, "clip_share": 0.031, "tokens_per_second": 17512.4}
 
@@ -20,11 +20,11 @@ class Clock:
         return self.now
 
 
-def run(totals, steps, *, terminal=False, enabled=True, seconds=2.0, width=100):
+def run(totals, steps, *, headline=None, terminal=False, enabled=True, seconds=2.0, width=100):
     """What was shown of `steps`, (phase, step, metrics) each, `seconds` apart."""
     out, clock = io.StringIO(), Clock()
     console = Console(file=out, force_terminal=terminal, width=width, highlight=False)
-    with Progress(totals, enabled=enabled, every=10.0, console=console, clock=clock) as progress:
+    with Progress(totals, headline=headline, enabled=enabled, every=10.0, console=console, clock=clock) as progress:
         for phase, step, metrics in steps:
             clock.now += seconds
             progress.update(phase, step, metrics)
@@ -50,8 +50,9 @@ def test_time_left_is_the_recent_pace_of_this_phase():
 
 
 def test_accuracy_is_the_newest_look_at_the_headline_level():
-    looks = [("eval", 0, {"accuracy": {"level 1": 0.9, "level 2 held-out": 0.25}}), ("rl", 0, STEP)]
-    assert "accuracy 0.250" in run({"rl": 1}, looks)
+    looks = [("eval", 0, {"accuracy": {"short": 0.9, "long": 0.25}}), ("rl", 0, STEP)]
+    assert "accuracy 0.250" in run({"rl": 1}, looks, headline="long")
+    assert "accuracy 0.900" in run({"rl": 1}, looks)
     assert "accuracy" not in run({"rl": 1}, [("eval", 0, {"accuracy": {}}), ("rl", 0, STEP)])
 
 

@@ -7,9 +7,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from rljax.training import figures
-from rljax.training.report import write_report
-from rljax.training.report_settings import expression, flat
+from rljax.training.report import figures
+from rljax.training.report.levels import SERIES, leading, level_colors
+from rljax.training.report.page import write_report
+from rljax.training.report.settings import expression, flat
 from tests.training import fake_run
 
 SECTIONS = (
@@ -136,7 +137,8 @@ def test_nothing_from_outside_becomes_markup(tmp_path):
         device=evil,
         metrics=[{"phase": "eval", "step": 0, "accuracy": {evil: 0.5}}, {"phase": "rl", "step": 0, "reward": 0.5}],
         evaluations={evil: {evil: {"problems": evil, "samples": 1, evil: triple}}},
-        samples={evil: [{"prompt": evil, "completion": evil, "answer": evil, "reward": 0.0, "level": evil}]},
+        samples={evil: [{"prompt": evil, "completion": evil, "answer": evil, "level": evil, "reward": 0.0,
+                         "solved": False}]},
         status=evil,
     )  # fmt: skip
     page = parse(path)
@@ -198,10 +200,17 @@ def test_learning_curve_without_rl_is_refused(tmp_path):
 
 
 def test_the_headline_has_the_first_color():
-    colors = figures.level_colors(fake_run.LEVELS)
-    assert colors["level 2 held-out pairs"] == figures.SERIES[0]
+    colors = level_colors(fake_run.LEVELS, "level 2 held-out pairs")
+    assert colors["level 2 held-out pairs"] == SERIES[0]
     assert len(set(colors.values())) == len(fake_run.LEVELS)
-    assert set(figures.level_colors([str(i) for i in range(20)])) == {str(i) for i in range(20)}
+    assert set(level_colors([str(i) for i in range(20)], None)) == {str(i) for i in range(20)}
+
+
+def test_the_leading_level_is_the_tasks_if_it_was_looked_at():
+    assert leading(["a", "b"], "b") == "b"
+    assert leading(["a", "b"], "c") == leading(["a", "b"], None) == "a"
+    with pytest.raises(ValueError, match="expected at least one"):
+        leading([], "b")
 
 
 def test_a_config_reads_as_it_is_written():

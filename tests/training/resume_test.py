@@ -1,4 +1,4 @@
-"""Whole runs in real processes: killed, asked to stop, moved to another mesh, divided over workers."""
+"""Runs that are killed, asked to stop, moved to another mesh: they go on as if nothing had happened."""
 
 import os
 import random
@@ -12,9 +12,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from tests.training.processes import finish, metrics, start, steps_logged, wait_for_steps
+from rljax.training import commands
+from rljax.training.report.monitor import Monitor
+from tests.training.in_process import call
+from tests.training.subprocesses import TINY, finish, metrics, start, steps_logged, wait_for_steps
 
-pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")  # the arrays are read as they lie
+pytestmark = [pytest.mark.standard_promotion, pytest.mark.filterwarnings("ignore:Sharding info not provided")]
 STEPS = 12 + 6  # of the tiny recipe: likelihood, then rollouts
 
 
@@ -23,20 +26,12 @@ def final_params(run):
     folder = run / "checkpoints"
     newest = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
     with ocp.PyTreeCheckpointer() as checkpointer:
-        tree = checkpointer.restore(folder / str(newest) / "state")
-    return {
-        jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree["params"])
-    }
+        return named(checkpointer.restore(folder / str(newest) / "state")["params"])
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    """A run that nothing disturbed."""
-    run = tmp_path_factory.mktemp("uninterrupted") / "run"
-    code, output = finish(start(run))
-    assert code == 0, output
-    assert steps_logged(run) == STEPS
-    return run
+def named(tree):
+    """The arrays of a tree by their paths."""
+    return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def assert_same_run(run, other):
@@ -48,63 +43,29 @@ def assert_same_run(run, other):
     for phase in ("likelihood", "rl"):
         assert [row["loss"] for row in metrics(run, phase)] == [row["loss"] for row in metrics(other, phase)]
     assert [row["reward"] for row in metrics(run, "rl")] == [row["reward"] for row in metrics(other, "rl")]
+    assert all(row["grad_norm"] > 1e-3 for row in metrics(run, "rl"))
 
 
-def test_a_run_goes_on_bit_for_bit_after_kills_at_random_moments(uninterrupted, tmp_path):
-    run, chance = tmp_path / "run", random.Random(time.time_ns())
-    for kill in range(5):
-        process = start(run)
-        wait_for_steps(process, run, min(3 * (kill + 1), STEPS - 2))
+# In processes of their own, as a user runs them.
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.slow)])
+def test_a_run_goes_on_bit_for_bit_after_kills_at_random_moments(kills, tmp_path, data):
+    task = ("--task.data-dir", str(data))
+    undisturbed, run, chance = tmp_path / "undisturbed", tmp_path / "run", random.Random(time.time_ns())
+    code, output = finish(start(undisturbed, *task))
+    assert code == 0, output
+    assert steps_logged(undisturbed) == STEPS
+    for kill in range(kills):
+        process = start(run, *task)
+        wait_for_steps(process, run, min((12 + 1) // kills * (kill + 1), STEPS - 2))
         time.sleep(chance.uniform(0, 0.4))
         process.kill()
         process.communicate()
-    code, output = finish(start(run))
+    code, output = finish(start(run, *task))
     assert code == 0, output
     assert "going on from" in output
-    assert_same_run(run, uninterrupted)
-
-
-def test_sigterm_saves_before_it_leaves(uninterrupted, tmp_path):
-    run = tmp_path / "run"
-    process = start(run, "--checkpoint-every", "0")
-    wait_for_steps(process, run, 12 + 3)
-    process.send_signal(signal.SIGTERM)
-    code, output = finish(process)
-    assert code == 143, output
-    assert "asked to stop: saved at rl step" in output
-    assert "stopped, saved at rl step" in (run / "report.html").read_text()
-    code, output = finish(start(run))
-    assert code == 0, output
-    assert "going on from rl step 0" not in output
-    assert_same_run(run, uninterrupted)
-
-
-def test_sigterm_while_evaluating_leaves_at_once_and_loses_nothing(uninterrupted, tmp_path):
-    run = tmp_path / "run"
-    process = start(run, "--evaluation.samples", "64")  # long enough to be met
-    wait_for_steps(process, run, STEPS)
-    time.sleep(1)
-    process.send_signal(signal.SIGTERM)
-    code, output = finish(process)
-    assert code == 143, output
-    assert "while evaluating after RL; what was trained is saved" in output
-    assert not (run / "finished.json").exists()
-    code, output = finish(start(run))
-    assert code == 0, output
-    assert_same_run(run, uninterrupted)
-
-
-def test_a_run_goes_on_on_another_mesh(uninterrupted, tmp_path):
-    run = tmp_path / "run"
-    code, output = finish(start(run, "--steps", "2"))
-    assert code == 0, output
-    code, output = finish(start(run, "--mesh.data", "2", "--mesh.fsdp", "2", "--mesh.tensor", "2", devices=8))
-    assert code == 0, output
-    assert "going on from rl step 2" in output
-    here, there = metrics(run, "rl"), metrics(uninterrupted, "rl")
-    assert [row["step"] for row in here] == list(range(6))
-    np.testing.assert_allclose(here[2]["loss"], there[2]["loss"], rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(here[2]["grad_norm"], there[2]["grad_norm"], rtol=1e-3)
+    assert_same_run(run, undisturbed)
 
 
 def start_two(run, *overrides):
@@ -116,19 +77,21 @@ def start_two(run, *overrides):
     return [start(run, *overrides, devices=2, JAX_PROCESS_ID=str(i), **joined) for i in range(2)]
 
 
-def test_two_workers_train_as_one(uninterrupted, tmp_path):
+@pytest.mark.slow
+def test_two_workers_train_as_one(undisturbed, tmp_path):
     run = tmp_path / "run"
     for worker in start_two(run):
         code, output = finish(worker)
         assert code == 0, output
-    here, there = metrics(run, "likelihood"), metrics(uninterrupted, "likelihood")
+    here, there = metrics(run, "likelihood"), metrics(undisturbed, "likelihood")
     assert [row["step"] for row in here] == list(range(12))
     np.testing.assert_allclose([row["loss"] for row in here], [row["loss"] for row in there], rtol=1e-3)
-    first, second = metrics(run, "rl")[0], metrics(uninterrupted, "rl")[0]
+    first, second = metrics(run, "rl")[0], metrics(undisturbed, "rl")[0]
     np.testing.assert_allclose(first["grad_norm"], second["grad_norm"], rtol=1e-2)
     assert (run / "report.html").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_of_two_workers_stops_both_at_one_step(tmp_path):
     run = tmp_path / "run"
     workers = start_two(run, "--checkpoint-every", "0", "--likelihood.steps", "500")
@@ -148,25 +111,127 @@ def test_sigterm_to_one_of_two_workers_stops_both_at_one_step(tmp_path):
     assert f"going on from likelihood step {saved}" in outputs[0]
 
 
-def test_a_finished_run_says_so(uninterrupted):
-    code, output = finish(start(uninterrupted))
+# In this process, where a function shows the same.
+
+
+def run_tiny(run, data, *overrides, devices=1):
+    """(exit code, output) of the training command on the tiny recipe."""
+    run.parent.mkdir(exist_ok=True)
+    return call(
+        commands.train, TINY, "--run", run, "--task.data-dir", data, *overrides, cwd=run.parent, devices=devices
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, data):
+    """A run that nothing disturbed."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    code, output = run_tiny(run, data)
+    assert code == 0, output
+    assert steps_logged(run) == STEPS
+    return run
+
+
+def sigterm_after(monkeypatch, method, condition):
+    """This process asks itself to stop when the monitor's method has been called with such arguments."""
+    original = getattr(Monitor, method)
+
+    def called(self, *arguments):
+        original(self, *arguments)
+        if condition(*arguments):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Monitor, method, called)
+
+
+def test_sigterm_saves_before_it_leaves(undisturbed, data, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        sigterm_after(patch, "step", lambda phase, step, metrics: (phase, step) == ("rl", 2))
+        code, output = run_tiny(run, data, "--checkpoint-every", "0")
+    assert code == 143, output
+    assert "asked to stop: saved at rl step 3" in output
+    assert "stopped, saved at rl step 3" in (run / "report.html").read_text()
+    code, output = run_tiny(run, data)
+    assert code == 0, output
+    assert "going on from rl step 3" in output
+    assert_same_run(run, undisturbed)
+
+
+def test_sigterm_while_evaluating_leaves_at_once_and_loses_nothing(undisturbed, data, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        sigterm_after(patch, "say", lambda text: text == "evaluating after RL")
+        code, output = run_tiny(run, data)
+    assert code == 143, output
+    assert "while evaluating after RL; what was trained is saved" in output
+    assert not (run / "finished.json").exists()
+    code, output = run_tiny(run, data)
+    assert code == 0, output
+    assert_same_run(run, undisturbed)
+
+
+def test_a_run_goes_on_on_another_mesh(undisturbed, data, tmp_path):
+    run = tmp_path / "run"
+    code, output = run_tiny(run, data, "--steps", 2)
+    assert code == 0, output
+    mesh = ("--mesh.data", 2, "--mesh.fsdp", 2, "--mesh.tensor", 2)
+    code, output = run_tiny(run, data, "--steps", 4, *mesh, devices=8)
+    assert code == 0, output
+    assert "going on from rl step 2" in output
+    here, there = metrics(run, "rl"), metrics(undisturbed, "rl")
+    assert [row["step"] for row in here] == list(range(4))
+    np.testing.assert_allclose(here[2]["loss"], there[2]["loss"], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(here[2]["grad_norm"], there[2]["grad_norm"], rtol=1e-3)
+
+
+def test_a_finished_run_says_so(undisturbed, data):
+    code, output = run_tiny(undisturbed, data)
     assert code == 0
     assert "finished" in output
     assert "--run" in output
-    assert steps_logged(uninterrupted) == STEPS
+    assert steps_logged(undisturbed) == STEPS
 
 
-def test_a_corrupt_checkpoint_gives_way_to_the_one_before(uninterrupted, tmp_path):
+def test_a_corrupt_checkpoint_gives_way_to_the_one_before(undisturbed, data, tmp_path):
     run = tmp_path / "run"
-    shutil.copytree(uninterrupted, run)
+    shutil.copytree(undisturbed, run)
     os.remove(run / "finished.json")
     newest = max((run / "checkpoints").iterdir(), key=lambda path: int(path.name) if path.name.isdigit() else -1)
     for path in (newest / "state").rglob("*"):
         if path.is_file() and path.stat().st_size > 0:
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    code, output = finish(start(run))
+    code, output = run_tiny(run, data)
     assert code == 0, output
     assert f"checkpoint {newest.name} in" in output
     assert "cannot be read" in output
     assert "going on from rl step 5" in output
-    assert_same_run(run, uninterrupted)
+    assert_same_run(run, undisturbed)
+
+
+def test_every_nth_checkpoints_parameters_are_kept_for_good(undisturbed, data, tmp_path):
+    """Also after a kill between the checkpoint and its copy. Both stages count: numbers rise through them."""
+    run = tmp_path / "run"
+    code, output = run_tiny(run, data, "--keep-every", "2", "--steps", 2)
+    assert code == 0, output
+    assert kept_numbers(run) == [13, 15]
+    shutil.rmtree(run / "history" / "15")
+    os.remove(run / "finished.json")
+    code, output = run_tiny(run, data, "--keep-every", "2")
+    assert code == 0, output
+    assert kept_numbers(run) == [13, 15, 17, 19]
+    assert_same_run(run, undisturbed)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        trees = {n: checkpointer.restore(run / "history" / str(n) / "state") for n in kept_numbers(run)}
+        start = checkpointer.restore(run / "stage1" / "0" / "state")
+    assert {frozenset(tree) for tree in trees.values()} == {frozenset(["params"])}
+    for name, kept in (("start", trees[13]), ("end", trees[19])):
+        wanted = named(start["params"]) if name == "start" else final_params(run)
+        assert named(kept["params"]).keys() == wanted.keys()
+        for path, value in named(kept["params"]).items():
+            np.testing.assert_array_equal(value, wanted[path], err_msg=f"{name} {path}")
+    assert any((a != b).any() for a, b in zip(named(trees[15]).values(), named(trees[17]).values(), strict=True))
+
+
+def kept_numbers(run):
+    return sorted(int(path.name) for path in (run / "history").iterdir() if path.name.isdigit())

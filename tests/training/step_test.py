@@ -3,33 +3,34 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
 from rljax import algorithms, penalty
-from rljax.models import create
-from rljax.training import LikelihoodConfig, MeshConfig, OptimizerConfig
-from rljax.training.gradients import State
-from rljax.training.likelihood import make_update as make_likelihood_update
-from rljax.training.mesh import make_mesh, to_devices
+from rljax.models import initialize, make_mesh
+from rljax.training import LikelihoodConfig, MeshConfig, ShardingRules
 from rljax.training.optimizer import init_state, make_optimizer
-from rljax.training.policy import make_update
-from rljax.training.prepare import make_prepare
-from tests.training.one_step import MESHES, assert_same_step, config_of, length, less, mesh_of, one_step, rollouts_of
+from rljax.training.placement import to_devices
+from rljax.training.step.accumulation import State
+from rljax.training.step.likelihood import make_update as make_likelihood_update
+from rljax.training.step.policy import make_update
+from rljax.training.step.scoring import make_prepare
+from tests.training.one_step import MESHES, assert_same_step, config_of, length, less, one_step, rollouts_of, scorer_of
 
 pytestmark = pytest.mark.standard_promotion
+
+ALGORITHMS = {"dapo": algorithms.dapo(), "gspo": algorithms.gspo(), "ctpo": algorithms.ctpo(), "otb": algorithms.otb(),
+              "ppo": algorithms.ppo(), "cppo": algorithms.cppo()}  # fmt: skip
+GRPO, DAPO = config_of(algorithms.grpo()), config_of(ALGORITHMS["dapo"])
 
 
 @pytest.mark.parametrize("sizes", MESHES[1:])
 def test_the_mesh_changes_nothing(sizes):
-    config = config_of(algorithms.dapo())
-    assert_same_step(one_step(config, sizes), one_step(config, MESHES[0]), 1e-5)
+    assert_same_step(one_step(DAPO, sizes), one_step(DAPO, MESHES[0]), 1e-5)
 
 
-@pytest.mark.parametrize(
-    "algorithm",
-    [algorithms.dapo(), algorithms.gspo(), algorithms.ctpo(), algorithms.otb(), algorithms.ppo(), algorithms.cppo()],
-)
+@pytest.mark.parametrize("algorithm", ALGORITHMS.values(), ids=ALGORITHMS)
 def test_microbatches_change_nothing_but_memory(algorithm):
     """The weights are a measure over the optimizer step, so the parts add: no mean of means anywhere."""
     whole, parts = (one_step(config_of(algorithm, m), MESHES[0]) for m in (1, 4))
@@ -38,20 +39,16 @@ def test_microbatches_change_nothing_but_memory(algorithm):
 
 def test_a_mean_over_microbatch_means_would_be_seen():
     """The mutant: weights made within each microbatch change the gradient by far more than the tolerance."""
-    config = config_of(algorithms.dapo())
-    whole = one_step(config, MESHES[0])[1]
+    whole = one_step(DAPO, MESHES[0])[1]
+    scorer, optimizer = scorer_of(DAPO), optax.sgd(0.5)
+    prepare, update = make_prepare(DAPO, scorer), make_update(DAPO, scorer, optimizer)
     halves = []
     for half in (slice(0, 2), slice(2, 4)):
-        part = jax.tree.map(lambda x, half=half: x[half], rollouts_of(config))
-        mesh = mesh_of(MESHES[0])
-        import optax
-
-        model, params = create(config.model, mesh, jax.random.key(0))
+        part = to_devices(jax.tree.map(lambda x, half=half: x[half], rollouts_of(DAPO)), scorer.mesh, P())
+        params = initialize(scorer.model, scorer.mesh, jax.random.key(0))
         start = jax.device_get(params)
-        part = to_devices(part, mesh, P())
-        prepared, _ = make_prepare(config, model, mesh)(params, params, part, False, jnp.int32(0))
-        state = State(params, init_state(optax.sgd(0.5), params))
-        state, _ = make_update(config, model, mesh, optax.sgd(0.5))(state, None, part, prepared, jnp.int32(0))
+        prepared, _ = prepare(params, params, part, False, jnp.int32(0))
+        state, _ = update(State(params, init_state(optimizer, params)), None, part, prepared, jnp.int32(0))
         halves.append(jax.tree.map(lambda a, b: a - b, start, jax.device_get(state.params)))
     mean = jax.tree.map(jnp.add, *halves)
     assert length(less(mean, whole)) > 1e-2 * length(whole)
@@ -59,7 +56,7 @@ def test_a_mean_over_microbatch_means_would_be_seen():
 
 def test_a_penalty_is_simply_added():
     """With the start as reference and old_logp elsewhere, k3 of logp − ref_logp is 0 and so is its gradient."""
-    plain = one_step(config_of(algorithms.grpo()), MESHES[0])
+    plain = one_step(GRPO, MESHES[0])
     with_kl = one_step(
         config_of(algorithms.grpo(), penalty=lambda stats, batch: penalty.kl(stats.logp, batch)), MESHES[0]
     )
@@ -90,19 +87,29 @@ def test_a_schedule_is_traced():
 
 @pytest.mark.parametrize("sizes", MESHES[1:])
 def test_stage_one_is_the_same_on_every_mesh(sizes):
-    settings = LikelihoodConfig(steps=1, rows=16, row_length=12, optimizer=OptimizerConfig(microbatches=2))
-    model_config, rollouts = config_of(algorithms.grpo()).model, rollouts_of(None)
+    settings, rollouts = LikelihoodConfig(steps=1, rows=16, row_length=12, microbatches=2), rollouts_of(None)
     rows = {name: getattr(rollouts, name).reshape(32, 12)[:16] for name in ("tokens", "segment_ids", "mask")}
 
     def step(sizes):
-        mesh, optimizer = mesh_of(sizes), make_optimizer(settings.optimizer)
-        model, params = create(model_config, mesh, jax.random.key(0))
+        scorer, optimizer = scorer_of(GRPO, sizes), make_optimizer(settings.optimizer)
+        params = initialize(scorer.model, scorer.mesh, jax.random.key(0))
         state = State(params, init_state(optimizer, params))
-        return make_likelihood_update(settings, model, mesh, optimizer)(state, to_devices(rows, mesh))[1]
+        there = to_devices(rows, scorer.mesh, P(scorer.model.rules.rows))
+        return make_likelihood_update(settings.microbatches, scorer, optimizer)(state, there)[1]
 
     ours, theirs = step(sizes), step((1, 1, 1))
     np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=1e-5)
     np.testing.assert_allclose(ours["grad_norm"], theirs["grad_norm"], rtol=1e-5)
+
+
+def test_the_rules_change_where_parameters_are_and_nothing_else():
+    """Without fsdp: every device of that axis has all of the width. Rows over one axis alone."""
+    rules = ShardingRules(embed=None, rows=("data",))
+    whole = config_of(ALGORITHMS["dapo"], sharding=rules)
+    assert_same_step(one_step(whole, (2, 2, 2)), one_step(DAPO, MESHES[0]), 1e-5)
+    for config, spec in ((whole, P("tensor", None)), (DAPO, P("tensor", "fsdp"))):
+        scorer = scorer_of(config, (2, 2, 2))
+        assert scorer.model.abstract_params(scorer.mesh)["embedding"].sharding.spec == spec
 
 
 def test_a_mesh_that_does_not_divide_is_named():

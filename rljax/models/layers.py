@@ -1,0 +1,50 @@
+"""Layers that networks are made of: parameters with logical axes, linear maps, RMSNorm and the gated MLP."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from rljax.models.attention import accumulator
+
+
+def weight(rngs: nnx.Rngs, std: float, **axes: int) -> nnx.Param:
+    """A float32 parameter ~ N(0, std²) whose logical axes have these names and sizes (see `ShardingRules`)."""
+    value = std * jax.random.normal(rngs.params(), tuple(axes.values()), jnp.float32)
+    return nnx.Param(value, out_sharding=tuple(axes), eager_sharding=False)
+
+
+def constant(value: float, **axes: int) -> nnx.Param:
+    """A float32 parameter that starts at one value everywhere."""
+    return nnx.Param(jnp.full(tuple(axes.values()), value, jnp.float32), out_sharding=tuple(axes), eager_sharding=False)
+
+
+def linear(x: Array, weight: Array) -> Array:
+    """x · W over the last axis of x, in its dtype. Rows are flattened: XLA's backward pass on CPUs then takes half."""
+    return (x.reshape(-1, x.shape[-1]) @ weight.astype(x.dtype)).reshape(*x.shape[:-1], weight.shape[-1])
+
+
+class RMSNorm(nnx.Module):
+    """x / √(mean x² + ε) · scale over the last axis, in at least float32."""
+
+    def __init__(self, size: int, eps: float):
+        self.scale = constant(1.0, layer_norm=size)
+        self.eps = eps
+
+    def __call__(self, x: Array) -> Array:
+        wide = x.astype(accumulator(x.dtype))
+        unit = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        scale = jnp.expand_dims(self.scale[...].astype(wide.dtype), range(x.ndim - 1))
+        return (unit * scale).astype(x.dtype)
+
+
+class SwiGLU(nnx.Module):
+    """W_down (silu(W_gate x) · W_up x), of D features with M inside, in one of `layers` blocks."""
+
+    def __init__(self, D: int, M: int, layers: int, rngs: nnx.Rngs):
+        self.gate = weight(rngs, D**-0.5, embed=D, mlp=M)
+        self.up = weight(rngs, D**-0.5, embed=D, mlp=M)
+        self.down = weight(rngs, (2 * layers * M) ** -0.5, mlp=M, embed=D)
+
+    def __call__(self, x: Array) -> Array:
+        return linear(jax.nn.silu(linear(x, self.gate[...])) * linear(x, self.up[...]), self.down[...])

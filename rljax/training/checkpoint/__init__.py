@@ -1,0 +1,1 @@
+"""Checkpoints of a run, what they belong to, and the folder that holds them."""

@@ -1,0 +1,152 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped.
+
+One checkpoint holds the parameters, the optimizer's state, the reference, and a record in JSON (phase, step, key, place
+in the data, tokenizer, config). Every process reads the same data, so one place serves all of them, and a run may go on
+with another number of processes. Checkpoints are written asynchronously and appear whole or not at all.
+"""
+
+import errno
+import shutil
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from rljax.training.errors import RunError, disk_is_full
+
+
+class Restored(NamedTuple):
+    """What a checkpoint held."""
+
+    record: dict
+    tree: Any
+
+
+@contextmanager
+def _disk_errors(folder: Path):
+    try:
+        yield
+    except Exception as error:
+        if not disk_is_full(error):
+            raise
+        raise RunError(
+            f"disk full while saving a checkpoint in {folder}: the last good checkpoint is kept. "
+            "Free some space and run the same command again"
+        ) from error
+
+
+class Checkpoints:
+    """The checkpoints of one folder, of which the newest `keep` stay (None: all).
+
+    `read_only` changes nothing in a folder that another process may be writing to.
+    """
+
+    def __init__(self, folder: Path, *, keep: int | None = 2, read_only: bool = False):
+        self.folder, self.read_only = folder.absolute(), read_only  # relative paths fail late in Orbax
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=None if read_only else keep, cleanup_tmp_directories=not read_only, read_only=read_only
+        )
+        absent = read_only and not folder.is_dir()
+        self._manager = None if absent else ocp.CheckpointManager(self.folder, options=options)
+
+    def numbers(self) -> list[int]:
+        """The numbers of the checkpoints that are there, in rising order."""
+        return sorted(self._manager.all_steps()) if self._manager else []
+
+    def save(self, number: int, tree, record: dict) -> None:
+        """Starts writing checkpoint `number`; the arrays may be donated as soon as this returns.
+
+        Raises RunError on a full disk, before writing if that can be known, with the older checkpoints kept.
+        """
+        assert self._manager is not None
+        with _disk_errors(self.folder):
+            self._manager.wait_until_finished()
+            self._check_space(tree)
+            items = {"state": ocp.args.StandardSave(tree), "record": ocp.args.JsonSave(record)}
+            if number in self.numbers():  # of an older run: Orbax would keep it, and say nothing
+                self._manager.delete(number)
+            if not self._manager.save(number, args=ocp.args.Composite(**items)):
+                raise RunError(f"checkpoint {number} in {self.folder} was not saved, and nothing says why")
+
+    def _check_space(self, tree) -> None:
+        need = sum(s.data.nbytes for x in jax.tree.leaves(tree) for s in x.addressable_shards if s.replica_id == 0)
+        free = shutil.disk_usage(self.folder).free
+        if need > free:
+            raise OSError(errno.ENOSPC, f"a checkpoint needs {need} bytes, {free} are free")
+
+    def restore(self, target: Callable[[dict], Any], say: Callable[[str], None]) -> Restored | None:
+        """The newest checkpoint that can be read, or None if there never was one.
+
+        `target(record)` gives the tree of shapes and shardings to restore into. `say` is told of each checkpoint that
+        cannot be read; once an older one has been, they are put aside as `corrupt-checkpoints-N` beside this folder.
+        Raises RunError, and moves nothing, if none can be read.
+        """
+        return self._newest(lambda record: ocp.args.StandardRestore(target(record)), say)
+
+    def restore_params(self, target: Callable[[dict], Any], say: Callable[[str], None]) -> Restored | None:
+        """The same for the parameters alone: `target(record)` gives theirs, and the tree holds nothing else."""
+
+        def arguments(record):
+            item = {"params": target(record)}
+            restore = ocp.checkpoint_utils.construct_restore_args(item)
+            return ocp.args.PyTreeRestore(item, restore_args=restore, partial_restore=True)
+
+        return self._newest(arguments, say)
+
+    def _newest(self, arguments: Callable[[dict], Any], say: Callable[[str], None]) -> Restored | None:
+        bad = []
+        for number in reversed(self.numbers()):
+            read = self._read(number, say, record=ocp.args.JsonRestore())
+            held = None if read is None else self._read(number, say, state=arguments(read["record"]))
+            if read is not None and held is not None:
+                self._put_aside(bad)
+                return Restored(read["record"], held["state"])
+            bad.append(number)
+        if bad:
+            raise RunError(
+                f"none of the checkpoints in {self.folder} can be read; they are left as they are. Choose another "
+                "folder with --run FOLDER, or move them away to start from the beginning"
+            )
+        return None
+
+    def _read(self, number: int, say: Callable[[str], None], **items):
+        """The items of a checkpoint; None, after saying why, if some process cannot read them."""
+        assert self._manager is not None
+        try:
+            read = self._manager.restore(number, args=ocp.args.Composite(**items))
+        except Exception as error:
+            reason = (str(error).strip() or "no reason given").splitlines()[0][:200]
+            say(f"checkpoint {number} in {self.folder} cannot be read ({type(error).__name__}: {reason})")
+            read = None
+        if jax.process_count() > 1:
+            read = read if multihost_utils.process_allgather(read is not None).all() else None
+        return read
+
+    def _put_aside(self, numbers: list[int]) -> None:
+        if not numbers or self.read_only:
+            return
+        assert self._manager is not None
+        if jax.process_index() == 0:
+            for number in numbers:
+                aside = self.folder.parent / f"corrupt-{self.folder.name}-{number}"
+                shutil.rmtree(aside, ignore_errors=True)  # of an earlier put-aside at the same step
+                (self.folder / str(number)).rename(aside)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("corrupt checkpoints put aside")
+        self._manager.reload()
+
+    def wait(self) -> None:
+        """Waits until the save in flight is on disk; raises RunError if it failed."""
+        with _disk_errors(self.folder):
+            if self._manager is not None:
+                self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, and releases the manager."""
+        self.wait()
+        if self._manager is not None:
+            self._manager.close()

@@ -1,0 +1,91 @@
+"""The commands: read a recipe, join the other workers, call the library."""
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+
+from rljax.training import recipe
+from rljax.training.checkpoint.folder import RunFolder, read_json
+from rljax.training.errors import RunError, disk_is_full
+from rljax.training.processes import join_workers
+
+_FOR_A_PERSON = (ValueError, FileNotFoundError, RunError)
+
+
+def train(arguments: Sequence[str] | None = None) -> None:
+    """`tpu_train.py [RECIPE] [--field value …]`: trains from a recipe, going on from where its run stands."""
+    _as_command(_train, sys.argv[1:] if arguments is None else arguments)
+
+
+def evaluate(arguments: Sequence[str] | None = None) -> None:
+    """`evaluate.py RUN [--field value …]`: measures a run's newest checkpoint on the held-out problems."""
+    _as_command(_evaluate, sys.argv[1:] if arguments is None else arguments)
+
+
+def _as_command(command: Callable[[list[str]], None], arguments: Sequence[str]) -> None:
+    """Ends the process with an error's message alone; RLJAX_TRACEBACK=1 shows where it came from."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs warnings about things that we do on purpose
+    try:
+        command(list(arguments))
+    except Exception as error:
+        _tell(error)
+        code = getattr(error, "exit_code", 1)
+        if jax.distributed.is_initialized():
+            os._exit(code)  # the others would wait for this process at the end of the program, for ever
+        sys.exit(code)
+
+
+def _tell(error: Exception) -> None:
+    """An error meant for a person as its message; any other with its traceback."""
+    if os.environ.get("RLJAX_TRACEBACK") or not (isinstance(error, _FOR_A_PERSON) or disk_is_full(error)):
+        traceback.print_exception(error)
+    elif disk_is_full(error) and not isinstance(error, RunError):
+        print(f"error: disk full ({error}): free some space and run the same command again", file=sys.stderr)
+    else:
+        hint = "" if isinstance(error, RunError) else " (RLJAX_TRACEBACK=1 shows where this comes from)"
+        print(f"error: {error}{hint}", file=sys.stderr)
+    sys.stderr.flush()
+
+
+def _train(arguments: list[str]) -> None:
+    chosen, overrides = recipe.split(arguments)
+    join_workers()  # first: a recipe may compute
+    config = recipe.load(chosen, overrides)
+    from rljax.training.components import make_components  # after joining: what these import may ask for devices
+    from rljax.training.report.monitor import Monitor
+    from rljax.training.run import Run
+
+    folder = RunFolder(config.run)
+    if jax.process_index() == 0:
+        folder.hold()
+        folder.claim(config, chosen, overrides)
+    done = read_json(config.run / "finished.json", {}).get("steps", -1)
+    if done >= config.steps:
+        if jax.process_index() == 0:
+            print(f"This run is finished: {done} rollouts. Its report is {config.run / 'report.html'}\n"
+              "Start another with --run FOLDER (and another --seed), or go on with it by more --steps.")  # fmt: skip
+        return
+    parts = make_components(config)
+    with Monitor(config, parts.data.headline) as monitor:
+        Run(config, parts, monitor).train()
+        report = monitor.finish()
+    if jax.process_index() == 0:
+        print(f"report: {report}")
+
+
+def _evaluate(arguments: list[str]) -> None:
+    if not arguments or arguments[0].startswith("-"):
+        raise ValueError(f"arguments = {arguments!r}: expected `evaluate.py RUN [--field value …]`, RUN a folder that "
+                         "a training printed")  # fmt: skip
+    run = Path(arguments[0])
+    chosen, overrides = RunFolder.command(run)
+    join_workers()
+    config = recipe.load(chosen, [*overrides, *arguments[1:], "--run", str(run)])
+    from rljax.training.evaluation.command import evaluate_run
+
+    evaluate_run(config)

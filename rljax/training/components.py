@@ -1,0 +1,48 @@
+"""The fixed parts of a run: mesh, model, task data and encoded prompts."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from rljax.models import Model, make_mesh
+from rljax.tasks import TaskData
+from rljax.tasks.batching import encode_prompts
+from rljax.training.config import Config
+from rljax.training.placement import to_devices
+from rljax.training.validation import check_algorithm, check_lengths, check_rows
+
+
+class Components(NamedTuple):
+    """What a run computes with, from its first step to its last."""
+
+    mesh: Mesh
+    model: Model
+    data: TaskData
+    prompts: dict[str, np.ndarray]
+    """Rows of stage 2's prompts: `tokens` and `segment_ids` [R, L], `index` into `data.prompts` and `task`, [R]."""
+
+    def rows_to_devices(self, tree):
+        """Host arrays on the mesh, their first axis split as rows are."""
+        return to_devices(tree, self.mesh, P(self.model.rules.rows))
+
+    def to_devices(self, tree):
+        """Host arrays on the mesh, whole on every device."""
+        return to_devices(tree, self.mesh, P())
+
+
+def make_components(config: Config) -> Components:
+    """Loads the task, builds the model for its vocabulary; ValueError if fields do not fit each other or the data."""
+    check_algorithm(config)
+    mesh = make_mesh(config.mesh)
+    check_rows(config, mesh)
+    data = config.task.load()
+    prompts = encode_prompts(data.prompts, data.tokenizer, config.rollout.prompt_length, "rollout.prompt_length")
+    check_lengths(config, data)
+    levels = sorted({problem.level for problem in data.prompts})
+    prompts["index"] = np.arange(len(data.prompts), dtype=np.int32)
+    prompts["task"] = np.array([levels.index(problem.level) for problem in data.prompts], np.int32)
+    model = config.model.build(vocab_size=data.tokenizer.vocab_size, value_head="values" in config.needs,
+                               rules=config.sharding)  # fmt: skip
+    return Components(mesh, model, data, prompts)

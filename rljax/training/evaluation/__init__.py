@@ -1,0 +1,1 @@
+"""Held-out problems: sampled, scored, and reported with intervals."""

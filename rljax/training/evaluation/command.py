@@ -1,0 +1,44 @@
+"""The evaluation command: a run's newest checkpoint, measured and shown as a table."""
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from rljax.training.checkpoint.compatibility import read_params
+from rljax.training.checkpoint.folder import write_json
+from rljax.training.components import make_components
+from rljax.training.config import Config
+from rljax.training.errors import RunError
+from rljax.training.evaluation.evaluator import Evaluator
+from rljax.training.keys import decode_key, purpose_key
+
+
+def evaluate_run(config: Config) -> dict[str, dict]:
+    """Measures the run's newest checkpoint, prints the table and writes `evaluation.json`; returns the figures.
+
+    Raises RunError if the run has no checkpoint, or one of another model or tokenizer.
+    """
+    parts, where = make_components(config), f"run = {str(config.run)!r}"
+    restored = read_params(config.run / "checkpoints", parts.model.abstract_params(parts.mesh), parts.data, where)
+    if restored is None:
+        raise RunError(f"{where} has no checkpoint yet: let it train first")
+    record, key = restored.record, decode_key(restored.record["key"])
+    figures = Evaluator(config, parts).evaluate(restored.tree["params"], purpose_key(key, "evaluate"))
+    if jax.process_index() == 0:
+        measured = {"phase": record["phase"], "step": record["step"]}
+        console = Console(width=None if Console().is_terminal else 120)
+        console.print(table(f"{config.run}: {measured['phase']} step {measured['step']}", figures))
+        write_json(config.run / "evaluation.json", {**measured, "levels": figures})
+    return figures
+
+
+def table(title: str, figures: dict[str, dict]) -> Table:
+    """Figures by level, in percent, with their 95 % intervals."""
+    shown = Table(title=title, caption="percent, [95 % interval]")
+    names = [name for name in next(iter(figures.values()), {}) if name not in ("problems", "samples")]
+    for column in ("level", "problems", "samples", *names):
+        shown.add_column(column, justify="left" if column == "level" else "right")
+    for level, row in figures.items():
+        cells = [f"{100 * v:.1f} [{100 * lo:.1f}, {100 * hi:.1f}]" for v, lo, hi in (row[name] for name in names)]
+        shown.add_row(level, str(row["problems"]), str(row["samples"]), *cells)
+    return shown

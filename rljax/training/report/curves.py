@@ -1,0 +1,118 @@
+"""A report's curves over the run. A section without data says so, or is left out."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from rljax.training.report.figures import Curve, level_curves, noisy, panel, smoothing_window
+from rljax.training.report.levels import SERIES, by_level
+from rljax.training.report.metrics_log import series
+from rljax.training.report.template import text
+
+_NUMBER, _PERCENT, _SHARE = {}, {"percent": True}, {"percent": True, "top": 1.0}
+_DIAGNOSTICS = (
+    # metric, title, what it is, its axis
+    ("entropy", "Entropy", "of the policy, nats a token", _NUMBER),
+    ("kl_start", "KL to the start", "of RL, nats a token", _NUMBER),
+    ("kl", "KL within a rollout", "to the sampling policy, nats a token", _NUMBER),
+    ("grad_norm", "Gradient norm", "before clipping", _NUMBER),
+    ("clip_share", "Clip fraction", "weight whose gradient is cut", _PERCENT),
+    ("length", "Response length", "tokens", _NUMBER),
+    ("informative", "Groups with a signal", "rewards within the group differ", _SHARE),
+    ("finished", "Finished", "ended within the token budget", _SHARE),
+)
+
+
+def learning_curves(rows: Sequence[Mapping], config: Mapping, colors: Mapping[str, str]) -> str:
+    """Reward, and held-out accuracy by level, over the rollouts of RL."""
+    rollouts, rewards = series(rows, "rl", "reward")
+    if not len(rollouts):
+        return '<h2>Learning curves</h2><p class="note">RL has not begun.</p>'
+    figures = [_figure("Reward", "mean of a rollout, as verified",
+                       _panel(noisy(rollouts, rewards), "reward over rollouts", wide=True),
+                       _smoothing_legend(smoothing_window(len(rewards))))]  # fmt: skip
+    looks = by_level(rows)
+    if looks:
+        figures.append(_figure(
+            "Held-out accuracy by level", _looks(config),
+            _panel(level_curves(rows, colors), "held-out accuracy by level over rollouts", wide=True, **_SHARE),
+            _legend({level: y[-1] for level, (_, y) in looks.items()}, colors),
+        ))  # fmt: skip
+    return f'<h2>Learning curves</h2><div class="wide">{"".join(figures)}</div>'
+
+
+def diagnostics(rows: Sequence[Mapping]) -> str:
+    """What says whether the optimisation is healthy: one small panel each."""
+    if not any(row["phase"] == "rl" for row in rows):
+        return ""
+    window, figures = smoothing_window(len(series(rows, "rl", "reward")[0])), []
+    for name, title, what, axis in _DIAGNOSTICS:
+        curves = [curve for phase in ("rl", "eval") for curve in _one(rows, phase, name)]
+        if curves:
+            label = f"{title.lower()} over rollouts"
+            figures.append(_figure(title, what, _panel(curves, label, **axis)))
+    note = f"Over the rollouts of RL. Thin: each rollout; bold: mean of the {window} around it." if window > 1 else (
+        "Over the rollouts of RL.")  # fmt: skip
+    return f'<h2>Policy diagnostics</h2><p class="note">{note}</p><div class="small">{"".join(figures)}</div>'
+
+
+def likelihood(rows: Sequence[Mapping]) -> str:
+    """Stage 1: the loss, and what else it measured."""
+    figures = []
+    for name, title, what, axis in (
+        ("loss", "Loss", "nats a token, logarithmic scale", {"logarithmic": True}),
+        ("confident", "Confident", "tokens given more than 50%", _SHARE),
+        ("grad_norm", "Gradient norm", "before clipping", _NUMBER),
+    ):
+        curves = _one(rows, "likelihood", name)
+        if curves:
+            figures.append(_figure(title, what, _panel(curves, f"{title.lower()} over optimizer steps", **axis)))
+    if not figures:
+        return ""
+    window = smoothing_window(len(series(rows, "likelihood", "loss")[0]))
+    note = f" Thin: each step; bold: mean of the {window} around it." if window > 1 else ""
+    return (f'<h2>Stage 1: likelihood on demonstrations</h2><p class="note">Over its optimizer steps.{note}</p>'
+            f'<div class="small">{"".join(figures)}</div>')  # fmt: skip
+
+
+def _one(rows: Sequence[Mapping], phase: str, name: str) -> list[Curve]:
+    """A metric's curves in one phase: none where it was never finite; the looks, which are few, with markers."""
+    x, y = series(rows, phase, name)
+    if not np.isfinite(y).any():
+        return []
+    return [Curve(x, y, marker="o")] if phase == "eval" else noisy(x, y)
+
+
+def _looks(config: Mapping) -> str:
+    """How sure a point of the held-out curves is."""
+    problems = (config.get("evaluation") or {}).get("watch_problems")
+    if not problems:
+        return "one sample a problem"
+    points = 98 / np.sqrt(problems)  # Wilson's interval is near p ± 1.96 √(p(1−p)/n), at most ± 0.98/√n
+    return f"one sample of up to {problems:,} problems a level: ± {points:.0f} points (95%)"
+
+
+def _smoothing_legend(window: int) -> str:
+    if window == 1:
+        return ""
+    thin, bold = "--color:var(--c0);--thick:1px;opacity:.5", "--color:var(--c0);--thick:3px"
+    return (f'<ul class="legend"><li><i style="{thin}"></i>each rollout</li>'
+            f'<li><i style="{bold}"></i>mean of the {window} around it</li></ul>')  # fmt: skip
+
+
+def _legend(last: Mapping[str, float], colors: Mapping[str, str]) -> str:
+    items = []
+    for level, value in sorted(last.items(), key=lambda item: -np.nan_to_num(item[1])):
+        name = ' class="headline"' if colors[level] == SERIES[0] else ""
+        color = f"var(--c{SERIES.index(colors[level])})"
+        items.append(f'<li{name}><i style="--color:{color}"></i>{text(level)} {value:.0%}</li>')
+    return f'<ul class="legend">{"".join(items)}</ul>'
+
+
+def _panel(curves: Sequence[Curve], label: str, *, wide: bool = False, **options) -> str:
+    return panel(curves, label, size=(5.0, 2.35) if wide else (3.3, 1.9), **options)
+
+
+def _figure(title: str, note: str, svg: str, legend: str = "") -> str:
+    caption = f"<figcaption><b>{text(title)}</b><small>{text(note)}</small></figcaption>"
+    return f'<figure class="card">{caption}{svg}{legend}</figure>'

@@ -1,0 +1,187 @@
+"""Figures of a run: small SVG panels whose colours a page sets, and a learning curve as a file.
+
+Matplotlib is imported only when something is drawn, and never through pyplot: no global figure, no window.
+"""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from rljax.training.report.levels import SERIES, by_level, level_colors
+from rljax.training.report.metrics_log import series
+
+INK, MUTED, GRID = "#1d2329", "#66707a", "#e4e4df"
+
+# In a panel each colour stands for the page's CSS variable, which has a value for light and one for dark.
+_VARIABLES = {color: f"var(--c{i})" for i, color in enumerate(SERIES)}
+_VARIABLES |= {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--line)"}
+
+
+class Curve(NamedTuple):
+    """One line of a panel."""
+
+    x: Float[np.ndarray, " n"]
+    y: Float[np.ndarray, " n"]
+    color: str = SERIES[0]
+    width: float = 1.6
+    alpha: float = 1.0
+    marker: str = ""
+
+
+def smooth(y: Float[np.ndarray, " n"], window: int) -> Float[np.ndarray, " n"]:
+    """The centred moving mean over `window` (odd) values, over fewer near the ends; NaNs are left out.
+
+        out[i] = mean(y[max(0, i−h) : i+h+1]),   h = (window − 1)/2
+
+    >>> smooth(np.array([0.0, 3.0, 6.0, 3.0]), 3).tolist()
+    [1.5, 3.0, 4.0, 4.5]
+    """
+    if window < 1 or window % 2 == 0:
+        raise ValueError(f"window = {window}: expected an odd number, 1 or more")
+    ones = np.ones(window)
+    full = slice(window // 2, window // 2 + len(y))
+    total = np.convolve(np.nan_to_num(y, nan=0.0), ones)[full]
+    count = np.convolve(np.isfinite(y).astype(float), ones)[full]
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def smoothing_window(n: int) -> int:
+    """The window that shows the trend of n noisy values: about a fifteenth of them, odd."""
+    return 2 * (n // 30) + 1
+
+
+def noisy(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], color: str = SERIES[0]) -> list[Curve]:
+    """The values thin, and over them their moving mean."""
+    window = smoothing_window(len(y))
+    if window == 1:
+        return [Curve(x, y, color)]
+    return [Curve(x, y, color, width=0.8, alpha=0.35), Curve(x, smooth(y, window), color, width=1.9)]
+
+
+def level_curves(rows: Sequence[Mapping], colors: Mapping[str, str]) -> list[Curve]:
+    """Held-out accuracy by level; the leading level's line is the strongest, and on top."""
+    curves = [Curve(x, y, colors[level], 2.2 if colors[level] == SERIES[0] else 1.3, marker="o")
+              for level, (x, y) in by_level(rows).items()]  # fmt: skip
+    return sorted(curves, key=lambda curve: curve.width)
+
+
+def panel(curves: Sequence[Curve], label: str, *, size: tuple[float, float] = (3.5, 2.0),
+          percent: bool = False, top: float | None = None, logarithmic: bool = False) -> str:  # fmt: skip
+    """The curves as an `<svg>` element to stand in a page; `label` is read aloud in its place.
+
+    The page styles it: text in its own font, colours from the variables --c0 … --c6, --ink, --muted and --line.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label, "font.size": 9.5}):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        _draw(axes, curves, percent, top)
+        if logarithmic and (_finite(curves) > 0).all():
+            axes.set_yscale("log")
+            axes.autoscale(axis="y")
+            _plain_logarithmic(axes)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format")))
+    return _page_svg(out.getvalue(), label)
+
+
+def learning_curve(rows: Sequence[Mapping], path: Path, headline: str | None = None) -> Path:
+    """Writes reward and held-out accuracy by level over RL as a picture, in the format of the path's suffix.
+
+    `headline` is the level that leads. Raises ValueError if the rows hold no step of RL. The bold reward curve is a
+    moving mean.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    rollouts, rewards = series(rows, "rl", "reward")
+    if not len(rollouts):
+        raise ValueError('rows hold no reward of phase "rl": expected the rows of a run that has begun stage 2')
+    colors = level_colors(list(by_level(rows)), headline)
+    with matplotlib.rc_context({"svg.fonttype": "path", "font.size": 10}):
+        figure = Figure(figsize=(9.6, 3.4), layout="constrained", dpi=200)
+        left, right = figure.subplots(1, 2, width_ratios=(1, 1 if not colors else 1.45))
+        _draw(left, noisy(rollouts, rewards), percent=False)
+        window = smoothing_window(len(rewards))
+        left.set_title("Reward", **_TITLE)
+        left.set_xlabel("rollouts" + (f" (bold: mean of the {window} around)" if window > 1 else ""), color=MUTED)
+        _draw(right, level_curves(rows, colors), percent=True, top=1.0)
+        right.set_title("Held-out accuracy", **_TITLE)
+        _name_ends(right, rows, colors)
+        right.set_xlabel("rollouts", color=MUTED)
+        figure.savefig(path, facecolor="white")
+    return Path(path)
+
+
+_TITLE = {"loc": "left", "fontsize": 11, "fontweight": "bold", "color": INK}
+
+
+def _draw(axes, curves: Sequence[Curve], percent: bool, top: float | None = None) -> None:
+    """The curves on quiet axes that reach down to 0: no frame, faint horizontal lines, few ticks."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    for curve in curves:
+        axes.plot(curve.x, curve.y, color=curve.color, linewidth=curve.width, alpha=curve.alpha, marker=curve.marker,
+                  markersize=3.5, solid_capstyle="round")  # fmt: skip
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(GRID)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(which="both", length=0, colors=MUTED)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    if max((len(curve.x) for curve in curves), default=0) == 1:
+        axes.set_xlim(curves[0].x[0] - 0.1, curves[0].x[0] + 1.1)
+    axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+    scale, unit = (100, "%") if percent else (1, "")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{scale * value:.4g}{unit}"))
+    values = _finite(curves)
+    if values.size and values.min() >= 0:
+        highest = top or values.max() or 1.0
+        axes.set_ylim(-0.02 * highest, 1.04 * highest)
+
+
+def _finite(curves: Sequence[Curve]) -> np.ndarray:
+    """All values that are drawn."""
+    values = np.concatenate([curve.y for curve in curves]) if curves else np.zeros(0)
+    return values[np.isfinite(values)]
+
+
+def _plain_logarithmic(axes) -> None:
+    """Decades, and a few numbers between them, written out: 0.05, not 5 × 10⁻²."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if high > 20 * low else (1.0, 2.0, 5.0), numticks=8))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _name_ends(axes, rows: Sequence[Mapping], colors: Mapping[str, str]) -> None:
+    """Each level's name and last accuracy beside the end of its curve, moved apart where they would overlap."""
+    ends = sorted((y[-1], level) for level, (_, y) in by_level(rows).items() if np.isfinite(y[-1]))
+    height = -1.0
+    for value, level in ends:
+        height = max(value, height + 0.085)
+        axes.annotate(f"{level}  {value:.0%}", (1.02, height), xycoords=axes.get_yaxis_transform(), va="center",
+                      color=colors[level], fontweight="bold" if colors[level] == SERIES[0] else "normal")  # fmt: skip
+
+
+def _page_svg(text: str, label: str) -> str:
+    """The element alone: sized by the page, coloured by its variables, without ids that another panel may have."""
+    body = text[text.index("<svg") :]
+    body = re.sub(r"<(metadata|style)\b.*?</\1>", "", body, flags=re.DOTALL)  # a style would reach the whole page
+    body = re.sub(r"font-family: [^;]*; ", "", body)
+    body = re.sub(r"<g id=\"[^\"]*\"", "<g", body)
+    body = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", body, count=1)
+    body = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", body, count=1)
+    for color, variable in _VARIABLES.items():
+        body = body.replace(color, variable)
+    named = label.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return body.replace("<svg", f'<svg role="img" aria-label="{named}"', 1).strip()

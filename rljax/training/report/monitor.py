@@ -1,0 +1,147 @@
+"""Records and shows a run: progress, metrics, evaluations, report. Only the first process does so."""
+
+import importlib.metadata
+import math
+import os
+import platform
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from rljax.training.checkpoint.folder import read_json, write_json
+from rljax.training.config import Config
+from rljax.training.description import describe
+from rljax.training.report.metrics_log import MetricsLog, read
+from rljax.training.report.page import write_report
+from rljax.training.report.progress import Progress
+
+_PACKAGES = (
+    "rljax-llm",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "tensorflow-datasets",
+    "sentencepiece",
+)
+_REPORT_EVERY = 30  # seconds; to draw a report takes one or two
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"  # a checkout on the path, as under Bazel
+
+
+class Monitor:
+    """Shows and records; silent on every process but the first. `headline` is the level that leads."""
+
+    def __init__(self, config: Config, headline: str | None):
+        self.config, self.headline, self.folder = config, headline, config.run
+        self.writes = jax.process_index() == 0
+        totals = {"likelihood": config.likelihood.steps if config.start_from is None else 0, "rl": config.steps}
+        totals = {phase: total for phase, total in totals.items() if total}
+        self.progress = Progress(totals, headline=headline, enabled=self.writes)
+        self._log: MetricsLog | None = None
+        self._looks: set[int] = set()
+        self._reported = -math.inf
+
+    def __enter__(self):
+        self.progress.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        self.progress.__exit__(*error)
+        if self._log is not None:
+            self._log.close()
+
+    def begin(self) -> None:
+        """Opens the log of a run without a checkpoint: whatever an earlier attempt wrote is dropped."""
+        self._open({"likelihood": 0, "rl": 0, "eval": 0})
+
+    def resume(self, phase: str, step: int) -> None:
+        """Opens the log as it was at a step: lines past it are dropped, since their steps will come again."""
+        self._open(
+            {"likelihood": step, "rl": 0, "eval": 0} if phase == "likelihood" else {"rl": step, "eval": step + 1}
+        )
+
+    def _open(self, kept: dict[str, int]) -> None:
+        if self.writes:
+            self._log = MetricsLog(self.folder, tensorboard=self.config.tensorboard, resume_from=kept)
+            self._looks = {row["step"] for row in read(self.folder) if row["phase"] == "eval"}
+
+    def step(self, phase: str, step: int, metrics: dict) -> None:
+        """One step's metrics, to the log and the display."""
+        if self._log is not None:
+            self._log.write(phase, step, metrics)
+            self.progress.update(phase, step, metrics)
+
+    def looked_at(self, step: int) -> bool:
+        """Whether the look at the held-out problems before rollout `step` is on record, from before an interruption."""
+        return bool(multihost_utils.broadcast_one_to_all(np.int32(step in self._looks)))  # all decide alike
+
+    def look(self, step: int, accuracy: dict[str, float], more: dict[str, float]) -> None:
+        """A look at the held-out problems, before rollout `step`, with more metrics of the stage."""
+        if self._log is not None:
+            self._log.write("eval", step, {"accuracy": accuracy, **more})
+            self.progress.update("eval", step, {"accuracy": accuracy})
+            shown = "  ".join(f"{level} {value:.3f}" for level, value in accuracy.items())
+            self.progress.say(f"held out, before rollout {step}: {shown}")
+
+    def evaluated(self, stage: str, figures: dict) -> None:
+        """An evaluation at the end of a stage."""
+        if self.writes:
+            path = self.folder / "evaluations.json"
+            write_json(path, {**read_json(path, {}), stage: figures})
+
+    def samples(self, moment: str, samples: list[dict]) -> None:
+        """Completions for the report: at the `start` of stage 2, the `latest` while it runs, and at its `end`."""
+        if self.writes and samples:
+            path = self.folder / "samples.json"
+            start = {name: drawn for name, drawn in read_json(path, {}).items() if name == "start"}
+            write_json(path, {**start, moment: samples})
+
+    def say(self, text: str) -> None:
+        """A line for the person."""
+        self.progress.say(text)
+
+    def refresh(self, status: str) -> None:
+        """The report, if the last one is half a minute old."""
+        if time.monotonic() - self._reported >= _REPORT_EVERY:
+            self.report(status)
+
+    def report(self, status: str) -> Path:
+        """Writes report.html from what has been recorded so far; returns its path."""
+        path = self.folder / "report.html"
+        if self.writes:
+            self._reported = time.monotonic()
+            device = jax.devices()[0]
+            write_report(
+                self.folder,
+                config=describe(self.config),
+                versions={
+                    "python": platform.python_version(),
+                    **{name: _version(name) for name in _PACKAGES},
+                },
+                device=f"{jax.device_count()} × {device.device_kind} ({device.platform}), "
+                f"{jax.process_count()} process(es), {os.cpu_count()} cores on this host",
+                metrics=read(self.folder),
+                evaluations=read_json(self.folder / "evaluations.json", {}),
+                samples=read_json(self.folder / "samples.json", {}),
+                status=status,
+                headline=self.headline,
+            )
+        return path
+
+    def finish(self) -> Path:
+        """Writes the report, marks the run as finished, and returns the report's path."""
+        path = self.report("finished")
+        if self.writes:  # last: a finished run is never opened again
+            write_json(self.folder / "finished.json", {"steps": self.config.steps})
+        return path

@@ -1,0 +1,100 @@
+"""`report.html`: a run as one self-contained page, made from what it has recorded so far."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rljax.training.report.curves import diagnostics, learning_curves, likelihood
+from rljax.training.report.levels import by_level, level_colors
+from rljax.training.report.metrics_log import series
+from rljax.training.report.progress import duration
+from rljax.training.report.results import evaluation, figure_names, learned, sampled
+from rljax.training.report.settings import header, name_of, settings
+from rljax.training.report.template import page, text
+
+
+def write_report(
+    folder: Path,
+    *,
+    config: Mapping,
+    versions: Mapping[str, str],
+    device: str,
+    metrics: Sequence[Mapping],
+    evaluations: Mapping[str, Mapping],
+    samples: Mapping[str, Sequence[Mapping]],
+    status: str,
+    headline: str | None = None,
+) -> Path:
+    """Writes `folder/report.html` and returns its path; a reader sees the old page or the new one, nothing between.
+
+    - `config`: the resolved config as plain JSON; its `task` and `algorithm` name the page;
+    - `metrics`: rows of `metrics.jsonl`, of the phases "likelihood", "rl" and "eval";
+    - `evaluations`: {moment: {level: {"problems": n, "samples": k, figure: [value, low, high], …}}}, oldest first;
+    - `samples`: {moment: [{"prompt", "completion", "answer", "reward", "solved", "level"}, …]}, as drawn and not
+      picked;
+    - `headline`: the level that leads, by default the first.
+
+    What has not happened yet is left out, and said where a reader would look for it. Everything is escaped. Raises
+    ValueError, naming it, for a figure that is not `[value, low, high]`.
+    """
+    _check(evaluations)
+    levels = [*by_level(metrics), *(level for figures in evaluations.values() for level in figures)]
+    colors = level_colors(levels, headline)
+    title = f"{name_of(config.get('task', 'run'))}, seed {config.get('seed', '?')}"
+    body = "\n".join(
+        section
+        for section in (
+            header(title, config, status),
+            learned(evaluations, headline),
+            _facts(metrics, device),
+            learning_curves(metrics, config, colors),
+            evaluation(evaluations, colors),
+            diagnostics(metrics),
+            likelihood(metrics),
+            sampled(samples),
+            settings(config, versions, device),
+            f"<footer>Written {text(time.strftime('%Y-%m-%d %H:%M:%S %Z'))} by rljax.</footer>",
+        )
+        if section
+    )
+    path = Path(folder) / "report.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(page(title, body), encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def _check(evaluations: Mapping[str, Mapping]) -> None:
+    for moment, levels in evaluations.items():
+        for level, figures in levels.items():
+            for name in figure_names([figures]):
+                if np.shape(figures[name]) != (3,):
+                    raise ValueError(f"evaluations[{moment!r}][{level!r}][{name!r}] = {figures[name]!r}: "
+                                     "expected [value, low, high]")  # fmt: skip
+
+
+def _facts(metrics: Sequence[Mapping], device: str) -> str:
+    """How much was done, in what time, on what."""
+    facts = []
+    for phase, title, unit in (("likelihood", "Stage 1, likelihood", "step"), ("rl", "Stage 2, RL", "rollout")):
+        steps = [row["step"] for row in metrics if row["phase"] == phase]
+        if not steps:
+            continue
+        about = []
+        _, seconds = series(metrics, phase, "seconds")
+        if len(seconds):
+            about.append(f"in {duration(float(np.nansum(seconds)))}")
+        _, rates = series(metrics, phase, "tokens_per_second")
+        if np.isfinite(rates).any():
+            about.append(f"{np.nanmedian(rates[np.isfinite(rates)]):,.0f} tokens/s (median)")
+        done = max(steps) + 1
+        facts.append((title, f"{done:,} {unit}{'s' * (done != 1)}", ", ".join(about)))
+    facts.append(("Device", device, ""))
+    shown = "".join(
+        f"<div><dt>{text(title)}</dt><dd><b>{text(what)}</b>{text(about)}</dd></div>" for title, what, about in facts
+    )
+    return f'<dl class="facts card">{shown}</dl>'

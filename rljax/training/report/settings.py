@@ -1,0 +1,92 @@
+"""A report's title, algorithm and settings, from a described config (plain JSON)."""
+
+from collections.abc import Mapping
+
+from rljax.training.report.template import text
+
+
+def header(title: str, config: Mapping, status: str) -> str:
+    """Title, where the run stands, and its algorithm as the three functions that it is."""
+    finished = " finished" if status == "finished" else ""
+    place = f"<span><code>{text(config['run'])}</code></span>" if "run" in config else ""
+    algorithm = config.get("algorithm", "")
+    if isinstance(algorithm, Mapping) and algorithm.get("type") == "PolicyGradient":
+        functions = {name: value for name, value in algorithm.items() if name != "type" and value is not None}
+    else:
+        functions = {"algorithm": algorithm} if algorithm else {}
+    lines = (f"<li>{text(name)} <code>{text(expression(value))}</code></li>" for name, value in functions.items())
+    return (
+        f'<div class="top"><span class="status{finished}">{text(status)}</span>{place}</div><h1>{text(title)}</h1>'
+        f'<ul class="algorithm">{"".join(lines)}</ul>'
+    )
+
+
+def name_of(described: object) -> str:
+    """The name of a described value: a dataclass's type, a function's own."""
+    if isinstance(described, Mapping):
+        return str(described.get("type") or name_of(described.get("function", "?")))
+    return str(described).split(".<locals>")[0]
+
+
+def expression(described: object) -> str:
+    """A described value as the Python that one would write for it.
+
+    >>> expression({"function": "clip", "bound": [{"low": 0.2, "high": 0.28}]})
+    'clip(low=0.2, high=0.28)'
+    >>> expression({"function": "chain.<locals>.chained", "bound": {"ratios": ["cumulative", "clip"]}})
+    'chain(cumulative, clip)'
+    """
+    if isinstance(described, list):
+        return "[" + ", ".join(map(expression, described)) + "]"
+    if not isinstance(described, Mapping):
+        return name_of(described)
+    if "function" in described:
+        bound = described.get("bound") or []
+        arguments = _closure(bound) if isinstance(bound, Mapping) else [a for item in bound for a in _partial(item)]
+        return f"{name_of(described['function'])}({', '.join(arguments)})"
+    fields = [f"{name}={expression(value)}" for name, value in described.items() if name != "type"]
+    return f"{described['type']}({', '.join(fields)})" if "type" in described else f"dict({', '.join(fields)})"
+
+
+def _partial(item: object) -> list[str]:
+    """An argument bound by `partial`; its keywords come as one mapping."""
+    if isinstance(item, Mapping) and not item.keys() & {"function", "type"}:
+        return [f"{name}={expression(value)}" for name, value in item.items()]
+    return [expression(item)]
+
+
+def _closure(bound: Mapping) -> list[str]:
+    """What a function closes over: as far as one can tell, the arguments of the function that made it."""
+    return [part for value in bound.values() for part in (map(expression, value) if isinstance(value, list) else [
+        expression(value)])]  # fmt: skip
+
+
+def flat(config: Mapping, prefix: str = "") -> dict[str, str]:
+    """Every field under the dotted name that the command line knows it by.
+
+    >>> flat({"type": "Config", "seed": 0, "optimizer": {"type": "OptimizerConfig", "b1": 0.9}})
+    {'seed': '0', 'optimizer.b1': '0.9'}
+    """
+    fields = {}
+    for name, value in config.items():
+        if name == "type":
+            continue
+        if isinstance(value, Mapping) and "function" not in value:
+            fields |= flat(value, f"{prefix}{name}.")
+        else:
+            fields[prefix + name] = expression(value)
+    return fields
+
+
+def settings(config: Mapping, versions: Mapping[str, str], device: str) -> str:
+    """The resolved config, folded, and the versions and device."""
+    folded = {"Resolved config": flat(config), "Versions and device": {"device": device, **versions}}
+    return "<h2>Settings</h2>" + "".join(
+        f'<details class="card"><summary>{title}</summary>{_table(fields)}</details>'
+        for title, fields in folded.items()
+    )
+
+
+def _table(fields: Mapping[str, str]) -> str:
+    rows = "".join(f"<tr><th>{text(name)}</th><td>{text(value)}</td></tr>" for name, value in fields.items())
+    return f'<table class="fields">{rows}</table>'

@@ -1,0 +1,191 @@
+"""The run: its stages one after the other, evaluations between, and checkpoints from which all of it goes on."""
+
+import functools
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import jax
+
+from rljax.models import initialize, without_value_head
+from rljax.training.checkpoint.checkpoints import Checkpoints
+from rljax.training.checkpoint.compatibility import encode_data, encode_shapes, read_params, require_same_data
+from rljax.training.components import Components
+from rljax.training.config import Config
+from rljax.training.description import describe
+from rljax.training.errors import PreemptedError
+from rljax.training.evaluation.evaluator import Evaluator
+from rljax.training.keys import decode_key, encode_key, purpose_key
+from rljax.training.nonfinite import require_finite
+from rljax.training.placement import to_host
+from rljax.training.processes import Preemption
+from rljax.training.report.monitor import Monitor
+from rljax.training.stages import STAGES, Stage
+
+
+class Run:
+    """One run, in one process or as one of many."""
+
+    def __init__(self, config: Config, parts: Components, monitor: Monitor):
+        self.config, self.parts, self.monitor = config, parts, monitor
+        self.task = encode_data(parts.data)
+        self.evaluator = Evaluator(config, parts)
+        self.checkpoints = Checkpoints(config.run / "checkpoints")
+        self.history = Checkpoints(config.run / "history", keep=None) if config.keep_every else None
+        self.key = jax.random.key(config.seed)
+        self.preemption = Preemption()
+        self._stage = functools.cache(lambda phase: STAGES[phase](config, parts))
+
+    def train(self) -> Stage:
+        """Takes the run from its newest readable checkpoint, or its beginning, to its end; returns the last stage."""
+        try:
+            stage = self._train()
+        except BaseException:
+            with suppress(Exception):
+                self._wait()  # saves in flight are worth keeping
+            raise
+        self._close()
+        return stage
+
+    def _train(self) -> Stage:
+        own_first = self.config.likelihood.steps > 0 and self.config.start_from is None
+        phases = list(STAGES) if own_first else list(STAGES)[1:]
+        stage, step = self._resume() or (self._begin(phases[0], self._first_params()), 0)
+        self._drive(stage, step)
+        for phase in phases[phases.index(stage.phase) + 1 :]:
+            stage = self._begin(phase, stage.state.params)
+            self._drive(stage, 0)
+        self._look(stage, stage.steps)
+        self._evaluate("after RL", stage.state.params)
+        self.monitor.samples("end", stage.samples)
+        return stage
+
+    # From one stage to the next ----------------------------------------------------------------------------------
+
+    def _first_params(self):
+        """Random parameters, or those at the end of another run's stage 1 and a random value head."""
+        self.monitor.begin()
+        mesh, model = self.parts.mesh, self.parts.model
+        params = initialize(model, mesh, purpose_key(self.key, "initialize"))
+        if self.config.start_from is None:
+            return params
+        return {**params, **stage_one_params(self.config.start_from, self.parts)}
+
+    def _begin(self, phase: str, params) -> Stage:
+        """A stage at its first step. Parameters that have been trained are measured, and kept for good."""
+        stage = self._stage(phase)
+        if stage.opening:
+            self._evaluate(stage.opening, params)
+            policy = without_value_head(params)
+            kept = Checkpoints(self.config.run / "stage1")
+            kept.save(0, {"params": policy}, {"task": self.task, "shapes": encode_shapes(policy)})
+            kept.close()
+        stage.begin(params)
+        if stage.opening:
+            self._save(stage, 0)
+            if self.preemption.asked(stage.first_checkpoint):
+                self._leave(f"saved at {phase} step 0")
+        return stage
+
+    def _resume(self) -> tuple[Stage, int] | None:
+        """The stage and step of the newest readable checkpoint, or None."""
+
+        def target(record: dict):
+            require_same_data(record, self.parts.data, f"run = {str(self.config.run)!r}")
+            return self._stage(record["phase"]).abstract_tree()
+
+        restored = self.checkpoints.restore(target, self.monitor.say)
+        if restored is None:
+            return None
+        record, stage = restored.record, self._stage(restored.record["phase"])
+        self.key = decode_key(record["key"])
+        stage.restore(record, restored.tree)
+        self._keep(stage, record["step"], again=False)
+        self.monitor.resume(stage.phase, record["step"])
+        self.monitor.say(f"going on from {stage.phase} step {record['step']}")
+        return stage, record["step"]
+
+    # Step by step ------------------------------------------------------------------------------------------------
+
+    def _drive(self, stage: Stage, first: int) -> None:
+        """The stage's steps from `first` to its end."""
+        for n in range(first, stage.steps):
+            if stage.look_every and n % stage.look_every == 0:
+                self._look(stage, n)
+            started = time.perf_counter()
+            metrics, batch = stage.step(n, self.key)
+            metrics = {name: float(value) for name, value in to_host(metrics).items()}
+            seconds = time.perf_counter() - started
+            require_finite(metrics, stage.phase, n, batch, self.config.run)
+            metrics |= {"seconds": seconds, "tokens_per_second": metrics.pop("tokens") / seconds}
+            self.monitor.step(stage.phase, n, metrics)
+            if n == 0:
+                self.monitor.samples("start", stage.samples)
+            due = n + 1 == stage.steps or (stage.checkpoint_every and (n + 1) % stage.checkpoint_every == 0)
+            asked = self.preemption.asked(stage.first_checkpoint + n + 1)
+            if asked or due:
+                self._save(stage, n + 1)
+            if asked:
+                self._leave(f"saved at {stage.phase} step {n + 1}")
+
+    def _leave(self, how: str):
+        """Ends the run that was asked to stop, once its checkpoint is on disk."""
+        self._close()
+        self.monitor.report(f"stopped, {how}")
+        raise PreemptedError(f"asked to stop: {how}. The same command goes on from there")
+
+    def _save(self, stage: Stage, step: int) -> None:
+        """A checkpoint, and now and then the report as it stands."""
+        record = {"key": encode_key(self.key), "step": step, "task": self.task, "config": describe(self.config),
+                  "shapes": encode_shapes(stage.state.params), **stage.record()}  # fmt: skip
+        self._keep(stage, step)
+        self.checkpoints.save(stage.first_checkpoint + step, stage.state_tree(), record)
+        self.monitor.samples("latest", stage.samples)
+        self.monitor.refresh(f"{stage.phase} step {step} of {stage.steps}")
+
+    def _keep(self, stage: Stage, step: int, again: bool = True) -> None:
+        """Keeps the parameters for good if this is one of every n-th checkpoints; not `again` if they are there."""
+        number = stage.first_checkpoint + step
+        if self.history is None or step % (self.config.keep_every * stage.checkpoint_every):
+            return
+        if again or number not in self.history.numbers():
+            params = stage.state.params
+            record = {"phase": stage.phase, "step": step, "task": self.task, "shapes": encode_shapes(params)}
+            self.history.save(number, {"params": params}, record)
+
+    def _wait(self) -> None:
+        for checkpoints in filter(None, (self.checkpoints, self.history)):
+            checkpoints.wait()
+
+    def _close(self) -> None:
+        for checkpoints in filter(None, (self.checkpoints, self.history)):
+            checkpoints.close()
+
+    def _look(self, stage: Stage, n: int) -> None:
+        if self.monitor.looked_at(n):
+            return
+        accuracy = self.evaluator.watch(stage.state.params, purpose_key(self.key, "watch", n))
+        self.monitor.look(n, accuracy, stage.look())
+
+    def _evaluate(self, moment: str, params) -> None:
+        self.monitor.say(f"evaluating {moment}")
+        figures = {}
+        for level, of_level in self.evaluator.levels(params, purpose_key(self.key, "evaluate")):
+            figures[level] = of_level
+            if self.preemption.asked_alone:
+                self._leave(f"while evaluating {moment}; what was trained is saved")
+        self.monitor.evaluated(moment, figures)
+
+
+def stage_one_params(run: Path, parts: Components):
+    """The parameters at the end of another run's stage 1.
+
+    Raises ValueError if it has none, RunError if they are another model's or another tokenizer's.
+    """
+    folder, where = run / "stage1", f"start_from = {str(run)!r}"
+    if not folder.is_dir():
+        raise ValueError(f"{where}: expected the folder of a run that has ended its stage 1")
+    restored = read_params(folder, without_value_head(parts.model.abstract_params(parts.mesh)), parts.data, where)
+    if restored is None:
+        raise ValueError(f"{where}: its stage 1 was never saved; let that run go on first")
+    return restored.tree["params"]

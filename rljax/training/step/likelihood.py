@@ -1,0 +1,31 @@
+"""Stage 1's optimizer step: maximum likelihood on demonstrations.  L = − Σ_t m_t log π(y_t | y_<t) / Σ_t m_t."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rljax.training.step.accumulation import State, accumulate, apply
+from rljax.training.step.scoring import Scorer
+
+
+def make_update(microbatches: int, scorer: Scorer, optimizer: optax.GradientTransformation):
+    """The jitted step `update(state, rows) -> state, metrics` with rows = {tokens, segment_ids, mask}, each [R, T]."""
+
+    def loss(params, rows):
+        hidden = scorer.model.hidden(params, rows["tokens"], rows["segment_ids"])
+        stats = scorer.stats(params, hidden, rows["tokens"], rows["mask"])
+        sure = jnp.where(rows["mask"], stats.logp > jnp.log(0.5), False)
+        return -jnp.sum(rows["weights"] * stats.logp), jnp.sum(rows["weights"] * sure)
+
+    @partial(jax.jit, donate_argnums=0)
+    def update(state: State, rows):
+        mask = rows["mask"]
+        weights = mask / jnp.maximum(jnp.sum(mask), 1).astype(jnp.float32)
+        rows = {**rows, "weights": weights}
+        (value, sure), gradient = accumulate(loss, state.params, rows, microbatches)
+        state, norm = apply(optimizer, state, gradient)
+        return state, {"loss": value, "confident": sure, "grad_norm": norm}
+
+    return update

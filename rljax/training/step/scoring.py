@@ -1,0 +1,142 @@
+"""Log-probabilities of a model's tokens, and what the optimizer steps of a rollout share."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.sharding import Mesh
+from jaxtyping import Float, Int
+
+from pallas_kernels import TokenStats
+from rljax.distillation import top_tokens
+from rljax.divergence import total_variation
+from rljax.logprobs import delayed, logps_at, preceding, token_kls, token_logps
+from rljax.models import Model
+from rljax.objective import Rollouts, advantages_of
+from rljax.training.config import Config
+
+
+class Likeliest(NamedTuple):
+    """The sampling policy's likeliest tokens at each position, [*B, T, K]."""
+
+    ids: Array
+    logp: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Scorer:
+    """π_t = softmax(hidden[t−1] · Wᵀ/τ) of a model at temperature τ, from hidden states of rows split over a mesh."""
+
+    model: Model
+    mesh: Mesh
+    temperature: float = 1.0
+
+    def stats(self, params, hidden: Float[Array, "B T D"], tokens: Int[Array, "B T"], mask: Array) -> TokenStats:
+        """log π_t(tokens[t]), entropy and proxy where the mask is true, 0 elsewhere; each [B, T]."""
+        table, vocab_size, split = self.model.head(params)
+        return token_logps(hidden, table, tokens, mask, temperature=self.temperature, vocab_size=vocab_size,
+                           mesh=self.mesh, split=split)  # fmt: skip
+
+    def values(self, params, hidden: Float[Array, "B T D"]) -> Float[Array, "B T"]:
+        """V of the state before each token."""
+        return delayed(self.model.values(params, hidden))
+
+    def likeliest(self, params, hidden, tokens, logp: Float[Array, "B T"], k: int) -> Likeliest:
+        """The k likeliest tokens at each position, from the log-probability `logp` of the position's own token."""
+        unembedding = self.model.unembedding(params)
+        ids, _ = top_tokens(preceding(hidden), unembedding, k=min(k, self.model.vocab_size))
+        ids = ids.reshape(*tokens.shape, -1)
+        return Likeliest(ids, logps_at(hidden, unembedding, ids, tokens, logp, temperature=self.temperature))
+
+    def divergence(self, params, hidden, tokens, logp, likeliest: Likeliest) -> Float[Array, "B T"]:
+        """Total variation between π_t and the sampling policy, over its likeliest tokens and the rest."""
+        unembedding = self.model.unembedding(params)
+        now = logps_at(hidden, unembedding, likeliest.ids, tokens, logp, temperature=self.temperature)
+        return total_variation(now, likeliest.logp)
+
+    def kl(self, params, hidden, reference, tokens, segment_ids, mask) -> Float[Array, "B T"]:
+        """KL(π_t ‖ π_ref) over the whole vocabulary, nats, from the model with the parameters `reference`."""
+        theirs = self.model.hidden(reference, tokens, segment_ids)
+        unembeddings = (self.model.unembedding(p) for p in (params, reference))
+        return token_kls(hidden, next(unembeddings), theirs, next(unembeddings), mask, temperature=self.temperature,
+                         mesh=self.mesh)  # fmt: skip
+
+
+def flat(tree):
+    """[P, G, …] as rows [P·G, …]."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+
+
+class Scored(NamedTuple):
+    """One pass over the rollout, [P, G, T] each; None if nothing asks for it."""
+
+    stats: TokenStats
+    values: Array | None
+    """V of the state before each token."""
+    likeliest: Likeliest | None
+
+
+class Prepared(NamedTuple):
+    """What the steps read beside the rollout, [P, G, T] each; None if nothing asks for it."""
+
+    advantages: Array
+    ref_logp: Array | None
+    values: Array | None
+    returns: Array | None
+    likeliest: Likeliest | None
+
+
+def make_score(scorer: Scorer, rows: int, needs: frozenset[str] = frozenset(), top_k: int | None = None):
+    """`score(params, rollouts) -> Scored`, in passes of so many rows; `top_k` tokens if a divergence is needed."""
+
+    def part(params, tokens, segment_ids, mask):
+        hidden = scorer.model.hidden(params, tokens, segment_ids)
+        stats = scorer.stats(params, hidden, tokens, mask)
+        values = scorer.values(params, hidden) if "values" in needs else None
+        likeliest = None if top_k is None else scorer.likeliest(params, hidden, tokens, stats.logp, top_k)
+        return Scored(stats, values, likeliest)
+
+    def score(params, rollouts: Rollouts) -> Scored:
+        arrays = flat((rollouts.tokens, rollouts.segment_ids, rollouts.mask))
+        parts = max(1, arrays[0].shape[0] // rows)
+        split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), arrays)
+        scored = lax.map(lambda arrays: part(params, *arrays), split)
+        return jax.tree.map(lambda x: x.reshape(*rollouts.mask.shape, *x.shape[3:]), scored)
+
+    return score
+
+
+def make_prepare(config: Config, scorer: Scorer):
+    """The jitted `prepare(params, reference, rollouts, dropping, step) -> (Prepared, dropping)`.
+
+    The extra pass is made only if something asks for it: the advantage or the ratio by a parameter, or the algorithm's
+    hysteresis (whose state is `dropping`). Any penalty is given the reference's log-probabilities, by another pass.
+    """
+    rows = config.rollout.microbatch_rows
+    asked = config.needs & {"proxy", "entropy", "values", "divergence"}
+    score_reference = make_score(scorer, rows)
+
+    @jax.jit
+    def prepare(params, reference, rollouts: Rollouts, dropping, step):
+        algorithm = config.algorithm_at(step)
+        top_k = algorithm.top_k if "divergence" in asked else None
+        score = make_score(scorer, rows, asked, top_k)
+        scored = score(params, rollouts) if asked or algorithm.hysteresis else None
+        if scored is not None:
+            proxy, entropy = scored.stats.proxy, scored.stats.entropy
+            rollouts = dataclasses.replace(rollouts, proxy=proxy, entropy=entropy, values=scored.values)
+            if algorithm.hysteresis is not None:
+                mean = jnp.sum(entropy) / jnp.maximum(jnp.sum(rollouts.mask), 1)
+                dropping = algorithm.hysteresis(dropping, mean)
+        rollouts = dataclasses.replace(rollouts, dropping=dropping)
+        return Prepared(
+            advantages=advantages_of(algorithm.advantage, rollouts),
+            ref_logp=None if config.penalty is None else score_reference(reference, rollouts).stats.logp,
+            values=rollouts.values,
+            returns=None if rollouts.values is None else config.critic.returns(rollouts.rewards, rollouts.mask),
+            likeliest=scored.likeliest if scored else None,
+        ), dropping
+
+    return prepare

@@ -1,0 +1,54 @@
+"""Checks of a config against what it is used with: the devices, the task's data, the algorithm's needs."""
+
+from collections.abc import Sequence
+
+from jax.sharding import Mesh
+
+from rljax._checks import check
+from rljax.tasks import Problem, TaskData
+from rljax.training.config import Config, RolloutConfig
+
+
+def check_algorithm(config: Config) -> None:
+    """Raises ValueError if groups are chosen by a signal that the algorithm does not need, or K is missing."""
+    own, chosen = config.needs & {"values", "greedy_rewards"}, config.rollout.train_groups
+    check(not (own and chosen), "rollout.train_groups", chosen,
+          f"0: the algorithm's baseline is not its group's (it needs {', '.join(sorted(own))})")  # fmt: skip
+    top_k = config.algorithm_at(0).top_k
+    check("divergence" not in config.needs or top_k is not None, "algorithm.top_k", top_k,
+          "the number of likeliest tokens that the divergence is taken over, such as 20")  # fmt: skip
+
+
+def check_rows(config: Config, mesh: Mesh) -> None:
+    """Raises ValueError, naming the fields, if the rows of a step do not divide over the mesh."""
+    shards, rollout = config.sharding.row_shards(mesh), config.rollout
+    trained = "(rollout.train_groups or .prompts) × .completions / (.minibatches × .microbatches)"
+    rows = {
+        "rollout.prompts × rollout.completions": rollout.prompts * rollout.completions,
+        trained: rollout.microbatch_rows,
+        "evaluation.batch": config.evaluation.batch,
+    }
+    if "greedy_rewards" in config.needs:
+        rows["rollout.prompts"] = rollout.prompts
+    if config.likelihood.steps:
+        rows["likelihood.rows / .microbatches"] = config.likelihood.rows // config.likelihood.microbatches
+    axes = " × ".join(f"mesh.{axis}" for axis in config.sharding.rows)
+    for argument, count in rows.items():
+        check(count % shards == 0, argument, count, f"a multiple of {axes} = {shards}")
+
+
+def check_lengths(config: Config, data: TaskData) -> None:
+    """Raises ValueError, naming the field, if held-out problems are longer than the model's rows."""
+    limit = config.model.max_length
+    for level, problems in data.held_out.items():
+        columns, budget = evaluation_shape(config.rollout, data, problems)
+        check(columns + budget <= limit, "model.max_length", limit,
+              f"at least the {columns} + {budget} tokens that held-out {level!r} takes")  # fmt: skip
+
+
+def evaluation_shape(rollout: RolloutConfig, data: TaskData, problems: Sequence[Problem]) -> tuple[int, int]:
+    """(prompt columns, new tokens) for held-out problems: those of training, unless these are longer."""
+    encode = data.tokenizer.encode
+    prompt = max((len(encode(problem.prompt)) for problem in problems), default=0)
+    solution = max((len(encode(problem.solution)) for problem in problems), default=0) + 2
+    return max(rollout.prompt_length, prompt), max(rollout.sampling.max_new_tokens, solution)
