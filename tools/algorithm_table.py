@@ -1,4 +1,4 @@
-"""README's table of algorithms and the docs', from themselves: `python tools/algorithm_table.py` writes both."""
+"""The table of algorithms in README and in the docs, from the algorithms themselves: `make generate` writes both."""
 
 import inspect
 import re
@@ -42,9 +42,9 @@ def row(name: str) -> str:
 
 
 def table() -> str:
-    """The table in Markdown, in the order of `algorithms.__all__`."""
+    """The table in Markdown, by name."""
     head = f"{BEGIN} advantage A | ratio f | aggregation w | paper |"
-    return "\n".join([head, "|---|---|---|---|---|", *map(row, algorithms.__all__)])
+    return "\n".join([head, "|---|---|---|---|---|", *map(row, sorted(algorithms.__all__))])
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""A token's ratio with that of the tokens before it."""
+"""Ratios of a token and the tokens before it."""
 
 from functools import partial
 
@@ -6,6 +6,8 @@ from jax import Array
 
 from rljax import advantage, aggregation, ratio
 from rljax.objective import PolicyGradient
+
+__all__ = ["ctpo", "minpro"]
 
 
 def ctpo(

@@ -10,6 +10,8 @@ from rljax import advantage, aggregation, ratio, schedule
 from rljax._checks import require_between
 from rljax.objective import PolicyGradient
 
+__all__ = ["gmpo", "gspo", "gspo_token", "holder_po", "holder_po_token_clip", "holder_po_two_sided"]
+
 
 def gspo(*, low: float | Array = 3e-4, high: float | Array = 4e-4) -> PolicyGradient:
     """GSPO (2507.18071): the length-normalised ratio of the sequence, then a narrow clip.

@@ -10,7 +10,7 @@ from pathlib import Path
 from latex2mathml.converter import convert
 
 ROOT = Path(__file__).parents[2]
-FAMILIES = sorted((ROOT / "docs/algorithms").glob("*.md"))
+SOURCES = ROOT / "rljax/algorithms"
 ALGORITHM = re.compile(r"^\{\{ (\w+) \}\}$", flags=re.M)
 FIELDS = re.compile(r"^\{\{ fields: (\w+) \}\}$", flags=re.M)
 README = re.compile(r"^\{\{ readme: (.+) \}\}$", flags=re.M)
@@ -21,18 +21,32 @@ UNLINKED = re.compile(r"<(a|pre|code|title)\b.*?</\1>|<[^>]*>", flags=re.S)
 
 
 def on_page_markdown(markdown: str, page, **_) -> str:
-    """`{{ grpo }}` is that algorithm, `{{ fields: Batch }}` and `{{ readme: Title }}` what they say."""
+    """`{{ grpo }}` is that algorithm, `{{ fields: Batch }}` and `{{ readme: Title }}` what they say.
+
+    An algorithm that its family's page does not mention is shown at the page's end.
+    """
+    folder, _, name = page.file.src_uri.removesuffix(".md").rpartition("/")
     if page.file.src_uri == "algorithms/index.md":
-        families = {name: path.name for path in FAMILIES for name in ALGORITHM.findall(path.read_text())}
-        markdown = ROW.sub(lambda row: f"| [`{row[1]}`]({families[row[2]]}#{row[2]}) |", markdown)
+        pages = {name: path.stem for path in SOURCES.glob("[!_]*.py") for name in exported(path)}
+        markdown = ROW.sub(lambda row: f"| [`{row[1]}`]({pages[row[2]]}.md#{row[2]}) |", markdown)
+    elif folder == "algorithms" and (SOURCES / f"{name}.py").exists():
+        rest = [x for x in exported(SOURCES / f"{name}.py") if x not in ALGORITHM.findall(markdown)]
+        markdown += "".join(f"\n\n{{{{ {x} }}}}\n" for x in rest)
     for marker, text in ((README, section), (FIELDS, fields), (ALGORITHM, algorithm)):
         markdown = marker.sub(lambda found, text=text: text(found[1]), markdown)
     return markdown
 
 
+def exported(path: Path) -> list[str]:
+    """The `__all__` of a file."""
+    assigned = (node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Assign))
+    (names,) = (node.value for node in assigned if ast.unparse(node.targets[0]) == "__all__")
+    return ast.literal_eval(names)
+
+
 def algorithm(name: str) -> str:
     """What it says of itself, and the expression that it is."""
-    for path in sorted((ROOT / "rljax/algorithms").glob("*.py")):
+    for path in sorted(SOURCES.glob("*.py")):
         text = path.read_text()
         for function in ast.parse(text).body:
             if isinstance(function, ast.FunctionDef) and function.name == name:

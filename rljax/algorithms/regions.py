@@ -1,4 +1,4 @@
-"""Other ways to hold a token back than PPO's clip: weights, smooth gates, trust regions by divergence."""
+"""Trust regions other than PPO's clip: constant weights, smooth gates, bounds on a divergence."""
 
 from functools import partial
 
@@ -6,6 +6,8 @@ from jax import Array
 
 from rljax import advantage, aggregation, ratio
 from rljax.objective import PolicyGradient
+
+__all__ = ["cispo", "cppo", "dppo", "sapo"]
 
 
 def cispo(*, low: float | Array | None = None, high: float | Array = 0.28) -> PolicyGradient:

@@ -1,4 +1,4 @@
-"""Clipped policy gradients that differ in their baseline: a critic, the other completions, a greedy one, none."""
+"""Policy gradients whose baseline needs no critic: the other completions, a greedy one, the batch."""
 
 from functools import partial
 
@@ -7,31 +7,7 @@ from jax import Array
 from rljax import advantage, aggregation, ratio
 from rljax.objective import PolicyGradient
 
-
-def ppo(
-    *,
-    low: float | Array = 0.2,
-    high: float | Array = 0.2,
-    gamma: float | Array = 1.0,
-    lam: float | Array = 0.95,
-) -> PolicyGradient:
-    """PPO (1707.06347): GAE whitened over the batch, a token mean, the clip on every token. Needs `Rollouts.values`.
-
-        A = whiten(Σ_{k≥0} (γλ)^k δ_{t+k}),  δ_t = R_t + γV_{t+1} − V_t,    w = 1/M,    e^f = clip_A(r)
-
-    The critic's own loss is `penalty.value_loss`. Undiscounted, as language models are trained; no group is needed.
-
-    >>> import jax.numpy as jnp
-    >>> ones = jnp.ones((1, 2, 1))
-    >>> A = ppo().advantage(jnp.array([[1.0, 0.0]]), ones.astype(bool), values=0.5 * ones)  # δ = ±½
-    >>> A.tolist()
-    [[[0.7071], [-0.7071]]]
-    """
-    return PolicyGradient(
-        advantage=advantage.whitened(partial(advantage.generalized_advantage_estimation, gamma=gamma, lam=lam)),
-        aggregation=aggregation.token_mean,
-        ratio=partial(ratio.clip, low=low, high=high),
-    )
+__all__ = ["opo", "reinforce_plus_plus", "remax", "rloo"]
 
 
 def rloo(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradient:
@@ -105,25 +81,4 @@ def remax() -> PolicyGradient:
         advantage=advantage.remax,
         aggregation=partial(aggregation.constant, max_length=1),
         ratio=ratio.token,
-    )
-
-
-def otb(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradient:
-    """OTB (2602.07078): the optimal token baseline, PPO's clip on every token, a token mean. Needs `Rollouts.proxy`.
-
-        A = G_t − Σ_i G_{i,t} W_{i,t} / Σ_i W_{i,t},    w = 1/M,    e^f = clip_A(r)
-        W_t = Σ_{j≤t} (1 − 2π(y_j) + Σ_v π(v)²)
-
-    Its advantage varies within the sequence: pool ratios under `local_gradient` only. The unbiased baseline is
-    `advantage.leave_one_out_token_baseline`; which has less variance depends on the group's size (see there).
-
-    >>> import jax.numpy as jnp
-    >>> proxy = jnp.array([[[1.5], [0.5]]])  # B = 3/4
-    >>> otb().advantage(jnp.array([[1.0, 0.0]]), jnp.ones((1, 2, 1), bool), proxy=proxy).tolist()
-    [[[0.25], [-0.75]]]
-    """
-    return PolicyGradient(
-        advantage=advantage.optimal_token_baseline,
-        aggregation=aggregation.token_mean,
-        ratio=partial(ratio.clip, low=low, high=high),
     )

@@ -1,0 +1,113 @@
+"""Mutants of the library: one line each, from tests/mutants.toml, and the tests that should fail on them.
+
+`make mutants` applies each in a copy of the repository, runs the tests that import the file (the nearest first) until
+one fails, and lists the mutants that none of them noticed. `python -m tools.mutants TEXT` runs those whose file or text
+contains TEXT.
+"""
+
+import os
+import queue
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from tools.imports import ROOT, files, graph
+
+MUTANTS = ROOT / "tests/mutants.toml"
+JOBS, SECONDS = 2, 600  # copies at work at once; time for the tests of one mutant
+
+
+class Mutant(NamedTuple):
+    """The text `old`, which occurs once in the file, becomes `new`."""
+
+    file: str
+    old: str
+    new: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.old.strip()}  ->  {self.new.strip()}"
+
+
+def read() -> list[Mutant]:
+    """All mutants."""
+    return [Mutant(**entry) for entry in tomllib.loads(MUTANTS.read_text())["mutant"]]
+
+
+def tests_of(file: str) -> list[str]:
+    """The test files that import a file, directly or not: the nearest first, and first of all its namesake."""
+    importers = {other: [f for f, needed in graph().items() if other in needed] for other in files()}
+    distance, todo = {file: 0}, deque([file])
+    while todo:
+        here = todo.popleft()
+        for other in importers[here]:
+            if other not in distance:
+                distance[other] = distance[here] + 1
+                todo.append(other)
+    words = set(re.split(r"[/_.]", file)) - {"rljax", "pallas", "kernels", "training", "py", ""}
+
+    def order(test: str):
+        return -len(words & set(re.split(r"[/_.]", test))), distance[test], test
+
+    return sorted((test for test in distance if test.endswith("_test.py")), key=order)
+
+
+def run(mutant: Mutant, copy: Path) -> tuple[str, float]:
+    """("killed", "survived" or "timed out", seconds) of a mutant in a copy of the repository."""
+    path, started = copy / mutant.file, time.monotonic()
+    original = path.read_text()
+    path.write_text(original.replace(mutant.old, mutant.new))
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", *tests_of(mutant.file)]
+    try:
+        done = subprocess.run(command, cwd=copy, env={**os.environ, "PYTHONPATH": str(copy)}, timeout=SECONDS,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+        verdict = {0: "survived", 1: "killed", 2: "killed"}.get(done.returncode, f"pytest ended with {done.returncode}")
+    except subprocess.TimeoutExpired:
+        verdict = "timed out"
+    path.write_text(original)
+    return verdict, time.monotonic() - started
+
+
+def copies(folder: Path) -> queue.Queue:
+    """Copies of the files that git knows of, sharing the compilation cache."""
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    made = queue.Queue()
+    for i in range(JOBS):
+        copy = folder / str(i)
+        for file in filter(lambda file: (ROOT / file).is_file(), listed.stdout.split("\n")):
+            (copy / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / file, copy / file)
+        (ROOT / ".cache").mkdir(exist_ok=True)
+        (copy / ".cache").symlink_to(ROOT / ".cache")
+        made.put(copy)
+    return made
+
+
+def main(wanted: str) -> int:
+    chosen, started = [mutant for mutant in read() if wanted in str(mutant)], time.monotonic()
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(JOBS) as pool:
+        free = copies(Path(folder))
+
+        def tried(mutant: Mutant) -> str:
+            copy = free.get()
+            verdict, seconds = run(mutant, copy)
+            free.put(copy)
+            print(f"{verdict:9} {seconds:5.0f} s  {mutant}", flush=True)
+            return verdict
+
+        verdicts = list(pool.map(tried, chosen))
+    missed = [mutant for mutant, verdict in zip(chosen, verdicts, strict=True) if verdict != "killed"]
+    print(f"\n{len(chosen)} mutants in {(time.monotonic() - started) / 60:.1f} minutes, {len(missed)} not killed")
+    print("".join(f"  {mutant}\n" for mutant in missed), end="")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(" ".join(sys.argv[1:])))
