@@ -1,7 +1,7 @@
 """One optimizer step of a small policy on random rollouts, on any mesh."""
 
-import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,7 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec as P
 
-from rljax.models import Decoder, TransformerConfig, initialize
-from rljax.models.sharding import MESH_AXES
+from rljax.models import MeshConfig, TransformerConfig, initialize, make_mesh
 from rljax.objective import Rollouts
 from rljax.rollout import SamplingConfig
 from rljax.tasks import StringsTask
@@ -27,7 +26,7 @@ MESHES = [(1, 1, 1), (8, 1, 1), (2, 2, 2)]
 @functools.cache
 def config_of(algorithm, microbatches=1, **more):
     """A small config, one per algorithm, so that its step is made once."""
-    config = Config(
+    return Config(
         task=StringsTask(),
         algorithm=algorithm,
         model=TransformerConfig(
@@ -42,7 +41,6 @@ def config_of(algorithm, microbatches=1, **more):
         ),
         **more,
     )
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, value_head="values" in config.needs))
 
 
 def rollouts_of(config):
@@ -67,13 +65,15 @@ def rollouts_of(config):
 
 
 def mesh_of(sizes):
-    devices = np.array(jax.devices()[: int(np.prod(sizes))]).reshape(sizes)
-    return jax.sharding.Mesh(devices, MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    """A mesh of the first of the simulated devices; axes without a size have one device."""
+    return make_mesh(MeshConfig(*sizes), jax.devices()[: math.prod(sizes)])
 
 
 def scorer_of(config, sizes=(1, 1, 1)):
     """The model of a config that has its vocabulary, scored on a mesh."""
-    return Scorer(Decoder(config.model, config.sharding), mesh_of(sizes), config.rollout.sampling.temperature)
+    config_of_model, critic = config.model, "values" in config.needs
+    model = config_of_model.build(vocab_size=config_of_model.vocab_size, value_head=critic, rules=config.sharding)
+    return Scorer(model, mesh_of(sizes), config.rollout.sampling.temperature)
 
 
 @functools.cache
