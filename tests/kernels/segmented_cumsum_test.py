@@ -46,19 +46,23 @@ def loop(x, ids, combine, empty, reverse=False, exclusive=False):
 
 
 def test_by_hand():
-    x, ids = jnp.array([1.0, 2.0, 100.0, 4.0, 8.0, 16.0, 100.0]), jnp.array([3, 3, 0, 3, 5, 5, 0])
-    for implementation in ("reference", "chunked", None):
+    x, ids = np.array([1.0, 2.0, 100.0, 4.0, 8.0, 16.0, 100.0], np.float32), np.array([3, 3, 0, 3, 5, 5, 0])
+    names, both_ways = ("reference", "chunked", None), {"reverse": True, "exclusive": True}
 
-        def run(implementation=implementation, **direction):
-            return segmented_cumsum(x, ids, implementation=implementation, **direction).tolist()
+    @jax.jit
+    def run(x, ids):
+        sums = [[segmented_cumsum(x, ids, implementation=name, **way) for way in DIRECTIONS] for name in names]
+        least = [[segmented_cummin(x, ids, implementation=name, **way) for way in ({}, both_ways)] for name in names]
+        return sums, least
 
-        assert run() == [1, 3, 0, 7, 8, 24, 0]
-        assert run(exclusive=True) == [0, 1, 0, 3, 0, 8, 0]
-        assert run(reverse=True) == [7, 6, 0, 4, 24, 16, 0]
-        assert run(reverse=True, exclusive=True) == [6, 4, 0, 0, 16, 0, 0]
-        inf, least = float("inf"), partial(segmented_cummin, implementation=implementation)
-        assert least(x, ids).tolist() == [1, 1, inf, 1, 8, 8, inf]
-        assert least(x, ids, reverse=True, exclusive=True).tolist() == [2, 4, inf, inf, 16, inf, inf]
+    inf = float("inf")
+    for (sums, exclusive, reverse, both), (least, of_the_others) in zip(*jax.tree.map(list, run(x, ids)), strict=True):
+        assert sums == [1, 3, 0, 7, 8, 24, 0]
+        assert exclusive == [0, 1, 0, 3, 0, 8, 0]
+        assert reverse == [7, 6, 0, 4, 24, 16, 0]
+        assert both == [6, 4, 0, 0, 16, 0, 0]
+        assert least == [1, 1, inf, 1, 8, 8, inf]
+        assert of_the_others == [2, 4, inf, inf, 16, inf, inf]
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS, ids=str)
@@ -73,31 +77,32 @@ def test_agrees_with_a_loop(x64, direction):
     for length in LENGTHS:
         x, ids = example(length)
         sums, minima = jax.jit(run)(x, ids)
+        total, least = loop(x, ids, np.add, 0.0, **direction), loop(x, ids, np.minimum, np.inf, **direction)
         for y in sums:
-            np.testing.assert_allclose(y, loop(x, ids, np.add, 0.0, **direction), rtol=1e-12, atol=1e-12)
+            np.testing.assert_allclose(y, total, rtol=1e-12, atol=1e-12)
         for y in minima:
-            np.testing.assert_array_equal(y, loop(x, ids, np.minimum, np.inf, **direction))
+            np.testing.assert_array_equal(y, least)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS, ids=str)
 @pytest.mark.parametrize("length", [7, 130])
 def test_gradients_agree(x64, direction, length):
-    x, ids = map(jnp.asarray, example(length))
+    x, ids = example(length)
 
     def loss(x, implementation):
         y = segmented_cumsum(x, ids, implementation=implementation, **direction)
         return jnp.sum(jnp.sin(y) * jnp.cos(jnp.arange(length, dtype=y.dtype))[None])
 
-    gradient, expected = (jax.jit(jax.grad(loss), static_argnums=1)(x, name) for name in ("chunked", "reference"))
-    np.testing.assert_allclose(gradient, expected, rtol=1e-10, atol=1e-10)
-    np.testing.assert_array_equal(gradient[ids == 0], 0)
-    assert jnp.max(jnp.abs(gradient)) > 0.1
-
     def norm(x, implementation):
         return jnp.sum(jax.grad(loss)(x, implementation) ** 2)
 
-    second, expected = (jax.jit(jax.grad(norm), static_argnums=1)(x, name) for name in ("chunked", "reference"))
-    np.testing.assert_allclose(second, expected, rtol=1e-9, atol=1e-9)
+    names = "chunked", "reference"
+    run = jax.jit(lambda x: [[jax.grad(function)(x, name) for name in names] for function in (loss, norm)])
+    (gradient, expected), second = run(x)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-10, atol=1e-10)
+    np.testing.assert_array_equal(np.asarray(gradient)[ids == 0], 0)
+    assert np.max(np.abs(gradient)) > 0.1
+    np.testing.assert_allclose(*second, rtol=1e-9, atol=1e-9)
 
 
 def gradients_of_the_minimum(x, ids, direction):
@@ -107,71 +112,90 @@ def gradients_of_the_minimum(x, ids, direction):
         y = segmented_cummin(x, ids, implementation=implementation, **direction)
         return jnp.sum(jnp.where(jnp.isfinite(y), jnp.sin(jnp.arange(y.size, dtype=y.dtype).reshape(y.shape)) * y, 0))
 
-    return [jax.jit(jax.grad(loss), static_argnums=1)(x, name) for name in ("chunked", "reference")]
+    return jax.jit(lambda x: [jax.grad(loss)(x, name) for name in ("chunked", "reference")])(x)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS, ids=str)
 def test_gradient_of_the_minimum_goes_to_the_minimum(x64, direction):
-    gradient, expected = gradients_of_the_minimum(*map(jnp.asarray, example(70)), direction)
+    gradient, expected = gradients_of_the_minimum(*example(70), direction)
     np.testing.assert_allclose(gradient, expected, rtol=1e-12, atol=1e-12)
     assert np.max(np.abs(gradient)) > 1
 
 
 def test_gradient_of_the_minimum_among_equals_and_infinities():
     """To the first of equals; none to an infinity, before whose fall there is nothing to move."""
-    ids = jnp.array([1, 1, 1, 2, 2, 2])
-    x = jnp.array([2.0, 1.0, 1.0, jnp.inf, 3.0, 4.0])
+    ids = np.array([1, 1, 1, 2, 2, 2])
+    x = np.array([2.0, 1.0, 1.0, np.inf, 3.0, 4.0], np.float32)
 
     def total(x, **direction):
         y = segmented_cummin(x, ids, **direction)
         return jnp.sum(jnp.where(jnp.isfinite(y), y, 0))
 
-    def gradient(**direction):
-        return jax.jit(jax.grad(partial(total, **direction)))(x).tolist()
+    @jax.jit
+    def gradients(x):
+        directions = {}, {"reverse": True}, {"exclusive": True}
+        curved = jax.grad(lambda x: jnp.sum(jax.grad(lambda x: total(x) ** 2)(x) ** 2))
+        return *(jax.grad(partial(total, **direction))(x) for direction in directions), curved(x)
 
-    assert gradient() == [1, 2, 0, 0, 2, 0]
-    assert gradient(reverse=True) == [0, 0, 3, 0, 2, 1]
-    assert gradient(exclusive=True) == [1, 1, 0, 0, 1, 0]
-    curved = jax.jit(jax.grad(lambda x: jnp.sum(jax.grad(lambda x: total(x) ** 2)(x) ** 2)))(x)
-    assert curved.tolist() == [720 * n for n in (1, 2, 0, 0, 2, 0)]  # of Σ(2 Y n)², Y = Σ n x = 10, Σ n² = 9
+    forward, reverse, exclusive, curved = (gradient.tolist() for gradient in gradients(x))
+    assert forward == [1, 2, 0, 0, 2, 0]
+    assert reverse == [0, 0, 3, 0, 2, 1]
+    assert exclusive == [1, 1, 0, 0, 1, 0]
+    assert curved == [720 * n for n in (1, 2, 0, 0, 2, 0)]  # of Σ(2 Y n)², Y = Σ n x = 10, Σ n² = 9
 
 
 def test_vmap_and_leading_axes(x64):
-    x, ids = map(jnp.asarray, example(80))
-    whole = segmented_cumsum(x, ids)
-    np.testing.assert_array_equal(jax.vmap(segmented_cumsum)(x, ids), whole)
-    np.testing.assert_array_equal(segmented_cumsum(x[:, None], ids[:, None])[:, 0], whole)
-    np.testing.assert_array_equal(segmented_cumsum(x[0], ids[0]), whole[0])
     gradient = jax.grad(lambda x, ids: jnp.sum(segmented_cumsum(x, ids) ** 2))
-    np.testing.assert_allclose(jax.jit(jax.vmap(gradient))(x, ids), jax.jit(gradient)(x, ids), rtol=1e-12)
+
+    @jax.jit
+    def run(x, ids):
+        others = (
+            jax.vmap(segmented_cumsum)(x, ids),
+            segmented_cumsum(x[:, None], ids[:, None])[:, 0],
+            segmented_cumsum(x[0], ids[0]),
+        )
+        return segmented_cumsum(x, ids), others, jax.vmap(gradient)(x, ids), gradient(x, ids)
+
+    whole, (mapped, of_three_axes, of_one), *gradients = run(*example(80))
+    np.testing.assert_array_equal(mapped, whole)
+    np.testing.assert_array_equal(of_three_axes, whole)
+    np.testing.assert_array_equal(of_one, whole[0])
+    np.testing.assert_allclose(*gradients, rtol=1e-12)
 
 
 @pytest.mark.parametrize("implementation", ["reference", "chunked"])
 @pytest.mark.parametrize("length", [9, 100])
 def test_a_hole_may_hold_anything_and_a_neighbour_is_not_felt(implementation, length):
     x, ids = example(length, rows=1)
-    x, ids = jnp.asarray(x, jnp.float32), jnp.asarray(ids)
+    x = x.astype(np.float32)
 
+    @jax.jit
     def run(x):
         def loss(x):
             return jnp.sum(segmented_cumsum(x, ids, implementation=implementation) ** 2)
 
         return segmented_cumsum(x, ids, implementation=implementation), jax.grad(loss)(x)
 
-    for clean, poisoned in zip(run(x), run(jnp.where(ids == 0, jnp.nan, x)), strict=True):
+    def spoilt(where):
+        return np.where(where, np.float32(np.nan), x)
+
+    for clean, poisoned in zip(run(x), run(spoilt(ids == 0)), strict=True):
         np.testing.assert_array_equal(clean, poisoned)
-    first = ids == jnp.max(jnp.where(ids == jnp.max(ids), 0, ids))
-    elsewhere = np.asarray((ids != 0) & ~first)
+    first = ids == np.max(np.where(ids == np.max(ids), 0, ids))
+    elsewhere = (ids != 0) & ~first
     assert first.any()
-    spoilt = segmented_cumsum(jnp.where(first, jnp.nan, x), ids, implementation=implementation)
-    np.testing.assert_array_equal(spoilt[elsewhere], run(x)[0][elsewhere])
+    np.testing.assert_array_equal(run(spoilt(first))[0][elsewhere], run(x)[0][elsewhere])
 
 
 def test_a_mask_is_one_sequence_and_padding_changes_nothing():
-    x = jnp.array([[1.0, 2.0, 3.0, 4.0]])
-    mask = jnp.array([[True, False, True, True]])
-    assert segmented_cumsum(x, mask).tolist() == [[1, 0, 4, 8]]
-    padded = segmented_cumsum(jnp.pad(x, ((0, 0), (3, 100))), jnp.pad(mask, ((0, 0), (3, 100))))
+    x = np.array([[1.0, 2.0, 3.0, 4.0]], np.float32)
+    mask = np.array([[True, False, True, True]])
+    around = (0, 0), (3, 100)
+    plain, padded = jax.jit(lambda *pair: [segmented_cumsum(*one) for one in pair])(
+        (x, mask), (np.pad(x, around), np.pad(mask, around))
+    )
+    assert plain.tolist() == [[1, 0, 4, 8]]
+    padded = np.asarray(padded)
     assert padded[:, 3:7].tolist() == [[1, 0, 4, 8]]
     assert not padded[:, :3].any()
     assert not padded[:, 7:].any()
@@ -179,17 +203,18 @@ def test_a_mask_is_one_sequence_and_padding_changes_nothing():
 
 def test_accumulates_in_float32():
     """2048 ones, in bfloat16 whose integers end at 256."""
-    y = segmented_cumsum(jnp.ones((1, 2048), jnp.bfloat16), jnp.ones((1, 2048), bool))
+    y = jax.jit(segmented_cumsum)(np.ones((1, 2048), jnp.bfloat16), np.ones((1, 2048), bool))
     assert y.dtype == jnp.float32
     np.testing.assert_array_equal(y[0], np.arange(1, 2049))
-    gradient = jax.grad(lambda x: segmented_cumsum(x, jnp.ones((1, 4), bool)).sum())(jnp.ones((1, 4), jnp.bfloat16))
+    mask = np.ones((1, 4), bool)
+    gradient = jax.jit(jax.grad(lambda x: segmented_cumsum(x, mask).sum()))(np.ones((1, 4), jnp.bfloat16))
     assert gradient.dtype == jnp.bfloat16
     assert gradient.tolist() == [[4, 3, 2, 1]]
 
 
 def test_nothing_to_sum():
     for shape in ((3, 0), (0, 3)):
-        assert segmented_cumsum(jnp.zeros(shape), jnp.zeros(shape, jnp.int32)).shape == shape
+        assert jax.jit(segmented_cumsum)(np.zeros(shape, np.float32), np.zeros(shape, np.int32)).shape == shape
 
 
 def no_reset(operation, exclusive, carry, token):
@@ -233,28 +258,20 @@ def test_mutants_of_the_minimums_gradient_fail(x64, monkeypatch, mutant):
         test_gradient_of_the_minimum_goes_to_the_minimum(x64, {"reverse": False, "exclusive": True})
 
 
+X, IDS, MASK = (np.zeros(3, dtype) for dtype in (np.float32, np.int32, bool))
+ON_CPU = "'tpu' is lowered where it cannot run .*CPU.*should be None"
+
+
 @pytest.mark.parametrize(
     ("x", "ids", "options", "error", "words"),
     [
-        (jnp.zeros(()), jnp.zeros((), jnp.int32), {}, ValueError, r"x is of shape \(\)"),
-        (jnp.zeros(3, jnp.int32), jnp.zeros(3, jnp.int32), {}, TypeError, "x is of dtype int32.*floating"),
-        (jnp.zeros((2, 3)), jnp.zeros(3, jnp.int32), {}, ValueError, r"segment_ids is of shape \(3,\).*\(2, 3\)"),
-        (jnp.zeros(3), jnp.zeros(3), {}, TypeError, "segment_ids is of dtype float32.*integer ids or a boolean"),
-        (jnp.zeros(3), jnp.zeros(3, bool), {"implementation": "gpu"}, ValueError, "implementation is 'gpu'"),
-        (
-            jnp.zeros(3),
-            jnp.zeros(3, bool),
-            {"implementation": "tpu"},
-            NotImplementedError,
-            "'tpu' is lowered where it cannot run .*CPU.*should be None",
-        ),
-        (
-            jnp.zeros(3),
-            jnp.zeros(3, bool),
-            {"implementation": "x"},
-            ValueError,
-            "implementation is 'x'.*'reference', 'chunked', 'tpu'",
-        ),
+        (X[0], IDS[0], {}, ValueError, r"x is of shape \(\)"),
+        (IDS, IDS, {}, TypeError, "x is of dtype int32.*floating"),
+        (X[None].repeat(2, 0), IDS, {}, ValueError, r"segment_ids is of shape \(3,\).*\(2, 3\)"),
+        (X, X, {}, TypeError, "segment_ids is of dtype float32.*integer ids or a boolean"),
+        (X, MASK, {"implementation": "gpu"}, ValueError, "implementation is 'gpu'"),
+        (X, MASK, {"implementation": "tpu"}, NotImplementedError, ON_CPU),
+        (X, MASK, {"implementation": "x"}, ValueError, "implementation is 'x'.*'reference', 'chunked', 'tpu'"),
     ],
 )
 def test_errors_name_the_argument(x, ids, options, error, words):

@@ -1,7 +1,7 @@
 """token_stats with a bias, a soft cap, a mask and a padded vocabulary: against NumPy, the definition, and mutants."""
 
 import itertools
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,9 @@ OPTIONS = {
     "vocab_size": 17,
     "temperature": 0.7,
 }
-SUBSETS = [names for size in (1, 2, 5) for names in itertools.combinations(OPTIONS, size)]
+ALL = tuple(OPTIONS)
+SUBSETS = [*itertools.combinations(OPTIONS, 1), ALL]
+PAIRS = [*itertools.combinations(OPTIONS, 2)]
 
 
 @pytest.fixture
@@ -47,86 +49,143 @@ def chosen(names):
     return {name: jnp.asarray(OPTIONS[name]) if name in ("bias", "mask") else OPTIONS[name] for name in names}
 
 
-@pytest.mark.parametrize("names", SUBSETS, ids="+".join)
-def test_the_definition_in_numpy(x64, names):
+def of_both(function):
+    """`function` of each implementation, for one program."""
+    return lambda *inputs: [function(*inputs, implementation=name) for name in ("reference", "chunked")]
+
+
+def values(names):
+    """(hidden, unembedding, targets) -> what both implementations give with those options."""
+    return of_both(partial(token_stats, tile=(4, 8), **chosen(names)))
+
+
+@cache
+def all_values(pairs):
+    """Of every subset, or of every pair, from one program."""
+    subsets = PAIRS if pairs else SUBSETS
+    return jax.jit(lambda *inputs: {names: values(names)(*inputs) for names in subsets})(*example(N, D, V))
+
+
+def check_definition(names, found):
     hidden, unembedding, targets = example(N, D, V)
     expected = loop(hidden, unembedding, targets, **{name: OPTIONS[name] for name in names})
     assert np.abs(expected - loop(hidden, unembedding, targets)).max() > 1e-2
-    for implementation in ("reference", "chunked"):
-        found = token_stats(hidden, unembedding, targets, tile=(4, 8), implementation=implementation, **chosen(names))
-        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+    for stats in found:
+        np.testing.assert_allclose(stats, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("names", SUBSETS, ids="+".join)
+def test_the_definition_in_numpy(x64, names):
+    check_definition(names, all_values(pairs=False)[names])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", PAIRS, ids="+".join)
+def test_the_definition_of_two_options_in_numpy(x64, names):
+    check_definition(names, all_values(pairs=True)[names])
 
 
 def gradients(implementation, names, tile):
-    hidden, unembedding, targets = example(N, D, V)
+    """(hidden, unembedding, bias) -> the gradients of a loss of all outputs."""
+    targets = example(N, D, V)[2]
 
     def loss(hidden, unembedding, bias):
         options = chosen(names) | ({"bias": bias} if "bias" in names else {})
         stats = token_stats(hidden, unembedding, targets, tile=tile, implementation=implementation, **options)
         return sum(jnp.sum(w * getattr(stats, name)) for name, w in weights(N).items())
 
-    return jax.jit(jax.grad(loss, (0, 1, 2)))(hidden, unembedding, jnp.asarray(OPTIONS["bias"]))
+    return jax.grad(loss, (0, 1, 2))
 
 
-@pytest.mark.parametrize("tile", [None, (4, 8), (13, 8), (4, 23)], ids=str)
-@pytest.mark.parametrize("names", [SUBSETS[0], SUBSETS[1], SUBSETS[-1]], ids="+".join)
-def test_gradients_are_the_definitions(x64, names, tile):
-    expected = gradients("reference", names, None)
+def evaluated(function):
+    return jax.jit(function)(*example(N, D, V)[:2], OPTIONS["bias"])
+
+
+TILES = [None, (4, 8), (13, 8), (4, 23)]
+
+
+@cache
+def all_gradients(names):
+    """The definition's, and those of tiles by tile, from one program."""
+    programs = [gradients("reference", names, None), *(gradients("chunked", names, tile) for tile in TILES)]
+    defined, *found = evaluated(lambda *inputs: [program(*inputs) for program in programs])
+    return defined, dict(zip(TILES, found, strict=True))
+
+
+def check_gradients(names, found):
+    expected, _ = all_gradients(names)
     assert all(np.abs(gradient).max() > 1e-2 for gradient in expected[: 2 + ("bias" in names)])
-    close(gradients("chunked", names, tile), expected, 1e-10)
+    close(found, expected, 1e-10)
     if "vocab_size" in names:
         np.testing.assert_array_equal(expected[1][OPTIONS["vocab_size"] :], 0)
 
 
+@pytest.mark.parametrize("tile", TILES, ids=str)
+@pytest.mark.parametrize(
+    "names", [*(pytest.param((name,), marks=pytest.mark.slow) for name in ("bias", "softcap")), ALL], ids="+".join
+)
+def test_gradients_are_the_definitions(x64, names, tile):
+    check_gradients(names, all_gradients(names)[1][tile])
+
+
 def test_the_definitions_gradients_are_finite_differences(x64):
     hidden, unembedding, targets = example(N, D, V)
-    run = partial(token_stats, targets=targets, implementation="reference", **chosen([*OPTIONS][1:]))
+    stats_of = partial(token_stats, targets=targets, implementation="reference", **chosen([*OPTIONS][1:]))
 
     def loss(hidden, unembedding, bias):
-        stats = run(hidden, unembedding, bias=bias)
+        stats = stats_of(hidden, unembedding, bias=bias)
         return sum(jnp.sum(w * getattr(stats, name)) for name, w in weights(N).items())
 
-    inputs = hidden, unembedding, jnp.asarray(OPTIONS["bias"])
+    inputs = np.asarray(hidden), np.asarray(unembedding), OPTIONS["bias"]
     rng, step = np.random.default_rng(0), 1e-5
     moves = [step * rng.normal(size=x.shape) for x in inputs]
-    ahead, behind = (loss(*(x + sign * m for x, m in zip(inputs, moves, strict=True))) for sign in (1, -1))
-    found = sum(np.sum(g * m) for g, m in zip(jax.grad(loss, (0, 1, 2))(*inputs), moves, strict=True))
+    run = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))
+    ahead, behind = (run(*(x + sign * m for x, m in zip(inputs, moves, strict=True)))[0] for sign in (1, -1))
+    found = sum(np.sum(g * m) for g, m in zip(run(*inputs)[1], moves, strict=True))
     np.testing.assert_allclose(found, (ahead - behind) / 2, rtol=1e-6)
 
 
 def test_padding_and_masked_rows_may_hold_anything():
     """NaN where the mask is false, and rows of the weight beyond the vocabulary that would win every softmax."""
-    hidden, unembedding, targets = example(N, D, V, jnp.float32)
-    mask, size = jnp.asarray(OPTIONS["mask"]), OPTIONS["vocab_size"]
-    spoilt = jnp.where(mask[:, None], hidden, jnp.nan), unembedding.at[size:].set(1e4 * unembedding[size:])
-    unknown = spoilt[0], unembedding.at[size:].set(jnp.nan)
+    hidden, unembedding, targets = map(np.asarray, example(N, D, V, jnp.float32))
+    mask, size = OPTIONS["mask"], OPTIONS["vocab_size"]
+    absent, padding = ~mask[:, None], np.arange(V)[:, None] >= size
+    spoilt = np.where(absent, np.float32(np.nan), hidden), np.where(padding, np.float32(1e4), 1) * unembedding
+    unknown = spoilt[0], np.where(padding, np.float32(np.nan), unembedding)
 
-    def run(hidden, unembedding, implementation):
+    def run(*inputs, implementation):
         def loss(*inputs):
             stats = token_stats(*inputs, targets, mask=mask, vocab_size=size, tile=(4, 8),
                                 implementation=implementation)  # fmt: skip
             return sum(map(jnp.sum, stats)), stats
 
-        return jax.grad(loss, (0, 1), has_aux=True)(hidden, unembedding)
+        return jax.grad(loss, (0, 1), has_aux=True)(*inputs)
 
-    for implementation in ("reference", "chunked"):
-        clean = run(hidden, unembedding, implementation)
-        for poisoned in (run(*spoilt, implementation), run(*unknown, implementation)):
-            for c, p in zip(jax.tree.leaves(clean), jax.tree.leaves(poisoned), strict=True):
-                np.testing.assert_array_equal(c, p)
+    of_either = jax.jit(of_both(run))
+    results = (of_either(*inputs) for inputs in ((hidden, unembedding), spoilt, unknown))
+    for clean, *poisoned in zip(*results, strict=True):
+        for other in poisoned:
+            jax.tree.map(np.testing.assert_array_equal, clean, other)
         assert np.abs(clean[0][0]).max() > 0.1
 
 
-@pytest.mark.parametrize(("dtype", "v"), [("uint8", 256), ("int8", 128), ("int8", 300), ("uint16", 65536)])
+NARROW = [("uint8", 256), ("int8", 128), ("int8", 300), ("uint16", 65536)]
+
+
+@cache
+def with_narrow_targets():
+    """Of each case, with targets of its type and with those of int32, from one program."""
+    ids = np.array([1, 2, 100, 127])
+    inputs = [example(4, D, v, jnp.float32)[:2] for _, v in NARROW]
+    targets = [[ids.astype(kind) for kind in (dtype, "int32")] for dtype, _ in NARROW]
+    run = jax.jit(lambda *cases: [[of_both(token_stats)(*x, y) for y in pair] for x, pair in zip(*cases, strict=True)])
+    return dict(zip(NARROW, run(inputs, targets), strict=True))
+
+
+@pytest.mark.parametrize(("dtype", "v"), NARROW)
 def test_targets_of_any_integer_type(dtype, v):
     """Also of one whose numbers end where the vocabulary does, which wrapped around."""
-    hidden, unembedding, _ = example(4, D, v, jnp.float32)
-    ids = np.array([1, 2, 100, 127])
-    for implementation in ("reference", "chunked"):
-        found, expected = (
-            token_stats(hidden, unembedding, jnp.asarray(ids, kind), implementation=implementation)
-            for kind in (dtype, "int32")
-        )
+    for found, expected in zip(*with_narrow_targets()[dtype, v], strict=True):
         np.testing.assert_array_equal(found.logp, expected.logp)
         assert np.all(np.asarray(found.logp) < -0.1)
 
@@ -158,16 +217,16 @@ def count_products(monkeypatch, mask):
 
     monkeypatch.setattr(chunked, "logits", counted)
     hidden, unembedding, targets = example(16, D, V, jnp.float32, absent=False)
-    jax.block_until_ready(jax.grad(lambda h: token_stats(h, unembedding, targets, mask=mask, tile=(4, V),
-                                                         implementation="chunked").logp.sum())(hidden))  # fmt: skip
+    run = partial(token_stats, unembedding=unembedding, targets=targets, tile=(4, V), implementation="chunked")
+    jax.block_until_ready(jax.jit(jax.grad(lambda h, mask: run(h, mask=mask).logp.sum()))(hidden, mask))
     jax.effects_barrier()
     return len(made)
 
 
 def test_tiles_of_masked_rows_are_skipped(monkeypatch):
-    assert count_products(monkeypatch, jnp.ones(16, bool)) == 8  # 4 tiles, forward and backward
+    assert count_products(monkeypatch, np.ones(16, bool)) == 8  # 4 tiles, forward and backward
     monkeypatch.undo()
-    assert count_products(monkeypatch, jnp.arange(16) < 5) == 4
+    assert count_products(monkeypatch, np.arange(16) < 5) == 4
 
 
 def seen_twice(head, part, unseen):
@@ -194,12 +253,15 @@ def uncapped(h, part, logits=_tiles.logits):
     ],
 )
 def test_mutants_fail(x64, monkeypatch, where, name, mutant):
+    all_gradients(ALL)  # before there is a mutant
     monkeypatch.setattr(where, name, mutant)
+    found = evaluated(gradients("chunked", ALL, (4, 8)))
     with pytest.raises(AssertionError):
-        test_gradients_are_the_definitions(x64, tuple(OPTIONS), (4, 8))
+        check_gradients(ALL, found)
 
 
 def test_a_mask_that_is_forgotten_is_noticed(x64, monkeypatch):
     monkeypatch.setattr(_rule, "finish", lambda sums, y, finish=_rule.finish: finish(sums, jnp.zeros_like(y)))
+    found = jax.jit(values(("mask",)))(*example(N, D, V))
     with pytest.raises(AssertionError):
-        test_the_definition_in_numpy(x64, ("mask",))
+        check_definition(("mask",), found)

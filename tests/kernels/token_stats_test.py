@@ -1,7 +1,7 @@
 """token_stats: chunked against its definition, the definition against finite differences, and mutants of both."""
 
 import itertools
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from pallas_kernels.token_stats._tiles import LOGITS, best_tile
 from pallas_kernels.token_stats._types import Tile
 from tests.kernels.heads import NAMES, close, enable_x64, example, gradients, weighted
 
+NAMED = "reference", "chunked"
 SUBSETS = [subset for size in (1, 2, 3) for subset in itertools.combinations(NAMES, size)]
 SIZES = [  # (N, D, V), tiles: exact, ragged, a last tile of one, one tile either way
     ((8, 4, 12), Tile(4, 4)),
@@ -40,20 +41,36 @@ def dense(*inputs):
     return token_stats(*inputs, temperature=0.7, implementation="reference")
 
 
-def chunked_and_dense(sizes, tiles, names=NAMES):
-    """Gradients and values of both, in one program."""
-    *inputs, targets = example(*sizes)
-    pair = jax.jit(lambda *x: tuple(gradients(f, targets, names)(*x) for f in (tiled(tiles), dense)))
-    return pair(*inputs)
+CASES = [(*of_size, NAMES) for of_size in SIZES] + [(*SIZES[1], names) for names in SUBSETS[:-1]]
+
+
+def results(case, function, hidden, unembedding, targets):
+    """Gradients and values of the function, for the cotangents of the case."""
+    return gradients(function, targets, case[-1])(hidden, unembedding)
+
+
+@cache
+def chunked_and_dense():
+    """The results of both in every case, from one program."""
+    inputs = {sizes: example(*sizes) for sizes, _, _ in CASES}
+
+    def program(inputs):
+        return [[results(case, f, *inputs[case[0]]) for f in (tiled(case[1]), dense)] for case in CASES]
+
+    return dict(zip(CASES, jax.jit(program)(inputs), strict=True))
 
 
 def test_definition_by_hand():
     """π = (1/2, 1/4, 1/4): logp(1) = −2 ln 2, H = 1.5 ln 2, proxy = 1 − 1/2 + 3/8."""
-    unembedding = jnp.log(jnp.array([[2.0], [1.0], [1.0]]))
-    for implementation in ("reference", "chunked", None):
-        stats = token_stats(jnp.ones((1, 1)), unembedding, jnp.array([1]), implementation=implementation)
+    inputs = np.ones((1, 1), np.float32), np.log(np.array([[2.0], [1.0], [1.0]], np.float32)), np.array([1])
+
+    def run(hidden, unembedding, targets):
+        by_name = [token_stats(hidden, unembedding, targets, implementation=name) for name in (*NAMED, None)]
+        return by_name, token_stats(hidden, 2 * unembedding, targets, temperature=2.0)
+
+    by_name, halved = jax.jit(run)(*inputs)
+    for stats in by_name:
         np.testing.assert_allclose(np.ravel(stats), [-2 * np.log(2), 1.5 * np.log(2), 0.875], rtol=1e-6)
-    halved = token_stats(jnp.ones((1, 1)), 2 * unembedding, jnp.array([1]), temperature=2.0)
     np.testing.assert_allclose(halved.logp, -2 * np.log(2), rtol=1e-6)
 
 
@@ -63,28 +80,43 @@ def test_definition_in_numpy(x64):
     pi = np.exp(x) / np.exp(x).sum(1, keepdims=True)
     chosen = pi[np.arange(9), np.asarray(targets)]
     expected = np.log(chosen), -(pi * np.log(pi)).sum(1), 1 - 2 * chosen + (pi**2).sum(1)
-    np.testing.assert_allclose(dense(hidden, unembedding, targets), expected, rtol=1e-12)
+    np.testing.assert_allclose(jax.jit(dense)(hidden, unembedding, targets), expected, rtol=1e-12)
+
+
+def check(case, actual):
+    close(actual, chunked_and_dense()[case][1], 1e-10)
+    assert case[0] == (1, 1, 1) or all(np.abs(gradient).max() > 1e-2 for gradient in actual[0])
 
 
 @pytest.mark.parametrize(("sizes", "tiles"), SIZES)
 def test_chunked_is_the_definition_for_every_shape(x64, sizes, tiles):
-    actual, expected = chunked_and_dense(sizes, tiles)
-    close(actual, expected, 1e-10)
-    assert sizes == (1, 1, 1) or all(np.abs(gradient).max() > 1e-2 for gradient in actual[0])
+    case = sizes, tiles, NAMES
+    check(case, chunked_and_dense()[case][0])
 
 
 @pytest.mark.parametrize("names", SUBSETS, ids="+".join)
 def test_chunked_is_the_definition_for_every_subset_of_cotangents(x64, names):
-    actual, expected = chunked_and_dense(*SIZES[1], names)
-    close(actual, expected, 1e-10)
-    assert all(np.abs(gradient).max() > 1e-2 for gradient in actual[0])
+    case = *SIZES[1], names
+    check(case, chunked_and_dense()[case][0])
+
+
+@cache
+def losses():
+    """(hidden, unembedding) -> by output, a loss and its gradients, in one program."""
+    targets = example(6, 3, 10)[2]
+    of = {name: weighted(tiled(Tile(4, 4)), targets, (name,)) for name in NAMES}
+    of = {name: jax.value_and_grad(loss, (0, 1), has_aux=True) for name, loss in of.items()}
+    return jax.jit(lambda *inputs: {name: loss(*inputs) for name, loss in of.items()})
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_are_the_finite_differences(x64, name):
-    hidden, unembedding, targets = example(6, 3, 10)
-    loss = jax.jit(lambda *inputs: weighted(tiled(Tile(4, 4)), targets, (name,))(*inputs)[0])
-    found = jax.jit(jax.grad(loss, (0, 1)))(hidden, unembedding)
+    hidden, unembedding = map(np.asarray, example(6, 3, 10)[:2])
+
+    def loss(*inputs):
+        return losses()(*inputs)[name][0][0]
+
+    _, found = losses()(hidden, unembedding)[name]
     rng, step = np.random.default_rng(0), 1e-5
     for _ in range(4):
         dh, dw = (step * rng.normal(size=gradient.shape) for gradient in found)
@@ -105,45 +137,49 @@ def test_second_derivatives_agree(x64):
 
 def test_vmap_agrees_with_a_loop(x64):
     hidden, unembedding, targets = example(12, 3, 10)
-    hidden, targets = hidden.reshape(3, 4, 3), targets.reshape(3, 4)
+    hidden, targets = np.reshape(hidden, (3, 4, 3)), np.reshape(targets, (3, 4))
     run = jax.jit(lambda h, y: gradients(tiled(Tile(3, 4)), y)(h, unembedding))
     looped = [run(h, y) for h, y in zip(hidden, targets, strict=True)]
     close(jax.vmap(run)(hidden, targets), jax.tree.map(lambda *parts: np.stack(parts), *looped), 1e-12)
 
 
-@pytest.mark.parametrize("implementation", ["reference", "chunked"])
+@pytest.mark.parametrize("implementation", NAMED)
 def test_an_absent_target_is_silent_whatever_its_row_holds(implementation):
-    hidden, unembedding, targets = example(13, 5, 23, jnp.float32)
+    hidden, unembedding, targets = map(np.asarray, example(13, 5, 23, jnp.float32))
     absent = (targets < 0) | (targets >= 23)
-    assert int(jnp.sum(absent)) == 2
+    assert np.sum(absent) == 2
 
     run = jax.jit(lambda h: gradients(partial(token_stats, implementation=implementation), targets)(h, unembedding))
-    clean, poisoned = run(hidden), run(jnp.where(absent[:, None], jnp.nan, hidden))
+    clean, poisoned = run(hidden), run(np.where(absent[:, None], np.float32(np.nan), hidden))
     for c, p in zip(jax.tree.leaves(clean), jax.tree.leaves(poisoned), strict=True):
         np.testing.assert_array_equal(c, p)
     np.testing.assert_array_equal(np.stack(clean[1])[:, absent], 0)
-    np.testing.assert_array_equal(clean[0][0][absent], 0)
-    assert jnp.all(jnp.any(clean[0][0] != 0, axis=1) == ~absent)
+    gradient = np.asarray(clean[0][0])
+    np.testing.assert_array_equal(gradient[absent], 0)
+    np.testing.assert_array_equal(np.any(gradient != 0, axis=1), ~absent)
 
 
 def test_temperature_may_be_traced_and_is_a_constant():
     hidden, unembedding, targets = example(6, 3, 10, jnp.float32)
-    for implementation in ("reference", "chunked"):
 
-        def logp(tau, implementation=implementation):
-            return token_stats(hidden, unembedding, targets, temperature=tau, implementation=implementation).logp
+    def logp(tau):
+        run = partial(token_stats, hidden, unembedding, targets, temperature=tau)
+        return [run(implementation=name).logp for name in NAMED]
 
-        np.testing.assert_allclose(jax.jit(logp)(0.5), logp(0.5), rtol=1e-6)
-        assert jnp.max(jnp.abs(logp(0.5) - logp(1.0))) > 0.1
-        assert jax.grad(lambda tau: jnp.sum(logp(tau)))(0.5) == 0
+    traced = jax.jit(lambda tau: (logp(tau), jax.jacrev(lambda tau: [x.sum() for x in logp(tau)])(tau)))
+    found, slopes = traced(0.5)
+    for mine, constant, other, slope in zip(found, jax.jit(partial(logp, 0.5))(), traced(1.0)[0], slopes, strict=True):
+        np.testing.assert_allclose(mine, constant, rtol=1e-6)
+        assert np.max(np.abs(constant - other)) > 0.1
+        assert slope == 0
 
 
 @pytest.mark.parametrize("tiles", [Tile(100, 100), Tile(2, 3)])
 def test_extreme_logits(tiles):
     """±1e4: no NaN in values or gradients, and the certain token is certain."""
-    hidden = jnp.array([[1e4], [-1e4], [1e4], [1e4]])
-    unembedding = jnp.array([[1.0], [-1.0], [0.0], [1.0], [-1.0], [0.5], [-0.5]])
-    targets = jnp.array([0, 1, 4, -1])
+    hidden = np.array([[1e4], [-1e4], [1e4], [1e4]], np.float32)
+    unembedding = np.array([[1.0], [-1.0], [0.0], [1.0], [-1.0], [0.5], [-0.5]], np.float32)
+    targets = np.array([0, 1, 4, -1])
     found, stats = jax.jit(gradients(tiled(tiles, 1.0), targets))(hidden, unembedding)
     np.testing.assert_allclose(stats.logp, [-np.log(2), -np.log(2), -2e4 - np.log(2), 0], rtol=1e-6)
     np.testing.assert_allclose(stats.entropy, [np.log(2), np.log(2), np.log(2), 0], rtol=1e-6)
@@ -154,8 +190,8 @@ def test_extreme_logits(tiles):
 def test_a_certain_token_keeps_its_digits():
     """Where π(y) → 1, logp, entropy and proxy are small and still right to 1e-5 of themselves; 1 − 2π + Σπ² is not."""
     gap = np.array([5.0, 12.0, 20.0, 30.0])
-    unembedding = jnp.array([[1.0], [0.0], [0.0]])
-    stats = tiled(Tile(4, 2), 1.0)(jnp.asarray(gap, jnp.float32)[:, None], unembedding, jnp.zeros(4, jnp.int32))
+    unembedding = np.array([[1.0], [0.0], [0.0]], np.float32)
+    stats = jax.jit(tiled(Tile(4, 2), 1.0))(np.float32(gap)[:, None], unembedding, np.zeros(4, np.int32))
     other = np.exp(-gap) / (1 + 2 * np.exp(-gap))
     np.testing.assert_allclose(stats.logp, -np.log1p(2 * np.exp(-gap)), rtol=1e-5)
     np.testing.assert_allclose(stats.entropy, np.log1p(2 * np.exp(-gap)) + 2 * other * gap, rtol=1e-5)
@@ -165,9 +201,10 @@ def test_a_certain_token_keeps_its_digits():
 def test_bfloat16_is_no_less_accurate_than_dense():
     """Against float64 on the same bfloat16 inputs, errors at most 10 % above those of dense logits in float32."""
     hidden, unembedding, targets = example(64, 128, 1000, jnp.bfloat16, absent=False)
-    ours, theirs = (jax.jit(gradients(f, targets))(hidden, unembedding) for f in (tiled(Tile(24, 320)), dense))
+    both = jax.jit(lambda *x: [gradients(f, targets)(*x) for f in (tiled(Tile(24, 320)), dense)])
+    ours, theirs = both(hidden, unembedding)
     with enable_x64():
-        wide = (jnp.asarray(x).astype(jnp.float64) for x in (hidden, unembedding))
+        wide = (np.asarray(x).astype(np.float64) for x in (hidden, unembedding))
         truth = jax.tree.map(np.asarray, jax.jit(gradients(dense, targets))(*wide))
 
     def errors(results):
@@ -188,23 +225,24 @@ def sub_jaxprs(jaxpr):
                 yield from sub_jaxprs(inner)
 
 
-def largest(function, *inputs):
+def largest(traced):
     """The elements of the largest array that the program makes or holds."""
-    jaxprs = list(sub_jaxprs(jax.make_jaxpr(function)(*inputs).jaxpr))
+    jaxprs = list(sub_jaxprs(traced.jaxpr.jaxpr))
     return max(v.aval.size for j in jaxprs for e in j.eqns for v in e.outvars if hasattr(v.aval, "size"))
 
 
 def test_the_logits_never_exist():
     n, d, v = 4096, 16, 2048
     shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((n, d), (v, d))]
-    targets = jnp.zeros(n, jnp.int32)
-    step = {
-        name: gradients(partial(token_stats, implementation=name), targets) for name in (None, "chunked", "reference")
+    targets = np.zeros(n, np.int32)
+    traced = {
+        name: jax.jit(gradients(partial(token_stats, implementation=name), targets)).trace(*shapes)
+        for name in (None, "chunked", "reference")
     }
-    assert largest(step["reference"], *shapes) == n * v
-    assert largest(step["chunked"], *shapes) <= LOGITS < n * v / 4
+    assert largest(traced["reference"]) == n * v
+    assert largest(traced["chunked"]) <= LOGITS < n * v / 4
     temporaries = {
-        name: jax.jit(f).lower(*shapes).compile().memory_analysis().temp_size_in_bytes for name, f in step.items()
+        name: program.lower().compile().memory_analysis().temp_size_in_bytes for name, program in traced.items()
     }
     assert temporaries["reference"] >= 4 * n * v
     assert temporaries[None] == temporaries["chunked"] <= 3 * 4 * LOGITS
@@ -243,40 +281,50 @@ def flat_slope(slope, log_pi, is_target):
     return jnp.zeros_like(log_pi)
 
 
+def check_that_it_fails(monkeypatch, module, name, mutant):
+    case = *SIZES[2], NAMES
+    chunked_and_dense()  # before there is a mutant
+    monkeypatch.setattr(module, name, mutant)
+    found = jax.jit(partial(results, case, tiled(case[1])))(*example(*case[0]))
+    with pytest.raises(AssertionError):
+        check(case, found)
+
+
 @pytest.mark.parametrize(
     ("name", "mutant"),
     [("cover", drop_last_tile), ("cover", count_twice), ("is_target", next_column), ("slope_at", flat_slope)],
 )
 def test_mutants_fail(x64, monkeypatch, name, mutant):
-    monkeypatch.setattr(chunked, name, mutant)
-    with pytest.raises(AssertionError):
-        test_chunked_is_the_definition_for_every_shape(x64, *SIZES[1])
+    check_that_it_fails(monkeypatch, chunked, name, mutant)
 
 
 @pytest.mark.parametrize("mutant", [drop_last_tile, count_twice])
 def test_mutants_of_the_gradients_alone_fail(x64, monkeypatch, mutant):
-    monkeypatch.setattr(_gradients, "cover", mutant)
-    with pytest.raises(AssertionError):
-        test_chunked_is_the_definition_for_every_shape(x64, *SIZES[1])
+    check_that_it_fails(monkeypatch, _gradients, "cover", mutant)
 
 
 def test_no_tokens():
-    stats = token_stats(jnp.zeros((0, 4)), jnp.ones((3, 4)), jnp.zeros(0, jnp.int32))
+    inputs = np.zeros((0, 4), np.float32), np.ones((3, 4), np.float32), np.zeros(0, np.int32)
+    stats = jax.jit(token_stats)(*inputs)
     assert [s.shape for s in stats] == [(0,)] * 3
 
 
-GOOD = {"hidden": jnp.zeros((4, 3)), "unembedding": jnp.zeros((5, 3)), "targets": jnp.zeros(4, jnp.int32)}
+GOOD = {
+    "hidden": np.zeros((4, 3), np.float32),
+    "unembedding": np.zeros((5, 3), np.float32),
+    "targets": np.zeros(4, np.int32),
+}
 
 
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"hidden": jnp.zeros((2, 4, 3))}, ValueError, r"hidden is of shape \(2, 4, 3\).*\[N, D\]"),
-        ({"hidden": jnp.zeros((4, 3), jnp.int32)}, TypeError, "hidden is of dtype int32.*floating"),
-        ({"unembedding": jnp.zeros((3, 5))}, ValueError, r"unembedding is of shape \(3, 5\).*D = 3"),
-        ({"unembedding": jnp.zeros((0, 3))}, ValueError, r"unembedding is of shape \(0, 3\)"),
-        ({"targets": jnp.zeros(5, jnp.int32)}, ValueError, r"targets is of shape \(5,\).*N = 4"),
-        ({"targets": jnp.zeros(4)}, TypeError, "targets is of dtype float32.*integer"),
+        ({"hidden": np.zeros((2, 4, 3), np.float32)}, ValueError, r"hidden is of shape \(2, 4, 3\).*\[N, D\]"),
+        ({"hidden": np.zeros((4, 3), np.int32)}, TypeError, "hidden is of dtype int32.*floating"),
+        ({"unembedding": np.zeros((3, 5), np.float32)}, ValueError, r"unembedding is of shape \(3, 5\).*D = 3"),
+        ({"unembedding": np.zeros((0, 3), np.float32)}, ValueError, r"unembedding is of shape \(0, 3\)"),
+        ({"targets": np.zeros(5, np.int32)}, ValueError, r"targets is of shape \(5,\).*N = 4"),
+        ({"targets": np.zeros(4, np.float32)}, TypeError, "targets is of dtype float32.*integer"),
         ({"temperature": 0.0}, ValueError, r"temperature is 0\.0.*positive"),
         ({"temperature": float("nan")}, ValueError, "temperature is nan"),
         ({"temperature": None}, ValueError, "temperature is None; it should be a positive number"),
@@ -284,7 +332,7 @@ GOOD = {"hidden": jnp.zeros((4, 3)), "unembedding": jnp.zeros((5, 3)), "targets"
         ({"vocab_size": True}, ValueError, r"vocab_size is True; it should be an integer in \[1, 5\]"),
         ({"axis_name": "x"}, ValueError, "axis_name is 'x'; it should be an axis of the mesh of the shard_map"),
         ({"width_axis": "x"}, ValueError, "width_axis is 'x'; it should be an axis of the mesh"),
-        ({"temperature": jnp.ones(4)}, ValueError, r"temperature is of shape \(4,\).*scalar"),
+        ({"temperature": np.ones(4, np.float32)}, ValueError, r"temperature is of shape \(4,\).*scalar"),
         ({"implementation": "fast"}, ValueError, "implementation is 'fast'.*None or one of 'reference', 'chunked'"),
     ],
 )

@@ -1,9 +1,10 @@
 """The TPU kernels of token_stats on bfloat16, against float64: no less exact than dense logits on a matrix unit."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from pallas_kernels import token_stats
 from pallas_kernels.token_stats import _tpu_backward, _tpu_forward
@@ -43,34 +44,61 @@ def pallas(hidden, unembedding, targets):
     return token_stats(hidden, unembedding, targets, tile=(128, 256), implementation="tpu")
 
 
-def errors(function, monkeypatch):
-    """(∂hidden, ∂unembedding, logp, entropy, proxy) of the function: the relative error of each, and the outputs."""
-    hidden, unembedding, targets = example(N, D, V, jnp.bfloat16, scale=D**-0.5, absent=False)
+@functools.cache
+def inputs():
+    return [np.asarray(x) for x in example(N, D, V, jnp.bfloat16, scale=D**-0.5, absent=False)]
+
+
+@functools.cache
+def truth():
+    """((∂hidden, ∂unembedding), (logp, entropy, proxy)) in float64 of the same numbers."""
+    *arrays, targets = inputs()
     with enable_x64():
-        wide = (jnp.asarray(x).astype(jnp.float64) for x in (hidden, unembedding))
-        truth = jax.tree.map(np.asarray, jax.jit(gradients(dense, targets))(*wide))
+        return jax.device_get(jax.jit(gradients(dense, targets))(*(x.astype(np.float64) for x in arrays)))
+
+
+def of_kernels(monkeypatch):
+    *arrays, targets = inputs()
     with interpreter(monkeypatch, checked=False):
-        found = jax.jit(gradients(function, targets))(hidden, unembedding)
-    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(truth), strict=True)
-    return [np.linalg.norm(np.asarray(f, np.float64) - t) / np.linalg.norm(t) for f, t in pairs], found[1], truth[1]
+        return jax.device_get(jax.jit(gradients(pallas, targets))(*arrays))
+
+
+def errors(found, exact):
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True)
+    return [np.linalg.norm(f.astype(np.float64) - t) / np.linalg.norm(t) for f, t in pairs]
+
+
+@functools.cache
+def least():
+    """The relative errors of a dense computation on a matrix unit."""
+    *arrays, targets = inputs()
+    return errors(jax.device_get(jax.jit(gradients(dense_on_a_matrix_unit, targets))(*arrays)), truth())
 
 
 def test_no_output_and_no_gradient_is_less_exact_than_the_dense_ones(monkeypatch):
-    ours, stats, truth = errors(pallas, monkeypatch)
-    for mine, theirs in zip(ours, errors(dense_on_a_matrix_unit, monkeypatch)[0], strict=True):
+    found = of_kernels(monkeypatch)
+    for mine, theirs in zip(errors(found, truth()), least(), strict=True):
         assert mine <= 1.1 * theirs + 1e-7
         assert mine < 5e-3
-    collision, exact = (s.proxy - 1 + 2 * np.exp(np.asarray(s.logp, np.float64)) for s in (stats, truth))
+    stats = found[1]
+    collision, exact = (s.proxy - 1 + 2 * np.exp(s.logp.astype(np.float64)) for s in (stats, truth()[1]))
     np.testing.assert_allclose(collision, exact, rtol=1e-4)
     assert np.min(stats.proxy) >= -1e-6
 
 
-@pytest.mark.parametrize(
-    ("module", "dtype", "spoilt"), [(_tpu_forward, jnp.bfloat16, (2, 3, 4)), (_tpu_backward, jnp.float8_e4m3fn, (0, 1))]
-)
-def test_products_with_fewer_digits_are_seen(monkeypatch, module, dtype, spoilt):
-    exact = errors(dense_on_a_matrix_unit, monkeypatch)[0]
+def with_fewer_digits(monkeypatch, module, dtype):
     dot = module.dot
     monkeypatch.setattr(module, "dot", lambda *inputs: dot(*inputs).astype(dtype).astype(jnp.float32))
-    found = errors(pallas, monkeypatch)[0]
-    assert all(found[i] > 1.1 * exact[i] + 1e-7 for i in spoilt)
+
+
+def test_sums_of_logits_with_fewer_digits_are_seen(monkeypatch):
+    with_fewer_digits(monkeypatch, _tpu_forward, jnp.bfloat16)
+    with interpreter(monkeypatch, checked=False):
+        stats = jax.device_get(jax.jit(pallas)(*inputs()))
+    assert all(error > 1.1 * bound + 1e-7 for error, bound in zip(errors(stats, truth()[1]), least()[2:], strict=True))
+
+
+def test_gradients_with_fewer_digits_are_seen(monkeypatch):
+    with_fewer_digits(monkeypatch, _tpu_backward, jnp.float8_e4m3fn)
+    found = of_kernels(monkeypatch)[0]
+    assert all(error > 1.1 * bound + 1e-7 for error, bound in zip(errors(found, truth()[0]), least()[:2], strict=True))

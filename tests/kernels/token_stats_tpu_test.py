@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -58,7 +59,12 @@ def interpreter(monkeypatch, checked: bool):
     else:
         with monkeypatch.context() as patch:
             patch.setattr(pl, "pallas_call", partial(pl.pallas_call, interpret=True))
+            patch.setattr(lax, "fori_loop", rolled)  # where a TPU's compiler unrolls one: less to compile
             yield
+
+
+def rolled(lower, upper, body, init, unroll=None, fori_loop=lax.fori_loop):
+    return fori_loop(lower, upper, body, init)
 
 
 def example(case: Case):
@@ -70,32 +76,52 @@ def example(case: Case):
     mask = rng.random(case.n) < 0.8
     mask[: case.n // 2 + 1] = True
     hidden[~mask] = np.nan
-    hidden, unembedding = (jnp.asarray(x, case.dtype) for x in (hidden, 3 * rng.normal(size=(case.v, case.d))))
-    bias = jnp.asarray(rng.normal(size=case.v), jnp.float32) if case.bias else None
-    cotangents = TokenStats(*(jnp.asarray(rng.normal(size=case.n), jnp.float32) for _ in range(3)))
-    return hidden, unembedding, jnp.asarray(targets, jnp.int32), bias, jnp.asarray(mask), cotangents
+    hidden, unembedding = (x.astype(case.dtype) for x in (hidden, 3 * rng.normal(size=(case.v, case.d))))
+    bias = np.float32(rng.normal(size=case.v)) if case.bias else None
+    cotangents = TokenStats(*np.float32(rng.normal(size=(3, case.n))))
+    return hidden, unembedding, np.int32(targets), bias, mask, cotangents
 
 
-def values_and_gradients(case: Case, implementation: str, wanted=(0, 1, 2)):
-    """(logp, entropy, proxy), and the gradients of the wanted ones' sum times cotangents.
+def loss_of(case: Case, implementation: str, wanted=(0, 1, 2)):
+    """A loss, which gives (logp, entropy, proxy) too, and its inputs: hidden states, the weight, and a bias or not.
 
-    The reference has the same numbers in float32, where products of bfloat16 are exact.
+    It is the wanted ones' sum times cotangents. The reference has the same numbers in float32, where products of
+    bfloat16 are exact.
     """
     hidden, unembedding, targets, bias, mask, cotangents = example(case)
     given = dict(temperature=1.3, softcap=case.softcap, mask=mask, vocab_size=case.size, implementation=implementation)
     if implementation == "reference":
-        hidden, unembedding = hidden.astype(jnp.float32), unembedding.astype(jnp.float32)
+        hidden, unembedding = hidden.astype(np.float32), unembedding.astype(np.float32)
     else:
         given["tile"] = TILE
 
-    def loss(hidden, unembedding, bias):
+    def loss(hidden, unembedding, bias=None):
         stats = token_stats(hidden, unembedding, targets, bias=bias, **given)
         return sum(jnp.sum(cotangents[i] * stats[i]) for i in wanted), stats
 
-    weights = (0, 1) if bias is None else (0, 1, 2)
-    run = jax.jit(jax.value_and_grad(loss, weights, has_aux=True), compiler_options=QUICK)
-    (_, stats), gradients = run(hidden, unembedding, bias)
+    return loss, (hidden, unembedding) if bias is None else (hidden, unembedding, bias)
+
+
+def quickly(function):
+    return jax.jit(function, compiler_options=QUICK)
+
+
+def values_and_gradients(case: Case, implementation: str, wanted=(0, 1, 2)):
+    loss, inputs = loss_of(case, implementation, wanted)
+    (_, stats), gradients = quickly(jax.value_and_grad(loss, range(len(inputs)), has_aux=True))(*inputs)
     return stats, gradients
+
+
+@functools.cache
+def forward(case: Case):
+    """The kernels' (logp, entropy, proxy), and what `backward` makes gradients of, by kernels that it makes then."""
+    loss, inputs = loss_of(case, "tpu")
+    _, pull, stats = quickly(lambda *inputs: jax.vjp(loss, *inputs, has_aux=True))(*inputs)
+    return stats, pull
+
+
+def backward(pull):
+    return quickly(lambda cotangent: pull(cotangent))(np.float32(1))
 
 
 @functools.cache
@@ -103,32 +129,33 @@ def expected(case: Case, wanted=(0, 1, 2)):
     return values_and_gradients(case, "reference", wanted)
 
 
-def errors(found, expected) -> tuple[float, float]:
-    """The greatest of values and of gradients, over the greatest entry of what it should be."""
+def error(found, expected) -> float:
+    """The greatest, over the greatest entry of what it should be."""
 
     def error(x, y):
-        x, y = (np.asarray(array.astype(jnp.float32)) for array in (x, y))
+        x, y = (np.asarray(array).astype(np.float32) for array in (x, y))
         distance = np.max(np.abs(x - y)) / max(np.max(np.abs(y)), 1e-6)
         return np.inf if np.isnan(distance) else distance
 
-    return tuple(max(map(error, found[k], expected[k])) for k in (0, 1))
+    return max(map(error, found, expected))
 
 
-def agrees(case: Case, wanted=(0, 1, 2)) -> bool:
-    value, gradient = errors(values_and_gradients(case, "tpu", wanted), expected(case, wanted))
+def agrees(found, case: Case, wanted=(0, 1, 2)) -> bool:
+    value, gradient = map(error, found, expected(case, wanted))
     return value < 1e-5 and gradient < (2e-5 if case.dtype == jnp.float32 else 2**-7)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_agrees_with_the_reference(monkeypatch, case):
     with interpreter(monkeypatch, checked=False):
-        assert agrees(case)
+        stats, pull = forward(case)
+        assert agrees((stats, backward(pull)), case)
 
 
-@pytest.mark.parametrize("case", [CASES[1], Case(129, 3, 130, softcap=2.0, size=127)], ids=str)
+@pytest.mark.parametrize("case", [pytest.param(CASES[1], marks=pytest.mark.slow), CASES[3]], ids=str)
 def test_reads_nothing_that_is_not_there_and_does_not_race(monkeypatch, capfd, case):
     with interpreter(monkeypatch, checked=True):
-        assert agrees(case)
+        assert agrees(values_and_gradients(case, "tpu"), case)
     printed = "".join(capfd.readouterr())
     assert "RACE" not in printed  # all that some versions of the interpreter do about one
 
@@ -141,7 +168,7 @@ def test_cores_that_share_a_sum_race(capfd):
 
     block = pl.BlockSpec((8, 128), lambda i: (0, 0))
     parallel = pltpu.CompilerParams(dimension_semantics=("parallel",))
-    x = jnp.ones((8, 128))
+    x = np.ones((8, 128), np.float32)
     run = pl.pallas_call(add, grid=(4,), in_specs=[block], out_specs=block, out_shape=x, interpret=STRICT,
                          compiler_params=parallel)  # fmt: skip
     said = ""
@@ -154,58 +181,64 @@ def test_cores_that_share_a_sum_race(capfd):
     assert "RACE" in said + "".join(capfd.readouterr())
 
 
-@pytest.mark.parametrize("wanted", [(0,), (1,), (2,)])
+@pytest.mark.parametrize("wanted", [pytest.param((0,), marks=pytest.mark.slow), (1,), (2,)])  # (0,) is the shard's
 def test_gradients_of_some_of_the_outputs(monkeypatch, wanted):
     with interpreter(monkeypatch, checked=False):
-        assert agrees(CASES[2], wanted)
+        assert agrees(values_and_gradients(CASES[2], "tpu", wanted), CASES[2], wanted)
 
 
 def test_one_shard_of_a_vocabulary_and_a_dtype_for_the_sum(monkeypatch):
     """The passes themselves: targets elsewhere, a size that is traced, also of nothing, and unknown coefficients."""
     rng = np.random.default_rng(0)
-    hidden, unembedding = (jnp.asarray(rng.normal(size=(rows, 24)), jnp.bfloat16) for rows in (140, 150))
-    targets = jnp.asarray(rng.integers(ABSENT, 100, 140), jnp.int32).at[3:90:3].set(ELSEWHERE)
-    present = np.asarray(targets != ABSENT)
-    known = [jnp.asarray(x, jnp.float32) for x in (*rng.normal(size=(2, 140)), 8 + rng.random(140), rng.random(140))]
+    hidden, unembedding = (rng.normal(size=(rows, 24)).astype(jnp.bfloat16) for rows in (140, 150))
+    targets = np.int32(rng.integers(ABSENT, 100, 140))
+    targets[3:90:3] = ELSEWHERE
+    present = targets != ABSENT
+    known = [np.float32(x) for x in (*rng.normal(size=(2, 140)), 8 + rng.random(140), rng.random(140))]
     top, log_total = known[2], known[3]
     slope = Slope(top, log_total, known[0], known[1], None, None)
 
-    def run(passes, size, tile):
+    @quickly
+    def run(size):
         head = Head(unembedding, None, jnp.float32(0.7), None, size)
-        sums = passes.sums(hidden, head, targets, tile)
-        return [x[present] for x in sums], passes.gradients(hidden, head, targets, slope, tile, jnp.float32)[:2]
+
+        def both(passes, tile):
+            sums = passes.sums(hidden, head, targets, tile)
+            return [x[present] for x in sums], passes.gradients(hidden, head, targets, slope, tile, jnp.float32)[:2]
+
+        return both(tpu, Tile(*TILE)), both(chunked, None)
 
     with interpreter(monkeypatch, checked=False):
-        for size in (100, 0):
-            found = jax.jit(partial(run, tpu, tile=Tile(*TILE)), compiler_options=QUICK)(jnp.int32(size))
-            right = jax.jit(partial(run, chunked, tile=None))(jnp.int32(size))
-            assert found[1][0].dtype == jnp.float32
-            top, *sums = found[0]
-            if size:
-                value, gradient = errors(found, right)
-                assert value < 1e-5
-                assert gradient < 2**-7
-            else:
-                np.testing.assert_array_equal(np.concatenate(sums), 0)
-                np.testing.assert_array_equal(top, no_columns(targets, jnp.float32).top[present])
-                assert not any(np.any(x) for x in found[1])
+        found, right = run(np.int32(100))
+        assert found[1][0].dtype == jnp.float32
+        value, gradient = map(error, found, right)
+        assert value < 1e-5
+        assert gradient < 2**-7
+        ((top, *sums), gradients), _ = run(np.int32(0))
+        np.testing.assert_array_equal(np.concatenate(sums), 0)
+        np.testing.assert_array_equal(top, no_columns(targets, jnp.float32).top[present])
+        assert not any(np.any(x) for x in gradients)
 
 
 def test_tiles_with_nothing_to_learn_are_not_visited():
-    head = Head(jnp.zeros((300, 8)), None, jnp.float32(1), None, jnp.int32(140))
-    targets = jnp.full(700, ABSENT).at[jnp.array([130, 131, 500])].set(7)
-    plan = _tpu_tiles.visits(head, targets, 128)
+    head = Head(np.zeros((300, 8), np.float32), None, np.float32(1), None, np.int32(140))
+    targets = np.full(700, ABSENT, np.int32)
+    targets[[130, 131, 500]] = 7
+    found = quickly(lambda head, targets: _tpu_tiles.visits(head, targets, 128))(head, targets)
+    plan = jax.tree.map(np.asarray, found)
     assert plan.present.tolist() == [0, 2, 0, 1, 0, 0]
     assert plan.held.tolist() == [0, 1, 1, 3, 3, 3]
     assert [bool(plan.computes(i, first)) for i, first in ((0, 0), (1, 0), (1, 128), (1, 256))] == [0, 1, 1, 0]
-    assert [int(plan.columns(j, 128)) for j in range(3)] == [0, 1, 1]
+    assert quickly(lambda plan: [plan.columns(j, 128) for j in range(3)])(found) == [0, 1, 1]
 
 
 def test_rows_that_are_left_out_are_cleared_where_their_logits_may_be_no_numbers():
-    hidden = jnp.array([[1.0, -1.0], [jnp.nan, 0.0], [jnp.inf, 0.0], [3e38, -3e38], [3e38, 0.0], [2.0, 3.0]])
-    targets = jnp.array([ABSENT] * 4 + [0, 0], jnp.int32)  # the last two are not left out, whatever they hold
-    assert _tpu_weight._spoilt(hidden, targets, 1).tolist() == [0, 1, 1, 1, 0, 0]
-    assert _tpu_weight._spoilt(hidden, targets, 4).tolist() == [1, 1]  # the second one hangs over the end
+    nan, inf = np.nan, np.inf
+    hidden = np.float32([[1, -1], [nan, 0], [inf, 0], [3e38, -3e38], [3e38, 0], [2, 3]])
+    targets = np.int32([ABSENT] * 4 + [0, 0])  # the last two are not left out, whatever they hold
+    one, four = quickly(lambda *x: [_tpu_weight._spoilt(*x, tokens) for tokens in (1, 4)])(hidden, targets)
+    assert one.tolist() == [0, 1, 1, 1, 0, 0]
+    assert four.tolist() == [1, 1]  # the second one hangs over the end
 
 
 def test_a_tile_fits_its_memory():
@@ -221,9 +254,9 @@ def test_a_tile_fits_its_memory():
 
 
 def test_a_dtype_that_a_tpu_has_no_products_of():
-    x = jnp.zeros((2, 4), jnp.float16)
+    x = np.zeros((2, 4), np.float16)
     with pytest.raises(TypeError, match="of dtype float16; it should be bfloat16 or float32"):
-        token_stats(x, x, jnp.zeros(2, jnp.int32), implementation="tpu")
+        token_stats(x, x, np.zeros(2, np.int32), implementation="tpu")
 
 
 # ------------------------------------------------------------------------------------------------------------- mutants
@@ -257,25 +290,47 @@ class DropsATile:
 
 
 MUTANTS = {
-    "a tile of columns dropped": (0, _tpu_forward, "pl", DropsATile()),
-    "a tile of columns dropped from ∂h": (1, _tpu_hidden, "pl", DropsATile()),
-    "a tile of columns dropped from ∂W": (1, _tpu_weight, "pl", DropsATile()),
-    "no tail's mask": (0, _tpu_forward, "is_ragged", unmasked),
-    "no rescaling": (0, _tpu_forward, "_absorbed", not_rescaled(_tpu_forward._absorbed)),
-    "no joining of eight": (0, _tpu_forward, "rescaled", lambda sums, top: sums._replace(top=top)),
-    "NaN of the weight's end": (1, _tpu_hidden, "zero_unless", lambda keep, block: None),
-    "NaN of a token left out": (1, _tpu_weight, "zero_unless", lambda keep, block: None),
-    "padding has a gradient": (1, _tpu_weight, "is_ragged", unmasked),
-    "a part's slope is another's": (1, _tpu_backward, "slope_at", lambda slope, x, is_target: slope.constant + 0 * x),
+    "a tile of columns dropped": ("values", _tpu_forward, "pl", DropsATile()),
+    "a tile of columns dropped from ∂h": ("∂h", _tpu_hidden, "pl", DropsATile()),
+    "a tile of columns dropped from ∂W": ("∂W", _tpu_weight, "pl", DropsATile()),
+    "no tail's mask": ("values", _tpu_forward, "is_ragged", unmasked),
+    "no rescaling": ("values", _tpu_forward, "_absorbed", not_rescaled(_tpu_forward._absorbed)),
+    "no joining of eight": ("values", _tpu_forward, "rescaled", lambda sums, top: sums._replace(top=top)),
+    "NaN of the weight's end": ("∂h", _tpu_hidden, "zero_unless", lambda keep, block: None),
+    "NaN of a token left out": ("∂W", _tpu_weight, "zero_unless", lambda keep, block: None),
+    "padding has a gradient": ("∂W", _tpu_weight, "is_ragged", unmasked),
+    "a part's slope is another's": (
+        "∂h",
+        _tpu_backward,
+        "slope_at",
+        lambda slope, x, is_target: slope.constant + 0 * x,
+    ),
 }
+
+
+def no_hidden_gradient(hidden, *others):
+    return jnp.zeros_like(hidden)
+
+
+def no_weight_gradient(hidden, head, *others):
+    return jax.tree.map(jnp.zeros_like, (head.unembedding, head.bias))
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant(monkeypatch, name):
-    """Values are wrong, or gradients (the gradients are never right where the values are not)."""
-    wrong, module, attribute, mutant = MUTANTS[name]
-    case = CASES[1] if "padding" in name else CASES[0]
+    """What it spoils is wrong; of the three passes the others are not made (gradients are wrong where values are)."""
+    spoilt, module, attribute, mutant = MUTANTS[name]
+    case = CASES[3] if "padding" in name else CASES[0]
     with interpreter(monkeypatch, checked=False):
+        pull = None if spoilt == "values" else forward(case)[1]
         monkeypatch.setattr(module, attribute, mutant)
-        found = errors(values_and_gradients(case, "tpu"), expected(case))
-    assert found[wrong] > 1e-2
+        if spoilt == "values":
+            loss, inputs = loss_of(case, "tpu")
+            found, right = quickly(lambda *inputs: loss(*inputs)[1])(*inputs), expected(case)[0]
+        elif spoilt == "∂h":
+            monkeypatch.setattr(tpu, "weight_gradient", no_weight_gradient)
+            found, right = backward(pull)[:1], expected(case)[1][:1]
+        else:
+            monkeypatch.setattr(tpu, "hidden_gradient", no_hidden_gradient)
+            found, right = backward(pull)[1:], expected(case)[1][1:]
+    assert error(found, right) > 1e-2

@@ -1,6 +1,6 @@
 """token_topk with the vocabulary and the tokens split over 8 simulated devices, against one device."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,12 @@ N, D, V, SIZE, K = 32, 16, 48, 43, 8  # tokens, width, rows of the weight, colum
 MESHES = [(1, 8), (2, 4), (8, 1)]  # data, tensor
 
 
+@cache
 def head():
     """Rows of the weight and of the bias repeat, so that equal logits are in different shards; sums are exact."""
-    hidden, unembedding, targets = example(N, D, V, jnp.float32)
-    hidden, unembedding, rows = jnp.round(2 * hidden) / 8, jnp.round(2 * unembedding), jnp.arange(V) % 11
-    return hidden, unembedding[rows], jnp.linspace(-1, 5, 49)[rows], targets, jnp.arange(N) % 5 > 0
+    hidden, unembedding, targets = map(np.asarray, example(N, D, V, jnp.float32))
+    hidden, unembedding, rows = np.round(2 * hidden) / 8, np.round(2 * unembedding), np.arange(V) % 11
+    return hidden, unembedding[rows], np.linspace(-1, 5, 49, dtype=np.float32)[rows], targets, np.arange(N) % 5 > 0
 
 
 def run(hidden, unembedding, bias, targets, mask, k=K, **options):
@@ -35,14 +36,31 @@ def sharded(mesh_shape, implementation, check, k=K):
     mesh = jax.make_mesh(mesh_shape, ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
     function = partial(run, k=k, axis_name="tensor", tile=(8, 5), implementation=implementation)
     specs = P("data"), P("tensor"), P("tensor"), P("data"), P("data")
-    return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=P("data"), check_vma=check))
+    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=P("data"), check_vma=check)
+
+
+@cache
+def on_one_device(k=K):
+    return jax.jit(partial(run, k=k, implementation="reference"))(*head())
+
+
+@cache
+def on_mesh(mesh):
+    """By implementation, and whether shard_map checks what varies, from one program."""
+    functions = [[sharded(mesh, name, check) for check in (False, True)] for name in ("chunked", "reference")]
+    chunked, reference = jax.jit(lambda *x: [[function(*x) for function in pair] for pair in functions])(*head())
+    return {"chunked": chunked, "reference": reference}
 
 
 @pytest.mark.parametrize("check", [True, False])
 @pytest.mark.parametrize("implementation", ["chunked", "reference"])
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_a_split_vocabulary_is_the_whole_one(mesh, implementation, check):
-    expected, found = run(*head(), implementation="reference"), sharded(mesh, implementation, check)(*head())
+    is_the_whole_one(on_mesh(mesh)[implementation][check])
+
+
+def is_the_whole_one(found):
+    expected = on_one_device()
     np.testing.assert_array_equal(found[1].ids, expected[1].ids)
     close(found, expected, 1e-6)
     assert len(set(np.ravel(found[1].ids) // (V // 8))) > 4  # from most of the shards
@@ -50,7 +68,7 @@ def test_a_split_vocabulary_is_the_whole_one(mesh, implementation, check):
 
 
 def test_all_tokens_of_a_vocabulary_whose_last_shard_is_padding():
-    expected, found = run(*head(), k=SIZE, implementation="reference"), sharded((1, 8), "chunked", True, SIZE)(*head())
+    expected, found = on_one_device(SIZE), jax.jit(sharded((1, 8), "chunked", True, SIZE))(*head())
     np.testing.assert_array_equal(found[1].ids, expected[1].ids)
     close(found, expected, 1e-6)
 
@@ -94,9 +112,9 @@ def shards_backwards(best, axis_name):
     ],
 )
 def test_mutants_fail(monkeypatch, name, mutant):
+    on_one_device()  # before there is a mutant
     monkeypatch.setattr(chunked, name, mutant)
-    with pytest.raises(AssertionError):
-        test_a_split_vocabulary_is_the_whole_one((1, 8), "chunked", True)
-    if name == "best_over":
-        with pytest.raises(AssertionError, match="not equal"):
-            test_a_split_vocabulary_is_the_whole_one((1, 8), "chunked", False)
+    for check, words in ((True, None), (False, "not equal"))[: 1 + (name == "best_over")]:
+        found = jax.jit(sharded((1, 8), "chunked", check))(*head())
+        with pytest.raises(AssertionError, match=words):
+            is_the_whole_one(found)

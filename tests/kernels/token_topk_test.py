@@ -1,7 +1,7 @@
 """token_topk: against NumPy in float64, its own definition, token_stats, and mutants of the pass."""
 
 import itertools
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from pallas_kernels.token_stats import chunked as token_stats_chunked
 from pallas_kernels.token_topk import chunked
 from tests.kernels.heads import close, enable_x64, example
 
+NAMED = "chunked", "reference"
 SIZES = [  # (N, D, V), k, tile: exact, ragged, all tokens, k beyond a tile, a last tile of one, one tile either way
     ((8, 4, 12), 3, (4, 4)),
     ((13, 5, 23), 4, (4, 8)),
@@ -57,67 +58,96 @@ def agrees(found, expected):
     np.testing.assert_allclose(found.logp, expected[1], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("implementation", ["chunked", "reference"])
+def of_both(inputs, k, tile, **options):
+    """What each implementation gives, and the statistics by definition."""
+    found = {name: token_topk(*inputs, k=k, tile=tile, implementation=name, **options) for name in NAMED}
+    return found, token_stats(*inputs, implementation="reference", **options)
+
+
+@cache
+def of_all_sizes():
+    inputs = {sizes: example(*sizes) for sizes, _, _ in SIZES}
+    run = jax.jit(lambda inputs: [of_both(inputs[sizes], k, tile) for sizes, k, tile in SIZES])
+    return dict(zip(SIZES, run(inputs), strict=True))
+
+
+def check_sizes(case, found):
+    (stats, top), (sizes, k, _) = found, case
+    agrees(top, by_sorting(*example(*sizes), k))
+    assert top.ids.dtype == jnp.int32
+    close(stats, of_all_sizes()[case][1], 1e-12)
+
+
+@pytest.mark.parametrize("implementation", NAMED)
 @pytest.mark.parametrize(("sizes", "k", "tile"), SIZES)
 def test_the_first_of_all_logits_sorted(x64, sizes, k, tile, implementation):
-    inputs = example(*sizes)
-    stats, top = jax.jit(partial(token_topk, k=k, tile=tile, implementation=implementation))(*inputs)
-    agrees(top, by_sorting(*inputs, k))
-    assert top.ids.dtype == jnp.int32
-    close(stats, token_stats(*inputs, implementation="reference"), 1e-12)
+    case = sizes, k, tile
+    check_sizes(case, of_all_sizes()[case][0][implementation])
+
+
+def with_long_rows():
+    """Half of the weight's rows are long, and half of those are padding where there is any."""
+    hidden, unembedding, targets = example(N, D, V)
+    return hidden, np.asarray(unembedding) * np.where(np.arange(V) % 2 == 0, 1, 3)[:, None], targets
+
+
+@cache
+def of_all_options():
+    def run(*inputs):
+        return [of_both(inputs, 5, (4, 8), **{name: OPTIONS[name] for name in names}) for names in SUBSETS]
+
+    return dict(zip(SUBSETS, jax.jit(run)(*with_long_rows()), strict=True))
 
 
 @pytest.mark.parametrize("names", SUBSETS, ids="+".join)
 def test_every_option(x64, names):
-    """Half of the weight's rows are long, and half of those are padding where there is any."""
-    hidden, unembedding, targets = example(N, D, V)
-    unembedding = unembedding * jnp.where(jnp.arange(V) % 2 == 0, 1, 3)[:, None]
-    options = {name: jnp.asarray(OPTIONS[name]) if name in ("bias", "mask") else OPTIONS[name] for name in names}
-    expected = by_sorting(hidden, unembedding, targets, 5, **{name: OPTIONS[name] for name in names})
-    plain = by_sorting(hidden, unembedding, targets, 5)
+    expected = by_sorting(*with_long_rows(), 5, **{name: OPTIONS[name] for name in names})
+    plain = by_sorting(*with_long_rows(), 5)
     assert not names or np.abs(expected[1] - plain[1]).max() > 1e-2
-    for implementation in ("chunked", "reference"):
-        run = partial(token_topk, k=5, tile=(4, 8), implementation=implementation, **options)
-        stats, top = run(hidden, unembedding, targets)
+    found, expected_stats = of_all_options()[names]
+    for stats, top in found.values():
         agrees(top, expected)
-        close(stats, token_stats(hidden, unembedding, targets, implementation="reference", **options), 1e-12)
+        close(stats, expected_stats, 1e-12)
 
 
 def with_ties():
     """Five different rows of integers, over and over: each logit is there four or five times, in every tile."""
     rng = np.random.default_rng(0)
     hidden, rows = rng.integers(-2, 3, (N, D)), rng.integers(-2, 3, (5, D))
-    return jnp.asarray(hidden, jnp.float32), jnp.asarray(rows[np.arange(V) % 5], jnp.float32), jnp.zeros(N, jnp.int32)
+    return np.float32(hidden), np.float32(rows[np.arange(V) % 5]), np.zeros(N, np.int32)
 
 
-@pytest.mark.parametrize("implementation", ["chunked", "reference"])
+@pytest.mark.parametrize("implementation", NAMED)
 def test_of_equal_logits_the_lower_id_is_first(implementation):
     ids, _ = by_sorting(*with_ties(), 9)
-    _, top = token_topk(*with_ties(), k=9, tile=(4, 8), implementation=implementation)
+    _, top = jax.jit(partial(token_topk, k=9, tile=(4, 8), implementation=implementation))(*with_ties())
     np.testing.assert_array_equal(top.ids, ids)
     assert np.mean(np.diff(top.logp) == 0) > 0.5
 
 
 def test_by_hand():
     """π = (1/8, 1/2, 1/8, 1/4)."""
-    unembedding = jnp.log(jnp.array([[1.0], [4.0], [1.0], [2.0]]))
-    for implementation in ("reference", "chunked", None):
-        stats, top = token_topk(jnp.ones((1, 1)), unembedding, jnp.array([3]), k=3, implementation=implementation)
+    inputs = np.ones((1, 1), np.float32), np.log(np.array([[1.0], [4.0], [1.0], [2.0]], np.float32)), np.array([3])
+    run = jax.jit(lambda *inputs: [token_topk(*inputs, k=3, implementation=name) for name in (*NAMED, None)])
+    for stats, top in run(*inputs):
         np.testing.assert_array_equal(top.ids, [[1, 3, 0]])
         np.testing.assert_allclose(np.exp(top.logp), [[0.5, 0.25, 0.125]], rtol=1e-6)
         np.testing.assert_allclose(stats.logp, [np.log(0.25)], rtol=1e-6)
 
 
-@pytest.mark.parametrize("implementation", ["chunked", "reference"])
+@pytest.mark.parametrize("implementation", NAMED)
 def test_absent_rows_and_padding_may_hold_anything(implementation):
-    hidden, unembedding, targets = example(N, D, V, jnp.float32)
-    mask, size = jnp.asarray(OPTIONS["mask"]), OPTIONS["vocab_size"]
-    absent = np.asarray(~mask | (targets < 0) | (targets >= size))
+    hidden, unembedding, targets = map(np.asarray, example(N, D, V, jnp.float32))
+    mask, size = OPTIONS["mask"], OPTIONS["vocab_size"]
+    absent = ~mask | (targets < 0) | (targets >= size)
     assert 0 < absent.sum() < N
-    run = partial(token_topk, targets=targets, mask=mask, vocab_size=size, k=size, tile=(4, 8),
-                  implementation=implementation)  # fmt: skip
+    run = jax.jit(partial(token_topk, targets=targets, mask=mask, vocab_size=size, k=size, tile=(4, 8),
+                          implementation=implementation))  # fmt: skip
     clean = run(hidden, unembedding)
-    poisoned = run(jnp.where(absent[:, None], jnp.nan, hidden), unembedding.at[size:].set(1e9))
+    padding = np.arange(V)[:, None] >= size
+    poisoned = run(
+        np.where(absent[:, None], np.float32(np.nan), hidden), np.where(padding, np.float32(1e9), unembedding)
+    )
     for c, p in zip(jax.tree.leaves(clean), jax.tree.leaves(poisoned), strict=True):
         np.testing.assert_array_equal(c, p)
         np.testing.assert_array_equal(c[absent], 0)
@@ -128,18 +158,19 @@ def test_absent_rows_and_padding_may_hold_anything(implementation):
 
 def test_a_token_ruled_out_is_still_before_what_is_none():
     """A bias of −∞: the ids are tokens that there are, each once."""
-    bias = jnp.where(jnp.arange(12) < 3, 0, -jnp.inf)
-    inputs = jnp.ones((1, 2)), jnp.ones((12, 2)), jnp.zeros(1, jnp.int32)
-    _, top = token_topk(*inputs, k=10, bias=bias, tile=(1, 4), vocab_size=10, implementation="chunked")
+    bias = np.where(np.arange(12) < 3, np.float32(0), np.float32(-np.inf))
+    inputs = np.ones((1, 2), np.float32), np.ones((12, 2), np.float32), np.zeros(1, np.int32)
+    _, top = jax.jit(partial(token_topk, k=10, tile=(1, 4), vocab_size=10, implementation="chunked"))(
+        *inputs, bias=bias
+    )
     np.testing.assert_array_equal(top.ids, [range(10)])
     np.testing.assert_allclose(np.exp(top.logp), [[1 / 3] * 3 + [0] * 7], rtol=1e-6)
 
 
 def test_bfloat16_is_ranked_and_normalised_in_float32():
     inputs = example(N, D, V, jnp.bfloat16)
-    (stats, top), (_, expected) = (
-        token_topk(*inputs, k=5, tile=(4, 8), implementation=name) for name in ("chunked", "reference")
-    )
+    run = jax.jit(lambda *inputs: [token_topk(*inputs, k=5, tile=(4, 8), implementation=name) for name in NAMED])
+    (stats, top), (_, expected) = run(*inputs)
     assert stats.logp.dtype == top.logp.dtype == jnp.float32
     np.testing.assert_array_equal(top.ids, expected.ids)
     np.testing.assert_allclose(top.logp, expected.logp, rtol=1e-5, atol=1e-6)
@@ -153,17 +184,22 @@ def test_everything_is_a_constant():
         stats, top = token_topk(hidden, unembedding, targets, k=3, bias=bias, temperature=tau, tile=(4, 8))
         return *stats, top.logp
 
-    inputs = hidden, unembedding, jnp.ones(V), jnp.float32(0.7)
-    assert all(np.abs(x).max() > 0.1 for x in outputs(*inputs))
-    gradients = jax.grad(lambda *x: sum(map(jnp.sum, outputs(*x))), (0, 1, 2, 3))(*inputs)
-    _, tangents = jax.jvp(outputs, inputs, inputs)
+    inputs = hidden, unembedding, np.ones(V, np.float32), np.float32(0.7)
+
+    @jax.jit
+    def run(*inputs):
+        gradients = jax.grad(lambda *x: sum(map(jnp.sum, outputs(*x))), (0, 1, 2, 3))(*inputs)
+        return outputs(*inputs), gradients, jax.jvp(outputs, inputs, inputs)[1]
+
+    values, gradients, tangents = run(*inputs)
+    assert all(np.abs(x).max() > 0.1 for x in values)
     for x in jax.tree.leaves((gradients, tangents)):
         np.testing.assert_array_equal(x, 0)
 
 
 def test_vmap_agrees_with_a_loop():
     hidden, unembedding, targets = example(12, 3, 10, jnp.float32)
-    hidden, targets = hidden.reshape(3, 4, 3), targets.reshape(3, 4)
+    hidden, targets = np.reshape(hidden, (3, 4, 3)), np.reshape(targets, (3, 4))
     run = jax.jit(lambda h, y: token_topk(h, unembedding, y, k=4, tile=(3, 4), implementation="chunked"))
     looped = [run(h, y) for h, y in zip(hidden, targets, strict=True)]
     close(jax.vmap(run)(hidden, targets), jax.tree.map(lambda *parts: np.stack(parts), *looped), 1e-6)
@@ -215,9 +251,12 @@ def unnormalised(sums, y, finish=chunked.finish):
     ],
 )
 def test_mutants_fail(x64, monkeypatch, where, name, mutant):
+    of_all_sizes()  # before there is a mutant
     monkeypatch.setattr(where, name, mutant)
+    sizes, k, tile = SIZES[1]
+    found = jax.jit(partial(token_topk, k=k, tile=tile, implementation="chunked"))(*example(*sizes))
     with pytest.raises(AssertionError):
-        test_the_first_of_all_logits_sorted(None, *SIZES[1], "chunked")
+        check_sizes(SIZES[1], found)
 
 
 def test_mutants_of_ties_and_padding_fail(monkeypatch):
@@ -236,12 +275,18 @@ def test_mutants_of_ties_and_padding_fail(monkeypatch):
 
 
 def test_no_tokens():
-    stats, top = token_topk(jnp.zeros((0, 4)), jnp.ones((3, 4)), jnp.zeros(0, jnp.int32), k=2)
+    inputs = np.zeros((0, 4), np.float32), np.ones((3, 4), np.float32), np.zeros(0, np.int32)
+    stats, top = jax.jit(partial(token_topk, k=2))(*inputs)
     assert isinstance(stats, TokenStats)
     assert [x.shape for x in (*stats, *top)] == [(0,)] * 3 + [(0, 2)] * 2
 
 
-GOOD = {"hidden": jnp.zeros((4, 3)), "unembedding": jnp.zeros((5, 3)), "targets": jnp.zeros(4, jnp.int32), "k": 2}
+GOOD = {
+    "hidden": np.zeros((4, 3), np.float32),
+    "unembedding": np.zeros((5, 3), np.float32),
+    "targets": np.zeros(4, np.int32),
+    "k": 2,
+}
 
 
 @pytest.mark.parametrize(
@@ -252,9 +297,13 @@ GOOD = {"hidden": jnp.zeros((4, 3)), "unembedding": jnp.zeros((5, 3)), "targets"
         ({"k": 4, "vocab_size": 3}, ValueError, r"k is 4.*\[1, 3\]"),
         ({"k": 2.0}, ValueError, r"k is 2\.0.*integer"),
         ({"vocab_size": 6}, ValueError, r"token_topk: vocab_size is 6.*\[1, 5\]"),
-        ({"hidden": jnp.zeros((2, 4, 3))}, ValueError, r"token_topk: hidden is of shape \(2, 4, 3\).*\[N, D\]"),
-        ({"targets": jnp.zeros(4)}, TypeError, "token_topk: targets is of dtype float32.*integer"),
-        ({"mask": jnp.ones(3, bool)}, ValueError, r"token_topk: mask is of shape \(3,\).*N = 4"),
+        (
+            {"hidden": np.zeros((2, 4, 3), np.float32)},
+            ValueError,
+            r"token_topk: hidden is of shape \(2, 4, 3\).*\[N, D\]",
+        ),
+        ({"targets": np.zeros(4, np.float32)}, TypeError, "token_topk: targets is of dtype float32.*integer"),
+        ({"mask": np.ones(3, bool)}, ValueError, r"token_topk: mask is of shape \(3,\).*N = 4"),
         ({"temperature": 0.0}, ValueError, r"token_topk: temperature is 0\.0.*positive"),
         ({"tile": (4, 0)}, ValueError, r"token_topk: tile is \(4, 0\)"),
         ({"implementation": "fast"}, ValueError, "implementation is 'fast'.*None or one of 'reference', 'chunked'"),

@@ -1,6 +1,7 @@
 """A transformer small enough to check by hand, with weights large enough that every part of it shows."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -27,24 +28,31 @@ def make_mesh(shape):
     return jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
+@functools.cache
 def make(config=CONFIG, seed=0) -> tuple[Model, dict]:
     """A model and parameters of size about 1: distributions far from uniform, norm scales that are not 1."""
-    model = Model(config)
-    leaves, tree = jax.tree.flatten(model.initialise(jax.random.key(seed)))
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    noisy = [0.5 * jax.random.normal(k, x.shape) + float(x.ndim == 1) for k, x in zip(keys, leaves, strict=True)]
-    return model, jax.tree.unflatten(tree, noisy)
+    model, rng = Model(config), np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda: model.initialise(jax.random.key(0)))
+    return model, jax.tree.map(lambda x: jnp.float32(0.5 * rng.normal(size=x.shape) + (x.ndim == 1)), shapes)
+
+
+hidden_of = jax.jit(Model.hidden, static_argnums=0)  # of equal models one program
 
 
 def packed_rows():
     """Two rows [2, 12] of packed sequences, with padding on the left, in between, and on the right."""
-    segment_ids = jnp.array([[0, 0, 1, 1, 1, 2, 2, 2, 2, 3, 3, 0], [1, 1, 1, 1, 1, 1, 0, 2, 2, 2, 0, 0]], jnp.int32)
-    return jax.random.randint(jax.random.key(7), segment_ids.shape, 2, 11), segment_ids
+    segment_ids = np.int32([[0, 0, 1, 1, 1, 2, 2, 2, 2, 3, 3, 0], [1, 1, 1, 1, 1, 1, 0, 2, 2, 2, 0, 0]])
+    return some_tokens(segment_ids.shape), segment_ids
 
 
+def some_tokens(shape, seed=7):
+    return np.random.default_rng(seed).integers(2, CONFIG.vocab_size, shape, np.int32)
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def log_softmax_at(model, params, tokens, segment_ids, temperature=1.0):
     """log π(tokens[t] | tokens[<t]) [B, T] from the full forward pass; column 0 is 0."""
-    hidden = jax.jit(model.hidden)(params, tokens, segment_ids)
+    hidden = model.hidden(params, tokens, segment_ids)
     logits = jnp.einsum("btd,vd->btv", hidden, model.unembedding(params), preferred_element_type=jnp.float32)
     log_pi = jax.nn.log_softmax(logits[:, :-1] / temperature, axis=-1)
     return jnp.pad(jnp.take_along_axis(log_pi, tokens[:, 1:, None], axis=-1)[..., 0], ((0, 0), (1, 0)))

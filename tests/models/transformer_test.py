@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rljax.models import Model
-from tests.models.small import CONFIG, VARIANTS, make, packed_rows
+from tests.models.small import CONFIG, VARIANTS, hidden_of, make, packed_rows, some_tokens
 
 enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
 
@@ -52,63 +52,67 @@ def _reference(config, params, tokens):
 def test_every_packed_sequence_has_the_hidden_states_of_its_equations(name):
     model, params = make(VARIANTS[name])
     tokens, segment_ids = packed_rows()
-    hidden = jax.jit(model.hidden)(params, tokens, segment_ids)
+    hidden = np.asarray(hidden_of(model, params, tokens, segment_ids))
     for b in range(tokens.shape[0]):
-        for segment in set(np.asarray(segment_ids[b])) - {0}:
-            where = np.asarray(segment_ids[b] == segment)
-            expected = _reference(model.config, params, np.asarray(tokens[b])[where])
+        for segment in set(segment_ids[b]) - {0}:
+            where = segment_ids[b] == segment
+            expected = _reference(model.config, params, tokens[b][where])
             np.testing.assert_allclose(hidden[b][where], expected, rtol=2e-4, atol=2e-5)
 
 
 def test_float64_parameters_and_dtype_compute_in_float64():
     with enable_x64(True):
         model, params = make(dataclasses.replace(CONFIG, dtype="float64"))
-        params = jax.tree.map(lambda x: x.astype(jnp.float64), params)
-        tokens = jnp.array([[3, 5, 9, 2, 4]], jnp.int32)
-        hidden = model.hidden(params, tokens, jnp.ones_like(tokens))
-        np.testing.assert_allclose(hidden[0], _reference(model.config, params, np.asarray(tokens[0])), rtol=1e-11)
+        params = jax.tree.map(np.float64, params)
+        tokens = np.int32([[3, 5, 9, 2, 4]])
+        hidden = hidden_of(model, params, tokens, np.ones_like(tokens))
+        np.testing.assert_allclose(hidden[0], _reference(model.config, params, tokens[0]), rtol=1e-11)
 
 
 def test_the_future_changes_nothing():
     model, params = make()
-    tokens = jax.random.randint(jax.random.key(3), (1, 10), 2, 11)
-    ids = jnp.ones_like(tokens)
-    before, after = (model.hidden(params, x, ids)[0] for x in (tokens, tokens.at[0, 6].set((tokens[0, 6] + 1) % 11)))
+    tokens = some_tokens((1, 10))
+    other = np.where(np.arange(10) == 6, (tokens + 1) % 11, tokens)
+    before, after = (np.asarray(hidden_of(model, params, x, np.ones_like(x))[0]) for x in (tokens, other))
     np.testing.assert_array_equal(before[:6], after[:6])
-    assert (jnp.abs(before[6:] - after[6:]).max(axis=-1) > 1e-3).all()
+    assert (np.abs(before[6:] - after[6:]).max(axis=-1) > 1e-3).all()
 
 
 @pytest.mark.parametrize("name", ["plain", "remat"])
 def test_packing_changes_neither_values_nor_gradients(name):
     model, params = make(VARIANTS[name])
     tokens, segment_ids = packed_rows()
-    pull = jax.random.normal(jax.random.key(5), (*tokens.shape, CONFIG.width))
+    pull = np.float32(np.random.default_rng(5).normal(size=(*tokens.shape, CONFIG.width)))
 
-    def total(params, tokens, ids, pull):
-        return jnp.sum(jnp.where(ids[..., None] != 0, model.hidden(params, tokens, ids) * pull, 0))
+    @jax.jit
+    def run(params, tokens, ids, pull):
+        def total(params):
+            return jnp.sum(jnp.where(ids[..., None] != 0, model.hidden(params, tokens, ids) * pull, 0))
+
+        return jax.value_and_grad(total)(params)
 
     alone = [(b, segment_ids[b] == s) for b in range(2) for s in range(1, 4) if (segment_ids[b] == s).any()]
-    rows = jnp.array([b for b, _ in alone])
-    separate = (tokens[rows], jnp.stack([ids for _, ids in alone]).astype(jnp.int32), pull[rows])
-    run = jax.jit(jax.value_and_grad(total))
-    (value, gradient), (expected, wanted) = run(params, tokens, segment_ids, pull), run(params, *separate)
+    rows = np.array([b for b, _ in alone])
+    separate = tokens[rows], np.int32([ids for _, ids in alone]), pull[rows]
+    packed = [np.pad(x, [(0, rows.size - 2)] + [(0, 0)] * (x.ndim - 1)) for x in (tokens, segment_ids, pull)]
+    (value, gradient), (expected, wanted) = (run(params, *inputs) for inputs in (packed, separate))  # of one shape
     np.testing.assert_allclose(value, expected, rtol=1e-5)
+    found = dict(jax.tree.leaves_with_path(gradient))
     for path, leaf in jax.tree.leaves_with_path(wanted):
-        found = dict(jax.tree.leaves_with_path(gradient))[path]
-        assert jnp.abs(leaf).max() > 1e-3 or "unembedding" in str(path)  # a zero gradient would not pass
-        np.testing.assert_allclose(found, leaf, rtol=1e-4, atol=1e-5 * float(jnp.abs(leaf).max() + 1e-3))
+        assert np.abs(leaf).max() > 1e-3 or "unembedding" in str(path)  # a zero gradient would not pass
+        np.testing.assert_allclose(found[path], leaf, rtol=1e-4, atol=1e-5 * float(np.abs(leaf).max() + 1e-3))
 
 
 def test_padding_changes_nothing_whatever_it_holds():
     model, params = make()
-    tokens = jnp.array([[5, 3, 8, 2]], jnp.int32)
-    hidden = jax.jit(model.hidden)(params, tokens, jnp.ones_like(tokens))
+    tokens = np.int32([[5, 3, 8, 2]])
+    hidden = hidden_of(model, params, tokens, np.ones_like(tokens))
     for left, right, filler in ((1, 0, 0), (3, 2, 7), (0, 5, 10)):
         pad = ((0, 0), (left, right))
-        padded = jnp.pad(tokens, pad, constant_values=filler)
-        again = jax.jit(model.hidden)(params, padded, jnp.pad(jnp.ones_like(tokens), pad))
+        padded, ids = np.pad(tokens, pad, constant_values=filler), np.pad(np.ones_like(tokens), pad)
+        again = np.asarray(hidden_of(model, params, padded, ids))
         np.testing.assert_allclose(again[:, left : left + 4], hidden, rtol=1e-5, atol=1e-6)
-        assert jnp.isfinite(again).all()
+        assert np.isfinite(again).all()
 
 
 def test_the_unembedding_has_the_rows_of_the_vocabulary():
@@ -124,14 +128,19 @@ def test_bfloat16_computes_in_bfloat16_from_float32_masters():
     config = dataclasses.replace(CONFIG, dtype="bfloat16")
     model, params = make(config)
     tokens, segment_ids = packed_rows()
-    exact = jax.jit(Model(CONFIG).hidden)(params, tokens, segment_ids)
-    low = jax.jit(model.hidden)(params, tokens, segment_ids)
-    gradient = jax.jit(jax.grad(lambda p: model.hidden(p, tokens, segment_ids).astype(jnp.float32).mean()))(params)
-    assert low.dtype == model.unembedding(params).dtype == jnp.bfloat16
+    exact = hidden_of(Model(CONFIG), params, tokens, segment_ids)
+
+    @jax.jit
+    def run(params):
+        gradient = jax.grad(lambda p: model.hidden(p, tokens, segment_ids).astype(jnp.float32).mean())(params)
+        return model.hidden(params, tokens, segment_ids), model.unembedding(params), gradient
+
+    low, unembedding, gradient = run(params)
+    assert low.dtype == unembedding.dtype == jnp.bfloat16
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves((params, gradient)))
-    error = jnp.where(segment_ids[..., None] != 0, low.astype(jnp.float32) - exact, 0)
-    assert 1e-4 < jnp.sqrt(jnp.mean(error**2)) < 0.05
-    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(gradient))
+    error = np.where(segment_ids[..., None] != 0, np.float32(low) - exact, 0)
+    assert 1e-4 < np.sqrt(np.mean(error**2)) < 0.05
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
 
 
 def test_remat_keeps_no_activation_of_the_blocks():
@@ -139,20 +148,24 @@ def test_remat_keeps_no_activation_of_the_blocks():
 
     def residuals(config):
         model, params = make(config)
-        _, pull = jax.vjp(lambda p: model.hidden(p, tokens, segment_ids), params)
+        pull = jax.eval_shape(lambda p: jax.vjp(lambda p: model.hidden(p, tokens, segment_ids), p)[1], params)
         return sum(x.size for x in jax.tree.leaves(pull))
 
     assert residuals(VARIANTS["remat"]) < 0.6 * residuals(CONFIG)
 
 
+def _zeros(*shape, dtype=np.int32):
+    return np.zeros(shape, dtype)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((jnp.zeros((2, 25), jnp.int32),) * 2, ValueError, "25 columns: expected at most max_length = 24"),
-        ((jnp.zeros(5, jnp.int32),) * 2, ValueError, r"tokens has shape \(5,\): expected \[B, T\]"),
-        ((jnp.zeros((2, 5)), jnp.zeros((2, 5), jnp.int32)), TypeError, "tokens has dtype float32: expected int32"),
-        ((jnp.zeros((2, 5), jnp.int32), jnp.zeros((2, 5), bool)), TypeError, "segment_ids has dtype bool"),
-        ((jnp.zeros((2, 5), jnp.int32), jnp.zeros((2, 4), jnp.int32)), ValueError, r"segment_ids has shape \(2, 4\)"),
+        ((_zeros(2, 25),) * 2, ValueError, "25 columns: expected at most max_length = 24"),
+        ((_zeros(5),) * 2, ValueError, r"tokens has shape \(5,\): expected \[B, T\]"),
+        ((_zeros(2, 5, dtype=np.float32), _zeros(2, 5)), TypeError, "tokens has dtype float32: expected int32"),
+        ((_zeros(2, 5), _zeros(2, 5, dtype=bool)), TypeError, "segment_ids has dtype bool"),
+        ((_zeros(2, 5), _zeros(2, 4)), ValueError, r"segment_ids has shape \(2, 4\)"),
     ],
 )
 def test_tokens_that_do_not_fit_are_named(arguments, error, message):
@@ -163,7 +176,7 @@ def test_tokens_that_do_not_fit_are_named(arguments, error, message):
 
 def test_parameters_of_another_config_are_named():
     model, _ = make()
-    tokens = jnp.zeros((1, 3), jnp.int32)
+    tokens = _zeros(1, 3)
     _, other = make(dataclasses.replace(CONFIG, mlp=20))
     with pytest.raises(ValueError, match=r"\['mlp'\]\['down'\] has shape \(20, 16\): expected \(24, 16\)"):
         model.hidden(other, tokens, tokens)

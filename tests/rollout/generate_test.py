@@ -1,5 +1,5 @@
 import dataclasses
-from functools import partial
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,22 +10,29 @@ from jax.sharding import PartitionSpec as P
 
 from rljax.models import Model
 from rljax.rollout import SamplingConfig, generate, step_key
-from tests.models.small import CONFIG, MESHES, log_softmax_at, make, make_mesh
+from tests.models.small import CONFIG, hidden_of, log_softmax_at, make, make_mesh, some_tokens
 
-KEY = step_key(3, 5)
 SAMPLING = SamplingConfig(max_new_tokens=10)
+
+program = jax.jit(generate, static_argnames=("model", "config", "stop_ids"))
+
+
+@functools.cache
+def _key(step=5):
+    return step_key(3, step)
 
 
 def _prompts(rows=8, columns=6, pad=0):
     lengths = 1 + np.arange(rows) % columns
     ids = (np.arange(columns) >= columns - lengths[:, None]).astype(np.int32)
-    tokens = np.asarray(jax.random.randint(jax.random.key(2), (rows, columns), 2, 11)) * ids
+    tokens = some_tokens((rows, columns)) * ids
     widen = ((0, 0), (pad, 0))
-    return jnp.asarray(np.pad(tokens, widen)), jnp.asarray(np.pad(ids, widen))
+    return np.pad(tokens, widen), np.pad(ids, widen)
 
 
-def _run(model, params, prompts, config=SAMPLING, key=KEY, **others):
-    return jax.jit(partial(generate, model, config=config, **others))(params, *prompts, key)
+def _run(model, params, prompts, config=SAMPLING, step=5, **others):
+    samples = program(model, params, *prompts, _key(step), config, **others)
+    return jax.tree.map(np.asarray, samples)
 
 
 def test_old_logp_is_what_training_recomputes():
@@ -34,9 +41,9 @@ def test_old_logp_is_what_training_recomputes():
         samples = _run(model, params, _prompts(), dataclasses.replace(SAMPLING, temperature=temperature))
         recomputed = log_softmax_at(model, params, samples.tokens, samples.segment_ids, temperature)
         assert samples.mask.sum() > 30
-        np.testing.assert_allclose(samples.old_logp, jnp.where(samples.mask, recomputed, 0), atol=1e-5)
+        np.testing.assert_allclose(samples.old_logp, np.where(samples.mask, recomputed, 0), atol=1e-5)
         np.testing.assert_array_equal(samples.old_logp, samples.sampled_logp)
-        assert jnp.where(samples.mask, samples.old_logp, -1).max() < 0
+        assert np.where(samples.mask, samples.old_logp, -1).max() < 0
 
 
 class _LatePosition(Model):
@@ -48,7 +55,7 @@ def test_a_decoder_whose_positions_are_off_by_one_shows():
     model, params = make()
     samples = _run(_LatePosition(CONFIG), params, _prompts())
     recomputed = log_softmax_at(model, params, samples.tokens, samples.segment_ids)
-    assert jnp.abs(jnp.where(samples.mask, samples.old_logp - recomputed, 0)).max() > 1e-2
+    assert np.abs(np.where(samples.mask, samples.old_logp - recomputed, 0)).max() > 1e-2
 
 
 def test_rows_are_pad_prompt_completion_pad():
@@ -57,7 +64,7 @@ def test_rows_are_pad_prompt_completion_pad():
     samples = _run(model, params, (prompts, ids))
     np.testing.assert_array_equal(samples.tokens[:, :6], prompts)
     assert not samples.mask[:, :6].any()
-    columns = map(np.asarray, (samples.tokens, samples.mask, samples.segment_ids, samples.finished))
+    columns = samples.tokens, samples.mask, samples.segment_ids, samples.finished
     for row, mask, segment, finished in zip(*columns, strict=True):
         completion = row[6:][mask[6:]]
         n = completion.size
@@ -70,7 +77,7 @@ def test_rows_are_pad_prompt_completion_pad():
         assert (row[6 + n :] == 0).all()
         assert (segment[6:] == mask[6:]).all()
     assert 0 < samples.finished.sum() < 8
-    assert (jnp.where(samples.mask, 0, samples.old_logp) == 0).all()
+    assert (np.where(samples.mask, 0, samples.old_logp) == 0).all()
 
 
 def test_left_padding_changes_no_completion():
@@ -85,16 +92,17 @@ def test_the_rest_of_the_batch_changes_no_completion():
     model, params = make()
     prompts = _prompts()
     whole = _run(model, params, prompts)
-    part = _run(model, params, jax.tree.map(lambda x: x[3:5], prompts), rows=jnp.array([3, 4]))
+    few = [x[3:5] for x in prompts]
+    part = _run(model, params, few, rows=np.int32([3, 4]))
     np.testing.assert_array_equal(part.tokens, whole.tokens[3:5])
-    other = _run(model, params, jax.tree.map(lambda x: x[3:5], prompts), rows=jnp.array([4, 3]))
+    other = _run(model, params, few, rows=np.int32([4, 3]))
     assert (other.tokens != part.tokens).any()
 
 
 def test_equal_prompts_and_other_keys_draw_anew():
     model, params = make()
-    prompts = jax.tree.map(lambda x: x[5:6].repeat(8, axis=0), _prompts())
-    first, again, later = (_run(model, params, prompts, key=step_key(3, step)) for step in (5, 5, 6))
+    prompts = [x[5:6].repeat(8, axis=0) for x in _prompts()]
+    first, again, later = (_run(model, params, prompts, step=step) for step in (5, 5, 6))
     assert len({tuple(row) for row in first.tokens.tolist()}) > 2
     np.testing.assert_array_equal(first.tokens, again.tokens)
     assert (first.tokens != later.tokens).any()
@@ -102,20 +110,12 @@ def test_equal_prompts_and_other_keys_draw_anew():
 
 def test_a_budget_ends_a_row_unfinished():
     model, params = make()
-    budget = jnp.array([0, 1, 2, 3, 4, 20, 10, 10])
+    budget = np.int32([0, 1, 2, 3, 4, 20, 10, 10])
     samples = _run(model, params, _prompts(), budget=budget, stop_ids=())
     assert samples.mask.sum(axis=1).tolist() == [0, 1, 2, 3, 4, 10, 10, 10]
     assert not samples.finished.any()
-    free = _run(model, params, _prompts(), stop_ids=())
-    np.testing.assert_array_equal(samples.tokens, jnp.where(samples.mask | (samples.segment_ids != 0), free.tokens, 0))
-
-
-def test_several_stop_tokens():
-    model, params = make()
-    samples = _run(model, params, _prompts(), stop_ids=(1, 4, 7))
-    last = [row[mask][-1] for row, mask in zip(np.asarray(samples.tokens), np.asarray(samples.mask), strict=True)]
-    np.testing.assert_array_equal(samples.finished, np.isin(last, (1, 4, 7)))
-    assert samples.finished.sum() > 4
+    free = _run(model, params, _prompts(), budget=np.full(8, 10, np.int32), stop_ids=())
+    np.testing.assert_array_equal(samples.tokens, np.where(samples.mask | (samples.segment_ids != 0), free.tokens, 0))
 
 
 class _Counting(Model):
@@ -125,12 +125,21 @@ class _Counting(Model):
 
 
 STEPS: list = []
+STOPS = 1, 2, 3, 4, 5, 6
+
+
+def test_several_stop_tokens():
+    _, params = make()
+    samples = _run(_Counting(CONFIG), params, _prompts(), stop_ids=STOPS)
+    last = [row[mask][-1] for row, mask in zip(samples.tokens, samples.mask, strict=True)]
+    np.testing.assert_array_equal(samples.finished, np.isin(last, STOPS))
+    assert samples.finished.sum() > 4
 
 
 def test_the_loop_ends_when_every_row_has_stopped():
     _, params = make()
     STEPS.clear()
-    samples = _run(_Counting(CONFIG), params, _prompts(), stop_ids=(1, 2, 3, 4, 5, 6))
+    samples = _run(_Counting(CONFIG), params, _prompts(), stop_ids=STOPS)
     jax.effects_barrier()
     longest = int(samples.mask.sum(axis=1).max())
     assert longest < 10
@@ -141,7 +150,7 @@ def test_truncation_reports_both_log_probabilities():
     model, params = make()
     samples = _run(model, params, _prompts(), dataclasses.replace(SAMPLING, top_k=3, top_p=0.9))
     recomputed = log_softmax_at(model, params, samples.tokens, samples.segment_ids)
-    np.testing.assert_allclose(samples.old_logp, jnp.where(samples.mask, recomputed, 0), atol=1e-5)
+    np.testing.assert_allclose(samples.old_logp, np.where(samples.mask, recomputed, 0), atol=1e-5)
     gain = (samples.sampled_logp - samples.old_logp)[samples.mask]
     assert (gain >= -1e-6).all()
     assert gain.max() > 0.05
@@ -150,11 +159,11 @@ def test_truncation_reports_both_log_probabilities():
 def test_greedy_follows_the_likeliest_token():
     model, params = make()
     samples = _run(model, params, _prompts(), dataclasses.replace(SAMPLING, temperature=0.0))
-    hidden = model.hidden(params, samples.tokens, samples.segment_ids)
-    likeliest = jnp.argmax(jnp.einsum("btd,vd->btv", hidden, model.unembedding(params)), axis=-1)
+    hidden = hidden_of(model, params, samples.tokens, samples.segment_ids)
+    likeliest = np.argmax(np.einsum("btd,vd->btv", hidden, model.unembedding(params)), axis=-1)
     np.testing.assert_array_equal(samples.tokens[:, 1:][samples.mask[:, 1:]], likeliest[:, :-1][samples.mask[:, 1:]])
     recomputed = log_softmax_at(model, params, samples.tokens, samples.segment_ids)
-    np.testing.assert_allclose(samples.old_logp, jnp.where(samples.mask, recomputed, 0), atol=1e-5)
+    np.testing.assert_allclose(samples.old_logp, np.where(samples.mask, recomputed, 0), atol=1e-5)
     assert (samples.sampled_logp == 0).all()
 
 
@@ -163,21 +172,25 @@ def test_bfloat16_reports_float32_log_probabilities_close_to_the_forward_pass():
     samples = _run(model, params, _prompts())
     recomputed = log_softmax_at(model, params, samples.tokens, samples.segment_ids)
     assert samples.old_logp.dtype == jnp.float32
-    assert jnp.abs(jnp.where(samples.mask, samples.old_logp - recomputed, 0)).mean() < 0.02
+    assert np.abs(np.where(samples.mask, samples.old_logp - recomputed, 0)).mean() < 0.02
 
 
-def test_every_mesh_samples_the_same():
-    results = []
-    for shape in MESHES:
-        mesh = make_mesh(shape)
-        model, params = make()
-        params = jax.device_put(params, model.param_shardings(mesh))
-        prompts = jax.device_put(_prompts(), NamedSharding(mesh, P(("data", "fsdp"))))
-        results.append(_run(model, params, prompts))
-    assert results[-1].tokens.addressable_shards[0].data.shape[0] == 2
-    for other in results[1:]:
-        np.testing.assert_array_equal(other.tokens, results[0].tokens)
-        np.testing.assert_allclose(other.old_logp, results[0].old_logp, atol=1e-5)
+@functools.cache
+def _on_mesh(shape):
+    mesh, (model, params) = make_mesh(shape), make()
+    params = jax.device_put(params, model.param_shardings(mesh))
+    prompts = jax.device_put(_prompts(), NamedSharding(mesh, P(("data", "fsdp"))))
+    return program(model, params, *prompts, _key(), SAMPLING)
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows"), [pytest.param((8, 1, 1), 1, marks=pytest.mark.slow), ((2, 2, 2), 2)], ids=str
+)
+def test_every_mesh_samples_the_same(shape, rows):
+    expected, other = _on_mesh((1, 1, 1)), _on_mesh(shape)
+    assert other.tokens.addressable_shards[0].data.shape[0] == rows
+    np.testing.assert_array_equal(other.tokens, expected.tokens)
+    np.testing.assert_allclose(other.old_logp, expected.old_logp, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -186,11 +199,11 @@ def test_every_mesh_samples_the_same():
         (15, {}, "prompts of 15 columns and max_new_tokens = 10 make rows of 25 tokens: expected at most the model's "
          "max_length = 24"),
         (6, {"stop_ids": (1, 11)}, r"stop_ids = \(1, 11\): expected ids in \[0, vocab_size = 11\)"),
-        (6, {"budget": jnp.ones(3, jnp.int32)}, r"budget has shape \(3,\) and dtype int32: expected \(8,\) int32"),
-        (6, {"rows": jnp.ones(8)}, r"rows has shape \(8,\) and dtype float32: expected \(8,\) int32"),
+        (6, {"budget": np.ones(3, np.int32)}, r"budget has shape \(3,\) and dtype int32: expected \(8,\) int32"),
+        (6, {"rows": np.ones(8, np.float32)}, r"rows has shape \(8,\) and dtype float32: expected \(8,\) int32"),
     ],
 )  # fmt: skip
 def test_arguments_that_do_not_fit_are_named(columns, others, message):
     model, params = make()
     with pytest.raises(ValueError, match=message):
-        generate(model, params, *_prompts(columns=columns), KEY, SAMPLING, **others)
+        generate(model, params, *_prompts(columns=columns), _key(), SAMPLING, **others)

@@ -71,26 +71,37 @@ def test_an_interrupted_preparation_leaves_nothing_that_counts(tmp_path, monkeyp
     assert len(task.load().prompts) == 100
 
 
+# Three processes which have imported what they need, and wait for each other.
+PREPARE = """
+import hashlib, multiprocessing, sys
+from rljax.tasks import StringsTask, prepared
+
+def load():
+    together.wait()
+    data = StringsTask(demonstrations=1000, prompts=50, problems=5, data_dir=sys.argv[1]).load()
+    found = repr((data.demonstrations, data.prompts, data.held_out))
+    print(hashlib.sha256(found.encode()).hexdigest(), flush=True)
+
+several = multiprocessing.get_context("fork")
+together = several.Barrier(3)
+processes = [several.Process(target=load) for _ in range(3)]
+for process in processes:
+    process.start()
+for process in processes:
+    process.join()
+sys.exit(any(process.exitcode for process in processes))
+"""
+
+
 def test_several_processes_prepare_at_once(tmp_path):
     """Without the lock one of them wins and the others raise FileExistsError."""
-    code = (
-        "import sys, hashlib; from rljax.tasks import StringsTask, prepared;"
-        "print('ready', flush=True); sys.stdin.read(1);"
-        "data = StringsTask(demonstrations=1000, prompts=50, problems=5, data_dir=sys.argv[1]).load();"
-        "print(hashlib.sha256(repr((data.demonstrations, data.prompts, data.held_out)).encode()).hexdigest())"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "data")]
-    root = Path(__file__).parents[2]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen(command, cwd=root, **pipes) for _ in range(3)]
-    assert [process.stdout.readline() for process in processes] == ["ready\n"] * 3
-    for process in processes:
-        process.stdin.write(".")
-        process.stdin.flush()
-    results = [(*process.communicate(), process.returncode) for process in processes]
-    assert [code for *_, code in results] == [0, 0, 0], results
-    assert len({out for out, *_ in results}) == 1
-    assert len(results[0][0].strip()) == 64
+    command = [sys.executable, "-c", PREPARE, str(tmp_path / "data")]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    results = done.stdout.split()
+    assert len(results) == 3
+    assert len(set(results)) == 1
+    assert len(results[0]) == 64
 
 
 @pytest.mark.parametrize(("field", "value"), [("demonstrations", 0), ("prompts", -1), ("problems", 0), ("seed", -1)])
