@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from rljax.models import Model, TransformerConfig
+from rljax.models import Decoder, TransformerConfig
 
 
 @pytest.mark.parametrize(
@@ -32,10 +32,10 @@ def test_the_vocabulary_is_padded_whatever_the_mesh():
 
 def test_a_model_needs_a_vocabulary():
     with pytest.raises(ValueError, match="vocab_size = 0: expected the tokenizer's number of tokens"):
-        Model(TransformerConfig())
+        Decoder(TransformerConfig())
 
 
 def test_models_of_equal_configs_are_equal_and_hash_alike():
-    a, b = Model(TransformerConfig(vocab_size=9)), Model(TransformerConfig(vocab_size=9))
+    a, b = Decoder(TransformerConfig(vocab_size=9)), Decoder(TransformerConfig(vocab_size=9))
     assert (a, hash(a)) == (b, hash(b))
-    assert a != Model(dataclasses.replace(a.config, tied=True))
+    assert a != Decoder(dataclasses.replace(a.config, tied=True))

@@ -2,13 +2,13 @@ import jax
 import numpy as np
 import pytest
 
-from rljax.models import Model
+from rljax.models import Decoder
 from tests.models.small import VARIANTS, hidden_of, make, some_tokens
 
 LENGTHS = (6, 3, 1)  # of the prompts, padded on the left to 6
 
-prefill = jax.jit(Model.prefill, static_argnums=(0, 4))
-decode = jax.jit(Model.decode, static_argnums=0)
+prefill = jax.jit(Decoder.prefill, static_argnums=(0, 4))
+decode = jax.jit(Decoder.decode, static_argnums=0)
 
 
 def _prompts():

@@ -8,8 +8,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rljax.models import Model, create
-from rljax.models.sharding import split_rows
+from rljax.models import Decoder, create
+from rljax.models.sharding import RULES, split_rows
 from tests.models.small import CONFIG, make_mesh, packed_rows
 
 SHALLOW = dataclasses.replace(CONFIG, layers=1)
@@ -63,7 +63,7 @@ def test_parameters_lie_as_the_rules_say_and_rows_are_split():
 def test_abstract_parameters_are_those_created():
     mesh, (params, *_) = make_mesh((2, 2, 2)), _loss_and_gradient((2, 2, 2))
     describe = lambda x: (x.shape, x.dtype, x.sharding)  # noqa: E731
-    assert jax.tree.map(describe, Model(SHALLOW).abstract_params(mesh)) == jax.tree.map(describe, params)
+    assert jax.tree.map(describe, Decoder(SHALLOW).abstract_params(mesh)) == jax.tree.map(describe, params)
 
 
 def test_the_key_decides_the_values():
@@ -97,4 +97,4 @@ def test_rows_that_do_not_divide_or_lie_on_another_mesh_stay_as_they_are():
     three, eight = np.ones((3, 2), np.float32), np.ones((8, 2), np.float32)
     for rows in (jax.device_put(three, NamedSharding(mesh, P())), jax.device_put(eight),
                  jax.device_put(eight, NamedSharding(other, P("x")))):  # fmt: skip
-        np.testing.assert_array_equal(jax.jit(split_rows)(rows), rows)
+        np.testing.assert_array_equal(jax.jit(functools.partial(split_rows, rules=RULES))(rows), rows)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType
 
-from rljax.models import Model, TransformerConfig
+from rljax.models import Decoder, TransformerConfig
 
 CONFIG = TransformerConfig(
     vocab_size=11, width=16, layers=2, heads=4, kv_heads=2, head_dim=4, mlp=24, max_length=24, rope_base=50.0
@@ -29,14 +29,14 @@ def make_mesh(shape):
 
 
 @functools.cache
-def make(config=CONFIG, seed=0) -> tuple[Model, dict]:
+def make(config=CONFIG, seed=0) -> tuple[Decoder, dict]:
     """A model and parameters of size about 1: distributions far from uniform, norm scales that are not 1."""
-    model, rng = Model(config), np.random.default_rng(seed)
-    shapes = jax.eval_shape(lambda: model.initialise(jax.random.key(0)))
+    model, rng = Decoder(config), np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda: model.initialize(jax.random.key(0)))
     return model, jax.tree.map(lambda x: jnp.float32(0.5 * rng.normal(size=x.shape) + (x.ndim == 1)), shapes)
 
 
-hidden_of = jax.jit(Model.hidden, static_argnums=0)  # of equal models one program
+hidden_of = jax.jit(Decoder.hidden, static_argnums=0)  # of equal models one program
 
 
 def packed_rows():

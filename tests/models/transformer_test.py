@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rljax.models import Model
+from rljax.models import Decoder
 from tests.models.small import CONFIG, VARIANTS, hidden_of, make, packed_rows, some_tokens
 
 enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
@@ -128,7 +128,7 @@ def test_bfloat16_computes_in_bfloat16_from_float32_masters():
     config = dataclasses.replace(CONFIG, dtype="bfloat16")
     model, params = make(config)
     tokens, segment_ids = packed_rows()
-    exact = hidden_of(Model(CONFIG), params, tokens, segment_ids)
+    exact = hidden_of(Decoder(CONFIG), params, tokens, segment_ids)
 
     @jax.jit
     def run(params):

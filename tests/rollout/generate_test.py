@@ -8,8 +8,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rljax.models import Model
-from rljax.rollout import SamplingConfig, generate, step_key
+from rljax.models import Decoder
+from rljax.rollout import SamplingConfig, generate
 from tests.models.small import CONFIG, hidden_of, log_softmax_at, make, make_mesh, some_tokens
 
 SAMPLING = SamplingConfig(max_new_tokens=10)
@@ -19,7 +19,7 @@ program = jax.jit(generate, static_argnames=("model", "config", "stop_ids"))
 
 @functools.cache
 def _key(step=5):
-    return step_key(3, step)
+    return jax.random.fold_in(jax.random.key(3), step)
 
 
 def _prompts(rows=8, columns=6, pad=0):
@@ -30,8 +30,8 @@ def _prompts(rows=8, columns=6, pad=0):
     return np.pad(tokens, widen), np.pad(ids, widen)
 
 
-def _run(model, params, prompts, config=SAMPLING, step=5, **others):
-    samples = program(model, params, *prompts, _key(step), config, **others)
+def _run(model, params, prompts, config=SAMPLING, step=5, stop_ids=(1,), **others):
+    samples = program(model, params, *prompts, _key(step), config, stop_ids=stop_ids, **others)
     return jax.tree.map(np.asarray, samples)
 
 
@@ -46,7 +46,7 @@ def test_old_logp_is_what_training_recomputes():
         assert np.where(samples.mask, samples.old_logp, -1).max() < 0
 
 
-class _LatePosition(Model):
+class _LatePosition(Decoder):
     def decode(self, params, token, cache):
         return super().decode(params, token, cache._replace(position=cache.position + 1))
 
@@ -118,7 +118,7 @@ def test_a_budget_ends_a_row_unfinished():
     np.testing.assert_array_equal(samples.tokens, np.where(samples.mask | (samples.segment_ids != 0), free.tokens, 0))
 
 
-class _Counting(Model):
+class _Counting(Decoder):
     def decode(self, params, token, cache):
         jax.debug.callback(STEPS.append, cache.index, ordered=True)
         return super().decode(params, token, cache)
@@ -178,9 +178,9 @@ def test_bfloat16_reports_float32_log_probabilities_close_to_the_forward_pass():
 @functools.cache
 def _on_mesh(shape):
     mesh, (model, params) = make_mesh(shape), make()
-    params = jax.device_put(params, model.param_shardings(mesh))
+    params = jax.device_put(params, jax.tree.map(lambda x: x.sharding, model.abstract_params(mesh)))
     prompts = jax.device_put(_prompts(), NamedSharding(mesh, P(("data", "fsdp"))))
-    return program(model, params, *prompts, _key(), SAMPLING)
+    return program(model, params, *prompts, _key(), SAMPLING, stop_ids=(1,))
 
 
 @pytest.mark.parametrize(
@@ -206,4 +206,4 @@ def test_every_mesh_samples_the_same(shape, rows):
 def test_arguments_that_do_not_fit_are_named(columns, others, message):
     model, params = make()
     with pytest.raises(ValueError, match=message):
-        generate(model, params, *_prompts(columns=columns), _key(), SAMPLING, **others)
+        generate(model, params, *_prompts(columns=columns), _key(), SAMPLING, **{"stop_ids": (1,), **others})

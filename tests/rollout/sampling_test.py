@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from rljax.rollout import SamplingConfig, row_keys, sampling, step_key
+from rljax.rollout import SamplingConfig, row_keys, sampling
 
 # Jitted, since each operation by itself is a program to compile.
 top_k, top_p = jax.jit(sampling.top_k, static_argnums=1), jax.jit(sampling.top_p)
@@ -20,7 +20,7 @@ def _log_softmax(logits):
 
 @jax.jit
 def _keys(seed, step, rows):
-    return row_keys(step_key(seed, step), rows)
+    return row_keys(jax.random.fold_in(jax.random.key(seed), step), rows)
 
 
 def _kept(logits):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rljax.tasks import JsonlTask, Tokenizer, exact_match
-from rljax.tasks.jsonl import read_jsonl
+from rljax.tasks.jsonl.reader import read_jsonl
 
 ROWS = [{"prompt": f"{a} + {b} = ", "answer": str(a + b)} for a in range(6) for b in range(6)]
 
@@ -32,7 +32,8 @@ def test_load(file):
     assert (len(prompts), len(held_out)) == (32, 4)
     assert data.demonstrations == []
     assert data.reward is exact_match
-    assert data.right_chain is None
+    assert data.checks == {}
+    assert data.headline == "held out"
     assert data.tokenizer.decode(data.tokenizer.encode("3 + 4 = 7")) == "3 + 4 = 7"
 
 

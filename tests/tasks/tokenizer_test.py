@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rljax.tasks import Tokenizer
-from rljax.tasks.string_functions import FUNCTIONS, LETTERS
-from rljax.tasks.string_problems import held_out
 from rljax.tasks.strings import string_tokenizer
+from rljax.tasks.strings.functions import FUNCTIONS, LETTERS
+from rljax.tasks.strings.problems import held_out
 
 STRINGS = string_tokenizer()
 ENGLISH = ["How many hens does the farmer have?", "The farmer has 12 hens. ", "naïve façade, 東京"] * 20

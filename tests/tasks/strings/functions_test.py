@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from rljax.tasks.string_functions import FUNCTIONS, LETTERS, LONGEST, apply, operation
-from rljax.tasks.string_problems import LENGTHS, is_test_string
+from rljax.tasks.strings.functions import FUNCTIONS, LETTERS, LONGEST, apply, operation
+from rljax.tasks.strings.problems import LENGTHS, is_test_string
 
 SHORT = ["".join(x) for n in LENGTHS for x in itertools.islice(itertools.product(LETTERS, repeat=n), 0, None, 5)]
 TEST_STRINGS = [x for x in SHORT if is_test_string(x)]

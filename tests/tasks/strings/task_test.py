@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import tensorflow_datasets as tfds
 
-from rljax.tasks import StringsTask, prepared, string_problems, strings_dataset
+from rljax.tasks import StringsTask, storage
+from rljax.tasks.strings import dataset, problems
 
 SMALL = {"demonstrations": 300, "prompts": 100, "problems": 20}
 
@@ -24,18 +25,19 @@ def data(folder):
 
 
 def test_what_is_read_is_what_was_generated_in_order(data):
-    assert data.demonstrations == list(string_problems.demonstrations(0, 300))
-    assert data.prompts == list(string_problems.prompts(0, 100))
-    assert list(data.held_out) == list(string_problems.LEVELS)
-    for level, problems in data.held_out.items():
-        assert problems == list(string_problems.held_out(level, 0, 20))
+    assert data.demonstrations == list(problems.demonstrations(0, 300))
+    assert data.prompts == list(problems.prompts(0, 100))
+    assert list(data.held_out) == list(problems.LEVELS)
+    for level, of_level in data.held_out.items():
+        assert of_level == list(problems.held_out(level, 0, 20))
+    assert data.headline == "level 2 held-out pairs"
 
 
 def test_the_solutions_earn_the_reward_by_the_right_chain(data):
     for problem in (*data.demonstrations, *data.prompts, *itertools.chain(*data.held_out.values())):
         if not problem.prompt.endswith(" "):  # a single step has the output alone
             assert data.reward(problem.prompt, problem.solution, problem.answer) == 1.0
-            assert data.right_chain(problem.prompt, problem.solution)
+            assert data.checks["right chain"](problem.prompt, problem.solution)
             assert data.reward(problem.prompt, problem.solution[:-1], problem.answer) == 0.0
         assert data.tokenizer.decode(data.tokenizer.encode(problem.solution)) == problem.solution
 
@@ -46,8 +48,8 @@ def test_loading_again_prepares_nothing(data, folder, monkeypatch):
 
 
 def test_the_examples_are_problems(data, folder):
-    config = strings_dataset.StringFunctionsConfig.of(seed=0, **SMALL)
-    source = prepared.prepare(strings_dataset.StringFunctions, config, folder).as_data_source(split="prompts")
+    config = dataset.StringFunctionsConfig.of(seed=0, **SMALL)
+    source = storage.prepare(dataset.StringFunctions, config, folder).as_data_source(split="prompts")
     assert source[3]["prompt"].decode() == data.prompts[3].prompt
     assert source[3]["answer"].decode() == data.prompts[3].answer
 
@@ -60,12 +62,12 @@ def test_another_seed_is_another_dataset(data, folder):
 
 def test_an_interrupted_preparation_leaves_nothing_that_counts(tmp_path, monkeypatch):
     def interrupted(seed, count):
-        yield from list(string_problems.held_out("level 1", seed, 5))
+        yield from list(problems.held_out("level 1", seed, 5))
         raise KeyboardInterrupt
 
     task = StringsTask(**SMALL, data_dir=tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(string_problems, "prompts", interrupted)
+        patch.setattr(problems, "prompts", interrupted)
         with pytest.raises(KeyboardInterrupt):
             task.load()
     assert len(task.load().prompts) == 100
@@ -74,7 +76,7 @@ def test_an_interrupted_preparation_leaves_nothing_that_counts(tmp_path, monkeyp
 # Three processes which have imported what they need, and wait for each other.
 PREPARE = """
 import hashlib, multiprocessing, sys
-from rljax.tasks import StringsTask, prepared
+from rljax.tasks import StringsTask, storage
 
 def load():
     together.wait()
@@ -96,7 +98,7 @@ sys.exit(any(process.exitcode for process in processes))
 def test_several_processes_prepare_at_once(tmp_path):
     """Without the lock one of them wins and the others raise FileExistsError."""
     command = [sys.executable, "-c", PREPARE, str(tmp_path / "data")]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     results = done.stdout.split()
     assert len(results) == 3

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from rljax.tasks import Problem
-from rljax.tasks.reading import batches, encode_prompts, pack
-from rljax.tasks.string_problems import demonstrations
+from rljax.tasks.batching import batches, encode_prompts, pack
 from rljax.tasks.strings import string_tokenizer
+from rljax.tasks.strings.problems import demonstrations
 
 TOKENIZER = string_tokenizer()
 PROBLEMS = list(demonstrations(0, 200))
@@ -59,7 +59,7 @@ def test_bad_rows_are_named():
         pack([], TOKENIZER, 10)
     with pytest.raises(ValueError, match="a prompt is empty"):
         pack([Problem("", "s", "s")], TOKENIZER, 10)
-    with pytest.raises(ValueError, match=r"length = 4: the prompt 'f9 stuv;' has 6 tokens; raise"):
+    with pytest.raises(ValueError, match=r"length = 4: expected at least the 6 tokens of the prompt 'f9 stuv;'; raise"):
         encode_prompts([Problem("f9 s;", ""), Problem("f9 stuv;", "")], TOKENIZER, 4)
 
 

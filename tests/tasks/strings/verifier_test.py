@@ -3,7 +3,7 @@
 import pytest
 
 from rljax.tasks import exact_match
-from rljax.tasks.verifier import last_output, read_steps, right_chain
+from rljax.tasks.strings.verifier import last_output, read_steps, right_chain
 
 PROMPT, ANSWER = "f6 f9 stuv;", "vutsw"
 

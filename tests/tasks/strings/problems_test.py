@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
-from rljax.tasks import string_problems as sp
-from rljax.tasks.string_functions import FUNCTIONS, apply
+from rljax.tasks.strings import problems as sp
+from rljax.tasks.strings.functions import FUNCTIONS, apply
 
 DEMONSTRATIONS = list(sp.demonstrations(0, 12000))
 PROMPTS = list(sp.prompts(0, 4000))
