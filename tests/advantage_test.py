@@ -11,6 +11,7 @@ from rljax import advantage
 from rljax.advantage import token_baseline
 from rljax.objective import required_fields
 from tests import papers
+from tests.together import together
 
 TOKEN_BASELINES = ["optimal_token_baseline", "leave_one_out_token_baseline"]
 BATCH_WIDE = [
@@ -40,16 +41,26 @@ CASES["without_negatives"] = (
 every_case = pytest.mark.parametrize("name", CASES)
 
 
-@partial(jax.jit, static_argnums=0)  # one program a case: eager mode compiles every operation
-def call(name, rewards, mask, fields):
-    f = CASES[name][0]
-    return f(jnp.asarray(rewards), jnp.asarray(mask), **{field: fields[field] for field in required_fields(f)})
+def programs(*names):
+    """A function that gives these advantages by name, on random fields but for those given."""
+
+    @together
+    def run(rewards, mask, fields):
+        found = {}
+        for name in names:
+            f = CASES[name][0]
+            found[name] = f(rewards, mask, **{field: fields[field] for field in required_fields(f)})
+        return found
+
+    def apply(rewards, mask, proxy=None, **fields):
+        given = {"proxy": proxy} if proxy is not None else {}
+        return run(rewards, mask, papers.random_fields(0, rewards, mask) | given | fields)
+
+    return apply
 
 
-def apply(name, rewards, mask, proxy=None, **fields):
-    """The advantage on random fields, but for those given."""
-    given = {"proxy": proxy} if proxy is not None else {}
-    return call(name, rewards, mask, papers.random_fields(0, rewards, mask) | given | fields)
+every = programs(*CASES)
+token_baselines = programs(*TOKEN_BASELINES)
 
 
 def expected(name, rewards, mask):
@@ -68,11 +79,16 @@ def expected(name, rewards, mask):
 def test_values_are_the_papers(name, dense, seed):
     rewards, mask, _ = papers.random_rollouts(seed, dense=dense)
     with jax.enable_x64(True):
-        A = apply(name, rewards, mask)
-        assert A.dtype == jnp.float64
-        assert papers.agree(A, expected(name, rewards, mask))
-        shifted = apply(name, rewards, np.roll(mask, 1, axis=-1))
-        assert not papers.agree(shifted, expected(name, rewards, mask), 1e-3)
+        A, shifted = (every(rewards, m)[name] for m in (mask, np.roll(mask, 1, axis=-1)))
+    answer = expected(name, rewards, mask)
+    assert A.dtype == jnp.float64
+    assert papers.agree(A, answer)
+    assert not papers.agree(shifted, answer, 1e-3)
+
+
+@together
+def with_importance(rewards, mask, fields):
+    return {name: getattr(advantage, name)(rewards, mask, **fields) for name in TOKEN_BASELINES}
 
 
 @pytest.mark.parametrize("name", TOKEN_BASELINES)
@@ -81,7 +97,7 @@ def test_importance_weights_enter_the_energy_squared(name):
     fields = {name: papers.random_fields(0, rewards, mask)[name] for name in ("proxy", "importance")}
     weighed = papers.over_groups(getattr(papers, name))(rewards, mask, **fields)
     with jax.enable_x64(True):
-        ours = jax.jit(getattr(advantage, name))(rewards, mask, **fields)
+        ours = with_importance(rewards, mask, fields)[name]
     assert papers.agree(ours, weighed)
     assert not papers.agree(expected(name, rewards, mask), weighed, 1e-3)
 
@@ -89,8 +105,8 @@ def test_importance_weights_enter_the_energy_squared(name):
 @pytest.mark.parametrize("name", TOKEN_BASELINES)
 def test_rewards_and_proxies_at_masked_tokens_are_not_read(name):
     rewards, mask, proxy = papers.random_rollouts(3, dense=True)
-    spoilt = apply(name, np.where(mask, rewards, np.nan), mask, np.where(mask, proxy, np.nan))
-    np.testing.assert_array_equal(spoilt, apply(name, rewards, mask, proxy))
+    spoilt = token_baselines(np.where(mask, rewards, np.nan), mask, np.where(mask, proxy, np.nan))[name]
+    np.testing.assert_array_equal(spoilt, token_baselines(rewards, mask, proxy)[name])
 
 
 @pytest.mark.parametrize("dense", [False, True])
@@ -103,7 +119,7 @@ def test_completions_without_holes_need_no_packing(name, dense):
     assert token_baseline._aligned(mask)
     assert not token_baseline._aligned(mask | (columns == 0) & (np.arange(5) == 1)[:, None])
     with jax.enable_x64(True):
-        assert papers.agree(apply(name, rewards, mask), expected(name, rewards, mask))
+        assert papers.agree(every(rewards, mask)[name], expected(name, rewards, mask))
 
 
 @pytest.mark.parametrize("name", TOKEN_BASELINES)
@@ -112,36 +128,38 @@ def test_being_longest_pays_nothing(name):
     mask = np.arange(5) < np.array([[5], [3]])
     rewards, proxy = np.ones(2), np.ones((2, 5))
     np.testing.assert_array_equal(papers.reference_token_baseline(rewards, mask, proxy)[0], [0, 0, 0, 1, 1])
-    np.testing.assert_array_equal(apply(name, rewards[None], mask[None], proxy[None]), np.zeros((1, 2, 5)))
+    A = token_baselines(rewards[None], mask[None], proxy[None])[name]
+    np.testing.assert_array_equal(A, np.zeros((1, 2, 5)))
 
 
 def test_past_all_others_the_baseline_is_theirs_at_their_last_tokens():
     mask = np.arange(4)[None] < np.array([[4], [2], [1]])
     proxy = np.array([[[1.0] * 4, [1.0, 0.5, 9.0, 9.0], [0.5, 9.0, 9.0, 9.0]]])
-    for name in TOKEN_BASELINES:
-        A = apply(name, np.array([[1.0, 0.5, 0.0]]), mask[None], proxy)
+    for A in token_baselines(np.array([[1.0, 0.5, 0.0]]), mask[None], proxy).values():
         np.testing.assert_allclose(A[0, 0, 2:], 1 - (0.5 * 1.5 + 0.0 * 0.5) / 2.0, rtol=1e-6)
 
 
 def test_own_sample_form_is_the_leave_one_out_form_shortened_by_its_own_share():
     """A = (1 − W_i / ΣW) · A_loo: a shorter step, which is its bias."""
     rewards, mask, proxy = np.array([[1.0, 0.0, 0.3]]), np.ones((1, 3, 4), bool), np.ones((1, 3, 4))
-    own, left = (apply(name, rewards, mask, proxy) for name in TOKEN_BASELINES)
-    np.testing.assert_allclose(own, left * (2 / 3), rtol=1e-6)
+    A = token_baselines(rewards, mask, proxy)
+    np.testing.assert_allclose(A["optimal_token_baseline"], A["leave_one_out_token_baseline"] * (2 / 3), rtol=1e-6)
 
 
 def test_equal_energies_give_the_mean_baselines():
     rewards, _, _ = papers.random_rollouts(4)
     mask, proxy = np.ones((4, 5, 8), bool), np.ones((4, 5, 8))
-    for token, plain in zip(TOKEN_BASELINES, ("mean_baseline", "leave_one_out"), strict=True):
-        np.testing.assert_allclose(apply(token, rewards, mask, proxy), apply(plain, rewards, mask, proxy), atol=1e-6)
+    plain = ("mean_baseline", "leave_one_out")
+    A = programs(*TOKEN_BASELINES, *plain)(rewards, mask, proxy)
+    for token, name in zip(TOKEN_BASELINES, plain, strict=True):
+        np.testing.assert_allclose(A[token], A[name], atol=1e-6)
 
 
 def test_tiny_energies_of_the_others_survive_a_large_one_of_ones_own():
     """Sums over the others are made of the others: a total less one's own would leave rounding."""
     proxy = np.array([[[2.0], [1e-9], [3e-9]]])
-    A = apply("leave_one_out_token_baseline", np.array([[0.0, 1.0, 2.0]]), np.ones((1, 3, 1), bool), proxy)
-    np.testing.assert_allclose(A[0, 0, 0], -1.75, rtol=1e-6)
+    A = token_baselines(np.array([[0.0, 1.0, 2.0]]), np.ones((1, 3, 1), bool), proxy)
+    np.testing.assert_allclose(A["leave_one_out_token_baseline"][0, 0, 0], -1.75, rtol=1e-6)
 
 
 def test_worked_group():
@@ -149,14 +167,15 @@ def test_worked_group():
     at_first = {"group_relative": 2 / 3 / (np.sqrt(1 / 3) + 1e-6), "mean_baseline": 2 / 3, "leave_one_out": 1.0,
                 "length_weighted": 5 / 6, "pass_at_k": 1.0, "discounted_returns": 1.0,
                 "standardised pass_at_k": 1 / (np.sqrt(1 / 3) + 1e-6)}  # fmt: skip
+    A = programs(*at_first)(rewards, mask)
     for name, value in at_first.items():
-        np.testing.assert_allclose(apply(name, rewards, mask, None)[0, 0], [value, 0, 0], rtol=1e-6)
+        np.testing.assert_allclose(A[name][0, 0], [value, 0, 0], rtol=1e-6)
 
 
 @every_case
 def test_integer_rewards_are_numbers_too(name):
     rewards, mask = np.array([[2, 0, 1]], np.int32), np.ones((1, 3, 2), bool)
-    A = apply(name, rewards, mask, np.ones((1, 3, 2), np.float32))
+    A = every(rewards, mask, np.ones((1, 3, 2), np.float32))[name]
     assert A.dtype == jnp.float32
     assert np.max(np.abs(A)) > 0
 
@@ -164,23 +183,24 @@ def test_integer_rewards_are_numbers_too(name):
 @every_case
 def test_arguments_that_do_not_fit(name):
     rewards, mask, proxy = papers.random_rollouts(0)
+    apply = programs(name)
     with pytest.raises(TypeError, match="mask has dtype float32: expected bool"):
-        apply(name, rewards, mask.astype(np.float32), proxy)
+        apply(rewards, mask.astype(np.float32), proxy)
     with pytest.raises(ValueError, match=r"rewards has shape \(4, 4\): expected \(4, 5\)"):
-        apply(name, rewards[:, :4], mask, proxy)
+        apply(rewards[:, :4], mask, proxy)
     with pytest.raises(ValueError, match=r"rewards has shape \(4,\): expected \[P, G\] or \[P, G, T\]"):
-        apply(name, rewards[:, 0], mask, proxy)
+        apply(rewards[:, 0], mask, proxy)
     with pytest.raises(ValueError, match=r"mask has shape \(4, 5\): expected \[P, G, T\]"):
-        apply(name, rewards, mask[..., 0], proxy)
+        apply(rewards, mask[..., 0], proxy)
     if name in TOKEN_BASELINES:
         with pytest.raises(ValueError, match=r"proxy has shape \(4, 5\)"):
-            apply(name, rewards, mask, proxy[..., 0])
+            apply(rewards, mask, proxy[..., 0])
     if name == "prefix_tree":
         with pytest.raises(ValueError, match=r"tokens has shape \(4, 5\)"):
-            apply(name, rewards, mask, tokens=np.zeros((4, 5), np.int32))
+            apply(rewards, mask, tokens=np.zeros((4, 5), np.int32))
     if name == "remax":
         with pytest.raises(ValueError, match=r"greedy_rewards has shape \(3,\): expected \(4,\)"):
-            apply(name, rewards, mask, greedy_rewards=np.zeros(3))
+            apply(rewards, mask, greedy_rewards=np.zeros(3))
 
 
 def test_hyper_parameters_out_of_range():
@@ -196,36 +216,51 @@ def test_hyper_parameters_out_of_range():
 def test_worked_returns():
     """Three chosen tokens with a tool token between: R = 1 at the last; γ = ½, λ = ½, V = ½."""
     rewards, mask = np.array([[1.0]]), np.array([[[True, False, True, True]]])
-    G = advantage.discounted_returns(rewards, mask, gamma=0.5)
-    np.testing.assert_allclose(G[0, 0], [0.25, 0, 0.5, 1])
-    A = advantage.generalized_advantage_estimation(rewards, mask, values=np.full((1, 1, 4), 0.5), gamma=0.5, lam=0.5)
-    np.testing.assert_allclose(A[0, 0], [-0.28125, 0, -0.125, 0.5])  # δ = −¼, −¼, ½
-    A = advantage.remax(rewards, mask, greedy_rewards=np.array([0.25]))
-    np.testing.assert_allclose(A[0, 0], [0.75, 0, 0.75, 0.75])
+
+    @jax.jit
+    def worked(rewards, mask, values, greedy_rewards):
+        return (
+            advantage.discounted_returns(rewards, mask, gamma=0.5),
+            advantage.generalized_advantage_estimation(rewards, mask, values=values, gamma=0.5, lam=0.5),
+            advantage.remax(rewards, mask, greedy_rewards=greedy_rewards),
+        )
+
+    returns, estimated, less_greedy = worked(rewards, mask, np.full((1, 1, 4), 0.5), np.array([0.25]))
+    np.testing.assert_allclose(returns[0, 0], [0.25, 0, 0.5, 1])
+    np.testing.assert_allclose(estimated[0, 0], [-0.28125, 0, -0.125, 0.5])  # δ = −¼, −¼, ½
+    np.testing.assert_allclose(less_greedy[0, 0], [0.75, 0, 0.75, 0.75])
 
 
 def test_worked_prefix_tree():
     """ab → 1, ac → 0: the first token changes nothing, the second decides."""
     rewards, mask, tokens = np.array([[1.0, 0.0]]), np.ones((1, 2, 2), bool), np.array([[[0, 1], [0, 2]]], np.int32)
-    A = advantage.prefix_tree(rewards, mask, tokens=tokens)
+    A = jax.jit(advantage.prefix_tree)(rewards, mask, tokens=tokens)
     np.testing.assert_allclose(A[0], np.array([[0.5, 1.0], [-0.5, -1.0]]) / (np.sqrt(0.5) + 1e-6), rtol=1e-6)
 
 
 def test_negatives_are_left_out_while_dropping():
     rewards, mask = np.array([[1.0, 0.0, 0.0]]), np.ones((1, 3, 2), bool)
-    controlled = advantage.without_negatives(advantage.leave_one_out)
+    controlled = jax.jit(advantage.without_negatives(advantage.leave_one_out))
     for dropping, expected in ((True, [1.0, 0.0, 0.0]), (False, [1.0, -0.5, -0.5])):
-        A = controlled(rewards, mask, dropping=jnp.array(dropping))
+        A = controlled(rewards, mask, dropping=np.array(dropping))
         np.testing.assert_allclose(A[0], np.repeat(np.array(expected)[:, None], 2, axis=1), rtol=1e-6)
 
 
 def test_worked_batch_statistics():
     rewards, mask = np.array([[1.0, 0.0], [1.0, 1.0]]), np.ones((2, 2, 1), bool)
-    A = advantage.task_relative(rewards, mask, task=np.array([7, 7], np.int32))
-    np.testing.assert_allclose(A[0, :, 0], np.array([0.5, -0.5]) / (0.5 + 1e-6), rtol=1e-6)
-    A = advantage.reinforce_plus_plus(rewards, mask)
-    np.testing.assert_allclose(A[..., 0], np.array([[0.25, -0.75], [0.25, 0.25]]) / np.sqrt(0.25 + 1e-8), rtol=1e-6)
-    A = advantage.policy_improvement(rewards, mask, improvement=-2.0)
-    np.testing.assert_allclose(A[..., 0], [[-0.2, 0.2], [0, 0]], rtol=1e-6)
-    A = advantage.multi_reward(rewards, mask, components=np.stack([rewards, 100 * rewards], -1))
-    np.testing.assert_allclose(A[0, :, 0], np.array([1, -1]) * np.sqrt(3 / 2), rtol=1e-5)
+
+    @jax.jit
+    def worked(rewards, mask, components):
+        return (
+            advantage.task_relative(rewards, mask, task=np.array([7, 7], np.int32)),
+            advantage.reinforce_plus_plus(rewards, mask),
+            advantage.policy_improvement(rewards, mask, improvement=-2.0),
+            advantage.multi_reward(rewards, mask, components=components),
+        )
+
+    found = worked(rewards, mask, np.stack([rewards, 100 * rewards], -1))
+    task_relative, plus_plus, improvement, multi_reward = (x[..., 0] for x in map(np.asarray, found))
+    np.testing.assert_allclose(task_relative[0], np.array([0.5, -0.5]) / (0.5 + 1e-6), rtol=1e-6)
+    np.testing.assert_allclose(plus_plus, np.array([[0.25, -0.75], [0.25, 0.25]]) / np.sqrt(0.25 + 1e-8), rtol=1e-6)
+    np.testing.assert_allclose(improvement, [[-0.2, 0.2], [0, 0]], rtol=1e-6)
+    np.testing.assert_allclose(multi_reward[0], np.array([1, -1]) * np.sqrt(3 / 2), rtol=1e-5)

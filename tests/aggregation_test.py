@@ -9,14 +9,20 @@ import pytest
 
 from rljax import aggregation
 from tests import papers
+from tests.together import together
 
 CASES = {
-    "token_mean": (jax.jit(aggregation.token_mean), papers.token_mean),
-    "sequence_mean": (jax.jit(aggregation.sequence_mean), papers.sequence_mean_weights),
-    "group_mean": (jax.jit(aggregation.group_mean), papers.group_mean),
-    "constant": (jax.jit(partial(aggregation.constant, max_length=9)), papers.constant(9)),
-    "balanced": (jax.jit(aggregation.balanced), papers.balanced),
+    "token_mean": (aggregation.token_mean, papers.token_mean),
+    "sequence_mean": (aggregation.sequence_mean, papers.sequence_mean_weights),
+    "group_mean": (aggregation.group_mean, papers.group_mean),
+    "constant": (partial(aggregation.constant, max_length=9), papers.constant(9)),
+    "balanced": (aggregation.balanced, papers.balanced),
 }
+
+
+@together
+def every(mask, sign):
+    return {name: f(mask, sign) for name, (f, _) in CASES.items()}
 
 
 def random_step(seed):
@@ -32,21 +38,21 @@ def test_every_aggregation_has_a_formula_here():
 @pytest.mark.parametrize("name", CASES)
 def test_weights_are_the_papers(name):
     mask, sign = random_step(1)
-    f, paper = CASES[name]
+    expected = CASES[name][1](mask, sign)
     with jax.enable_x64(True):
-        weights = f(mask, sign.astype(np.float64))
-        assert weights.dtype == jnp.float64
-        assert papers.agree(weights, paper(mask, sign))
-        assert not papers.agree(f(np.roll(mask, 1, axis=-1), sign), paper(mask, sign), 1e-3)
+        weights, shifted = (every(m, sign.astype(np.float64))[name] for m in (mask, np.roll(mask, 1, axis=-1)))
+    assert weights.dtype == jnp.float64
+    assert papers.agree(weights, expected)
+    assert not papers.agree(shifted, expected, 1e-3)
     for dtype in (np.int8, np.float32):
-        np.testing.assert_array_equal(f(mask, sign.astype(dtype)), f(mask, jnp.asarray(sign, jnp.int32)))
+        np.testing.assert_array_equal(every(mask, sign.astype(dtype))[name], every(mask, sign.astype(np.int32))[name])
 
 
 @pytest.mark.parametrize("name", ["token_mean", "sequence_mean", "group_mean", "balanced"])
 def test_weights_are_a_measure(name):
     mask, sign = random_step(2)
     sign = np.where(sign == 0, 1, sign)
-    np.testing.assert_allclose(np.sum(CASES[name][0](mask, sign)), 1, rtol=1e-6)
+    np.testing.assert_allclose(np.sum(every(mask, sign)[name]), 1, rtol=1e-6)
 
 
 def test_balanced_is_the_sequence_mean_or_the_group_mean_where_lengths_say_so():
@@ -54,18 +60,19 @@ def test_balanced_is_the_sequence_mean_or_the_group_mean_where_lengths_say_so():
     equal_on_each_side = np.arange(6) < np.array([[[2], [2], [5], [5]]])
     equal_means = np.arange(6) < np.array([[[2], [4], [1], [5]]])
     for mask, other in ((equal_on_each_side, "sequence_mean"), (equal_means, "group_mean")):
-        np.testing.assert_allclose(CASES["balanced"][0](mask, sign), CASES[other][0](mask, sign), rtol=1e-6)
+        weights = every(mask, sign)
+        np.testing.assert_allclose(weights["balanced"], weights[other], rtol=1e-6)
 
 
 def test_a_completion_of_advantage_zero_counts_in_the_group_only():
     mask = np.ones((1, 4, 2), bool)
-    weights = aggregation.balanced(mask, np.array([[1, -1, 0, 0]]))
+    weights = jax.jit(aggregation.balanced)(mask, np.array([[1, -1, 0, 0]]))
     np.testing.assert_allclose(weights[0, :, 0], [1 / 8, 1 / 8, 0, 0])
 
 
 def test_side_is_the_sign_of_the_mean_over_trained_tokens():
     A = np.array([[[1.0, -3.0, np.nan], [1.0, np.nan, np.nan], [0.0, 0.0, 0.0], [1.0, -1.0, np.nan], [np.nan] * 3]])
-    np.testing.assert_array_equal(aggregation.side(A, ~np.isnan(A)), [[-1, 1, 0, 0, 0]])
+    np.testing.assert_array_equal(jax.jit(aggregation.side)(A, ~np.isnan(A)), [[-1, 1, 0, 0, 0]])
 
 
 @pytest.mark.parametrize("name", CASES)

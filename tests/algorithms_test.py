@@ -9,6 +9,7 @@ from rljax import Batch, Rollouts, aggregation, algorithms, policy_loss
 from rljax.objective import PolicyGradient, advantages_of, required_fields
 from tests import papers
 from tests.papers import chain, clip, local_gradient
+from tests.together import together
 
 PAPERS = {
     "grpo": (papers.group_relative, papers.sequence_mean_weights, clip(0.2, 0.2)),
@@ -98,6 +99,11 @@ def test_every_algorithm_has_its_papers_formula_here():
     assert set(PAPERS) == set(algorithms.__all__)
 
 
+@together
+def steps(rewards, mask, fields, l):
+    return {name: train_step(make(name), rewards, mask, fields, l) for name in PAPERS}
+
+
 @pytest.mark.parametrize("name", PAPERS)
 def test_a_step_is_the_papers(name):
     rewards, mask, fields, l = small_move(0)
@@ -107,13 +113,13 @@ def test_a_step_is_the_papers(name):
     w = weigh(mask, np.sign(A.sum(-1)))
     flat = [x.reshape(-1, x.shape[-1]) for x in (l, A, w, mask.astype(int))]
     with jax.enable_x64(True):
-        ours = jax.jit(lambda *args: train_step(make(name), *args))(rewards, mask, fields, l)
-        assert papers.agree(ours[0], A)
-        assert papers.agree(ours[1], w)
-        assert papers.agree(ours[2], papers.policy_loss(ratio, *flat))
-        gradient = papers.policy_gradient(ratio, *flat).reshape(mask.shape)
-        assert papers.agree(ours[3], gradient)
-        assert not papers.agree(0 * ours[3], gradient)
+        ours = steps(rewards, mask, fields, l)[name]
+    assert papers.agree(ours[0], A)
+    assert papers.agree(ours[1], w)
+    assert papers.agree(ours[2], papers.policy_loss(ratio, *flat))
+    gradient = papers.policy_gradient(ratio, *flat).reshape(mask.shape)
+    assert papers.agree(ours[3], gradient)
+    assert not papers.agree(0 * ours[3], gradient)
 
 
 @pytest.mark.parametrize("name", PAPERS)
@@ -124,49 +130,49 @@ def test_hyper_parameters_are_keywords_and_make_a_value(name):
 
 
 def test_a_schedule_may_be_traced():
-    rewards, mask, fields, l = jax.tree.map(jnp.asarray, small_move(1))
+    given = small_move(1)
 
     @jax.jit
-    def gradient(step):
-        algorithm = algorithms.holder_po(p=algorithms.holder_schedule(step))
-        return train_step(algorithm, rewards, mask, fields, l)[3]
+    def gradients(step, given):
+        powers = algorithms.holder_schedule(step), -1.0
+        return [train_step(algorithms.holder_po(p=p), *given)[3] for p in powers]
 
-    fixed = jax.jit(lambda: train_step(algorithms.holder_po(p=-1.0), rewards, mask, fields, l)[3])()
-    np.testing.assert_allclose(gradient(375), fixed, rtol=1e-5, atol=1e-8)
-    assert not np.allclose(gradient(0), fixed, rtol=1e-3)
+    scheduled, fixed = gradients(375, given)
+    np.testing.assert_allclose(scheduled, fixed, rtol=1e-5, atol=1e-8)
+    assert not np.allclose(gradients(0, given)[0], fixed, rtol=1e-3)
 
 
 def test_the_schedule_is_linear_and_then_stays():
-    p = [float(algorithms.holder_schedule(step)) for step in (0, 125, 250, 500, 9000)]
+    schedule = jax.jit(algorithms.holder_schedule)
+    p = [float(schedule(step)) for step in (0, 125, 250, 500, 9000)]
     np.testing.assert_allclose(p, [2, 1, 0, -2, -2])
 
 
 def test_holder_at_zero_is_gspo_with_its_bounds():
-    rewards, mask, fields, l = jax.tree.map(jnp.asarray, small_move(2))
-    steps = [
-        jax.jit(lambda a=a: train_step(a, rewards, mask, fields, l)[2:])()
-        for a in (algorithms.holder_po(p=0.0), algorithms.gspo(low=0.2, high=0.2))
-    ]
-    np.testing.assert_allclose(steps[0][0], steps[1][0], rtol=1e-6)
-    np.testing.assert_allclose(steps[0][1], steps[1][1], rtol=1e-6)
+    both = algorithms.holder_po(p=0.0), algorithms.gspo(low=0.2, high=0.2)
+    ours, theirs = jax.jit(lambda *given: [train_step(a, *given)[2:] for a in both])(*small_move(2))
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-6)
+    np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-6)
 
 
 def test_holder_token_clip_is_grpo_at_one_and_gmpo_at_zero():
     """GMPO with PPO's bounds in log space; the two clips before the pool are the same map."""
-    rewards, mask, fields, l = jax.tree.map(jnp.asarray, small_move(3))
     bounds = {"low": float(-np.log(0.8)), "high": float(np.log(1.2))}
-    for p, other in ((1.0, algorithms.grpo()), (0.0, algorithms.gmpo(**bounds))):
-        step = jax.jit(lambda a: train_step(a, rewards, mask, fields, l)[2:], static_argnums=0)
-        ours, theirs = step(algorithms.holder_po_token_clip(p=p)), step(other)
+    pairs = [
+        (algorithms.holder_po_token_clip(p=1.0), algorithms.grpo()),
+        (algorithms.holder_po_token_clip(p=0.0), algorithms.gmpo(**bounds)),
+    ]
+    found = jax.jit(lambda *given: [[train_step(a, *given)[2:] for a in pair] for pair in pairs])(*small_move(3))
+    for ours, theirs in found:
         np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5, atol=1e-7)
         np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-4, atol=1e-7)
         assert np.max(np.abs(theirs[1])) > 1e-3
 
 
 def test_aepo_remembers_between_its_thresholds():
-    hysteresis = make("aepo").hysteresis
-    dropping, seen = jnp.array(False), []
+    hysteresis = jax.jit(make("aepo").hysteresis)
+    dropping, seen = np.array(False), []
     for entropy in (0.7, 1.2, 0.7, 0.4, 0.7):
-        dropping = hysteresis(dropping, jnp.float32(entropy))
+        dropping = hysteresis(dropping, np.float32(entropy))
         seen.append(bool(dropping))
     assert seen == [False, True, True, False, False]

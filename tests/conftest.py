@@ -1,8 +1,11 @@
 """Settings of every test: 8 simulated devices, strict promotion, quick compilation, and a report of what it cost."""
 
+import ctypes
 import gc
 import os
 import pathlib
+import resource
+import sys
 
 from tests.quick import QUICK_TO_COMPILE
 
@@ -29,8 +32,28 @@ def _strict_dtype_promotion(request):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _memory_is_returned():
-    """Compiled programs are dropped at the end of each file, which otherwise add up to gigabytes."""
+def _memory_of_a_file_is_returned():
+    """Compiled programs are dropped at the end of each file: otherwise they add up to gigabytes."""
     yield
+    drop_programs()
+
+
+@pytest.fixture(autouse=True)
+def _memory_is_bounded():
+    """And within a file once a process has grown to 1.4 GB, as by the thousand small programs of doctests."""
+    yield
+    if resident_gigabytes() > 1.4:
+        drop_programs()
+
+
+def resident_gigabytes() -> float:
+    """Memory of this process now; 0 if the system does not say."""
+    statm = pathlib.Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * resource.getpagesize() / 1e9 if statm.exists() else 0.0
+
+
+def drop_programs():
     jax.clear_caches()
     gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)  # glibc would keep it

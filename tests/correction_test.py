@@ -1,5 +1,7 @@
 """Rollout correction against its formulas at float64, its laws, and what it refuses."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,11 @@ import pytest
 
 from rljax import correction
 from tests import papers
+from tests.together import together
 
 WEIGHTS = ("token_truncated", "sequence_truncated", "icepop", "sequence_masked")
 REJECTIONS = ("geometric", "k3", "veto")
+FUNCTIONS = {name: getattr(correction, name) for name in (*WEIGHTS, *REJECTIONS)}
 
 
 def rows(seed=0, scale=0.4, shape=(8, 9)):
@@ -20,6 +24,11 @@ def rows(seed=0, scale=0.4, shape=(8, 9)):
     return np.where(mask, mismatch, np.nan), mask
 
 
+@together
+def corrections(mismatch, mask):
+    return {name: f(mismatch, mask) for name, f in FUNCTIONS.items()}
+
+
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_weights_are_the_papers(name):
     mismatch, mask = rows()
@@ -27,11 +36,12 @@ def test_weights_are_the_papers(name):
     for b, m in enumerate(mask):
         expected[b, m] = getattr(papers, name)(mismatch[b, m])
     with jax.enable_x64(True):
-        ours = jax.jit(getattr(correction, name))(mismatch, mask)
+        ours = corrections(mismatch, mask)[name]
     assert ours.dtype == jnp.float64
     assert papers.agree(ours, expected)
     assert not papers.agree(mask, expected, 1e-2)
-    assert getattr(correction, name)(jnp.asarray(mismatch, jnp.bfloat16), mask).dtype == jnp.float32
+    low = jax.ShapeDtypeStruct(mask.shape, jnp.bfloat16)
+    assert jax.eval_shape(FUNCTIONS[name], low, mask).dtype == jnp.float32
 
 
 @pytest.mark.parametrize(("name", "scale"), [("geometric", 0.02), ("k3", 0.4), ("veto", 4.0)])
@@ -39,44 +49,50 @@ def test_rejections_are_the_papers(name, scale):
     mismatch, mask = rows(scale=scale)
     expected = np.array([getattr(papers, name)(x[m]) for x, m in zip(mismatch, mask, strict=True)])
     with jax.enable_x64(True):
-        kept = jax.jit(getattr(correction, name))(mismatch, mask)
+        kept = corrections(mismatch, mask)[name]
     np.testing.assert_array_equal(kept, expected)
     assert 0 < expected.sum() < len(expected)
+
+
+@together
+def gradients(mismatch, mask):
+    """Of the sum of the weights."""
+    return {name: jax.grad(lambda x, name=name: jnp.sum(FUNCTIONS[name](x, mask)))(mismatch) for name in WEIGHTS}
 
 
 @pytest.mark.parametrize("name", [*WEIGHTS, *REJECTIONS])
 def test_without_mismatch_nothing_is_corrected_and_nothing_is_differentiated(name):
     _, mask = rows()
-    f = getattr(correction, name)
-    zero = jnp.zeros(mask.shape)
-    np.testing.assert_array_equal(f(zero, mask), mask if name in WEIGHTS else np.ones(8, bool))
+    zero = np.zeros(mask.shape, np.float32)
+    np.testing.assert_array_equal(corrections(zero, mask)[name], mask if name in WEIGHTS else np.ones(8, bool))
     if name in WEIGHTS:
-        gradient = jax.grad(lambda x: jnp.sum(f(x, mask)))(zero + 0.1)
-        np.testing.assert_array_equal(gradient, zero)
+        np.testing.assert_array_equal(gradients(zero + np.float32(0.1), mask)[name], zero)
 
 
 def test_worked_values():
-    mismatch, mask = jnp.log(jnp.array([[3.0, 0.1, 1.0, 7.0]])), jnp.array([[True, True, True, False]])
-    np.testing.assert_allclose(correction.token_truncated(mismatch, mask), [[2, 0.1, 1, 0]], rtol=1e-6)
-    np.testing.assert_allclose(correction.icepop(mismatch, mask), [[3, 0, 1, 0]], rtol=1e-6)
-    np.testing.assert_allclose(correction.sequence_truncated(mismatch, mask), [[0.3, 0.3, 0.3, 0]], rtol=1e-6)
-    np.testing.assert_allclose(correction.sequence_masked(mismatch, mask, cap=0.2), [[0, 0, 0, 0]])
+    mismatch, mask = np.log([[3.0, 0.1, 1.0, 7.0]]), np.array([[True, True, True, False]])
+    found = corrections(mismatch, mask)
+    np.testing.assert_allclose(found["token_truncated"], [[2, 0.1, 1, 0]], rtol=1e-6)
+    np.testing.assert_allclose(found["icepop"], [[3, 0, 1, 0]], rtol=1e-6)
+    np.testing.assert_allclose(found["sequence_truncated"], [[0.3, 0.3, 0.3, 0]], rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(partial(correction.sequence_masked, cap=0.2))(mismatch, mask), [[0, 0, 0, 0]])
     # ρ = 3 is above 1, and a bound of [.5, 5] keeps it: the bounds are on ρ, not on its inverse
-    assert correction.geometric(jnp.log(jnp.array([[3.0]])), jnp.array([[True]]), low=0.5, high=5)
-    assert not correction.geometric(jnp.log(jnp.array([[0.3]])), jnp.array([[True]]), low=0.5, high=5)
+    near = jax.jit(partial(correction.geometric, low=0.5, high=5))
+    np.testing.assert_array_equal(near(np.log([[3.0], [0.3]]), np.ones((2, 1), bool)), [True, False])
 
 
 def test_normalised_weights_have_mean_one():
     mismatch, mask = rows()
-    weights = correction.batch_normalised(correction.token_truncated(mismatch, mask), mask)
+    normalised = jax.jit(correction.batch_normalised)
+    weights = normalised(corrections(mismatch, mask)["token_truncated"], mask)
     np.testing.assert_allclose(np.mean(np.asarray(weights)[mask]), 1, rtol=1e-6)
-    np.testing.assert_array_equal(correction.batch_normalised(jnp.zeros((1, 2)), jnp.ones((1, 2), bool)), [[0, 0]])
+    np.testing.assert_array_equal(normalised(np.zeros((1, 2)), np.ones((1, 2), bool)), [[0, 0]])
 
 
 def test_the_report_by_hand():
-    mismatch, mask = jnp.log(jnp.array([[2.0, 0.5], [1.0, 9.0], [9.0, 9.0]])), jnp.array([[1, 1], [1, 0], [0, 0]], bool)
-    kept = jnp.array([True, False, True])
-    about = correction.report(mismatch, mask, kept=kept)
+    mismatch, mask = np.log([[2.0, 0.5], [1.0, 9.0], [9.0, 9.0]]), np.array([[1, 1], [1, 0], [0, 0]], bool)
+    kept = np.array([True, False, True])
+    about = jax.jit(correction.report)(mismatch, mask, kept=kept)
     np.testing.assert_allclose(about["rejected"], 0.5)  # of the two sequences that have tokens
     np.testing.assert_allclose(about["effective_samples"], 2.5**2 / 2 / 4.25, rtol=1e-6)
     np.testing.assert_allclose(about["chi_squared"], (4 + 0.25 + 1) / 3 - 1, rtol=1e-6)
@@ -84,11 +100,11 @@ def test_the_report_by_hand():
 
 
 def test_far_away_there_is_no_nan():
-    mismatch, mask = jnp.array([[100.0, -100.0], [-100.0, -100.0]]), jnp.ones((2, 2), bool)
+    found = corrections(np.array([[100.0, -100.0], [-100.0, -100.0]]), np.ones((2, 2), bool))
     for name in WEIGHTS:
-        assert np.all(np.isfinite(getattr(correction, name)(mismatch, mask)))
+        assert np.all(np.isfinite(found[name]))
     for name in REJECTIONS:
-        assert not np.all(getattr(correction, name)(mismatch, mask))
+        assert not np.all(found[name])
 
 
 @pytest.mark.parametrize("name", [*WEIGHTS, *REJECTIONS])

@@ -7,12 +7,13 @@ import pytest
 
 from rljax import distillation
 from rljax.distillation import Support
+from tests.together import together
 
 
-def random_case(seed=0, n=6, d=5, v=40, k=4):
+def random_case(seed=0, n=6, d=5, v=40):
     rng = np.random.default_rng(seed)
     student, teacher = ((rng.normal(size=(n, d)), rng.normal(size=(v, d))) for _ in range(2))
-    return student, teacher, rng.uniform(0.5, 1.5, n), k
+    return student, teacher, rng.uniform(0.5, 1.5, n)
 
 
 def kl_by_loops(student, teacher, ids, valid):
@@ -26,8 +27,13 @@ def kl_by_loops(student, teacher, ids, valid):
     return out
 
 
-def supports(student, teacher, k):
-    (ids, _), (own, _) = (distillation.top_tokens(*map(jnp.asarray, model), k=k) for model in (teacher, student))
+TOP_TOKENS = jax.jit(distillation.top_tokens, static_argnames=("k", "tile"))
+
+
+@together
+def supports(student, teacher):
+    """Of four tokens of each, by name."""
+    (ids, _), (own, _) = (distillation.top_tokens(*model, k=4) for model in (teacher, student))
     return {
         "teachers": distillation.teachers(ids),
         "students": distillation.students(own),
@@ -36,18 +42,28 @@ def supports(student, teacher, k):
     }
 
 
+@jax.jit
+def loss_and_gradients(student, teacher, weights, support):
+    def loss(student):
+        logits, goal = (distillation.logits_at(*model, support.ids) for model in (student, teacher))
+        return distillation.support_loss(logits, goal, weights, support=support)
+
+    return jax.value_and_grad(loss)(student)
+
+
 @pytest.mark.parametrize("tile", [4, 7, 40, 1000])
 def test_top_tokens_are_those_of_the_dense_logits(tile):
     (hidden, unembedding), *_ = random_case()
     with jax.enable_x64(True):
-        ids, logits = jax.jit(distillation.top_tokens, static_argnames=("k", "tile"))(
-            hidden, unembedding, k=4, tile=tile
-        )
+        ids, logits = TOP_TOKENS(hidden, unembedding, k=4, tile=tile)
     dense = hidden @ unembedding.T
     np.testing.assert_array_equal(ids, np.argsort(-dense, axis=1)[:, :4])
     np.testing.assert_allclose(logits, -np.sort(-dense, axis=1)[:, :4], rtol=1e-12)
-    everything, _ = distillation.top_tokens(jnp.zeros((1, 2)), jnp.ones((5, 2)), k=5, tile=2)
-    assert sorted(np.asarray(everything)[0]) == [0, 1, 2, 3, 4]
+
+
+def test_as_many_top_tokens_as_there_are_tokens_are_all_of_them():
+    ids, _ = TOP_TOKENS(np.zeros((1, 2), np.float32), np.ones((5, 2), np.float32), k=5, tile=2)
+    assert sorted(np.asarray(ids)[0]) == [0, 1, 2, 3, 4]
 
 
 def test_top_tokens_never_hold_all_logits():
@@ -58,21 +74,15 @@ def test_top_tokens_never_hold_all_logits():
 
 @pytest.mark.parametrize("name", ["teachers", "students", "intersection", "union"])
 def test_the_loss_is_its_formula_and_its_gradient_the_differences(name):
-    student, teacher, weights, k = random_case()
+    student, teacher, weights = random_case()
     with jax.enable_x64(True):
-        support = supports(student, teacher, k)[name]
-
-        @jax.jit
-        def loss(hidden, unembedding):
-            logits = distillation.logits_at(hidden, unembedding, support.ids)
-            goal = distillation.logits_at(*map(jnp.asarray, teacher), support.ids)
-            return distillation.support_loss(logits, goal, weights, support=support)
-
-        expected = np.sum(weights * kl_by_loops(student, teacher, *map(np.asarray, support)))
-        np.testing.assert_allclose(loss(*student), expected, rtol=1e-11)
-        gradients = jax.grad(loss, (0, 1))(*student)
+        support = supports(student, teacher)[name]
+        value, gradients = loss_and_gradients(student, teacher, weights, support)
+        expected = np.sum(weights * kl_by_loops(student, teacher, *support))
+        np.testing.assert_allclose(value, expected, rtol=1e-11)
         step = np.random.default_rng(1).normal(size=student[0].shape), np.random.default_rng(2).normal(size=(40, 5))
-        ahead, behind = (loss(*(x + s * 1e-5 * e for x, e in zip(student, step, strict=True))) for s in (1, -1))
+        moved = [tuple(x + s * 1e-5 * e for x, e in zip(student, step, strict=True)) for s in (1, -1)]
+        ahead, behind = (loss_and_gradients(x, teacher, weights, support)[0] for x in moved)
         slope = sum(np.sum(g * e) for g, e in zip(gradients, step, strict=True))
         np.testing.assert_allclose(slope, (ahead - behind) / 2e-5, rtol=1e-6)
         assert abs(slope) > 1e-3
@@ -87,26 +97,35 @@ def test_supports_by_hand():
 
 def test_worked_divergence_and_what_invalid_entries_hold():
     """π̂ = (½, ½), q̂ = (¾, ¼): KL = ½ log(4/3)."""
-    support = Support(jnp.array([[0, 1, 2]]), jnp.array([[True, True, False]]))
-    student, teacher = jnp.array([[0.0, 0.0, jnp.nan]]), jnp.array([[jnp.log(3.0), 0.0, jnp.inf]])
-    kl, gradient = jax.value_and_grad(lambda x: distillation.support_kl(x, teacher, support)[0])(student)
+    support = Support(np.array([[0, 1, 2]], np.int32), np.array([[True, True, False]]))
+    nothing = support._replace(valid=np.zeros((1, 3), bool))
+    student, teacher = np.array([[0.0, 0.0, np.nan]], np.float32), np.array([[np.log(3.0), 0.0, np.inf]], np.float32)
+
+    @jax.jit
+    def run(student, teacher, support):
+        kl = jax.value_and_grad(lambda x: distillation.support_kl(x, teacher, support)[0])(student)
+        return kl, distillation.support_loss(student * jnp.nan, teacher, jnp.zeros(1), support=support)
+
+    (kl, gradient), loss = run(student, teacher, support)
     np.testing.assert_allclose(kl, 0.5 * np.log(4 / 3), rtol=1e-6)
     np.testing.assert_allclose(gradient, [[-np.log(3) / 4, np.log(3) / 4, 0]], rtol=1e-6)
-    nothing = Support(support.ids, jnp.zeros((1, 3), bool))
-    assert distillation.support_kl(student, teacher, nothing)[0] == 0
-    loss = distillation.support_loss(student * jnp.nan, teacher, jnp.zeros(1), support=support)
     assert loss == 0
+    assert run(student, teacher, nothing)[0][0] == 0
 
 
 def test_the_teacher_has_no_gradient_and_is_the_minimum():
     (hidden, unembedding), *_ = random_case()
-    ids = jnp.arange(24, dtype=jnp.int32).reshape(6, 4)
-    logits = distillation.logits_at(jnp.asarray(hidden), jnp.asarray(unembedding), ids)
+    ids = np.arange(24, dtype=np.int32).reshape(6, 4)
     support = distillation.teachers(ids)
-    for place in (0, 1):
-        gradient = jax.grad(lambda *x: jnp.sum(distillation.support_kl(*x, support)), place)(logits, logits)
+
+    @jax.jit
+    def gradients(student, teacher):
+        student, teacher = (distillation.logits_at(*model, ids) for model in (student, teacher))
+        return jax.grad(lambda *x: jnp.sum(distillation.support_kl(*x, support)), (0, 1))(student, teacher)
+
+    for gradient in gradients((hidden, unembedding), (hidden, unembedding)):
         np.testing.assert_allclose(gradient, np.zeros((6, 4)), atol=1e-6)
-    moved = jax.grad(lambda x: jnp.sum(distillation.support_kl(logits, x, support)))(logits + ids.astype(jnp.float32))
+    moved = gradients((hidden, unembedding), (hidden, unembedding + np.arange(40)[:, None]))[1]
     np.testing.assert_array_equal(moved, np.zeros((6, 4)))
 
 

@@ -8,18 +8,21 @@ from pathlib import Path
 
 import pytest
 
+from tests.quick import QUICK_TO_COMPILE
+
 ROOT = Path(__file__).resolve().parents[1]
 NUMBER = r"(\d\.\d+(?:e-\d+)?)"
+FLAGS = f"{QUICK_TO_COMPILE} --xla_backend_optimization_level=1"  # they run for as long as they compile
 
 
 def output(example: str) -> str:
-    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)}
+    env = os.environ | {"XLA_FLAGS": FLAGS, "PYTHONPATH": str(ROOT)}
     run = subprocess.run([sys.executable, ROOT / "examples" / example], env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return run.stdout
 
 
-@pytest.mark.parametrize("example", ["bare_jax.py", "linen_shard_map.py"])
+@pytest.mark.parametrize("example", ["bare_jax.py", pytest.param("linen_shard_map.py", marks=pytest.mark.slow)])
 def test_it_learns(example):
     shown = output(example)
     found = re.search(f"reward before {NUMBER}, after {NUMBER}", shown)

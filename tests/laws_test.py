@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from rljax import Batch, advantage, aggregation, algorithms, policy_loss, ratio
 from rljax.objective import required_fields
 from tests import papers
+from tests.together import together
 
 HYPER = {
     "power_mean": {"p": 1.5},
@@ -55,10 +56,15 @@ ADVANTAGES |= {
 }
 AGGREGATIONS = {name: bound(aggregation, name) for name in aggregation.__all__}
 LOSS = jax.jit(jax.value_and_grad(policy_loss), static_argnums=2)
-every_ratio = pytest.mark.parametrize("f", RATIOS.values(), ids=RATIOS)
-every_advantage = pytest.mark.parametrize("f", ADVANTAGES.values(), ids=ADVANTAGES)
-every_aggregation = pytest.mark.parametrize("f", AGGREGATIONS.values(), ids=AGGREGATIONS)
-compiled = partial(jax.jit, static_argnums=0)
+every_ratio = pytest.mark.parametrize("name", RATIOS)
+every_advantage = pytest.mark.parametrize("name", ADVANTAGES)
+every_aggregation = pytest.mark.parametrize("name", AGGREGATIONS)
+
+
+@together
+def losses(logp, batch):
+    """The loss and its gradient under every ratio."""
+    return {name: jax.value_and_grad(policy_loss)(logp, batch, f) for name, f in RATIOS.items()}
 
 
 def random_rows(seed=0, shape=(8, 10)):
@@ -100,33 +106,33 @@ def test_no_ratio_escapes():
 
 
 @every_ratio
-def test_on_policy_the_gradient_is_reinforces(f):
+def test_on_policy_the_gradient_is_reinforces(name):
     """−w A, for advantages and weights constant in a sequence."""
     _, batch = random_rows()
     equal = np.repeat(batch.weights[:, :1], 10, axis=1)
     expected = np.where(batch.mask, -equal * batch.advantages, 0)
-    assert_same(LOSS(batch.old_logp, dataclasses.replace(batch, weights=equal), f)[1], expected)
+    assert_same(losses(batch.old_logp, dataclasses.replace(batch, weights=equal))[name][1], expected)
     assert np.max(np.abs(expected)) > 0.1  # so that a zero gradient fails
 
 
 @every_ratio
-def test_what_masked_places_hold_changes_nothing(f):
+def test_what_masked_places_hold_changes_nothing(name):
     logp, batch = random_rows()
-    expected = LOSS(logp, batch, f)
+    expected = losses(logp, batch)[name]
     assert np.isfinite(expected[0])
-    spoilt = LOSS(*rows(lambda x: x if x.dtype == bool else np.where(batch.mask, x, np.float32("nan")), logp, batch), f)
-    jax.tree.map(np.testing.assert_array_equal, spoilt, expected)
+    spoilt = rows(lambda x: x if x.dtype == bool else np.where(batch.mask, x, np.float32("nan")), logp, batch)
+    jax.tree.map(np.testing.assert_array_equal, losses(*spoilt)[name], expected)
 
 
 @every_ratio
-def test_padding_and_the_order_of_rows_change_nothing(f):
+def test_padding_and_the_order_of_rows_change_nothing(name):
     """Five columns of padding on the right, or three of them on the left."""
     logp, batch = random_rows()
     batch = dataclasses.replace(batch, mask=batch.mask & (np.arange(10) < 5))
-    value, gradient = LOSS(logp, batch, f)
+    value, gradient = losses(logp, batch)[name]
     order = np.random.default_rng(0).permutation(8)
     for move in (partial(np.roll, shift=3, axis=-1), lambda x: x[order]):
-        assert_same(LOSS(*rows(move, logp, batch), f), (value, move(gradient)))
+        assert_same(losses(*rows(move, logp, batch))[name], (value, move(gradient)))
 
 
 def packed(x):
@@ -138,18 +144,19 @@ SEGMENT_IDS = packed(np.repeat(np.array([[1], [2]] * 4, np.int32), 10, axis=1))
 
 
 @every_ratio
-def test_packing_changes_nothing_and_microbatches_add(f):
+def test_packing_changes_nothing_and_microbatches_add(name):
     """Also with prompts and tool tokens between, which the model's segment ids cover and the mask does not."""
     logp, batch = random_rows()
-    value, gradient = LOSS(logp, batch, f)
-    together = dataclasses.replace(jax.tree.map(packed, batch), segment_ids=SEGMENT_IDS)
-    assert_same(LOSS(packed(logp), together, f), (value, packed(gradient)), 1e-6)
-    parts = [  # rows of one sequence each, beside padding
-        LOSS(np.pad(logp[half], ((0, 0), (0, 10))), dataclasses.replace(
-            jax.tree.map(lambda x, half=half: np.pad(x[half], ((0, 0), (0, 10))), batch), segment_ids=SEGMENT_IDS), f)
-        for half in (slice(0, 4), slice(4, 8))
-    ]  # fmt: skip
-    assert_same(np.asarray(parts[0][0]) + np.asarray(parts[1][0]), value)
+    value, gradient = losses(logp, batch)[name]
+
+    def with_ids(f):
+        logp_there, batch_there = rows(f, logp, batch)
+        return losses(logp_there, dataclasses.replace(batch_there, segment_ids=SEGMENT_IDS))[name]
+
+    assert_same(with_ids(packed), (value, packed(gradient)), 1e-6)
+    halves = [slice(0, 4), slice(4, 8)]  # rows of one sequence each, beside padding
+    parts = [with_ids(lambda x, half=half: np.pad(x[half], ((0, 0), (0, 10)))) for half in halves]
+    assert_same(parts[0][0] + parts[1][0], value)
     assert_same(np.concatenate([part[1][:, :10] for part in parts]), gradient)
 
 
@@ -157,45 +164,47 @@ def test_packing_changes_nothing_and_microbatches_add(f):
 def test_packing_without_ids_is_noticed(name):
     """The mutant that forgets the ids fails the law above."""
     logp, batch = random_rows()
-    gradient = np.asarray(LOSS(logp, batch, RATIOS[name])[1])
+    gradient = losses(logp, batch)[name][1]
     mutant = LOSS(packed(logp), jax.tree.map(packed, batch), RATIOS[name])[1]
     assert not papers.agree(mutant, packed(gradient), 1e-3)
 
 
 @every_ratio
-def test_an_empty_mask_gives_zero(f):
+def test_an_empty_mask_gives_zero(name):
     logp, batch = random_rows()
-    value, gradient = LOSS(logp * np.float32("nan"), dataclasses.replace(batch, mask=np.zeros_like(batch.mask)), f)
+    nothing = dataclasses.replace(batch, mask=np.zeros_like(batch.mask))
+    value, gradient = losses(logp * np.float32("nan"), nothing)[name]
     assert value == 0
     np.testing.assert_array_equal(gradient, np.zeros_like(logp))
 
 
 @every_ratio
-def test_bfloat16_is_accumulated_in_float32_and_float64_gives_float64(f):
+def test_bfloat16_is_accumulated_in_float32_and_float64_gives_float64(name):
     low = cast(jnp.bfloat16, *random_rows())
-    value = LOSS(*low, f)[0]
+    value = losses(*low)[name][0]
     assert value.dtype == jnp.float32
-    assert_same(value, LOSS(*cast(np.float32, *low), f)[0])
+    assert_same(value, losses(*cast(np.float32, *low))[name][0])
     with jax.enable_x64(True):
-        exact, gradient = LOSS(*cast(np.float64, *low), f)
+        exact, gradient = losses(*cast(np.float64, *low))[name]
     assert exact.dtype == gradient.dtype == jnp.float64
     assert_same(value, exact, 1e-5)
 
 
 @every_ratio
-def test_sharding_changes_nothing(f):
+def test_sharding_changes_nothing(name):
     logp, batch = random_rows()
     logp_there, batch_there = spread(logp, batch)
     assert len(logp_there.devices()) == 8
-    assert_same(LOSS(logp_there, batch_there, f), LOSS(logp, batch, f))
+    assert_same(losses(logp_there, batch_there)[name], losses(logp, batch)[name])
 
 
 # Advantages.
 
 
-@compiled
-def advantages(f, rewards, mask, fields):
-    return f(rewards, mask, **{name: fields[name] for name in required_fields(f)})
+@together
+def advantages(rewards, mask, fields):
+    """Of every kind."""
+    return {n: f(rewards, mask, **{name: fields[name] for name in required_fields(f)}) for n, f in ADVANTAGES.items()}
 
 
 def random_rollouts(seed):
@@ -209,29 +218,28 @@ def each(f, fields, axes):
 
 
 def but(*names):
-    return pytest.mark.parametrize("f", [f for n, f in ADVANTAGES.items() if n.split()[0] not in names],
-                                   ids=[n for n in ADVANTAGES if n.split()[0] not in names])  # fmt: skip
+    return pytest.mark.parametrize("name", [name for name in ADVANTAGES if name.split()[0] not in names])
 
 
 @but(*RETURNS)
-def test_a_constant_outcome_gives_exactly_zero(f):
+def test_a_constant_outcome_gives_exactly_zero(name):
     _, mask, fields = random_rollouts(0)
     for value in (0.1, -7.3, 1e6):
         rewards = np.full(mask.shape[:2], value, np.float32)
         same = {"greedy_rewards": rewards[:, 0], "components": np.stack([rewards] * 2, -1)}
-        np.testing.assert_array_equal(advantages(f, rewards, mask, fields | same), np.zeros(mask.shape))
+        np.testing.assert_array_equal(advantages(rewards, mask, fields | same)[name], np.zeros(mask.shape))
 
 
 @but(*NO_GROUP, "whitened")
-def test_a_group_of_one_has_no_advantage(f):
+def test_a_group_of_one_has_no_advantage(name):
     rewards, mask, fields = random_rollouts(1)
-    np.testing.assert_array_equal(advantages(f, rewards, mask, fields)[0], np.zeros(mask.shape[1:]))
+    np.testing.assert_array_equal(advantages(rewards, mask, fields)[name][0], np.zeros(mask.shape[1:]))
 
 
 @every_advantage
-def test_advantages_ignore_the_absent_the_masked_and_the_order(f):
+def test_advantages_ignore_the_absent_the_masked_and_the_order(name):
     rewards, mask, fields = random_rollouts(1)
-    A = np.asarray(advantages(f, rewards, mask, fields))
+    A = advantages(rewards, mask, fields)[name]
     assert np.max(np.abs(A)) > 0.1
     np.testing.assert_array_equal(np.where(mask, 0, A), np.zeros(mask.shape))
     present = mask.any(-1)
@@ -241,79 +249,87 @@ def test_advantages_ignore_the_absent_the_masked_and_the_order(f):
         return x if x.dtype == np.int32 else np.where(where, x, np.nan)
 
     spoilt = each(spoil, fields, 3)
-    np.testing.assert_array_equal(advantages(f, np.where(present, rewards, np.nan), mask, spoilt), A)
+    np.testing.assert_array_equal(advantages(np.where(present, rewards, np.nan), mask, spoilt)[name], A)
     order = np.array([3, 0, 4, 2, 1])
-    assert_same(advantages(f, rewards[:, order], mask[:, order], each(lambda x: x[:, order], fields, 2)), A[:, order])
+    moved = advantages(rewards[:, order], mask[:, order], each(lambda x: x[:, order], fields, 2))
+    assert_same(moved[name], A[:, order])
 
 
 @every_advantage
-def test_padding_changes_no_advantage(f):
+def test_padding_changes_no_advantage(name):
     rewards, mask, fields = random_rollouts(1)
     pad = partial(np.pad, pad_width=((0, 0), (2, 1), (1, 2)))
     padded = each(pad, fields, 3)
     padded["components"] = np.pad(fields["components"], ((0, 0), (2, 1), (0, 0)))
-    A = np.asarray(advantages(f, np.pad(rewards, ((0, 0), (2, 1))), pad(mask), padded))
-    assert_same(A[:, 2:-1, 1:-2], advantages(f, rewards, mask, fields))
+    A = advantages(np.pad(rewards, ((0, 0), (2, 1))), pad(mask), padded)[name]
+    assert_same(A[:, 2:-1, 1:-2], advantages(rewards, mask, fields)[name])
+
+
+def two_steps():
+    """The groups of two rollouts after each other."""
+    one, two = random_rollouts(1), random_rollouts(2)
+    return jax.tree.map(lambda x, y: np.concatenate([x, y]) if np.ndim(x) else x, one, two)
 
 
 @every_advantage
-def test_sharding_changes_no_advantage(f):
-    rewards, mask, fields = jax.tree.map(lambda x: np.concatenate([x, x]) if np.ndim(x) else x, random_rollouts(2))
+def test_sharding_changes_no_advantage(name):
+    rewards, mask, fields = two_steps()
     there = each(lambda x: spread(x)[0], fields, 1)
-    assert_same(advantages(f, *spread(rewards, mask), there), advantages(f, rewards, mask, fields))
+    assert_same(advantages(*spread(rewards, mask), there)[name], advantages(rewards, mask, fields)[name])
 
 
 @but(*BATCH_WIDE, "whitened")
-def test_groups_are_independent_so_shards_of_them_are(f):
-    rewards, mask, fields = random_rollouts(2)
-    part = advantages(f, rewards[2:], mask[2:], each(lambda x: x[2:], fields, 1))
-    assert_same(part, advantages(f, rewards, mask, fields)[2:])
+def test_groups_are_independent_so_shards_of_them_are(name):
+    part = advantages(*random_rollouts(1))[name]
+    assert_same(part, advantages(*two_steps())[name][:4])
 
 
 @every_advantage
-def test_advantages_of_bfloat16_are_float32_of_float64_float64(f):
+def test_advantages_of_bfloat16_are_float32_of_float64_float64(name):
     rewards, mask, fields = random_rollouts(3)
     low = each(lambda x: x if x.dtype == np.int32 else jnp.asarray(x, jnp.bfloat16), fields, 1)
-    assert advantages(f, jnp.asarray(rewards, jnp.bfloat16), mask, low).dtype == jnp.float32
+    traced = partial(jax.eval_shape, advantages.__wrapped__)
+    assert traced(jnp.asarray(rewards, jnp.bfloat16), mask, low)[name].dtype == jnp.float32
     with jax.enable_x64(True):
-        assert advantages(f, rewards, mask, fields).dtype == jnp.float64
+        assert traced(rewards, mask, fields)[name].dtype == jnp.float64
 
 
 @every_advantage
-def test_an_empty_rollout_has_no_advantage(f):
+def test_an_empty_rollout_has_no_advantage(name):
     rewards, mask, fields = random_rollouts(3)
-    np.testing.assert_array_equal(advantages(f, rewards, np.zeros_like(mask), fields), np.zeros(mask.shape))
+    np.testing.assert_array_equal(advantages(rewards, np.zeros_like(mask), fields)[name], np.zeros(mask.shape))
 
 
 # Aggregations.
 
 
-@compiled
-def weights(f, mask, sign):
-    return f(mask, sign)
+@together
+def weights(mask, sign):
+    """Of every aggregation."""
+    return {name: f(mask, sign) for name, f in AGGREGATIONS.items()}
 
 
 @every_aggregation
-def test_weights_follow_the_order_and_ignore_absence_and_padding(f):
+def test_weights_follow_the_order_and_ignore_absence_and_padding(name):
     _, mask, _ = papers.random_rollouts(1)
     sign = np.random.default_rng(0).integers(-1, 2, mask.shape[:2])
-    w = np.asarray(weights(f, mask, sign))
+    w = weights(mask, sign)[name]
     assert np.max(w) > 0
     np.testing.assert_array_equal(np.where(mask, 0, w), np.zeros(mask.shape))
-    np.testing.assert_array_equal(weights(f, mask, np.where(mask.any(-1), sign, 1)), w)
+    np.testing.assert_array_equal(weights(mask, np.where(mask.any(-1), sign, 1))[name], w)
     order = np.array([3, 0, 4, 2, 1])
-    assert_same(weights(f, mask[:, order], sign[:, order]), w[:, order])
+    assert_same(weights(mask[:, order], sign[:, order])[name], w[:, order])
     pad = ((1, 2), (2, 1), (1, 2))
-    assert_same(np.asarray(weights(f, np.pad(mask, pad), np.pad(sign, pad[:2])))[1:-2, 2:-1, 1:-2], w)
+    assert_same(weights(np.pad(mask, pad), np.pad(sign, pad[:2]))[name][1:-2, 2:-1, 1:-2], w)
 
 
 @every_aggregation
-def test_sharded_weights_and_weights_of_nothing(f):
+def test_sharded_weights_and_weights_of_nothing(name):
     mask = np.concatenate([papers.random_rollouts(seed)[1] for seed in range(2)])
     sign = np.random.default_rng(0).integers(-1, 2, mask.shape[:2])
-    w = weights(f, mask, sign)
-    assert_same(weights(f, *spread(mask, sign)), w)
-    np.testing.assert_array_equal(weights(f, np.zeros_like(mask), sign), np.zeros(mask.shape))
+    w = weights(mask, sign)[name]
+    assert_same(weights(*spread(mask, sign))[name], w)
+    np.testing.assert_array_equal(weights(np.zeros_like(mask), sign)[name], np.zeros(mask.shape))
     assert w.dtype == jnp.float32
     with jax.enable_x64(True):
-        assert weights(f, mask, sign.astype(np.float64)).dtype == jnp.float64
+        assert weights(mask, sign.astype(np.float64))[name].dtype == jnp.float64

@@ -10,6 +10,7 @@ import pytest
 
 from rljax import Batch, correction, distillation, metrics, penalty, policy_loss, ratio, rewards
 from tests import papers, papers_losses
+from tests.together import together
 
 SEEDS = range(3)
 CLIP = partial(ratio.clip, low=0.2, high=0.3)
@@ -87,28 +88,34 @@ def test_every_function_is_compared_with_a_formula():
     assert {name for name in functions(metrics) if not name.endswith("_sums")} <= written
 
 
+@together
+def penalties(y, x):
+    return {name: jax.value_and_grad(ours)(y, x) for name, (ours, _) in PENALTIES.items()}
+
+
 @pytest.mark.parametrize("name", PENALTIES)
 def test_a_penalty_and_its_gradient_are_the_papers(name):
-    ours, paper = PENALTIES[name]
     with jax.enable_x64(True):
-        f = jax.jit(jax.value_and_grad(ours))
         for seed in SEEDS:
             x = tokens(seed)
-            value, gradient = f(np.where(x["mask"], x["logp"], np.nan), x)
-            expected, slope = paper(x)
+            value, gradient = penalties(np.where(x["mask"], x["logp"], np.nan), x)[name]
+            expected, slope = PENALTIES[name][1](x)
             assert papers.agree(value, expected)
             assert papers.agree(gradient, slope)
             assert not papers.agree(0 * gradient, slope)
 
 
 def test_selections_are_the_papers():
+    @jax.jit
+    def selections(x):
+        batch = batch_of(x)
+        return penalty.covariance(x["logp"], batch), penalty.confident_negatives(x["v"], batch, threshold=0.3)
+
     with jax.enable_x64(True):
-        covariance = jax.jit(lambda x: penalty.covariance(x["logp"], batch_of(x)))
         for seed in SEEDS:
             x = tokens(seed)
-            c = papers_losses.covariance(x["logp"], x["A"], x["mask"])
-            assert papers.agree(covariance(x), c)
-            kept = penalty.confident_negatives(x["v"], batch_of(x), threshold=0.3)
+            covariance, kept = selections(x)
+            assert papers.agree(covariance, papers_losses.covariance(x["logp"], x["A"], x["mask"]))
             np.testing.assert_array_equal(kept, papers_losses.confident_negatives(x["v"], x["A"], 0.3))
             assert 0 < np.sum(~np.asarray(kept)) < kept.size
 
@@ -120,10 +127,14 @@ def mismatch(seed):
     return np.where(x["mask"], (x["ref_logp"] - x["old_logp"]) * far, np.nan), x["mask"]
 
 
+@together
+def corrections(l, mask):
+    return {name: getattr(correction, name)(l, mask, **hyper) for name, hyper in (ROWS | KEPT).items()}
+
+
 @pytest.mark.parametrize("name", [*ROWS, *KEPT])
 def test_a_correction_is_the_papers(name):
     hyper = (ROWS | KEPT)[name]
-    f = jax.jit(partial(getattr(correction, name), **hyper))
     seen = []
     with jax.enable_x64(True):
         for seed in SEEDS:
@@ -132,47 +143,55 @@ def test_a_correction_is_the_papers(name):
             for b, m in enumerate(mask):
                 if m.any():
                     expected[b, ..., *([m] * (name in ROWS))] = getattr(papers, name)(l[b, m], **hyper)
-            assert papers.agree(f(l, mask), expected)
+            assert papers.agree(corrections(l, mask)[name], expected)
             seen.append(expected)
     assert np.ptp(np.stack(seen).astype(float)) > 0.5
 
 
 def test_normalised_weights_and_the_report_are_the_papers():
+    @jax.jit
+    def run(l, mask, kept):
+        w = correction.token_truncated(l, mask)
+        reports = [correction.report(l, mask, weights, kept) for weights in (None, w)]
+        return w, correction.batch_normalised(w, mask), reports
+
     with jax.enable_x64(True):
-        report = jax.jit(correction.report)
         for seed in SEEDS:
             l, mask = mismatch(seed)
-            w = correction.token_truncated(l, mask)
-            expected = papers_losses.batch_normalised(np.asarray(w), mask)
-            assert papers.agree(correction.batch_normalised(w, mask), expected)
             kept = np.random.default_rng(seed).random(len(mask)) > 0.3
-            for weights in (None, w):
-                about, expected = (
-                    report(l, mask, weights, kept),
-                    papers_losses.correction_report(l, mask, kept, weights),
-                )
-                for name, value in expected.items():
+            w, normalised, reports = jax.device_get(run(l, mask, kept))
+            assert papers.agree(normalised, papers_losses.batch_normalised(w, mask))
+            for weights, about in zip((None, w), reports, strict=True):
+                for name, value in papers_losses.correction_report(l, mask, kept, weights).items():
                     assert papers.agree(about[name], value), name
+
+
+@jax.jit
+def support_loss(student, teacher, weights, valid):
+    def loss(student):
+        support = distillation.Support(jnp.zeros(valid.shape, jnp.int32), valid)
+        return distillation.support_loss(student, teacher, weights, support=support)
+
+    return jax.value_and_grad(loss)(student)
 
 
 @pytest.mark.parametrize("name", ["teachers", "students", "intersection", "union"])
 def test_distillation_and_its_gradient_are_the_papers(name):
     """The gradient of the logits written out; supports made by sets."""
     with jax.enable_x64(True):
-        f = jax.jit(jax.value_and_grad(lambda x, z, w, ok: distillation.support_loss(
-            x, z, w, support=distillation.Support(jnp.zeros(ok.shape, jnp.int32), ok))))  # fmt: skip
+        choose = jax.jit(getattr(distillation, name))
         for seed in SEEDS:
             rng = np.random.default_rng(seed)
             own, other = (np.array([rng.permutation(9)[:4] for _ in range(6)], np.int32) for _ in range(2))
             one = name in ("teachers", "students")
-            support = getattr(distillation, name)(*([jnp.asarray(own)] if one else map(jnp.asarray, (own, other))))
+            support = choose(own) if one else choose(own, other)
             combine = {"intersection": set.intersection, "union": set.union}.get(name, lambda a, _: a)
             for ids, ok, a, b in zip(*map(np.asarray, support), own, other, strict=True):
                 assert sorted(ids[ok]) == sorted(combine({*a}, {*b}))
             valid = np.asarray(support.valid) & (np.arange(6) != 3)[:, None]  # nothing at the fourth position
             student, teacher = rng.normal(size=(2, *valid.shape))
             weights = rng.uniform(0.5, 1.5, 6) * (np.arange(6) != 1)
-            value, gradient = f(*(np.where(valid, x, np.nan) for x in (student, teacher)), weights, valid)
+            value, gradient = support_loss(*(np.where(valid, x, np.nan) for x in (student, teacher)), weights, valid)
             expected, slope = papers_losses.support_loss(student, teacher, weights, valid)
             assert papers.agree(value, expected)
             assert papers.agree(gradient, slope)
@@ -180,55 +199,69 @@ def test_distillation_and_its_gradient_are_the_papers(name):
 
 
 def test_the_sampled_token_is_the_papers():
+    sampled_token = jax.jit(distillation.sampled_token)
     for seed in SEEDS:
         x = tokens(seed)
         with jax.enable_x64(True):
-            A = distillation.sampled_token(x["old_logp"], x["ref_logp"], x["mask"])
+            A = sampled_token(x["old_logp"], x["ref_logp"], x["mask"])
         assert papers.agree(A, papers_losses.sampled_token(x["old_logp"], x["ref_logp"], x["mask"]))
 
 
 def test_what_happens_to_rewards_is_the_papers():
     with jax.enable_x64(True):
         shaping = jax.jit(partial(rewards.length_shaping, share=0.5, alpha=0.3))
+        informative, improvement = jax.jit(rewards.informative), jax.jit(rewards.improvement)
+        penalty = jax.jit(partial(rewards.overlong_penalty, max_length=100, buffer=30))
         for seed in SEEDS:
             R, mask, _ = papers.random_rollouts(seed)
             right = (R > -0.3) * 1.0
-            np.testing.assert_array_equal(rewards.informative(R, mask), papers_losses.informative(R, mask))
+            np.testing.assert_array_equal(informative(R, mask), papers_losses.informative(R, mask))
             assert papers.agree(shaping(right, mask), papers_losses.length_shaping(right, mask, 0.5, 0.3))
             history = np.random.default_rng(seed).normal(size=5)
-            assert papers.agree(rewards.improvement(R, mask, history), papers_losses.improvement(R, mask, history))
+            assert papers.agree(improvement(R, mask, history), papers_losses.improvement(R, mask, history))
             lengths = np.random.default_rng(seed).integers(0, 120, 7)
-            ours = rewards.overlong_penalty(lengths.astype(float), max_length=100, buffer=30)
-            assert papers.agree(ours, [papers_losses.overlong_penalty(n, 100, 30) for n in lengths])
+            assert papers.agree(
+                penalty(lengths.astype(float)), [papers_losses.overlong_penalty(n, 100, 30) for n in lengths]
+            )
 
 
 def test_metrics_of_a_step_are_the_papers():
     edges = (1, 3, 6)
+
+    @jax.jit
+    def summaries(x):
+        logp, batch = x["logp"], batch_of(x)
+        whole = metrics.policy_summary(metrics.policy_sums(logp, batch, CLIP))
+        by_position = metrics.position_summary(metrics.position_sums(logp, batch, CLIP, edges=edges))
+        return whole, by_position, jax.grad(policy_loss)(logp, batch, CLIP)
+
     with jax.enable_x64(True):
-        sums = jax.jit(lambda x: (metrics.policy_sums(x["logp"], batch_of(x), CLIP),
-                                  metrics.position_sums(x["logp"], batch_of(x), CLIP, edges=edges),
-                                  jax.grad(policy_loss)(x["logp"], batch_of(x), CLIP)))  # fmt: skip
         for seed in SEEDS:
             x = tokens(seed)
             named = [x[name] for name in ("logp", "old_logp", "A", "w", "mask")]
-            whole, by_position, gradient = sums(x)
+            whole, by_position, gradient = summaries(x)
             expected = papers_losses.policy_summary(*named, np.asarray(gradient))
             assert expected["clip_share_positive"] > 0
-            for name, value in metrics.policy_summary(whole).items():
+            for name, value in whole.items():
                 assert papers.agree(value, expected[name]), name
             expected = papers_losses.position_summary(*named, np.asarray(gradient), edges)
-            for name, value in metrics.position_summary(by_position).items():
+            for name, value in by_position.items():
                 assert papers.agree(value, expected[name], 1e-9), name  # a spread is a difference of squares
 
 
 def test_metrics_of_a_rollout_are_the_papers():
+    @jax.jit
+    def summaries(R, A, mask, proxy):
+        about = metrics.variance_proxies(A, mask, proxy=proxy, gradient_norm=0.3)
+        return metrics.sign_length_gap(A, mask), about, metrics.reward_summary(R, mask)
+
     with jax.enable_x64(True):
         for seed in SEEDS:
             R, mask, proxy = papers.random_rollouts(seed)
             A = np.random.default_rng(seed).normal(size=mask.shape)
-            assert papers.agree(metrics.sign_length_gap(A, mask), papers_losses.sign_length_gap(A, mask))
-            about = metrics.variance_proxies(A, mask, proxy=proxy, gradient_norm=0.3)
+            gap, about, summary = summaries(R, A, mask, proxy)
+            assert papers.agree(gap, papers_losses.sign_length_gap(A, mask))
             for name, value in papers_losses.variance_proxies(A, mask, proxy, 0.3).items():
                 assert papers.agree(about[name], value), name
             for name, value in papers_losses.reward_summary(R, mask).items():
-                assert papers.agree(metrics.reward_summary(R, mask)[name], value), name
+                assert papers.agree(summary[name], value), name

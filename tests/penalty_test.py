@@ -10,95 +10,104 @@ import pytest
 
 from rljax import Batch, penalty, policy_loss, ratio
 from tests import papers
+from tests.together import together
 
 
 def random_case(seed=0):
     l, A, w, mask = papers.random_batch(seed)
     ref = np.where(mask, np.random.default_rng(seed + 1).normal(size=l.shape), np.nan)
     logp = np.where(mask, ref + l, np.nan)
-    batch = Batch(mask=mask, old_logp=jnp.asarray(l), advantages=jnp.asarray(A), weights=jnp.asarray(w),
-                  ref_logp=jnp.asarray(ref))  # fmt: skip
-    return jnp.asarray(logp), batch, l, w * mask
+    return logp, Batch(mask=mask, old_logp=l, advantages=A, weights=w, ref_logp=ref), l, w * mask
 
 
-@pytest.mark.parametrize(
-    ("estimator", "value", "slope"),
-    [
-        (penalty.k1, lambda l: l, lambda l: np.ones_like(l)),
-        (penalty.k2, lambda l: l**2 / 2, lambda l: l),
-        (penalty.k3, lambda l: np.exp(-l) - 1 + l, lambda l: 1 - np.exp(-l)),
-        (penalty.straight_through(penalty.k3), lambda l: np.exp(-l) - 1 + l, lambda l: l),
-        (penalty.straight_through(penalty.k1, penalty.k3), lambda l: l, lambda l: 1 - np.exp(-l)),
-    ],
-)
-def test_kl_is_a_weighted_sum_of_the_estimator(estimator, value, slope):
+ESTIMATORS = {
+    "k1": (penalty.k1, lambda l: l, lambda l: np.ones_like(l)),
+    "k2": (penalty.k2, lambda l: l**2 / 2, lambda l: l),
+    "k3": (penalty.k3, lambda l: np.exp(-l) - 1 + l, lambda l: 1 - np.exp(-l)),
+    "straight_through": (penalty.straight_through(penalty.k3), lambda l: np.exp(-l) - 1 + l, lambda l: l),
+    "straight_through k1 k3": (
+        penalty.straight_through(penalty.k1, penalty.k3),
+        lambda l: l,
+        lambda l: 1 - np.exp(-l),
+    ),
+}
+
+
+@together
+def kls(logp, batch):
+    return {name: jax.value_and_grad(penalty.kl)(logp, batch, estimator=f) for name, (f, *_) in ESTIMATORS.items()}
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_kl_is_a_weighted_sum_of_the_estimator(name):
+    logp, batch, l, w = random_case()
+    _, value, slope = ESTIMATORS[name]
     with jax.enable_x64(True):
-        logp, batch, l, w = random_case()
-        loss, gradient = jax.jit(jax.value_and_grad(lambda x: penalty.kl(x, batch, estimator=estimator)))(logp)
-        assert papers.agree(loss, np.sum(w * value(l)))
-        assert papers.agree(gradient, w * slope(l))
-        assert not papers.agree(jnp.zeros_like(gradient), w * slope(l))
+        loss, gradient = kls(logp, batch)[name]
+    assert papers.agree(loss, np.sum(w * value(l)))
+    assert papers.agree(gradient, w * slope(l))
+    assert not papers.agree(np.zeros_like(gradient), w * slope(l))
 
 
 def test_estimators_are_unbiased_and_k2_has_the_gradient_of_the_kl():
     theta, ref = np.array([0.3, -0.5, 1.0]), np.log([0.2, 0.5, 0.3])
 
-    @jax.jit
     def exact(theta):
         return jnp.sum(jax.nn.softmax(theta) * (jax.nn.log_softmax(theta) - ref))
 
-    @partial(jax.jit, static_argnums=1)
     def expectation(theta, estimator):
         return jnp.sum(jax.lax.stop_gradient(jax.nn.softmax(theta)) * estimator(jax.nn.log_softmax(theta) - ref))
 
+    @jax.jit
+    def run(theta):
+        estimators = {name: f for name, (f, *_) in ESTIMATORS.items()}
+        estimators["straight_through k1"] = penalty.straight_through(penalty.k1)
+        found = {name: jax.value_and_grad(expectation)(theta, f) for name, f in estimators.items()}
+        return jax.value_and_grad(exact)(theta), found
+
     with jax.enable_x64(True):
-        for estimator in (penalty.k1, penalty.k3, penalty.straight_through(penalty.k3)):
-            np.testing.assert_allclose(expectation(theta, estimator), exact(theta), rtol=1e-12)
-        for estimator in (penalty.k2, penalty.straight_through(penalty.k1)):
-            np.testing.assert_allclose(
-                jax.grad(expectation)(theta, estimator), jax.grad(exact)(theta), rtol=1e-12, atol=1e-15
-            )
-        np.testing.assert_allclose(jax.grad(expectation)(theta, penalty.k1), np.zeros(3), atol=1e-15)
+        (value, gradient), found = run(theta)
+    for name in ("k1", "k3", "straight_through"):
+        np.testing.assert_allclose(found[name][0], value, rtol=1e-12)
+    for name in ("k2", "straight_through k1"):
+        np.testing.assert_allclose(found[name][1], gradient, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(found["k1"][1], np.zeros(3), atol=1e-15)
 
 
 def test_k3_keeps_its_gradient_far_from_the_reference():
-    np.testing.assert_allclose(jax.grad(penalty.k3)(-5.0), 1 - np.exp(5.0), rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(jax.grad(penalty.k3))(-5.0), 1 - np.exp(5.0), rtol=1e-6)
 
 
 def test_entropy_bonus_is_minus_a_weighted_sum():
     logp, batch, _, w = random_case()
-    entropy = jnp.abs(logp)
-    np.testing.assert_allclose(
-        penalty.entropy_bonus(entropy, batch), -np.sum(w * np.nan_to_num(np.abs(logp))), rtol=1e-5
-    )
-    gradient = jax.grad(penalty.entropy_bonus)(entropy, batch)
+    bonus, gradient = jax.jit(jax.value_and_grad(penalty.entropy_bonus))(np.abs(logp), batch)
+    np.testing.assert_allclose(bonus, -np.sum(w * np.nan_to_num(np.abs(logp))), rtol=1e-5)
     np.testing.assert_allclose(gradient, -w, rtol=1e-6)
 
 
 def test_value_loss_is_the_greater_of_two_squares():
+    _, batch, v, w = random_case()
+    rng = np.random.default_rng(5)
+    old, target = v + rng.normal(size=v.shape) * 0.4, rng.normal(size=v.shape)
+    near = np.clip(v, old - 0.2, old + 0.2)
+    plain, clipped = (v - target) ** 2, (near - target) ** 2
+    run = jax.jit(jax.value_and_grad(partial(penalty.value_loss, limit=0.2)))
     with jax.enable_x64(True):
-        _, batch, v, w = random_case()
-        rng = np.random.default_rng(5)
-        old, target = v + rng.normal(size=v.shape) * 0.4, rng.normal(size=v.shape)
-        near = np.clip(v, old - 0.2, old + 0.2)
-        plain, clipped = (v - target) ** 2, (near - target) ** 2
-        loss, gradient = jax.value_and_grad(
-            lambda v: penalty.value_loss(v, batch, returns=target, old_values=old, limit=0.2)
-        )(jnp.asarray(v))
-        assert papers.agree(loss, np.sum(w * 0.5 * np.maximum(plain, clipped)))
-        inside = np.abs(v - old) <= 0.2
-        assert papers.agree(gradient, w * np.where((clipped <= plain) | inside, v - target, 0))
+        loss, gradient = run(v, batch, returns=target, old_values=old)
+    assert papers.agree(loss, np.sum(w * 0.5 * np.maximum(plain, clipped)))
+    inside = np.abs(v - old) <= 0.2
+    assert papers.agree(gradient, w * np.where((clipped <= plain) | inside, v - target, 0))
 
 
 def test_a_penalty_on_a_batch_is_the_sum_of_its_parts_and_empty_masks_give_zero():
     logp, batch, _, _ = random_case()
-    halves = [jax.tree.map(lambda x, s=s: x[s], batch) for s in (slice(0, 3), slice(3, 6))]
-    parts = penalty.kl(logp[:3], halves[0]) + penalty.kl(logp[3:], halves[1])
-    np.testing.assert_allclose(parts, penalty.kl(logp, batch), rtol=1e-5)
+    run = jax.jit(jax.value_and_grad(penalty.kl))
+    parts = [run(*jax.tree.map(lambda x, s=s: x[s], (logp, batch)))[0] for s in (slice(0, 3), slice(3, 6))]
+    np.testing.assert_allclose(parts[0] + parts[1], run(logp, batch)[0], rtol=1e-5)
     empty = dataclasses.replace(batch, mask=np.zeros_like(batch.mask))
-    loss, gradient = jax.value_and_grad(penalty.kl)(logp, empty)
+    loss, gradient = run(logp, empty)
     assert loss == 0
-    np.testing.assert_array_equal(gradient, jnp.zeros_like(logp))
+    np.testing.assert_array_equal(gradient, np.zeros_like(logp))
 
 
 def test_arguments_that_do_not_fit():
@@ -113,7 +122,7 @@ def test_arguments_that_do_not_fit():
 
 def covariances(logp, batch):
     """By loops, and the trained tokens."""
-    logp, A, mask = (np.asarray(x) for x in (logp, batch.advantages, batch.mask))
+    A, mask = batch.advantages, batch.mask
     mean_A, mean = (sum(x[mask]) / mask.sum() for x in (A, logp))
     c = np.zeros(mask.shape)
     for place in zip(*np.nonzero(mask), strict=True):
@@ -122,33 +131,41 @@ def covariances(logp, batch):
 
 
 def test_covariance_is_its_formula():
+    logp, batch, _, _ = random_case()
     with jax.enable_x64(True):
-        logp, batch, _, _ = random_case()
         assert papers.agree(jax.jit(penalty.covariance)(logp, batch), covariances(logp, batch)[0])
 
 
-@pytest.mark.parametrize("share", [2e-4, 0.2, 1.0])
+SHARES = [2e-4, 0.2, 1.0]
+
+
+@together
+def kl_covs(logp, batch):
+    return {share: jax.value_and_grad(penalty.kl_cov)(logp, batch, share=share) for share in SHARES}
+
+
+@pytest.mark.parametrize("share", SHARES)
 def test_kl_cov_moves_the_tokens_of_largest_covariance(share):
+    logp, batch, _, w = random_case()
+    c, mask = covariances(logp, batch)
+    k = max(1, int(share * mask.sum()))
+    chosen = mask & (c >= np.sort(c[mask])[-k])
+    l = np.where(mask, logp - batch.old_logp, 0)
     with jax.enable_x64(True):
-        logp, batch, _, w = random_case()
-        c, mask = covariances(logp, batch)
-        k = max(1, int(share * mask.sum()))
-        chosen = mask & (c >= np.sort(c[mask])[-k])
-        l = np.where(mask, logp - batch.old_logp, 0)
-        loss, gradient = jax.jit(jax.value_and_grad(lambda x: penalty.kl_cov(x, batch, share=share)))(logp)
-        assert papers.agree(loss, np.sum(w * chosen * np.abs(l)))
-        assert papers.agree(gradient, w * chosen * np.sign(l))
-        assert np.count_nonzero(gradient) == k
+        loss, gradient = kl_covs(logp, batch)[share]
+    assert papers.agree(loss, np.sum(w * chosen * np.abs(l)))
+    assert papers.agree(gradient, w * chosen * np.sign(l))
+    assert np.count_nonzero(gradient) == k
 
 
 def test_clip_cov_drops_random_candidates_by_its_key():
     rng = np.random.default_rng(0)
     shape, clip = (40, 25), partial(ratio.clip, low=0.2, high=0.2)
-    logp, A = (jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(2))
-    batch = Batch(mask=jnp.ones(shape, bool), old_logp=logp - 0.3 * jnp.asarray(rng.normal(size=shape), jnp.float32),
-                  advantages=A, weights=jnp.ones(shape))  # fmt: skip
+    logp, A, noise = (rng.normal(size=shape).astype(np.float32) for _ in range(3))
+    batch = Batch(mask=np.ones(shape, bool), old_logp=logp - np.float32(0.3) * noise, advantages=A,
+                  weights=np.ones(shape, np.float32))  # fmt: skip
     c, _ = covariances(logp, batch)
-    clipped = np.asarray(jax.grad(policy_loss)(logp, batch, clip)) == 0
+    clipped = np.asarray(jax.jit(jax.grad(policy_loss), static_argnums=2)(logp, batch, clip)) == 0
     candidates = ~clipped & (c > 1) & (c < 5)
     drop = jax.jit(lambda key, share: ~penalty.clip_cov(logp, batch, clip, key, share=share))
     for share, expected in ((0.02, 20), (1.0, candidates.sum())):
@@ -161,31 +178,39 @@ def test_clip_cov_drops_random_candidates_by_its_key():
 
 
 def test_confident_negatives_and_hysteresis():
-    batch = Batch(mask=jnp.ones((1, 4), bool), old_logp=jnp.zeros((1, 4)), weights=jnp.ones((1, 4)),
-                  advantages=jnp.array([[1.0, -1.0, -1.0, 0.0]]))  # fmt: skip
-    kept = penalty.confident_negatives(jnp.array([[3.0, 3.0, 1.0, 3.0]]), batch, threshold=2.0)
+    batch = Batch(mask=np.ones((1, 4), bool), old_logp=np.zeros((1, 4)), weights=np.ones((1, 4)),
+                  advantages=np.array([[1.0, -1.0, -1.0, 0.0]]))  # fmt: skip
+    confident = jax.jit(partial(penalty.confident_negatives, threshold=2.0))
+    kept = confident(np.array([[3.0, 3.0, 1.0, 3.0]]), batch)
     np.testing.assert_array_equal(kept, [[True, False, True, True]])
-    state, seen = jnp.array(False), []
+    hysteresis = jax.jit(partial(penalty.hysteresis, low=0.4, high=1.0))
+    state, seen = np.array(False), []
     for entropy in (0.5, 0.9, 1.1, 0.9, 0.5, 0.3, 0.5):
-        state = penalty.hysteresis(state, jnp.asarray(entropy), low=0.4, high=1.0)
+        state = hysteresis(state, np.array(entropy))
         seen.append(bool(state))
     assert seen == [False, False, True, True, True, False, False]
 
 
 def test_the_quadratic_term_is_dros():
     """With the constant ratio under local_gradient: −Σ w (A log π − ½βℓ²), up to a constant."""
+    logp, batch, _, w = random_case()
+    constant = ratio.local_gradient(partial(ratio.clamp, limit=0.0))
+
+    @jax.jit
+    @jax.grad
+    def run(logp, batch):
+        return policy_loss(logp, batch, constant) + 0.3 * penalty.quadratic(logp, batch)
+
     with jax.enable_x64(True):
-        logp, batch, _, w = random_case()
-        constant = ratio.local_gradient(partial(ratio.clamp, limit=0.0))
-        gradient = jax.grad(lambda x: policy_loss(x, batch, constant) + 0.3 * penalty.quadratic(x, batch))(logp)
-        l = np.where(batch.mask, logp - batch.old_logp, 0)
-        assert papers.agree(gradient, -w * (np.asarray(batch.advantages) - 0.3 * l))
+        gradient = run(logp, batch)
+    l = np.where(batch.mask, logp - batch.old_logp, 0)
+    assert papers.agree(gradient, -w * (batch.advantages - 0.3 * l))
 
 
 def test_the_exact_kl_is_weighted():
-    kl = jnp.array([[0.5, jnp.nan], [1.0, 2.0]])
-    weights = jnp.array([[0.5, 0.5], [0.25, 0.0]])
-    batch = Batch(mask=jnp.array([[True, False], [True, True]]), old_logp=kl, advantages=kl, weights=weights)
-    loss, gradient = jax.value_and_grad(penalty.exact_kl)(kl, batch)
+    kl = np.array([[0.5, np.nan], [1.0, 2.0]])
+    weights = np.array([[0.5, 0.5], [0.25, 0.0]])
+    batch = Batch(mask=np.array([[True, False], [True, True]]), old_logp=kl, advantages=kl, weights=weights)
+    loss, gradient = jax.jit(jax.value_and_grad(penalty.exact_kl))(kl, batch)
     assert loss == 0.5
     np.testing.assert_array_equal(gradient, [[0.5, 0], [0.25, 0]])

@@ -10,6 +10,7 @@ import pytest
 from rljax import Batch, policy_loss, ratio
 from rljax.objective import required_fields
 from tests import papers
+from tests.together import together
 
 GRADIENT = jax.jit(jax.grad(policy_loss), static_argnums=2)
 CASES = {
@@ -60,54 +61,51 @@ def test_every_ratio_has_a_formula_here():
     )
 
 
-@partial(jax.jit, static_argnums=0)  # one program a case: eager mode compiles every operation
-def ours(f, l, A, w, mask):
-    def loss(logp):
-        batch = Batch(mask=mask, old_logp=jnp.zeros_like(logp), advantages=A, weights=w)
-        return policy_loss(logp, batch, f)
-
-    return (f(jnp.asarray(l), jnp.asarray(A), mask), *jax.value_and_grad(loss)(jnp.asarray(l)))
+@together
+def ours(l, A, w, mask):
+    """Of every case: the values, the loss and its gradient."""
+    batch = Batch(mask=mask, old_logp=jnp.zeros_like(l), advantages=A, weights=w)
+    return {name: (f(l, A, mask), *jax.value_and_grad(policy_loss)(l, batch, f)) for name, (f, _) in CASES.items()}
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", CASES)
 def test_values_losses_and_gradients_are_the_papers(name, seed):
     """Also where the advantage changes its sign within a sequence."""
-    f, paper = CASES[name]
+    _, paper = CASES[name]
     l, A, w, mask = papers.random_batch(seed)
     A = A * np.random.default_rng(seed).choice([-1, 1, 2], A.shape) if seed else A
     ids = mask.astype(int)
     with jax.enable_x64(True):
-        values, loss, gradient = ours(f, l, A, w, mask)
-        assert values.dtype == loss.dtype == gradient.dtype == jnp.float64
-        earning = mask & (A != 0)
-        with np.errstate(invalid="ignore"):
-            expected = np.where(earning, papers.ratio_values(paper, l, A, ids), 0)
-        np.testing.assert_array_equal(np.isneginf(np.where(earning, values, 0)), np.isneginf(expected))
-        values, expected = (np.where(earning & ~np.isneginf(expected), x, 0) for x in (values, expected))
-        assert papers.agree(values, expected)
-        assert papers.agree(loss, papers.policy_loss(paper, l, A, w, ids))
-        expected = papers.policy_gradient(paper, l, A, w, ids)
-        assert papers.agree(gradient, expected)
-        assert not papers.agree(jnp.zeros_like(gradient), expected)  # a zero gradient does not pass
+        values, loss, gradient = ours(l, A, w, mask)[name]
+    assert values.dtype == loss.dtype == gradient.dtype == jnp.float64
+    earning = mask & (A != 0)
+    with np.errstate(invalid="ignore"):
+        expected = np.where(earning, papers.ratio_values(paper, l, A, ids), 0)
+    np.testing.assert_array_equal(np.isneginf(np.where(earning, values, 0)), np.isneginf(expected))
+    values, expected = (np.where(earning & ~np.isneginf(expected), x, 0) for x in (values, expected))
+    assert papers.agree(values, expected)
+    assert papers.agree(loss, papers.policy_loss(paper, l, A, w, ids))
+    expected = papers.policy_gradient(paper, l, A, w, ids)
+    assert papers.agree(gradient, expected)
+    assert not papers.agree(np.zeros_like(gradient), expected)  # a zero gradient does not pass
 
 
 def test_a_mask_off_by_one_does_not_pass():
     l, A, w, mask = papers.random_batch(0)
     with jax.enable_x64(True):
-        for name in ("sequence_mean", "cumulative", "prefix_min", "power_mean 3.0"):
-            f, paper = CASES[name]
-            gradient = ours(f, l, A, w, np.roll(mask, 1, axis=-1))[2]
-            assert not papers.agree(gradient, papers.policy_gradient(paper, l, A, w, mask.astype(int)), 1e-3)
+        found = ours(l, A, w, np.roll(mask, 1, axis=-1))
+    for name in ("sequence_mean", "cumulative", "prefix_min", "power_mean 3.0"):
+        expected = papers.policy_gradient(CASES[name][1], l, A, w, mask.astype(int))
+        assert not papers.agree(found[name][2], expected, 1e-3)
 
 
 def test_worked_values():
-    l = jnp.array([[0.10, -0.05, 0.10, 0.30], [-0.20, 0.10, -0.30, jnp.nan]])
-    mask, A = jnp.array([[1, 1, 1, 1], [1, 1, 1, 0]], bool), jnp.ones((2, 4))
-    np.testing.assert_allclose(
-        jax.jit(ratio.cumulative)(l, A, mask), [[0.10, 0.05, 0.15, 0.45], [-0.20, -0.10, -0.40, 0]], 1e-6
-    )
-    minimum = np.exp(jax.jit(ratio.prefix_min)(l, A, mask) - l)
+    l = np.array([[0.10, -0.05, 0.10, 0.30], [-0.20, 0.10, -0.30, np.nan]], np.float32)
+    mask, A = np.array([[1, 1, 1, 1], [1, 1, 1, 0]], bool), np.ones((2, 4), np.float32)
+    cumulative, least = jax.jit(lambda *x: (ratio.cumulative(*x), ratio.prefix_min(*x)))(l, A, mask)
+    np.testing.assert_allclose(cumulative, [[0.10, 0.05, 0.15, 0.45], [-0.20, -0.10, -0.40, 0]], 1e-6)
+    minimum = np.exp(least - l)
     np.testing.assert_allclose(minimum[0], [1, 1.105171, 0.951229, 0.951229], 2e-6)
     np.testing.assert_allclose(minimum[1, :3], [1, 0.818731, 0.818731], 2e-6)
     first = [1.102394, 1.110567, 1.119072, 1.127858, 1.136856, 1.145987]
@@ -118,30 +116,45 @@ def test_worked_values():
 
 
 def test_worked_gradient_of_the_soft_gate():
-    one = jnp.ones((1,))
-    gradient = jax.grad(lambda l: jnp.exp(ratio.soft_gate(l, one, one > 0))[0])(jnp.log(1.3 * one))
+    one = np.ones((1,), np.float32)
+    gradient = jax.jit(jax.grad(lambda l: jnp.exp(ratio.soft_gate(l, one, one > 0))[0]))(np.log(1.3 * one))
     np.testing.assert_allclose(gradient, 1.271183, 1e-6)
     np.testing.assert_allclose(gradient / 1.3, 0.977833, 1e-6)
 
 
-@pytest.mark.parametrize("p", [-300.0, -1e-4, 1e-30, 0.0, 1e-4, 200.0])
+POWERS = [-300.0, -1e-4, 1e-30, 0.0, 1e-4, 200.0]
+
+
+@together
+def power_means(l, A, mask, share):
+    """Of every power: the values, and the gradient of their sum weighed by the share."""
+    found = {}
+    for p in POWERS:
+        values, pull = jax.vjp(lambda l, p=p: ratio.power_mean(l, A, mask, p=p), l)
+        found[p] = values, pull(share)[0]
+    return found
+
+
+@pytest.mark.parametrize("p", POWERS)
 def test_power_mean_is_stable_in_float32(p):
     """Neither a large |pℓ| nor a tiny p loses the answer; the gradient's weights r^p / Σ r^p sum to one."""
     l, A, _, mask = papers.random_batch(1, scale=1.0)
-    f = jax.jit(partial(ratio.power_mean, p=p))
-    l32, A32 = jnp.asarray(l, jnp.float32), jnp.asarray(A, jnp.float32)
+    share = mask / np.maximum(mask.sum(-1, keepdims=True), 1)
+    values, gradient = power_means(*(x.astype(np.float32) for x in (l, A)), mask, share.astype(np.float32))[p]
     exact = papers.ratio_values(papers.power_mean(p if abs(p) > 1e-20 else 0.0), l.astype(np.longdouble), A, mask)
-    np.testing.assert_allclose(f(l32, A32, mask), exact, rtol=2e-6, atol=2e-6)
-    share = jnp.asarray(mask / np.maximum(mask.sum(-1, keepdims=True), 1), jnp.float32)
-    gradient = jax.grad(lambda l: jnp.sum(f(l, A32, mask) * share))(l32)
-    np.testing.assert_allclose(jnp.sum(gradient, -1), np.any(mask, -1), rtol=1e-5)
+    np.testing.assert_allclose(values, exact, rtol=2e-6, atol=2e-6)
+    np.testing.assert_allclose(np.sum(gradient, -1), np.any(mask, -1), rtol=1e-5)
 
 
 def test_p_may_be_traced_and_its_gradient_is_finite_at_zero():
-    l, A, _, mask = (jnp.asarray(x) for x in papers.random_batch(1))
-    traced = jax.jit(lambda p: ratio.power_mean(l, A, mask, p=p))
-    for p in (0.0, 2.0):
-        np.testing.assert_allclose(traced(p), ratio.power_mean(l, A, mask, p=p), rtol=1e-6, atol=1e-7)
+    l, A, _, mask = papers.random_batch(1)
+    powers = (0.0, 2.0)
+    fixed = jax.jit(lambda l, A: [ratio.power_mean(l, A, mask, p=p) for p in powers])(l, A)
+    traced = jax.jit(lambda l, A, p: ratio.power_mean(l, A, mask, p=p))
+    slope = jax.jit(jax.grad(lambda p: jnp.sum(traced(l, A, p))))
+    for p, expected in zip(powers, fixed, strict=True):
+        np.testing.assert_allclose(traced(l, A, p), expected, rtol=1e-6, atol=1e-7)
+        assert np.isfinite(slope(p))
 
 
 @pytest.mark.parametrize("name", ["sequence_sum", "cumulative", "prefix_mean"])
@@ -175,8 +188,9 @@ def test_gates_pass_gradients_on_policy_even_with_no_room():
 
 
 def test_a_soft_gate_has_no_nan_far_away():
-    l, A = jnp.array([[200.0, -200.0]]), jnp.ones((1, 2))
-    np.testing.assert_array_equal(jax.grad(lambda l: jnp.sum(ratio.soft_gate(l, A, A > 0)))(l), jnp.zeros((1, 2)))
+    l, A = np.array([[200.0, -200.0]], np.float32), np.ones((1, 2), np.float32)
+    gradient = jax.jit(jax.grad(lambda l: jnp.sum(ratio.soft_gate(l, A, A > 0))))(l)
+    np.testing.assert_array_equal(gradient, np.zeros((1, 2)))
 
 
 def needs_divergence(log_ratio, advantages, segments, *, divergence, scale=1.0):
@@ -189,9 +203,10 @@ def test_required_keywords_pass_through_chain_local_gradient_and_partial():
     assert required_fields(partial(wrapped, divergence=jnp.ones((1, 2)))) == frozenset()
     mask, zero = jnp.ones((1, 2), bool), jnp.zeros((1, 2))
     batch = Batch(mask=mask, old_logp=zero, advantages=zero + 1, weights=zero + 1, divergence=zero + 0.5)
-    np.testing.assert_allclose(policy_loss(zero, batch, wrapped), -2 * np.exp(-1), 1e-6)
+    loss = jax.jit(policy_loss, static_argnums=2)
+    np.testing.assert_allclose(loss(zero, batch, wrapped), -2 * np.exp(-1), 1e-6)
     bound = partial(wrapped, divergence=zero)
-    np.testing.assert_allclose(policy_loss(zero, batch, bound), -2, 1e-6)
+    np.testing.assert_allclose(loss(zero, batch, bound), -2, 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -237,13 +252,14 @@ def test_divergence_masks_drop_by_the_change_of_probability_not_by_the_ratio():
     old_logp = jnp.log(jnp.array([[0.01, 0.6]] * 2))
     batch = Batch(mask=mask, old_logp=old_logp, advantages=A, weights=jnp.ones((2, 2)))
     for f in (ratio.total_variation_mask, ratio.kl_mask):
-        gradient = jax.jit(jax.grad(policy_loss), static_argnums=2)(old_logp + l, batch, partial(f, low=0.1, high=0.1))
+        gradient = GRADIENT(old_logp + l, batch, partial(f, low=0.1, high=0.1))
         np.testing.assert_allclose(gradient, [[-1.5, 0], [1.5, 1.5]], rtol=1e-5)
 
 
 def test_worked_cumulative_divergence():
     """Budget .15 + .02 a token before; .1 a token of weights 1, .9, .8: the second is over .17, the third over .188."""
-    l, mask = jnp.full((1, 3), 0.2), jnp.ones((1, 3), bool)
-    f = partial(ratio.cumulative_divergence_mask, limit=0.15, slack=0.02, divergence=jnp.full((1, 3), 0.1))
-    np.testing.assert_array_equal(jnp.isneginf(f(l, jnp.ones((1, 3)), mask)), [[False, True, True]])
-    np.testing.assert_array_equal(f(l, -jnp.ones((1, 3)), mask), l)
+    l, one, mask = (np.full((1, 3), x, np.float32) for x in (0.2, 1.0, 1.0))
+    divergence = np.full((1, 3), 0.1, np.float32)
+    f = jax.jit(partial(ratio.cumulative_divergence_mask, limit=0.15, slack=0.02, divergence=divergence))
+    np.testing.assert_array_equal(np.isneginf(f(l, one, mask > 0)), [[False, True, True]])
+    np.testing.assert_array_equal(f(l, -one, mask > 0), l)

@@ -1,10 +1,11 @@
 """Public signatures are true: each function called under its own annotations, checked at run time."""
 
 import inspect
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from beartype import BeartypeConf, beartype
 from jaxtyping import TypeCheckError, jaxtyped
@@ -48,11 +49,25 @@ COMBINATORS = (
 )  # functions of functions: their results are below
 
 P, G, T, V, D = 2, 3, 5, 11, 7
-TOKENS = jnp.linspace(-1.0, 1.0, P * G * T).reshape(P, G, T)
-MASK = jnp.arange(P * G * T).reshape(P, G, T) % 4 > 0
-BATCH = Batch(mask=MASK, old_logp=TOKENS, advantages=TOKENS, weights=TOKENS, ref_logp=-TOKENS)
-LOGITS, IDS = jnp.ones((4, 3)), jnp.arange(12, dtype=jnp.int32).reshape(4, 3) % V
-SUPPORT = distillation.teachers(IDS)
+
+
+def array(x, dtype=jnp.float32):
+    """A jax.Array, made without a program."""
+    return jnp.asarray(np.asarray(x, dtype))
+
+
+def ones(*shape, dtype=jnp.float32):
+    return array(np.ones(shape), dtype)
+
+
+TOKENS = array(np.linspace(-1.0, 1.0, P * G * T).reshape(P, G, T))
+MASK = array(np.arange(P * G * T).reshape(P, G, T) % 4 > 0, bool)
+BATCH = Batch(mask=MASK, old_logp=TOKENS, advantages=TOKENS, weights=TOKENS, ref_logp=array(-np.asarray(TOKENS)))
+LOGITS, IDS = ones(4, 3), array(np.arange(12).reshape(4, 3) % V, jnp.int32)
+SUPPORT = distillation.Support(IDS, ones(4, 3, dtype=bool))
+SUMS, POSITIONS = (
+    jax.jit(f, static_argnums=2)(TOKENS, BATCH, ratio.token) for f in (metrics.policy_sums, metrics.position_sums)
+)
 ARGUMENTS = dict.fromkeys(
     (
         "log_ratio",
@@ -76,20 +91,20 @@ ARGUMENTS = dict.fromkeys(
     "mask": MASK,
     "batch": BATCH,
     "ratio": ratio.token,
-    "rewards": TOKENS[:, :, 0],
-    "sign": jnp.array([[1, 0, -1], [0, 1, 1]]),
-    "sums": metrics.policy_sums(TOKENS, BATCH, ratio.token),
-    "lengths": jnp.array([3, 4]),
+    "rewards": array(np.asarray(TOKENS)[:, :, 0]),
+    "sign": array([[1, 0, -1], [0, 1, 1]], jnp.int32),
+    "sums": SUMS,
+    "lengths": array([3, 4], jnp.int32),
     "key": jax.random.key(0),
-    "hidden": jnp.ones((4, D)),
-    "unembedding": jnp.ones((V, D)),
-    "targets": jnp.arange(4),
-    "segment_ids": MASK.astype(jnp.int32),
-    "tokens": MASK.astype(jnp.int32),
-    "components": TOKENS[..., :2],
-    "greedy_rewards": TOKENS[:, 0, 0],
-    "task": jnp.arange(P),
-    "history": TOKENS[0, 0],
+    "hidden": ones(4, D),
+    "unembedding": ones(V, D),
+    "targets": array(np.arange(4), jnp.int32),
+    "segment_ids": array(MASK, jnp.int32),
+    "tokens": array(MASK, jnp.int32),
+    "components": array(np.asarray(TOKENS)[..., :2]),
+    "greedy_rewards": array(np.asarray(TOKENS)[:, 0, 0]),
+    "task": array(np.arange(P), jnp.int32),
+    "history": array(np.asarray(TOKENS)[0, 0]),
     "improvement": 0.5,
     "dropping": jnp.array(True),
     "threshold": 0.5,
@@ -117,36 +132,41 @@ ARGUMENTS = dict.fromkeys(
     "steps": 5,
     "s": jnp.float32(0.5),
 }
-ROWS = {"hidden": jnp.ones((2, 5, D)), "unembedding": jnp.ones((V, D)), "tokens": jnp.ones((2, 5), jnp.int32)}
-ROWS |= {"mask": jnp.ones((2, 5), bool)}
+ROWS = {"hidden": ones(2, 5, D), "unembedding": ones(V, D), "tokens": ones(2, 5, dtype=jnp.int32)}
+ROWS |= {"mask": ones(2, 5, dtype=bool)}
 
 
 OTHERWISE = {
-    distillation.support_loss: {"weights": jnp.ones(4)},
+    distillation.support_loss: {"weights": ones(4)},
     logprobs.token_logps: ROWS,
     logprobs.token_kls: {name: ROWS[name] for name in ("hidden", "unembedding", "mask")}
     | {"ref_hidden": ROWS["hidden"], "ref_unembedding": ROWS["unembedding"]},
     logprobs.logps_at: {name: ROWS[name] for name in ("hidden", "unembedding", "tokens")}
-    | {"ids": jnp.ones((2, 5, 3), jnp.int32), "logp": jnp.ones((2, 5))},
+    | {"ids": ones(2, 5, 3, dtype=jnp.int32), "logp": ones(2, 5)},
     logprobs.preceding: {"hidden": ROWS["hidden"]},
-    logprobs.delayed: {"x": jnp.ones((2, 5))},
+    logprobs.delayed: {"x": ones(2, 5)},
     pallas_kernels.token_kl: {
-        "ref_hidden": jnp.ones((4, 2)),
-        "ref_unembedding": jnp.ones((V, 2)),
-        "mask": MASK[0, 0, :4],
+        "ref_hidden": ones(4, 2),
+        "ref_unembedding": ones(V, 2),
+        "mask": array(np.asarray(MASK)[0, 0, :4], bool),
     },
     penalty.hysteresis: {"entropy": jnp.float32(1.0)},
-    metrics.position_summary: {"sums": metrics.position_sums(TOKENS, BATCH, ratio.token)},
+    metrics.position_summary: {"sums": POSITIONS},
 }
 
 
+@cache
+def checked(function):
+    return jaxtyped(function, typechecker=CHECKER)
+
+
 def call(function, **replaced):
-    """The function of its required arguments by their names, its annotations checked."""
+    """The shapes that the function gives for its required arguments by their names, its annotations checked."""
     parameters = inspect.signature(function).parameters.values()
     required = [p.name for p in parameters if p.default is p.empty]
     arguments = {name: ARGUMENTS.get(name) for name in required} | OTHERWISE.get(function, {})
     with jax.numpy_dtype_promotion("standard"):
-        return jaxtyped(function, typechecker=CHECKER)(**arguments | replaced)
+        return jax.eval_shape(lambda: checked(function)(**arguments | replaced))
 
 
 every_function = pytest.mark.parametrize(
@@ -172,7 +192,7 @@ def test_every_parameter_is_annotated(function):
     partial(ratio.power_mean, p=0),
 ])  # fmt: skip
 def test_what_combinators_make_is_a_ratio(made):
-    value = made(TOKENS, TOKENS, MASK)
+    value = jax.eval_shape(made, TOKENS, TOKENS, MASK)
     assert value.shape == TOKENS.shape
     assert value.dtype == jnp.float32
 

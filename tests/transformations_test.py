@@ -1,7 +1,7 @@
 """Under jit, vmap, grad, checkpoint, shard_map and donation the core is the same, and its programs do not grow."""
 
 import dataclasses
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +26,14 @@ from tests.laws_test import (
     every_advantage,
     every_aggregation,
     every_ratio,
+    losses,
     random_rollouts,
     random_rows,
     weights,
 )
+from tests.together import together
 
 DEVICES = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
-QUICK = {"xla_backend_optimization_level": 0}  # to compile, not to run
 SMALL, LARGE = (2, 3, 70), (5, 8, 300)  # P, G, T; from 65 tokens on a scan has two levels
 
 
@@ -44,39 +45,46 @@ def over_devices(f, *specs):
 # The same values under every transformation.
 
 
-@every_ratio
-def test_jit_shard_map_vmap_grad_and_checkpoint_with_a_donated_buffer(f):
-    """All at once, of two microbatches whose rows are divided over the devices: their losses are psummed."""
-    logp, batch = random_rows()
-    value, gradient = LOSS(logp, batch, f)
-    assert np.max(np.abs(gradient)) > 0.1
-    loss_and_gradient = jax.vmap(jax.value_and_grad(jax.checkpoint(partial(policy_loss, ratio=f))))
+@cache
+def all_at_once():
+    """Of two microbatches whose rows are divided over the devices: psummed losses, gradients, and what was given."""
+    logp, batch = jax.tree.map(lambda x: x.reshape(2, 4, 10), random_rows())
 
     def step(logp, batch):
-        values, gradients = loss_and_gradient(logp, batch)
-        return lax.psum(values, "data"), gradients
+        return {
+            name: jax.value_and_grad(jax.checkpoint(partial(policy_loss, ratio=f)))(logp[name], batch)
+            for name, f in RATIOS.items()
+        }
+
+    def summed(logp, batch):
+        found = jax.vmap(step)(logp, batch)
+        return {name: (lax.psum(values, "data"), gradients) for name, (values, gradients) in found.items()}
 
     split = P(None, "data")
-    run = jax.jit(
-        jax.shard_map(step, mesh=DEVICES, in_specs=split, out_specs=(P(), split)),
-        donate_argnums=0,
-        compiler_options=QUICK,
-    )
-    given = jax.tree.map(lambda x: x.reshape(2, 4, 10), (logp, batch))
-    donated, batch = jax.device_put(given, NamedSharding(DEVICES, split))
-    values, gradients = run(donated, batch)
-    assert donated.is_deleted()
+    mapped = jax.shard_map(summed, mesh=DEVICES, in_specs=split, out_specs=dict.fromkeys(RATIOS, (P(), split)))
+    donated, batch = jax.device_put((dict.fromkeys(RATIOS, logp), batch), NamedSharding(DEVICES, split))
+    return jax.jit(mapped, donate_argnums=0)(donated, batch), donated
+
+
+@every_ratio
+def test_jit_shard_map_vmap_grad_and_checkpoint_with_a_donated_buffer(name):
+    found, donated = all_at_once()
+    value, gradient = losses(*random_rows())[name]
+    assert np.max(np.abs(gradient)) > 0.1
+    assert donated[name].is_deleted()
+    values, gradients = found[name]
     assert_same((jnp.sum(values), gradients.reshape(8, 10)), (value, gradient))
 
 
 @every_ratio
-def test_a_psum_is_differentiated_from_outside(f):
+def test_a_psum_is_differentiated_from_outside(name):
     """As a program for every ratio, whose devices' types have to fit; in numbers for one that scans."""
     logp, batch = random_rows()
+    f = RATIOS[name]
     total = jax.value_and_grad(over_devices(partial(policy_loss, ratio=f), P("data"), P("data")))
     assert jax.eval_shape(total, logp, batch)[1].shape == logp.shape
-    if f is RATIOS["ctpo"]:
-        assert_same(jax.jit(total)(logp, batch), LOSS(logp, batch, f))
+    if name == "ctpo":
+        assert_same(jax.jit(total)(logp, batch), losses(logp, batch)[name])
 
 
 def test_weights_made_on_a_shard_are_noticed():
@@ -126,31 +134,40 @@ def stacked(*trees):
     return jax.tree.map(lambda *x: np.stack(x), *trees)
 
 
+@together
+def mapped_advantages(*rollouts):
+    return jax.vmap(advantages.__wrapped__)(*rollouts)
+
+
 @every_advantage
-def test_jit_of_vmap_of_advantages(f):
+def test_jit_of_vmap_of_advantages(name):
     rollouts = [random_rollouts(seed) for seed in (1, 2)]
-    rewards, mask, fields = stacked(*[(r, m, {k: fields[k] for k in required_fields(f)}) for r, m, fields in rollouts])
-    run = jax.vmap(lambda rewards, mask, fields: f(rewards, mask, **fields))
-    A = jax.jit(run, compiler_options=QUICK)(rewards, mask, fields)
-    assert_same(A, stacked(*[advantages(f, *rollout) for rollout in rollouts]))
+    A = mapped_advantages(*stacked(*rollouts))[name]
+    assert_same(A, stacked(*[advantages(*rollout)[name] for rollout in rollouts]))
     assert np.max(np.abs(A)) > 0.1
 
 
 @every_advantage
-def test_advantages_trace_under_shard_map(f):
+def test_advantages_trace_under_shard_map(name):
     """Of whole groups on each device. (What is made of the whole batch is to be called outside.)"""
+    f = ADVANTAGES[name]
     shapes = rollout_shapes(f, 8, 3, 5)
     specs = jax.tree.map(lambda x: P("data") if x.ndim else P(), shapes)
     split = jax.shard_map(lambda r, m, given: f(r, m, **given), mesh=DEVICES, in_specs=specs, out_specs=P("data"))
     assert jax.eval_shape(split, *shapes).shape == (8, 3, 5)
 
 
+@together
+def mapped_weights(masks, signs):
+    return jax.vmap(weights.__wrapped__)(masks, signs)
+
+
 @every_aggregation
-def test_jit_of_vmap_of_aggregations(f):
+def test_jit_of_vmap_of_aggregations(name):
     masks = np.stack([papers.random_rollouts(seed)[1] for seed in (1, 2)])
     signs = np.random.default_rng(0).integers(-1, 2, masks.shape[:3])
-    w = jax.jit(jax.vmap(f), compiler_options=QUICK)(masks, signs)
-    assert_same(w, np.stack([weights(f, mask, sign) for mask, sign in zip(masks, signs, strict=True)]))
+    w = mapped_weights(masks, signs)[name]
+    assert_same(w, np.stack([weights(mask, sign)[name] for mask, sign in zip(masks, signs, strict=True)]))
     assert np.max(w) > 0
 
 
@@ -239,7 +256,16 @@ EVERYTHING = {
 }
 
 
-@pytest.mark.parametrize("measure", EVERYTHING.values(), ids=EVERYTHING)
+OF_ALGORITHMS = {f"packed ratio {name}" for name in algorithms.__all__}  # made of the others, which are measured alone
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        pytest.param(measure, id=name, marks=[pytest.mark.slow] * (name in OF_ALGORITHMS))
+        for name, measure in EVERYTHING.items()
+    ],
+)
 def test_a_program_does_not_grow_with_prompts_completions_or_tokens(measure):
     """Nor does one of less than 65 tokens, whose scans have one level, have more equations."""
     assert 0 < measure(2, 3, 5) <= measure(*SMALL) == measure(*LARGE)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rljax import Batch, advantage, aggregation, correction, distillation, metrics, penalty, ratio, rewards
+from tests.together import together
 
 LOG = np.log
 ONES = np.ones((1, 3))
@@ -230,31 +231,52 @@ def test_every_public_function_has_a_worked_number():
     assert public <= written
 
 
+@together
+def ratios(arguments):
+    return {name: RATIOS[name][0](*given)[0] for name, given in arguments.items()}
+
+
 @pytest.mark.parametrize("name", RATIOS)
 def test_ratios(name):
-    f, A, mask, expected = RATIOS[name]
-    numbers(jax.jit(f)(jnp.asarray(L), jnp.asarray(A), mask)[0], expected)
+    found = ratios({name: (np.array(L), A, mask) for name, (_, A, mask, _) in RATIOS.items()})
+    numbers(found[name], RATIOS[name][-1])
+
+
+@together
+def advantages(rewards, mask):
+    return {name: f(rewards, mask) for name, (f, _) in ADVANTAGES.items()}
 
 
 @pytest.mark.parametrize("name", ADVANTAGES)
 def test_advantages(name):
-    f, expected = ADVANTAGES[name]
-    numbers(jax.jit(f)(R, M), expected)
+    numbers(advantages(R, M)[name], ADVANTAGES[name][1])
+
+
+@together
+def weights(mask, sign):
+    return {name: f(mask, sign)[0, :, 0] for name, (f, _) in AGGREGATIONS.items()}
 
 
 @pytest.mark.parametrize("name", AGGREGATIONS)
 def test_aggregations(name):
-    f, expected = AGGREGATIONS[name]
-    numbers(jax.jit(f)(M, np.array([[1, -1, -1]]))[0, :, 0], expected)
+    numbers(weights(M, np.array([[1, -1, -1]]))[name], AGGREGATIONS[name][1])
+
+
+@together
+def corrections(mismatch, mask):
+    return {name: f(mismatch, mask) for name, (f, _) in CORRECTIONS.items()}
 
 
 @pytest.mark.parametrize("name", CORRECTIONS)
 def test_corrections(name):
-    f, expected = CORRECTIONS[name]
-    numbers(jax.jit(f)(jnp.asarray(RHO), TWO), expected)
+    numbers(corrections(RHO, TWO)[name], CORRECTIONS[name][1])
+
+
+@together
+def others():
+    return {name: f() for name, (f, _) in OTHERS.items()}
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_stands_beside_the_policy_gradient(name):
-    f, expected = OTHERS[name]
-    numbers(jax.jit(f)(), expected)
+    numbers(others()[name], OTHERS[name][1])

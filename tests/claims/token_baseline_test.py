@@ -160,7 +160,7 @@ def test_the_best_baseline_of_each_position_is_never_worse_and_the_realized_ener
     assert np.median(found["realized energy"] / best) > 1.01
 
 
-@pytest.mark.parametrize("count", [2, 4, 8, 32])
+@pytest.mark.parametrize("count", [2, 4, 8, pytest.param(32, marks=pytest.mark.slow)])  # from 8 on groups are drawn
 @pytest.mark.parametrize("kind", KINDS)
 def test_own_sample_baselines_shrink_the_gradient_and_leave_one_out_does_not(kind, count):
     with jax.enable_x64(True):

@@ -8,6 +8,9 @@ import numpy as np
 
 from rljax import advantage, aggregation, metrics
 
+FUNCTIONS = (aggregation.token_mean, aggregation.sequence_mean, aggregation.group_mean, aggregation.balanced)
+weights = jax.jit(lambda mask, sign: {f.__name__: f(mask, sign) for f in FUNCTIONS})
+
 
 def every_group(rewards, longest=4, members=4):
     """All groups of four with lengths 1 to 4 and these rewards, not all the same: rewards [M, G] and mask [M, G, T]."""
@@ -61,7 +64,7 @@ def test_balanced_weights_do_not_know_a_sides_length():
     """Twice as long on the negative side: a token mean gives it twice the weight, BA what its members are."""
     lengths, sign = np.array([[4, 4, 8, 8], [4, 4, 4, 8]]), np.array([[1, 1, -1, -1], [1, 1, 1, -1]])
     mask = np.arange(8) < lengths[..., None]
-    w = {f.__name__: np.asarray(f(mask, sign)).sum(-1) for f in (aggregation.token_mean, aggregation.balanced)}
+    w = {name: np.asarray(x).sum(-1) for name, x in weights(mask, sign).items()}
     np.testing.assert_allclose(w["token_mean"][0, 2:].sum() / w["token_mean"][0, :2].sum(), 2)
     np.testing.assert_allclose(w["balanced"][0, 2:].sum() / w["balanced"][0, :2].sum(), 1)
     np.testing.assert_allclose(w["balanced"][1, 3:].sum() / w["balanced"][1, :3].sum(), 1 / 3, rtol=1e-6)
@@ -71,8 +74,8 @@ SIDES = ((1, 1, -1, -1),) * 2
 
 
 def same(lengths, other, sides=SIDES):
-    mask = np.arange(8) < np.array(lengths)[..., None]
-    return np.allclose(aggregation.balanced(mask, np.array(sides)), other(mask, np.array(sides)), atol=1e-7)
+    w = weights(np.arange(8) < np.array(lengths)[..., None], np.array(sides))
+    return np.allclose(w["balanced"], w[other.__name__], atol=1e-7)
 
 
 def test_where_balanced_is_each_of_the_others():
@@ -91,14 +94,14 @@ def test_balanced_over_groups_of_unequal_size_is_a_sequence_mean_within_each_onl
     lengths, sides = [[4, 4, 8, 8], [2, 6, 0, 0]], [[1, 1, -1, -1], [1, -1, 0, 0]]
     assert not same(lengths, aggregation.sequence_mean, sides)
     mask = np.arange(8) < np.array(lengths)[..., None]
-    w = np.asarray(aggregation.balanced(mask, np.array(sides))).sum(-1)
+    w = np.asarray(weights(mask, np.array(sides))["balanced"]).sum(-1)
     np.testing.assert_allclose(w, [[1 / 8] * 4, [1 / 4, 1 / 4, 0, 0]], rtol=1e-6)  # 1/(P·G) a completion
 
 
 def test_a_completion_on_neither_side_counts_in_its_group_alone():
     sides = [[1, 1, -1, 0], [1, -1, -1, -1]]
     mask = np.arange(8) < np.full((2, 4, 1), 4)
-    w = np.asarray(aggregation.balanced(mask, np.array(sides))).sum(-1)
+    w = np.asarray(weights(mask, np.array(sides))["balanced"]).sum(-1)
     np.testing.assert_allclose(w, [[1 / 8] * 3 + [0], [1 / 8] * 4], rtol=1e-6)
     for other in (aggregation.sequence_mean, aggregation.group_mean, aggregation.token_mean):
         assert not same([[4] * 4] * 2, other, sides)
