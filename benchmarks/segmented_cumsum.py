@@ -19,7 +19,7 @@ from jax import lax
 
 from pallas_kernels import segmented_cumsum
 from pallas_kernels.segmented_cumsum import chunked
-from pallas_kernels.segmented_cumsum._operation import SUM
+from pallas_kernels.segmented_cumsum._monoids import SUM
 
 SIZES = [(512, 4096), (8, 32768), (1, 131072)]
 KINDS = ("normal", "uniform", "constant", "late")

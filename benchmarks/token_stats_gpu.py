@@ -23,9 +23,9 @@ import numpy as np
 from token_stats_peers import peers
 
 from pallas_kernels import token_stats
+from pallas_kernels._vocabulary.types import Tile
+from pallas_kernels._vocabulary.vjp import Inputs, Passes, Plan, rule
 from pallas_kernels.token_stats import TokenStats
-from pallas_kernels.token_stats._rule import Inputs, Passes, Plan, rule
-from pallas_kernels.token_stats._types import Tile
 from pallas_kernels.token_stats.gpu import Launch, gradients, sums
 
 SIZES = [(8192, 4096, 151936), (4096, 2048, 151936)]

@@ -11,9 +11,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from tpu_chips import CHIPS, compile_for
 
-from pallas_kernels.token_stats import _tpu_hidden, _tpu_tiles, _tpu_weight, tpu
-from pallas_kernels.token_stats._statistics import Slope
-from pallas_kernels.token_stats._types import Head, Tile
+from pallas_kernels._vocabulary.statistics import Slope
+from pallas_kernels._vocabulary.types import Head, Tile
+from pallas_kernels.token_stats import tpu
+from pallas_kernels.token_stats.tpu import backward_hidden, backward_weight, generations
 
 
 class Kernel(NamedTuple):
@@ -60,7 +61,7 @@ def compile_one(name: str, chip: str, *numbers: str) -> None:
 
 def visit_every_tile(columns: int) -> None:
     """Of so many tiles of the vocabulary, none with rows to be left out: the estimate takes what it cannot know."""
-    _tpu_hidden.zero_unless = _tpu_weight.zero_unless = lambda *rows: None
+    backward_hidden.zero_unless = backward_weight.zero_unless = lambda *rows: None
     known = {
         "computes": lambda plan, i, first: True,
         "tokens": lambda plan, i: i,
@@ -68,7 +69,7 @@ def visit_every_tile(columns: int) -> None:
         "last": lambda plan, tile: columns - 1,
     }
     for name, method in known.items():
-        setattr(_tpu_tiles.Visits, name, method)
+        setattr(generations.Visits, name, method)
 
 
 def read_from_hbm() -> None:

@@ -30,8 +30,8 @@ import tpu_profile
 from tpu_chips import CHIPS, ENVIRONMENT, Chip, has_libtpu
 from tpu_kernels import KERNELS, Kernel
 
-from pallas_kernels.token_stats._tpu_tiles import GENERATIONS
-from pallas_kernels.token_stats._types import Tile
+from pallas_kernels._vocabulary.types import Tile
+from pallas_kernels.token_stats.tpu.generations import GENERATIONS
 
 COMPILERS = 2  # at a time
 OUTER, INNER = (1, 2), (2, 3)  # tiles of the small grids; the outer ones are shared by a chip's cores

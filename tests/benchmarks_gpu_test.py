@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pallas_kernels import token_stats
-from pallas_kernels.token_stats._types import Tile
+from pallas_kernels._vocabulary.types import Tile
 from pallas_kernels.token_stats.gpu import Launch
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))

@@ -10,10 +10,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import rljax
 from rljax import algorithms
-from tests.training.subprocesses import finish, metrics, start
+from rljax.training import commands
+from tests.training.in_process import call
+from tests.training.subprocesses import metrics
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -60,6 +63,8 @@ def test_the_kernel_on_its_own():
     np.testing.assert_allclose(names["logp"], -np.log(5), rtol=1e-6)
 
 
+@pytest.mark.standard_promotion
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
 def test_a_task_of_ten_lines_trains(tmp_path):
     code = block("# my_task.py")
     assert len([line for line in code.splitlines() if line.strip()]) <= 12
@@ -70,23 +75,13 @@ def test_a_task_of_ten_lines_trains(tmp_path):
         for _ in range(200):
             word = "".join(digits.choices("0123456789", k=4))
             lines.write(json.dumps({"prompt": f"{word}=", "answer": word[::-1]}) + "\n")
-    small = [
-        "--steps",
-        "3",
-        "--rollout.prompts",
-        "4",
-        "--rollout.completions",
-        "4",
-        "--model.width",
-        "32",
-        "--model.layers",
-        "1",
-    ]
-    small += ["--evaluation.problems", "8", "--evaluation.samples", "2", "--evaluation.batch", "16"]
-    code, output = finish(start(tmp_path / "run", *small, recipe=tmp_path / "my_task.py"))
+    small = ("--steps", 3, "--rollout.prompts", 4, "--rollout.completions", 4, "--model.width", 32, "--model.layers", 1,
+             "--evaluation.problems", 8, "--evaluation.samples", 2, "--evaluation.batch", 16)  # fmt: skip
+    run = tmp_path / "run"
+    code, output = call(commands.train, tmp_path / "my_task.py", "--run", run, *small, cwd=tmp_path)
     assert code == 0, output
-    assert len(metrics(tmp_path / "run", "rl")) == 3
-    assert (tmp_path / "run" / "report.html").exists()
+    assert len(metrics(run, "rl")) == 3
+    assert (run / "report.html").exists()
 
 
 def test_the_table_of_algorithms_is_theirs():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pallas_kernels.token_stats._types import Tile
+from pallas_kernels._vocabulary.types import Tile
 
 with pytest.MonkeyPatch.context() as patch:  # Bazel runs a link to this file: the checkout is where the link leads
     patch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "benchmarks"))

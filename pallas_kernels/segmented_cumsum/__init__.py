@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels._dispatch import axes_of, chosen, promoted, require, varying_over
-from pallas_kernels.segmented_cumsum import _gradients, _lowering, reference
-from pallas_kernels.segmented_cumsum._operation import MINIMUM, SUM, Operation
+from pallas_kernels.segmented_cumsum import _gradients, _implementations, reference
+from pallas_kernels.segmented_cumsum._monoids import MINIMUM, SUM, Operation
 
 __all__ = ["segmented_cummin", "segmented_cumsum"]
 
-SCANS = {"chunked": _lowering.only_chunked, "tpu": _lowering.only_tpu}
+SCANS = {"chunked": _implementations.only_chunked, "tpu": _implementations.only_tpu}
 IMPLEMENTATIONS = {"reference": reference.segmented_scan, **SCANS}
 
 
@@ -84,7 +84,7 @@ def segmented_cummin(
 def _scan(operation: Operation, differentiable: Callable, x, segment_ids, reverse, exclusive, implementation):
     """The reference is differentiated as it stands; the others have their gradients' rule."""
     name = chosen(operation.name, implementation, (None, *IMPLEMENTATIONS))
-    run = _lowering.best if name is None else IMPLEMENTATIONS[name]
+    run = _implementations.best if name is None else IMPLEMENTATIONS[name]
     x, ids = _prepare(operation.name, x, segment_ids)
     if x.size == 0:
         return x

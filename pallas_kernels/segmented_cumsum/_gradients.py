@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.segmented_cumsum._operation import MINIMUM, SUM
+from pallas_kernels.segmented_cumsum._monoids import MINIMUM, SUM
 
 Scan = Callable[..., jax.Array]  # (operation, x, segment_ids, reverse, exclusive) -> y
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from pallas_kernels.segmented_cumsum._operation import Operation
+from pallas_kernels.segmented_cumsum._monoids import Operation
 
 
 def segmented_scan(

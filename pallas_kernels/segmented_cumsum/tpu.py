@@ -27,7 +27,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int
 
-from pallas_kernels.segmented_cumsum._operation import Operation
+from pallas_kernels.segmented_cumsum._monoids import Operation
 
 ROWS, TOKENS = 8, 1024  # of a block
 

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from pallas_kernels._dispatch import axes_of, promoted, varying_over
-from pallas_kernels.token_stats._gradients import tiled_gradients
-from pallas_kernels.token_stats._statistics import lowest
-from pallas_kernels.token_stats._tiles import (
+from pallas_kernels._vocabulary.gradients import tiled_gradients
+from pallas_kernels._vocabulary.statistics import lowest
+from pallas_kernels._vocabulary.tiles import (
     cover,
     fitted,
     is_column,
@@ -28,7 +28,7 @@ from pallas_kernels.token_stats._tiles import (
     sliced,
     unless_absent,
 )
-from pallas_kernels.token_stats._types import ABSENT, ELSEWHERE, Head, Tile, dtypes
+from pallas_kernels._vocabulary.types import ABSENT, ELSEWHERE, Head, Tile, dtypes
 
 
 def token_kl(hidden, unembedding, ref_hidden, ref_unembedding, mask, *, temperature=1.0, tile: Tile | None = None):

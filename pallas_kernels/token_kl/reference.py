@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.token_stats._types import dtypes
+from pallas_kernels._vocabulary.types import dtypes
 
 
 def token_kl(hidden, unembedding, ref_hidden, ref_unembedding, mask, *, temperature=1.0):

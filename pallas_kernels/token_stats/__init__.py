@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from pallas_kernels.token_stats._arguments import check, columns_of, inputs_of
+from pallas_kernels._vocabulary.arguments import check, columns_of, inputs_of
+from pallas_kernels._vocabulary.types import Tile, TokenStats, dtypes
 from pallas_kernels.token_stats._implementations import implementation_of
-from pallas_kernels.token_stats._types import Tile, TokenStats, dtypes
 
 __all__ = ["TokenStats", "token_stats"]
 

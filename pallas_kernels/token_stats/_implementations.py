@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels._dispatch import by_platform, chosen, only_on
-from pallas_kernels.token_stats import _gpu_tiles, chunked, gpu, reference, tpu
-from pallas_kernels.token_stats._rule import Passes, Plan, rule, shard
-from pallas_kernels.token_stats._types import Head, Tile, TokenStats
+from pallas_kernels._vocabulary.types import Head, Tile, TokenStats
+from pallas_kernels._vocabulary.vjp import Passes, Plan, rule, shard
+from pallas_kernels.token_stats import chunked, gpu, gpu_xla, reference, tpu
 
 KERNEL = "token_stats"
 
@@ -31,7 +31,7 @@ PASSES = {
 def implementation_of(
     name: str | None, dtype, tile: Tile | None, vocabulary: int, axis_name: str | None, width_axis: str | None
 ) -> Callable[..., TokenStats]:
-    """The function of `_rule.Inputs` that the name stands for; None is the best one for the platform."""
+    """The function of `vjp.Inputs` that the name stands for; None is the best one for the platform."""
     name = chosen(KERNEL, name, (None, "reference", *PASSES))
     if name == "reference":
         return jax.named_scope(f"{KERNEL}_reference")(partial(_dense, vocabulary, axis_name, width_axis))
@@ -46,7 +46,7 @@ def _best(dtype) -> Passes:
     On a GPU it is XLA's tiles until its kernel has been measured against them.
     """
     own = {"tpu": tpu} if dtype in (jnp.bfloat16, jnp.float32) else {}
-    passes = {"chunked": chunked, "gpu": _gpu_tiles} | own
+    passes = {"chunked": chunked, "gpu": gpu_xla} | own
     return Passes(
         by_platform(KERNEL, **{name: module.sums for name, module in passes.items()}),
         by_platform(KERNEL, **{name: module.gradients for name, module in passes.items()}),

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pallas_kernels.token_stats._gradients import tiled_gradients
-from pallas_kernels.token_stats._statistics import Slope, Sums, absorbed, no_columns, slope_at
-from pallas_kernels.token_stats._tiles import (
+from pallas_kernels._vocabulary.gradients import tiled_gradients
+from pallas_kernels._vocabulary.statistics import Slope, Sums, absorbed, no_columns, slope_at
+from pallas_kernels._vocabulary.tiles import (
     both,
     cover,
     fitted,
@@ -28,7 +28,7 @@ from pallas_kernels.token_stats._tiles import (
     sliced,
     unless_absent,
 )
-from pallas_kernels.token_stats._types import Head, Tile
+from pallas_kernels._vocabulary.types import Head, Tile
 
 
 class Seen(NamedTuple):

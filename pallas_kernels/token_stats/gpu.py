@@ -12,7 +12,7 @@ columns; two parts are joined by moving both to the greater m.
 XLA joins the parts.  The tiles of `GROUP` tokens go together over all parts, so that their hidden states stay in L2 and
 a tile of W is read from memory once a group.
 
-Backward there is no kernel, but XLA's tiles (`_gpu_tiles`).  ∂h is summed over the vocabulary and ∂W over the tokens:
+Backward there is no kernel, but XLA's tiles (`gpu_xla`).  ∂h is summed over the vocabulary and ∂W over the tokens:
 without atomic additions a kernel makes the logits twice, once for each, four products of 2·N·D·V instead of three. That
 would spare 14 bytes of memory traffic a logit, 17 GB or about 5 ms on an H100 at (N, D, V) = (8192, 4096, 151936), and
 cost a product more, 10 ms at the peak.
@@ -33,9 +33,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from pallas_kernels._dispatch import require
-from pallas_kernels.token_stats import _gpu_tiles
-from pallas_kernels.token_stats._statistics import Slope, Sums, absorbed, lowest, no_columns, rescaled, scaled
-from pallas_kernels.token_stats._types import ABSENT, Head, Tile, dtypes
+from pallas_kernels._vocabulary.statistics import Slope, Sums, absorbed, lowest, no_columns, rescaled, scaled
+from pallas_kernels._vocabulary.types import ABSENT, Head, Tile, dtypes
+from pallas_kernels.token_stats import gpu_xla
 
 PROGRAMS = 128  # that run at a time, each with a multiprocessor to itself: an H100 or H200 has 132
 GROUP = 2048  # tokens: at a width of 4096 in bfloat16 their hidden states are 16 MiB, of the 50 of L2
@@ -108,7 +108,7 @@ def sums(hidden: Array, head: Head, targets: Array, tile: Tile | None, launch: L
 
 def gradients(hidden: Array, head: Head, targets: Array, slope: Slope, tile: Tile | None, dtype=None):
     """Those of XLA's tiles, in their own size: `tile` is the kernel's."""
-    return _gpu_tiles.gradients(hidden, head, targets, slope, None, dtype)
+    return gpu_xla.gradients(hidden, head, targets, slope, None, dtype)
 
 
 def _kernel(grid: Grid, block: Tile, width: int, y_ref, h_ref, head, *found_refs):

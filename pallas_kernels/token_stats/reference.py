@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.token_stats._types import ABSENT, Head, TokenStats, dtypes
+from pallas_kernels._vocabulary.types import ABSENT, Head, TokenStats, dtypes
 
 
 def token_stats(

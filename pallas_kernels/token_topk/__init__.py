@@ -5,9 +5,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels._dispatch import chosen, require
+from pallas_kernels._vocabulary.arguments import check, columns_of, inputs_of, is_integer
+from pallas_kernels._vocabulary.types import Tile
 from pallas_kernels.token_stats import TokenStats
-from pallas_kernels.token_stats._arguments import check, columns_of, inputs_of, is_integer
-from pallas_kernels.token_stats._types import Tile
 from pallas_kernels.token_topk import chunked, reference
 from pallas_kernels.token_topk.reference import TopTokens
 

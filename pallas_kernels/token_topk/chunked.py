@@ -11,9 +11,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from pallas_kernels.token_stats._rule import Inputs, localised, shard
-from pallas_kernels.token_stats._statistics import finish, joined_over, lowest, no_columns
-from pallas_kernels.token_stats._types import ABSENT, Head, Tile, TokenStats
+from pallas_kernels._vocabulary.statistics import finish, joined_over, lowest, no_columns
+from pallas_kernels._vocabulary.types import ABSENT, Head, Tile, TokenStats
+from pallas_kernels._vocabulary.vjp import Inputs, localised, shard
 from pallas_kernels.token_stats.chunked import Seen, absorb, over_columns
 from pallas_kernels.token_topk.reference import TopTokens
 

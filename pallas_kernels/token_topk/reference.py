@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels._vocabulary.types import ABSENT, Head, Tile, TokenStats
+from pallas_kernels._vocabulary.vjp import Inputs, shard
 from pallas_kernels.token_stats import reference
-from pallas_kernels.token_stats._rule import Inputs, shard
-from pallas_kernels.token_stats._types import ABSENT, Head, Tile, TokenStats
 
 
 class TopTokens(NamedTuple):

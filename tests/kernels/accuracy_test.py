@@ -11,10 +11,10 @@ import pytest
 from jax.experimental import pallas as pl
 
 from pallas_kernels import segmented_cummin, segmented_cumsum, token_kl, token_stats, token_topk
+from pallas_kernels._vocabulary.types import Tile
 from pallas_kernels.segmented_cumsum import chunked as scan_chunked
 from pallas_kernels.token_kl import chunked as kl_chunked
 from pallas_kernels.token_stats import chunked
-from pallas_kernels.token_stats._types import Tile
 from tests.accuracy_test import allowed, error, stated
 from tests.kernels.heads import enable_x64
 from tests.kernels.segmented_cumsum_accuracy_test import IDS, UNCOMPENSATED, T, X

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.segmented_cumsum import chunked, tpu
-from pallas_kernels.segmented_cumsum._operation import SUM
+from pallas_kernels.segmented_cumsum._monoids import SUM
 
 T, BOUND = 131072, 1e-6
 ROWS = ("normal", "uniform", "constant", "late")

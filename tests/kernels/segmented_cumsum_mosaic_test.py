@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import segmented_cummin, segmented_cumsum
 from pallas_kernels.segmented_cumsum import _gradients, tpu
-from pallas_kernels.segmented_cumsum._operation import MINIMUM, SUM
+from pallas_kernels.segmented_cumsum._monoids import MINIMUM, SUM
 
 DIRECTIONS = list(itertools.product((False, True), repeat=2))  # reverse, exclusive
 STRICT = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan", num_cores_or_threads=2)

@@ -10,7 +10,7 @@ import pytest
 
 from pallas_kernels import segmented_cummin, segmented_cumsum
 from pallas_kernels.segmented_cumsum import _gradients, chunked
-from pallas_kernels.segmented_cumsum._operation import SUM
+from pallas_kernels.segmented_cumsum._monoids import SUM
 
 DIRECTIONS = [
     dict(zip(("reverse", "exclusive"), pair, strict=True)) for pair in itertools.product((False, True), repeat=2)

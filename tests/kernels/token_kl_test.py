@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pallas_kernels import token_kl
+from pallas_kernels._vocabulary.types import Tile
 from pallas_kernels.token_kl import chunked
-from pallas_kernels.token_stats._types import Tile
 
 reference = importlib.import_module("pallas_kernels.token_kl.reference")
 SIZES = [((8, 4, 3, 12), Tile(4, 4)), ((13, 5, 5, 23), Tile(4, 8)), ((7, 5, 2, 11), Tile(100, 100))]

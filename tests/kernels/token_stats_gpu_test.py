@@ -11,10 +11,10 @@ from jax import sharding
 
 from pallas_kernels import token_stats
 from pallas_kernels._dispatch import axes_of, varying_over
-from pallas_kernels.token_stats import _gpu_tiles, gpu
-from pallas_kernels.token_stats._rule import Passes, Plan, rule
-from pallas_kernels.token_stats._statistics import Sums
-from pallas_kernels.token_stats._types import ABSENT, ELSEWHERE, Head, Tile
+from pallas_kernels._vocabulary.statistics import Sums
+from pallas_kernels._vocabulary.types import ABSENT, ELSEWHERE, Head, Tile
+from pallas_kernels._vocabulary.vjp import Passes, Plan, rule
+from pallas_kernels.token_stats import gpu, gpu_xla
 
 # jax 0.12 deprecates Pallas' Triton backend in favour of Mosaic GPU's.
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
@@ -233,7 +233,7 @@ def test_what_the_kernel_does_not_take():
 
 @pytest.mark.parametrize("size", [(8192, 151936), (5000, 151936), (100000, 128256), (3, 10**6 + 1), (8, 8)])
 def test_xlas_tiles_are_large_and_bounded(size):
-    tile = _gpu_tiles.best_tile(*size)
-    assert np.prod(tile) <= _gpu_tiles.LOGITS
-    assert np.prod(tile) >= min(np.prod(size), _gpu_tiles.LOGITS // 2)
+    tile = gpu_xla.best_tile(*size)
+    assert np.prod(tile) <= gpu_xla.LOGITS
+    assert np.prod(tile) >= min(np.prod(size), gpu_xla.LOGITS // 2)
     assert all(side == whole or side % 8 == 0 for side, whole in zip(tile, size, strict=True))

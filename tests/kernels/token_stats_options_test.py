@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from pallas_kernels import TokenStats, token_stats
-from pallas_kernels.token_stats import _gradients, _rule, _tiles, chunked
+from pallas_kernels._vocabulary import gradients as gradient_tiles
+from pallas_kernels._vocabulary import tiles, vjp
+from pallas_kernels.token_stats import chunked
 from tests.kernels.heads import close, enable_x64, example, weights
 
 N, D, V = 13, 5, 23
@@ -234,11 +236,11 @@ def seen_twice(head, part, unseen):
     return None
 
 
-def padding_too(tile, hidden, head, fitted=_tiles.fitted):
+def padding_too(tile, hidden, head, fitted=tiles.fitted):
     return fitted(tile, hidden, head._replace(size=V))
 
 
-def uncapped(h, part, logits=_tiles.logits):
+def uncapped(h, part, logits=tiles.logits):
     return logits(h, part)[0], None
 
 
@@ -246,10 +248,10 @@ def uncapped(h, part, logits=_tiles.logits):
     ("where", "name", "mutant"),
     [
         (chunked, "is_column", seen_twice),
-        (_gradients, "is_column", seen_twice),
+        (gradient_tiles, "is_column", seen_twice),
         (chunked, "fitted", padding_too),
         (chunked, "logits", uncapped),
-        (chunked, "logits", lambda h, part, logits=_tiles.logits: logits(h, part._replace(bias=None))),
+        (chunked, "logits", lambda h, part, logits=tiles.logits: logits(h, part._replace(bias=None))),
     ],
 )
 def test_mutants_fail(x64, monkeypatch, where, name, mutant):
@@ -261,7 +263,7 @@ def test_mutants_fail(x64, monkeypatch, where, name, mutant):
 
 
 def test_a_mask_that_is_forgotten_is_noticed(x64, monkeypatch):
-    monkeypatch.setattr(_rule, "finish", lambda sums, y, finish=_rule.finish: finish(sums, jnp.zeros_like(y)))
+    monkeypatch.setattr(vjp, "finish", lambda sums, y, finish=vjp.finish: finish(sums, jnp.zeros_like(y)))
     found = jax.jit(values(("mask",)))(*example(N, D, V))
     with pytest.raises(AssertionError):
         check_definition(("mask",), found)

@@ -12,7 +12,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import token_stats
-from pallas_kernels.token_stats import _rule
+from pallas_kernels._vocabulary import vjp
 from tests.kernels.heads import close, example, weights
 
 MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (1, 2, 4), (4, 1, 2), (2, 4, 1)]  # data, fsdp, tensor
@@ -67,7 +67,7 @@ def expected():
     ids=str,
 )
 def test_a_split_head_is_the_whole_one(mesh, implementation, check, monkeypatch):
-    monkeypatch.setattr(_rule, "SLAB", 4 * D)  # several slabs, the last one smaller
+    monkeypatch.setattr(vjp, "SLAB", 4 * D)  # several slabs, the last one smaller
     truth = expected()
     assert all(np.abs(gradient).max() > 0.1 for gradient in truth[0])
     close(gradients(sharded(mesh, implementation, check))(*head()), truth, 1e-6)
@@ -85,7 +85,7 @@ def test_bfloat16_gradients_are_summed_over_slabs_in_float32(monkeypatch):
     (truth, *_), _ = exact(hidden.astype(np.float32), unembedding.astype(np.float32), bias, targets, mask)
 
     def error(slab):
-        monkeypatch.setattr(_rule, "SLAB", slab)
+        monkeypatch.setattr(vjp, "SLAB", slab)
         (found, *_), _ = gradients(sharded((1, 8, 1), "chunked", True))(hidden, unembedding, bias, targets, mask)
         return np.linalg.norm(np.asarray(found, np.float32) - truth)
 
@@ -110,7 +110,7 @@ def all_columns(vocabulary, axis_name, rows):
     ("name", "mutant"), [("joined_over", unscaled), ("localised", first_shard), ("shard", all_columns)]
 )
 def test_mutants_fail(monkeypatch, name, mutant):
-    monkeypatch.setattr(_rule, name, mutant)
+    monkeypatch.setattr(vjp, name, mutant)
     with pytest.raises(AssertionError):
         test_a_split_head_is_the_whole_one((2, 2, 2), "chunked", True, monkeypatch)
 

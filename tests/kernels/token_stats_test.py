@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from pallas_kernels import token_stats
-from pallas_kernels.token_stats import _gradients, chunked
-from pallas_kernels.token_stats._tiles import LOGITS, best_tile
-from pallas_kernels.token_stats._types import Tile
+from pallas_kernels._vocabulary import gradients as gradient_tiles
+from pallas_kernels._vocabulary.tiles import LOGITS, best_tile
+from pallas_kernels._vocabulary.types import Tile
+from pallas_kernels.token_stats import chunked
 from tests.kernels.heads import NAMES, close, enable_x64, example, gradients, weighted
 
 NAMED = "reference", "chunked"
@@ -300,7 +301,7 @@ def test_mutants_fail(x64, monkeypatch, name, mutant):
 
 @pytest.mark.parametrize("mutant", [drop_last_tile, count_twice])
 def test_mutants_of_the_gradients_alone_fail(x64, monkeypatch, mutant):
-    check_that_it_fails(monkeypatch, _gradients, "cover", mutant)
+    check_that_it_fails(monkeypatch, gradient_tiles, "cover", mutant)
 
 
 def test_no_tokens():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import token_stats
-from pallas_kernels.token_stats import _tpu_backward, _tpu_forward
+from pallas_kernels.token_stats.tpu import backward_tile, forward
 from tests.kernels.heads import enable_x64, example, gradients
 from tests.kernels.token_stats_tpu_test import interpreter
 
@@ -92,13 +92,13 @@ def with_fewer_digits(monkeypatch, module, dtype):
 
 
 def test_sums_of_logits_with_fewer_digits_are_seen(monkeypatch):
-    with_fewer_digits(monkeypatch, _tpu_forward, jnp.bfloat16)
+    with_fewer_digits(monkeypatch, forward, jnp.bfloat16)
     with interpreter(monkeypatch, checked=False):
         stats = jax.device_get(jax.jit(pallas)(*inputs()))
     assert all(error > 1.1 * bound + 1e-7 for error, bound in zip(errors(stats, truth()[1]), least()[2:], strict=True))
 
 
 def test_gradients_with_fewer_digits_are_seen(monkeypatch):
-    with_fewer_digits(monkeypatch, _tpu_backward, jnp.float8_e4m3fn)
+    with_fewer_digits(monkeypatch, backward_tile, jnp.float8_e4m3fn)
     found = of_kernels(monkeypatch)[0]
     assert all(error > 1.1 * bound + 1e-7 for error, bound in zip(errors(found, truth()[0]), least()[:2], strict=True))

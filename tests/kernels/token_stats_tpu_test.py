@@ -18,9 +18,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import token_stats
-from pallas_kernels.token_stats import _tpu_backward, _tpu_forward, _tpu_hidden, _tpu_tiles, _tpu_weight, chunked, tpu
-from pallas_kernels.token_stats._statistics import Slope, no_columns
-from pallas_kernels.token_stats._types import ABSENT, ELSEWHERE, Head, Tile, TokenStats
+from pallas_kernels._vocabulary.statistics import Slope, no_columns
+from pallas_kernels._vocabulary.types import ABSENT, ELSEWHERE, Head, Tile, TokenStats
+from pallas_kernels.token_stats import chunked, tpu
+from pallas_kernels.token_stats.tpu import backward_hidden, backward_tile, backward_weight, generations
+from pallas_kernels.token_stats.tpu import forward as forward_pass
 
 TILE = (128, 128)
 STRICT = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan", num_cores_or_threads=2)
@@ -224,7 +226,7 @@ def test_tiles_with_nothing_to_learn_are_not_visited():
     head = Head(np.zeros((300, 8), np.float32), None, np.float32(1), None, np.int32(140))
     targets = np.full(700, ABSENT, np.int32)
     targets[[130, 131, 500]] = 7
-    found = quickly(lambda head, targets: _tpu_tiles.visits(head, targets, 128))(head, targets)
+    found = quickly(lambda head, targets: generations.visits(head, targets, 128))(head, targets)
     plan = jax.tree.map(np.asarray, found)
     assert plan.present.tolist() == [0, 2, 0, 1, 0, 0]
     assert plan.held.tolist() == [0, 1, 1, 3, 3, 3]
@@ -236,19 +238,19 @@ def test_rows_that_are_left_out_are_cleared_where_their_logits_may_be_no_numbers
     nan, inf = np.nan, np.inf
     hidden = np.float32([[1, -1], [nan, 0], [inf, 0], [3e38, -3e38], [3e38, 0], [2, 3]])
     targets = np.int32([ABSENT] * 4 + [0, 0])  # the last two are not left out, whatever they hold
-    one, four = quickly(lambda *x: [_tpu_weight._spoilt(*x, tokens) for tokens in (1, 4)])(hidden, targets)
+    one, four = quickly(lambda *x: [backward_weight._spoilt(*x, tokens) for tokens in (1, 4)])(hidden, targets)
     assert one.tolist() == [0, 1, 1, 1, 0, 0]
     assert four.tolist() == [1, 1]  # the second one hangs over the end
 
 
 def test_a_tile_fits_its_memory():
-    generation = _tpu_tiles.ANY
+    generation = generations.ANY
     tiles = []
     for d in (640, 4096, 8192):
         hidden, weight = (jax.ShapeDtypeStruct((2**16, d), jnp.float32) for _ in range(2))
         head = Head(weight, None, jnp.float32(1), None, 2**16)
-        bytes_of = partial(_tpu_weight._bytes, d, hidden, head)
-        tiles += [_tpu_tiles.fitted(None, generation.weight, "vocabulary", hidden, head, bytes_of, generation.vmem)]
+        bytes_of = partial(backward_weight._bytes, d, hidden, head)
+        tiles += [generations.fitted(None, generation.weight, "vocabulary", hidden, head, bytes_of, generation.vmem)]
         assert bytes_of(tiles[-1]) <= generation.vmem
     assert tiles == [(512, 512), (256, 256), (256, 128)]
 
@@ -290,18 +292,18 @@ class DropsATile:
 
 
 MUTANTS = {
-    "a tile of columns dropped": ("values", _tpu_forward, "pl", DropsATile()),
-    "a tile of columns dropped from ∂h": ("∂h", _tpu_hidden, "pl", DropsATile()),
-    "a tile of columns dropped from ∂W": ("∂W", _tpu_weight, "pl", DropsATile()),
-    "no tail's mask": ("values", _tpu_forward, "is_ragged", unmasked),
-    "no rescaling": ("values", _tpu_forward, "_absorbed", not_rescaled(_tpu_forward._absorbed)),
-    "no joining of eight": ("values", _tpu_forward, "rescaled", lambda sums, top: sums._replace(top=top)),
-    "NaN of the weight's end": ("∂h", _tpu_hidden, "zero_unless", lambda keep, block: None),
-    "NaN of a token left out": ("∂W", _tpu_weight, "zero_unless", lambda keep, block: None),
-    "padding has a gradient": ("∂W", _tpu_weight, "is_ragged", unmasked),
+    "a tile of columns dropped": ("values", forward_pass, "pl", DropsATile()),
+    "a tile of columns dropped from ∂h": ("∂h", backward_hidden, "pl", DropsATile()),
+    "a tile of columns dropped from ∂W": ("∂W", backward_weight, "pl", DropsATile()),
+    "no tail's mask": ("values", forward_pass, "is_ragged", unmasked),
+    "no rescaling": ("values", forward_pass, "_absorbed", not_rescaled(forward_pass._absorbed)),
+    "no joining of eight": ("values", forward_pass, "rescaled", lambda sums, top: sums._replace(top=top)),
+    "NaN of the weight's end": ("∂h", backward_hidden, "zero_unless", lambda keep, block: None),
+    "NaN of a token left out": ("∂W", backward_weight, "zero_unless", lambda keep, block: None),
+    "padding has a gradient": ("∂W", backward_weight, "is_ragged", unmasked),
     "a part's slope is another's": (
         "∂h",
-        _tpu_backward,
+        backward_tile,
         "slope_at",
         lambda slope, x, is_target: slope.constant + 0 * x,
     ),

@@ -7,10 +7,10 @@ tile.  The products read and write their operands in memory, a logit's at 14 byt
 import jax
 from jax import Array
 
+from pallas_kernels._vocabulary.statistics import Slope, Sums
+from pallas_kernels._vocabulary.tiles import even
+from pallas_kernels._vocabulary.types import Head, Tile, dtypes
 from pallas_kernels.token_stats import chunked
-from pallas_kernels.token_stats._statistics import Slope, Sums
-from pallas_kernels.token_stats._tiles import even
-from pallas_kernels.token_stats._types import Head, Tile, dtypes
 
 ROWS = 8192
 LOGITS = 2**26  # 256 MiB in float32, and 128 of ∂z in bfloat16

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from pallas_kernels.token_stats._statistics import Sums, finish, joined, joined_over, no_columns, slope_of
-from pallas_kernels.token_stats._types import ABSENT, ELSEWHERE, Head, Tile, TokenStats
+from pallas_kernels._vocabulary.statistics import Sums, finish, joined, joined_over, no_columns, slope_of
+from pallas_kernels._vocabulary.types import ABSENT, ELSEWHERE, Head, Tile, TokenStats
 
 SLAB = 2**24  # elements of the unembedding that are gathered at a time where its width is split
 

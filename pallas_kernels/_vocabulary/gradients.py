@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pallas_kernels.token_stats._tiles import (
+from pallas_kernels._vocabulary.tiles import (
     both,
     cover,
     fitted,
@@ -22,7 +22,7 @@ from pallas_kernels.token_stats._tiles import (
     sliced,
     unless_absent,
 )
-from pallas_kernels.token_stats._types import ABSENT, Head, Tile
+from pallas_kernels._vocabulary.types import ABSENT, Head, Tile
 
 
 def tiled_gradients(

@@ -16,7 +16,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Float, Int
 
 from pallas_kernels._dispatch import require
-from pallas_kernels.token_stats._types import ABSENT, Head, Tile, dtypes
+from pallas_kernels._vocabulary.types import ABSENT, Head, Tile, dtypes
 
 LANES = 128
 SUBLANES = 8

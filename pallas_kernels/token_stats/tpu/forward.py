@@ -32,8 +32,9 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.token_stats._statistics import Sums, lowest, rescaled
-from pallas_kernels.token_stats._tpu_tiles import (
+from pallas_kernels._vocabulary.statistics import Sums, lowest, rescaled
+from pallas_kernels._vocabulary.types import Head, Tile
+from pallas_kernels.token_stats.tpu.generations import (
     FAR,
     SUBLANES,
     Visits,
@@ -50,7 +51,6 @@ from pallas_kernels.token_stats._tpu_tiles import (
     padded,
     visits,
 )
-from pallas_kernels.token_stats._types import Head, Tile
 
 CHUNK = 256  # tokens whose sums are in registers at a time
 LOWEST = lowest(jnp.float32)

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 
-from pallas_kernels.token_stats._types import ABSENT, TokenStats
+from pallas_kernels._vocabulary.types import ABSENT, TokenStats
 
 
 class Sums(NamedTuple):

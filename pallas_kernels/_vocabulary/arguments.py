@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from jax import core, lax
 
 from pallas_kernels._dispatch import axes_of, require, varying_over
-from pallas_kernels.token_stats._rule import Inputs
-from pallas_kernels.token_stats._types import ABSENT, dtypes
+from pallas_kernels._vocabulary.types import ABSENT, dtypes
+from pallas_kernels._vocabulary.vjp import Inputs
 
 
 def check(kernel: str, hidden, unembedding, targets, bias, mask, scalars, tile, width_axis=None) -> None:

@@ -1,4 +1,4 @@
-"""∂unembedding and ∂bias on a TPU: for each tile of the vocabulary, one pass over tiles of tokens (`_tpu_backward`).
+"""∂unembedding and ∂bias on a TPU: for each tile of the vocabulary, one pass over tiles of tokens (`backward_tile`).
 
 VMEM, in bytes: weight 2·vt·D·b and hidden states 2·nt·D·b (each twice, to load one while the other is read), the sum
 4·vt·D, what is written of it 2·vt·D·b, logits and their slope part·nt·(8 + b), targets as a column in all lanes
@@ -12,8 +12,9 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.token_stats._statistics import Slope
-from pallas_kernels.token_stats._tpu_backward import (
+from pallas_kernels._vocabulary.statistics import Slope
+from pallas_kernels._vocabulary.types import ABSENT, Head, Tile
+from pallas_kernels.token_stats.tpu.backward_tile import (
     CLEARED,
     ROWS,
     accumulate,
@@ -24,7 +25,7 @@ from pallas_kernels.token_stats._tpu_backward import (
     slope_of_logits,
     zero_unless,
 )
-from pallas_kernels.token_stats._tpu_tiles import (
+from pallas_kernels.token_stats.tpu.generations import (
     LANES,
     Visits,
     bias_row,
@@ -39,7 +40,6 @@ from pallas_kernels.token_stats._tpu_tiles import (
     padded,
     visits,
 )
-from pallas_kernels.token_stats._types import ABSENT, Head, Tile
 
 LARGE = 1e15  # a hidden state of this size times a weight of 1e23 is still a number
 

@@ -1,4 +1,4 @@
-"""∂hidden on a TPU: for each tile of tokens, one pass over tiles of the vocabulary.  See `_tpu_backward`.
+"""∂hidden on a TPU: for each tile of tokens, one pass over tiles of the vocabulary.  See `backward_tile`.
 
 VMEM, in bytes: hidden states 2·nt·D·b and weight 2·vt·D·b (each twice, to load one while the other is read), the sum
 4·nt·D, what is written of it 2·nt·D·b, logits and their slope part·vt·(8 + b), coefficients and targets as columns,
@@ -12,8 +12,9 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.token_stats._statistics import Slope
-from pallas_kernels.token_stats._tpu_backward import (
+from pallas_kernels._vocabulary.statistics import Slope
+from pallas_kernels._vocabulary.types import ABSENT, Head, Tile
+from pallas_kernels.token_stats.tpu.backward_tile import (
     CLEARED,
     ROWS,
     accumulate,
@@ -24,7 +25,7 @@ from pallas_kernels.token_stats._tpu_backward import (
     slope_of_logits,
     zero_unless,
 )
-from pallas_kernels.token_stats._tpu_tiles import (
+from pallas_kernels.token_stats.tpu.generations import (
     LANES,
     Visits,
     bias_row,
@@ -39,7 +40,6 @@ from pallas_kernels.token_stats._tpu_tiles import (
     padded,
     visits,
 )
-from pallas_kernels.token_stats._types import ABSENT, Head, Tile
 
 
 def hidden_gradient(hidden: Array, head: Head, targets: Array, slope: Slope, tile: Tile | None, dtype) -> Array:

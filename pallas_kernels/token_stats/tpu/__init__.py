@@ -1,17 +1,17 @@
 """token_stats on a TPU: three Pallas kernels, of the sums and of the gradients of hidden states and of the unembedding.
 
-Each is a pass over tiles of [N, V] logits, which never leave VMEM; see `_tpu_forward` and `_tpu_backward`.
+Each is a pass over tiles of [N, V] logits, which never leave VMEM; see `forward` and `backward_tile`.
 """
 
 from typing import Any
 
 from jax import Array
 
-from pallas_kernels.token_stats._statistics import Slope
-from pallas_kernels.token_stats._tpu_forward import sums
-from pallas_kernels.token_stats._tpu_hidden import hidden_gradient
-from pallas_kernels.token_stats._tpu_weight import weight_gradient
-from pallas_kernels.token_stats._types import Head, Tile
+from pallas_kernels._vocabulary.statistics import Slope
+from pallas_kernels._vocabulary.types import Head, Tile
+from pallas_kernels.token_stats.tpu.backward_hidden import hidden_gradient
+from pallas_kernels.token_stats.tpu.backward_weight import weight_gradient
+from pallas_kernels.token_stats.tpu.forward import sums
 
 __all__ = ["gradients", "hidden_gradient", "sums", "weight_gradient"]
 

@@ -31,9 +31,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.token_stats._statistics import Slope, scaled, slope_at
-from pallas_kernels.token_stats._tpu_tiles import dot, padded
-from pallas_kernels.token_stats._types import ABSENT
+from pallas_kernels._vocabulary.statistics import Slope, scaled, slope_at
+from pallas_kernels._vocabulary.types import ABSENT
+from pallas_kernels.token_stats.tpu.generations import dot, padded
 
 PART = 256  # rows of a, whose logits are made at a time
 ROWS = 16  # rows of a part, whose slope is in registers at a time: a tile of bfloat16

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.token_stats._statistics import scaled
-from pallas_kernels.token_stats._types import ABSENT, Head, Tile, dtypes
+from pallas_kernels._vocabulary.statistics import scaled
+from pallas_kernels._vocabulary.types import ABSENT, Head, Tile, dtypes
 
 LOGITS = 15 * 2**16  # held at a time
 WIDEST = 512  # columns
