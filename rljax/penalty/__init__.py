@@ -12,8 +12,8 @@ An estimator maps ℓ = log π_θ − log π_ref of a token sampled from π_θ t
 (Schulman 2020, "Approximating KL divergence").
 """
 
-from rljax.penalty.divergence import k1, k2, k3, kl, quadratic, straight_through
-from rljax.penalty.entropy_control import clip_cov, confident_negatives, covariance, hysteresis, kl_cov
+from rljax.penalty.estimators import k1, k2, k3, kl, kl_cov, quadratic, straight_through
+from rljax.penalty.selection import clip_cov, confident_negatives, covariance, hysteresis
 from rljax.penalty.values import entropy_bonus, exact_kl, value_loss
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Penalties on the distance from another policy: estimators of a KL divergence, and DRO's quadratic term."""
+"""Penalties on the distance from another policy: estimators of a KL divergence, DRO's quadratic term, KL-Cov."""
 
 from collections.abc import Callable
 
@@ -9,6 +9,7 @@ from jaxtyping import Float
 from rljax._guards import with_gradient_of
 from rljax.objective import Batch, log_ratios
 from rljax.penalty._weighted import Tokens, weighted, weighted_sum
+from rljax.penalty.selection import covariance, largest, number_of
 
 
 def k1(log_ratio: Tokens) -> Tokens:
@@ -84,3 +85,18 @@ def quadratic(logp: Tokens, batch: Batch) -> Float[Array, ""]:
     """
     log_ratio, weights, live = weighted(batch, log_ratio=log_ratios(logp, batch))
     return weighted_sum(weights, 0.5 * log_ratio**2, live)
+
+
+def kl_cov(logp: Tokens, batch: Batch, *, share: float | Array = 2e-4) -> Float[Array, ""]:
+    """KL-Cov: Σ w · |ℓ| over the k tokens of largest covariance, k = max(1, ⌊share · tokens⌋) (2505.22617).
+
+    ℓ = logp − old_logp. The paper's coefficient is 0.1. share in [0, 1]. Of the batch given: microbatches do not add.
+
+    >>> batch = Batch(mask=jnp.ones(3, bool), weights=jnp.ones(3), old_logp=jnp.array([-1.5, -2.0, -3.0]),
+    ...               advantages=jnp.array([3.0, 0.0, 0.0]))
+    >>> float(kl_cov(jnp.array([-1.0, -2.0, -3.0]), batch))  # |ℓ| of the first token, of covariance 2
+    0.5
+    """
+    log_ratio, weights, live = weighted(batch, log_ratio=log_ratios(logp, batch))
+    chosen = largest(jnp.where(batch.mask, covariance(logp, batch), -jnp.inf), number_of(batch.mask, share))
+    return weighted_sum(weights, jnp.where(chosen, jnp.abs(log_ratio), 0.0), live)

@@ -1,4 +1,4 @@
-"""What keeps the entropy from collapsing or exploding: tokens chosen by covariance, and whole sides left out."""
+"""Tokens and sides chosen to control the entropy: by covariance, by their own entropy, and by a state."""
 
 from collections.abc import Callable
 
@@ -8,8 +8,8 @@ from jax import Array, lax
 from jaxtyping import Bool, Float
 
 from rljax._checks import accumulators, require_between, require_mask, require_ordered, require_shape
-from rljax.objective import Batch, earns, log_ratios, policy_loss
-from rljax.penalty._weighted import Tokens, weighted, weighted_sum
+from rljax.objective import Batch, earns, policy_loss
+from rljax.penalty._weighted import Tokens
 
 
 def covariance(logp: Tokens, batch: Batch) -> Tokens:
@@ -31,21 +31,6 @@ def covariance(logp: Tokens, batch: Batch) -> Tokens:
         return jnp.where(mask, x - jnp.sum(jnp.where(mask, x, 0.0)) / count, 0.0)
 
     return lax.stop_gradient(centred(advantages) * centred(logp))
-
-
-def kl_cov(logp: Tokens, batch: Batch, *, share: float | Array = 2e-4) -> Float[Array, ""]:
-    """KL-Cov: Σ w · |ℓ| over the k tokens of largest covariance, k = max(1, ⌊share · tokens⌋) (2505.22617).
-
-    ℓ = logp − old_logp. The paper's coefficient is 0.1. share in [0, 1]. Of the batch given: microbatches do not add.
-
-    >>> batch = Batch(mask=jnp.ones(3, bool), weights=jnp.ones(3), old_logp=jnp.array([-1.5, -2.0, -3.0]),
-    ...               advantages=jnp.array([3.0, 0.0, 0.0]))
-    >>> float(kl_cov(jnp.array([-1.0, -2.0, -3.0]), batch))  # |ℓ| of the first token, of covariance 2
-    0.5
-    """
-    log_ratio, weights, live = weighted(batch, log_ratio=log_ratios(logp, batch))
-    chosen = _largest(jnp.where(batch.mask, covariance(logp, batch), -jnp.inf), _number(batch.mask, share))
-    return weighted_sum(weights, jnp.where(chosen, jnp.abs(log_ratio), 0.0), live)
 
 
 def clip_cov(
@@ -75,7 +60,7 @@ def clip_cov(
     moved = jax.grad(policy_loss)(lax.stop_gradient(logp), batch, ratio) != 0
     candidates = earns(batch) & moved & (c > low) & (c < high)
     lots = jnp.where(candidates, jax.random.uniform(key, c.shape, jnp.float32), -jnp.inf)
-    return ~(candidates & _largest(lots, _number(batch.mask, share)))
+    return ~(candidates & largest(lots, number_of(batch.mask, share)))
 
 
 def confident_negatives(entropy: Tokens, batch: Batch, *, threshold: float | Array) -> Bool[Array, "*B T"]:
@@ -113,12 +98,13 @@ def hysteresis(
     return (entropy > high) | (dropping & ~(entropy < low))
 
 
-def _number(mask: Array, share) -> Array:
+def number_of(mask: Array, share) -> Array:
+    """k = max(1, ⌊share · tokens⌋)."""
     require_between("share", share, 0, 1 + 1e-9)
     return jnp.maximum(1, jnp.floor(share * jnp.sum(mask).astype(jnp.float32))).astype(jnp.int32)
 
 
-def _largest(x: Array, k: Array) -> Array:
+def largest(x: Array, k: Array) -> Array:
     """True at the k largest values, the earlier of equals."""
     order = jnp.argsort(-x.reshape(-1), stable=True)
     rank = jnp.zeros(x.size, jnp.int32).at[order].set(jnp.arange(x.size, dtype=jnp.int32))
