@@ -20,7 +20,7 @@ export TPU_ACCELERATOR_TYPE ?= v5litepod-4
 export TPU_WORKER_HOSTNAMES ?= localhost
 endif
 
-.PHONY: train test test-all check smoke reproduce examples test-next tpu-compile tpu-compile-all docs generate format lock
+.PHONY: train test test-all mutants check smoke reproduce examples test-next tpu-compile tpu-compile-all docs generate format lock
 
 train: .venv/.ready
 	$(BIN)/python launch/tpu_train.py
@@ -30,6 +30,9 @@ test: .venv/.ready  # in minutes: docs/testing.md says what it leaves to test-al
 
 test-all: .venv/.ready
 	$(BIN)/python -m pytest $(WORKERS)
+
+mutants: .venv/.ready  # one-line faults that the tests should notice; `python -m tools.mutants TEXT` tries some of them
+	$(BIN)/python -m tools.mutants
 
 check: .venv/.ready
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ turns. glibc is told to use huge pages, as NumPy asks for itself: else page faul
 measured, and begin where a program's temporaries exceed 32 MiB.
 """
 
+import inspect
 import os
 import sys
 import time
@@ -22,10 +23,6 @@ from pallas_kernels import segmented_cumsum
 from rljax import Batch, advantage, algorithms, policy_loss
 
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-HYPER = {
-    "aepo": {"entropy_low": 0.5, "entropy_high": 1.0},
-    "dr_grpo": {"max_length": 4096},
-}  # what an algorithm has no default for
 PREFIX = ("ctpo", "cppo", "minpro")  # held against clip and two scans; the others against clip
 SCANS = {"segmented_cumsum": False, "segmented_cumsum reverse": True}
 
@@ -49,8 +46,13 @@ def random_batch(b: int, t: int) -> tuple[jax.Array, Batch]:
 
 
 def ratios() -> dict[str, Callable]:
-    """The ratio of every algorithm."""
-    return {name: getattr(algorithms, name)(**HYPER.get(name, {})).ratio for name in algorithms.__all__}
+    """The ratio of every algorithm; a hyper-parameter without a default is 1."""
+
+    def ratio_of(make: Callable) -> Callable:
+        parameters = inspect.signature(make).parameters.values()
+        return make(**{p.name: 1.0 for p in parameters if p.default is p.empty}).ratio
+
+    return {name: ratio_of(getattr(algorithms, name)) for name in sorted(algorithms.__all__)}
 
 
 def compiled_loss(ratio: Callable, logp, batch: Batch):

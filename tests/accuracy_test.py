@@ -12,7 +12,8 @@ import pytest
 from rljax import Batch, advantage, aggregation, correction, distillation, penalty, policy_loss, ratio
 from rljax.objective import bind, log_ratios, required_fields, segments_of
 from tests import papers
-from tests.laws_test import COMBINATORS, bound
+from tests.examples import bound
+from tests.laws_test import COMBINATORS
 
 T = 4096
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "accuracy.md"

@@ -8,70 +8,10 @@ import pytest
 from rljax import Batch, Rollouts, aggregation, algorithms, policy_loss
 from rljax.objective import PolicyGradient, advantages_of, required_fields
 from tests import papers
-from tests.papers import chain, clip, local_gradient
+from tests.examples import ALGORITHMS, make
 from tests.together import together
 
-PAPERS = {
-    "grpo": (papers.group_relative, papers.sequence_mean_weights, clip(0.2, 0.2)),
-    "dr_grpo": (papers.mean_baseline, papers.constant(8), clip(0.2, 0.2)),
-    "rloo": (
-        papers.leave_one_out,
-        papers.constant(1),
-        chain(local_gradient(papers.sequence_sum), clip(0.2, 0.2)),
-    ),
-    "opo": (papers.length_weighted, papers.token_mean, papers.token),
-    "dapo": (papers.group_relative, papers.token_mean, clip(0.2, 0.28, 3.0)),
-    "dppo": (papers.group_relative, papers.token_mean, papers.total_variation_mask(0.15, 0.15, 1.0)),  # old_logp = 0
-    "reinforce_plus_plus": (papers.reinforce_plus_plus, papers.token_mean, clip(0.2, 0.2)),
-    "gspo": (papers.group_relative, papers.sequence_mean_weights, chain(papers.sequence_mean, clip(3e-4, 4e-4))),
-    "gspo_token": (
-        papers.group_relative,
-        papers.sequence_mean_weights,
-        chain(local_gradient(papers.sequence_mean), clip(3e-4, 4e-4)),
-    ),
-    "gmpo": (
-        papers.group_relative,
-        papers.sequence_mean_weights,
-        chain(papers.log_clip(0.4, 0.4), papers.sequence_mean),
-    ),
-    "ctpo": (
-        papers.group_relative,
-        papers.token_mean,
-        chain(local_gradient(papers.cumulative), papers.position_clip(0.025, 0.05, 0.05)),
-    ),
-    "minpro": (papers.group_relative, papers.token_mean, chain(papers.prefix_min, clip(0.2, 0.28))),
-    "holder_po": (
-        papers.group_relative,
-        papers.sequence_mean_weights,
-        chain(papers.power_mean(2.0), clip(0.2, 0.2)),
-    ),
-    "cispo": (papers.group_relative, papers.token_mean, local_gradient(papers.two_sided_clip(None, 0.28))),
-    "sapo": (papers.group_relative, papers.sequence_mean_weights, papers.soft_gate(1.0, 1.05)),
-    "holder_po_token_clip": (
-        papers.group_relative,
-        papers.sequence_mean_weights,
-        chain(clip(0.2, 0.2), papers.power_mean(2.0)),
-    ),
-    "holder_po_two_sided": (
-        papers.group_relative,
-        papers.sequence_mean_weights,
-        chain(papers.clamp(np.log(1.2)), papers.power_mean(2.0), clip(0.2, 0.2)),
-    ),
-    "ppo": (papers.whitened_estimation, papers.token_mean, clip(0.2, 0.2)),
-    "remax": (papers.remax, papers.constant(1), papers.token),
-    "aepo": (papers.without_negatives(papers.task_relative), papers.token_mean, clip(0.2, 0.28)),
-    "cppo": (papers.group_relative, papers.token_mean, papers.cumulative_divergence_mask(0.15, 0.02, 0.1)),
-    "otb": (papers.optimal_token_baseline, papers.token_mean, clip(0.2, 0.2)),
-    "balanced_grpo": (papers.group_relative, papers.balanced, clip(0.2, 0.2)),
-}
-
-
-REQUIRED = {"dr_grpo": {"max_length": 8}, "aepo": {"entropy_low": 0.5, "entropy_high": 1.0}}
-BATCH_WIDE = ("aepo", "ppo", "reinforce_plus_plus")
-
-
-def make(name, **hyper):
-    return getattr(algorithms, name)(**REQUIRED.get(name, {}), **hyper)
+every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
 
 
 def small_move(seed):
@@ -95,21 +35,21 @@ def train_step(algorithm, rewards, mask, fields, l):
     return A, w, loss, gradient
 
 
-def test_every_algorithm_has_its_papers_formula_here():
-    assert set(PAPERS) == set(algorithms.__all__)
+def test_every_algorithm_is_among_the_examples():
+    assert set(ALGORITHMS) == set(algorithms.__all__)
 
 
 @together
 def steps(rewards, mask, fields, l):
-    return {name: train_step(make(name), rewards, mask, fields, l) for name in PAPERS}
+    return {name: train_step(make(name), rewards, mask, fields, l) for name in ALGORITHMS}
 
 
-@pytest.mark.parametrize("name", PAPERS)
+@every_algorithm
 def test_a_step_is_the_papers(name):
     rewards, mask, fields, l = small_move(0)
-    advantage, weigh, ratio = PAPERS[name]
+    (advantage, weigh, ratio), wide = ALGORITHMS[name].paper, ALGORITHMS[name].batch_wide
     named = {field: fields[field] for field in required_fields(make(name).advantage)}
-    A = (advantage if name in BATCH_WIDE else papers.over_groups(advantage))(rewards, mask, **named)
+    A = (advantage if wide else papers.over_groups(advantage))(rewards, mask, **named)
     w = weigh(mask, np.sign(A.sum(-1)))
     flat = [x.reshape(-1, x.shape[-1]) for x in (l, A, w, mask.astype(int))]
     with jax.enable_x64(True):
@@ -122,7 +62,7 @@ def test_a_step_is_the_papers(name):
     assert not papers.agree(0 * ours[3], gradient)
 
 
-@pytest.mark.parametrize("name", PAPERS)
+@every_algorithm
 def test_hyper_parameters_are_keywords_and_make_a_value(name):
     assert isinstance(make(name), PolicyGradient)
     with pytest.raises(TypeError):

@@ -139,7 +139,7 @@ def test_every_algorithm_is_of_one_family():
 
 
 def test_the_table_in_the_docs_is_the_algorithms():
-    """As `python tools/algorithm_table.py` writes it."""
+    """As `make generate` writes it."""
     table = runpy.run_path(str(ROOT / "tools/algorithm_table.py"))["table"]()
     assert table in (ROOT / "docs/algorithms/index.md").read_text()
 

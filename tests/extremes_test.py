@@ -10,6 +10,7 @@ import pytest
 
 from rljax import Batch, correction, distillation, metrics, penalty, policy_loss, ratio
 from rljax.objective import bind, log_ratios, segments_of
+from tests.examples import ALGORITHMS
 from tests.laws_test import RATIOS
 from tests.metrics_test import CLIP
 from tests.together import together
@@ -18,15 +19,11 @@ RATIOS = RATIOS | {f"power_mean {p}": partial(ratio.power_mean, p=p) for p in (-
 BOUNDED = {  # where f cannot exceed a bound: (A > 0, A < 0)
     "clip": (True, True), "position_clip": (True, True), "soft_gate": (True, True), "two_sided_clip": (True, True),
     "clamp": (True, True), "total_variation_mask": (True, True), "kl_mask": (True, True), "log_clip": (True, False),
-    "balanced_grpo": (True, False), "cispo": (True, True), "ctpo": (True, True), "dapo": (True, True),
-    "dppo": (True, True), "dr_grpo": (True, False), "gmpo": (True, False), "grpo": (True, False),
-    "gspo": (True, False), "gspo_token": (True, False), "holder_po": (True, False), "minpro": (True, False),
-    "otb": (True, False), "rloo": (True, False), "sapo": (True, True), "aepo": (True, False), "ppo": (True, False),
-    "reinforce_plus_plus": (True, False), "holder_po_token_clip": (True, False), "holder_po_two_sided": (True, True),
 }  # fmt: skip
+BOUNDED |= {name: example.bounded for name, example in ALGORITHMS.items()}
 UNBOUNDED = {
     "token", "sequence_mean", "sequence_sum", "cumulative", "prefix_mean", "prefix_min", "power_mean",
-    "cumulative_divergence_mask", "cppo", "opo", "remax",
+    "cumulative_divergence_mask",
 }  # fmt: skip
 ESTIMATORS = {
     "k1": penalty.k1,

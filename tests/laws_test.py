@@ -10,39 +10,20 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rljax import Batch, advantage, aggregation, algorithms, policy_loss, ratio
+from rljax import Batch, advantage, aggregation, policy_loss, ratio
 from rljax.objective import required_fields
 from tests import papers
+from tests.examples import ALGORITHMS, bound, make
 from tests.together import together
 
-HYPER = {
-    "power_mean": {"p": 1.5},
-    "clip": {"low": 0.2, "high": 0.3, "dual": 1.4},
-    "log_clip": {"low": 0.3, "high": 0.3},
-    "position_clip": {"low": 0.1, "high": 0.2, "dual": 0.3},
-    "two_sided_clip": {"low": 0.2, "high": 0.3},
-    "clamp": {"limit": 0.3},
-    "total_variation_mask": {"low": 0.02, "high": 0.02},
-    "kl_mask": {"low": 0.01, "high": 0.01},
-    "cumulative_divergence_mask": {"limit": 0.15, "slack": 0.02},
-    "constant": {"max_length": 12},
-    "dr_grpo": {"max_length": 12},
-    "aepo": {"entropy_low": 0.5, "entropy_high": 1.0},
-}
-LOCAL_ONLY = ("sequence_sum", "cumulative", "prefix_mean")  # what they are for: see objective and ratio_test
 COMBINATORS = ("chain", "local_gradient", "standardised", "whiten", "whitened", "without_negatives")
 RETURNS = ("discounted_returns", "generalized_advantage_estimation")  # no baseline that a constant outcome cancels
 BATCH_WIDE = ("multi_reward", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "task_relative")
 NO_GROUP = (*RETURNS, "multi_reward", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "remax")
 
 
-def bound(module, name):
-    f = partial(getattr(module, name), **HYPER.get(name, {}))
-    return ratio.local_gradient(f) if name in LOCAL_ONLY else f
-
-
 RATIOS = {name: bound(ratio, name) for name in ratio.__all__ if name not in COMBINATORS}
-RATIOS |= {name: bound(algorithms, name)().ratio for name in algorithms.__all__}
+RATIOS |= {name: make(name).ratio for name in ALGORITHMS}
 seen = [(f.func, f.keywords) if isinstance(f, partial) else f for f in RATIOS.values()]
 RATIOS = {name: f for i, (name, f) in enumerate(RATIOS.items()) if seen[i] not in seen[:i]}  # four clip alike
 ADVANTAGES = {name: bound(advantage, name) for name in advantage.__all__ if name not in COMBINATORS}

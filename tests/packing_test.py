@@ -9,13 +9,14 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from rljax import Batch, Rollouts, aggregation, algorithms, policy_loss
+from rljax import Batch, Rollouts, aggregation, policy_loss
 from rljax.objective import advantages_of
 from tests import papers
-from tests.laws_test import bound
+from tests.examples import ALGORITHMS as EXAMPLES
+from tests.examples import make
 
 SHAPE = (4, 8, 6)  # 32 sequences, two a row, two rows a device
-ALGORITHMS = {name: bound(algorithms, name)() for name in algorithms.__all__}
+ALGORITHMS = {name: make(name) for name in EXAMPLES}
 IDS = np.repeat(np.array([[1, 2]], np.int32), SHAPE[-1], axis=1).repeat(16, axis=0)
 
 

@@ -85,7 +85,7 @@ def test_a_task_of_ten_lines_trains(tmp_path):
 
 
 def test_the_table_of_algorithms_is_theirs():
-    """As `python tools/algorithm_table.py` writes it."""
+    """As `make generate` writes it."""
     table = runpy.run_path(str(ROOT / "tools/algorithm_table.py"))["table"]()
     assert len(table.splitlines()) == 2 + len(algorithms.__all__)
     assert table in README

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from rljax import Batch, policy_loss, ratio
 from tests import advantage_test, aggregation_test, papers
-from tests.laws_test import ADVANTAGES, AGGREGATIONS, RATIOS, bound
+from tests.examples import bound
+from tests.laws_test import ADVANTAGES, AGGREGATIONS, RATIOS
 
 few = partial(settings, deadline=None, derandomize=True, database=None)
 POOLS = {

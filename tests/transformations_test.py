@@ -15,6 +15,7 @@ from pallas_kernels import token_stats
 from rljax import Batch, aggregation, algorithms, distillation, policy_loss
 from rljax.objective import required_fields
 from tests import papers
+from tests.examples import ALGORITHMS, make
 from tests.laws_test import (
     ADVANTAGES,
     AGGREGATIONS,
@@ -22,7 +23,6 @@ from tests.laws_test import (
     RATIOS,
     advantages,
     assert_same,
-    bound,
     every_advantage,
     every_aggregation,
     every_ratio,
@@ -252,7 +252,7 @@ EVERYTHING = {
     **{f"packed ratio {name}": partial(packed_loss_size, f) for name, f in RATIOS.items()},
     **{f"advantage {name}": partial(advantage_size, f) for name, f in ADVANTAGES.items()},
     **{f"aggregation {name}": partial(aggregation_size, f) for name, f in AGGREGATIONS.items()},
-    **{f"algorithm {name}": partial(algorithm_size, bound(algorithms, name)()) for name in algorithms.__all__},
+    **{f"algorithm {name}": partial(algorithm_size, make(name)) for name in ALGORITHMS},
 }
 
 

@@ -9,7 +9,6 @@ from rljax import algorithms
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "| `rljax.algorithms` |", "\n\nEach has its paper's defaults"
-REQUIRED = {"aepo": {"entropy_low": "…", "entropy_high": "…"}, "dr_grpo": {"max_length": "…"}}
 COMBINED = {"local_gradient": "local", "whitened": "whitened", "without_negatives": "without negatives of"}
 
 
@@ -32,7 +31,8 @@ def _number(value) -> str:
 
 def row(name: str) -> str:
     make = getattr(algorithms, name)
-    given = {**REQUIRED.get(name, {})}
+    parameters = inspect.signature(make).parameters.values()
+    given = {p.name: "…" for p in parameters if p.default is p.empty}
     algorithm = make(**given)
     called = f"{name}({', '.join(f'{k}={v}' for k, v in given.items())})" if given else name
     paper = re.search(r"\d{4}\.\d{5}", make.__doc__)

@@ -5,20 +5,19 @@ import dataclasses
 import numpy as np
 import pytest
 
-from rljax import algorithms
 from rljax.tasks import StringsTask
 from rljax.training import CriticConfig
+from tests.examples import ALGORITHMS, make
 from tests.training.in_process import train
 from tests.training.subprocesses import metrics
 from tests.training.tiny import config
 
 pytestmark = [pytest.mark.standard_promotion, pytest.mark.filterwarnings("ignore:Sharding info not provided")]
-REQUIRED = {"aepo": {"entropy_low": 0.5, "entropy_high": 1.0}, "dr_grpo": {"max_length": 10}}
 
 
-@pytest.mark.parametrize("name", algorithms.__all__)
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_three_steps(name, data, tmp_path):
-    algorithm = getattr(algorithms, name)(**REQUIRED.get(name, {}))
+    algorithm = make(name)
     run = tmp_path / "run"
     of_name = dataclasses.replace(
         config,
