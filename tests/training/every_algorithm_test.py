@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from rljax.objective import required_fields
 from rljax.tasks import StringsTask
 from rljax.training import CriticConfig
 from tests.examples import ALGORITHMS, make
@@ -15,7 +16,15 @@ from tests.training.tiny import config
 pytestmark = [pytest.mark.standard_promotion, pytest.mark.filterwarnings("ignore:Sharding info not provided")]
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+def supplied(name) -> frozenset[str]:
+    """What the trainer adds to rewards and log-probabilities for this algorithm."""
+    algorithm = make(name)
+    return required_fields(algorithm.advantage) | required_fields(algorithm.ratio)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if supplied(name) else [pytest.mark.slow]) for name in ALGORITHMS]
+)
 def test_three_steps(name, data, tmp_path):
     algorithm = make(name)
     run = tmp_path / "run"

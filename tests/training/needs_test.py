@@ -23,7 +23,7 @@ from rljax.training.step.accumulation import State
 from rljax.training.step.policy import make_batch, make_loss, make_update
 from rljax.training.step.scoring import flat, make_prepare
 from tests.training.in_process import on_devices, train
-from tests.training.one_step import MESHES, assert_same_step, config_of, one_step, rollouts_of, scorer_of
+from tests.training.one_step import MESHES, assert_same_step, config_of, one_step, params_of, rollouts_of, scorer_of
 from tests.training.tiny import config as tiny
 
 pytestmark = [pytest.mark.standard_promotion, pytest.mark.filterwarnings("ignore:Sharding info not provided")]
@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.standard_promotion, pytest.mark.filterwarnings("ignore
 def prepared_of(config, seed=0):
     """(scorer, params, rollouts, Prepared, dropping) on one device."""
     scorer = scorer_of(config)
-    params = initialize(scorer.model, scorer.mesh, jax.random.key(seed))
+    params = params_of(scorer, seed)
     rollouts = to_devices(rollouts_of(config), scorer.mesh, P())
     prepared, dropping = make_prepare(config, scorer)(params, params, rollouts, False, jnp.int32(0))
     return scorer, params, rollouts, prepared, dropping
@@ -83,7 +83,7 @@ def test_a_penalty_may_ask_for_the_exact_kl():
     config = config_of(algorithms.grpo(), penalty=lambda stats, batch, *, kl: penalty.exact_kl(kl, batch))
     scorer, params, rollouts, prepared, _ = prepared_of(config)
     model = scorer.model
-    reference = initialize(model, scorer.mesh, jax.random.key(1))
+    reference = params_of(scorer, 1)
     rows = make_batch(config.algorithm, rollouts, prepared), flat(prepared)
 
     def value(config):

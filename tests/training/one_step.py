@@ -77,11 +77,21 @@ def scorer_of(config, sizes=(1, 1, 1)):
 
 
 @functools.cache
+def _host_params(model, seed):
+    return jax.device_get(initialize(model, mesh_of((1, 1, 1)), jax.random.key(seed)))
+
+
+def params_of(scorer, seed=0):
+    """Fresh parameters on the scorer's mesh; made once per model, for to compile that takes half a second."""
+    shardings = jax.tree.map(lambda x: x.sharding, scorer.model.abstract_params(scorer.mesh))
+    return jax.device_put(_host_params(scorer.model, seed), shardings)
+
+
+@functools.cache
 def one_step(config, sizes, step=0):
     """(metrics, change of the parameters) of one optimizer step by plain gradient descent; made once per config."""
     scorer, optimizer = scorer_of(config, sizes), optax.sgd(1.0)
-    params = initialize(scorer.model, scorer.mesh, jax.random.key(0))
-    start = jax.device_get(params)
+    params, start = params_of(scorer), _host_params(scorer.model, 0)
     rollouts = to_devices(rollouts_of(config), scorer.mesh, P())
     prepared, _ = make_prepare(config, scorer)(params, params, rollouts, False, jnp.int32(step))
     state, reference = (

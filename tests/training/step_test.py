@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from rljax import algorithms, penalty
-from rljax.models import initialize, make_mesh
+from rljax.models import make_mesh
 from rljax.training import LikelihoodConfig, MeshConfig, ShardingRules
 from rljax.training.optimizer import init_state, make_optimizer
 from rljax.training.placement import to_devices
@@ -16,7 +16,17 @@ from rljax.training.step.accumulation import State
 from rljax.training.step.likelihood import make_update as make_likelihood_update
 from rljax.training.step.policy import make_update
 from rljax.training.step.scoring import make_prepare
-from tests.training.one_step import MESHES, assert_same_step, config_of, length, less, one_step, rollouts_of, scorer_of
+from tests.training.one_step import (
+    MESHES,
+    assert_same_step,
+    config_of,
+    length,
+    less,
+    one_step,
+    params_of,
+    rollouts_of,
+    scorer_of,
+)
 
 pytestmark = pytest.mark.standard_promotion
 
@@ -30,7 +40,10 @@ def test_the_mesh_changes_nothing(sizes):
     assert_same_step(one_step(DAPO, sizes), one_step(DAPO, MESHES[0]), 1e-5)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS.values(), ids=ALGORITHMS)
+@pytest.mark.parametrize("algorithm", [
+    pytest.param(algorithm, id=name, marks=[pytest.mark.slow] * (name in ("gspo", "ctpo", "otb")))
+    for name, algorithm in ALGORITHMS.items()
+])  # fmt: skip
 def test_microbatches_change_nothing_but_memory(algorithm):
     """The weights are a measure over the optimizer step, so the parts add: no mean of means anywhere."""
     whole, parts = (one_step(config_of(algorithm, m), MESHES[0]) for m in (1, 4))
@@ -45,7 +58,7 @@ def test_a_mean_over_microbatch_means_would_be_seen():
     halves = []
     for half in (slice(0, 2), slice(2, 4)):
         part = to_devices(jax.tree.map(lambda x, half=half: x[half], rollouts_of(DAPO)), scorer.mesh, P())
-        params = initialize(scorer.model, scorer.mesh, jax.random.key(0))
+        params = params_of(scorer)
         start = jax.device_get(params)
         prepared, _ = prepare(params, params, part, False, jnp.int32(0))
         state, _ = update(State(params, init_state(optimizer, params)), None, part, prepared, jnp.int32(0))
@@ -92,7 +105,7 @@ def test_stage_one_is_the_same_on_every_mesh(sizes):
 
     def step(sizes):
         scorer, optimizer = scorer_of(GRPO, sizes), make_optimizer(settings.optimizer)
-        params = initialize(scorer.model, scorer.mesh, jax.random.key(0))
+        params = params_of(scorer)
         state = State(params, init_state(optimizer, params))
         there = to_devices(rows, scorer.mesh, P(scorer.model.rules.rows))
         return make_likelihood_update(settings.microbatches, scorer, optimizer)(state, there)[1]
