@@ -115,6 +115,16 @@ def test_worked_values():
         np.testing.assert_allclose(np.exp(power_mean(l, A, mask, p=float(p)))[:, 0], expected, 1e-6)
 
 
+def test_a_token_of_no_advantage_has_the_bounds_of_a_positive_one():
+    """It is in no loss by itself, but in its sequence's ratio if a pool follows the clip."""
+    l, none = np.log(np.array([0.5, 2.0], np.float32)), np.zeros(2, np.float32)
+    for clip in (ratio.clip, ratio.position_clip):
+        found = clip(l, none, none == 0, low=0.2, high=0.2)
+        np.testing.assert_array_equal(found, clip(l, none + 1, none == 0, low=0.2, high=0.2))
+        assert found[0] == l[0]
+        assert found[1] < l[1]
+
+
 def test_worked_gradient_of_the_soft_gate():
     one = np.ones((1,), np.float32)
     gradient = jax.jit(jax.grad(lambda l: jnp.exp(ratio.soft_gate(l, one, one > 0))[0]))(np.log(1.3 * one))

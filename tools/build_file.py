@@ -57,6 +57,7 @@ def rule(label: str, sources: list[str]) -> str:
         deps -= {":tests"}  # py_test adds it, and what it needs
         text = (ROOT / sources[0]).read_text()
         fields |= {"size": "large"} if "mark.slow" in text else {}
+        fields |= {"tags": ["external"]} if "tools.imports" in text else {}  # reads the checkout: never from the cache
         fields |= {
             "data": [f"glob:{folder}/*.py" for folder in READ if re.search(rf"(?<![\w.]){folder}(?=[/\".])", text)]
         }

@@ -41,7 +41,7 @@ def read() -> list[Mutant]:
     return [Mutant(**entry) for entry in tomllib.loads(MUTANTS.read_text())["mutant"]]
 
 
-def tests_of(file: str) -> list[str]:
+def importing_tests(file: str) -> list[str]:
     """The test files that import a file, directly or not: the nearest first, and first of all its namesake."""
     importers = {other: [f for f, needed in graph().items() if other in needed] for other in files()}
     distance, todo = {file: 0}, deque([file])
@@ -59,20 +59,22 @@ def tests_of(file: str) -> list[str]:
     return sorted((test for test in distance if test.endswith("_test.py")), key=order)
 
 
-def run(mutant: Mutant, copy: Path) -> tuple[str, float]:
-    """("killed", "survived" or "timed out", seconds) of a mutant in a copy of the repository."""
+def run(mutant: Mutant, copy: Path) -> tuple[str, str, float]:
+    """("killed", "survived" or "timed out", the test that failed, seconds) of a mutant in a copy of the repository."""
     path, started = copy / mutant.file, time.monotonic()
     original = path.read_text()
     path.write_text(original.replace(mutant.old, mutant.new))
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", *tests_of(mutant.file)]
+    command = [sys.executable, "-m", "pytest", "-xq", "-m", "not slow", *importing_tests(mutant.file)]
+    failed = ""
     try:
         done = subprocess.run(command, cwd=copy, env={**os.environ, "PYTHONPATH": str(copy)}, timeout=SECONDS,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
-        verdict = {0: "survived", 1: "killed", 2: "killed"}.get(done.returncode, f"pytest ended with {done.returncode}")
+        failed = next(iter(re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)), "")
+        verdict = "survived" if done.returncode == 0 else "killed" if failed else f"pytest ended with {done.returncode}"
     except subprocess.TimeoutExpired:
         verdict = "timed out"
     path.write_text(original)
-    return verdict, time.monotonic() - started
+    return verdict, failed, time.monotonic() - started
 
 
 def copies(folder: Path) -> queue.Queue:
@@ -97,9 +99,9 @@ def main(wanted: str) -> int:
 
         def tried(mutant: Mutant) -> str:
             copy = free.get()
-            verdict, seconds = run(mutant, copy)
+            verdict, failed, seconds = run(mutant, copy)
             free.put(copy)
-            print(f"{verdict:9} {seconds:5.0f} s  {mutant}", flush=True)
+            print(f"{verdict:8} {seconds:4.0f} s  {mutant}{f'  by {failed}' if failed else ''}", flush=True)
             return verdict
 
         verdicts = list(pool.map(tried, chosen))

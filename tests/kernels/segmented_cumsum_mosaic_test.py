@@ -36,7 +36,7 @@ def example(rows=9, length=300):
     ids = 1 + np.cumsum(rng.random((rows, length)) < often, axis=1)
     ids[2] = np.iinfo(np.int32).max  # what the interpreters have in memory that none has written
     ids = np.where(rng.random((rows, length)) < 0.25, 0, ids).astype(np.int32)
-    ids[0, 100:260] = 0  # a whole block of holes
+    ids[[0, 2], 100:260] = 0  # a whole block of holes, between sequences and within one
     return np.where(ids != 0, rng.integers(-50, 50, (rows, length)), np.nan).astype(np.float32), ids
 
 

@@ -70,6 +70,26 @@ def test_likeliest_tokens_and_the_divergence_since_the_rollout():
     assert 0.2 < moved["clip_share"] < 0.8
 
 
+def test_a_divergence_is_of_the_policies_at_their_temperature():
+    config = config_of(algorithms.cppo(limit=0.0, slack=0.0))
+    scorer = dataclasses.replace(scorer_of(config), temperature=0.5)
+    rollouts, model = rollouts_of(config), scorer.model
+    tokens, segment_ids, mask = flat((rollouts.tokens, rollouts.segment_ids, rollouts.mask))
+
+    @jax.jit
+    def scored(params, others):
+        old, new = (model.hidden(p, tokens, segment_ids) for p in (params, others))
+        old_logp, logp = (scorer.stats(p, h, tokens, mask).logp for p, h in ((params, old), (others, new)))
+        likeliest = scorer.likeliest(params, old, tokens, old_logp, 20)
+        q, p = (jax.nn.softmax(2 * h @ model.unembedding(x).T, axis=-1) for x, h in ((params, old), (others, new)))
+        return scorer.divergence(others, new, tokens, logp, likeliest)[:, 1:], 0.5 * jnp.sum(jnp.abs(p - q), axis=-1)
+
+    found, expected = scored(params_of(scorer, 0), params_of(scorer, 1))
+    among = mask[:, 1:]
+    assert np.min(expected[:, :-1][among]) > 0.05
+    np.testing.assert_allclose(found[among], expected[:, :-1][among], rtol=1e-4)
+
+
 def test_negatives_are_left_out_once_the_entropy_is_high():
     for high, expected in ((2.0, True), (5.0, False)):  # a fresh policy over 19 tokens has 2.9 nats
         config = config_of(algorithms.aepo(entropy_low=0.5, entropy_high=high))
