@@ -120,7 +120,9 @@ def test_bfloat16_is_summed_in_float32_and_float64_in_gives_float64():
     exact = -np.exp(1 + float(jnp.bfloat16(-1.1)))
     np.testing.assert_allclose(low, exact, rtol=1e-6)
     with jax.enable_x64(True):
-        wide = LOSS_AND_GRADIENT(np.full((2, 3), -1.1), small_batch(), ratio.token)[0]
+        ones = np.ones((2, 3))
+        batch = small_batch(old_logp=-ones, advantages=ones, weights=ones / 6)
+        wide = LOSS_AND_GRADIENT(np.full((2, 3), -1.1), batch, ratio.token)[0]
         assert wide.dtype == jnp.float64
         np.testing.assert_allclose(wide, -np.exp(-0.1), rtol=1e-7)
 

@@ -104,12 +104,16 @@ def test_bfloat16_under_vmap():
 
 
 def test_shards_of_the_vocabulary_and_the_gradients():
-    """A vocabulary of 37 on 4 devices with 10 rows each. Pallas' interpreter cannot check what varies."""
+    """A vocabulary of 37 on 4 devices with 10 rows each. Pallas' interpreter cannot check what varies.
+
+    Logits are of size 2: of larger ones the gradients in float32 have fewer digits, and not as many in every jax.
+    """
     run = rule(Plan(Passes(partial(gpu.sums, launch=LAUNCH), gpu.gradients), SMALL, 37, "v", None))
     mesh = jax.make_mesh((4,), ("v",), axis_types=(sharding.AxisType.Auto,))
     split = on_shards(run, mesh, check_vma=False)
     hidden, head, targets = example(20, 24, 40, 37)
     hidden[2], targets = 0, np.where(targets == ELSEWHERE, ABSENT, targets)
+    hidden *= np.float32(24**-0.5)
 
     def loss(function):
         return lambda h, w: sum(jnp.sum(jnp.cos(jnp.arange(20.0) + i) * x) for i, x in enumerate(function(h, w)))
@@ -120,7 +124,7 @@ def test_shards_of_the_vocabulary_and_the_gradients():
     pair = [loss(lambda h, w: split(h, w, targets)), loss(dense)]
     found, expected = jax.jit(lambda *x: [jax.value_and_grad(f, (0, 1))(*x) for f in pair])(hidden, head.unembedding)
     for a, e in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, e, 1e-4, 1e-5 * np.abs(e).max())
+        np.testing.assert_allclose(a, e, 1e-5, 1e-6 * np.abs(e).max())
         assert np.abs(e).max() > 1e-2
 
 

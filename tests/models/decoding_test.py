@@ -65,6 +65,9 @@ def test_decoding_goes_on_in_the_last_segment_of_a_packed_prompt():
     packed, alone, whole = _decoded(model, params, tokens, segment_ids)
     np.testing.assert_allclose(packed, alone, rtol=1e-4, atol=1e-5)
     assert np.abs(packed - whole).max() > 1e-2  # and the other segment would show
+    ids = np.pad(segment_ids, ((0, 0), (0, 6)), mode="edge")
+    full = np.asarray(hidden_of(model, params, tokens, ids))[:, 5:]
+    np.testing.assert_allclose([packed, alone, whole], full, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("cache_length", [5, 25])

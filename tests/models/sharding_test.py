@@ -10,9 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from rljax.models import Decoder, create
 from rljax.models.sharding import RULES, split_rows
-from tests.models.small import CONFIG, make_mesh, packed_rows
-
-SHALLOW = dataclasses.replace(CONFIG, layers=1)
+from tests.models.small import CONFIG, mesh_of, packed_rows
 
 
 def _rows(mesh):
@@ -23,8 +21,8 @@ def _rows(mesh):
 
 @functools.cache
 def _loss_and_gradient(shape):
-    mesh = make_mesh(shape)
-    model, params = create(SHALLOW, mesh, jax.random.key(0))
+    mesh = mesh_of(shape)
+    model, params = create(CONFIG, mesh, jax.random.key(0))
 
     def loss(params, tokens, segment_ids):
         hidden = model.hidden(params, tokens, segment_ids)
@@ -47,7 +45,7 @@ def test_values_loss_and_gradients_are_the_same_on_every_mesh(shape):
 
 
 def test_parameters_lie_as_the_rules_say_and_rows_are_split():
-    mesh = make_mesh((2, 2, 2))
+    mesh = mesh_of((2, 2, 2))
     params, _, hidden, gradient = _loss_and_gradient((2, 2, 2))
     attention = params["blocks"][0]["attention"]
     assert params["embedding"].sharding.spec == P("tensor", "fsdp")
@@ -61,14 +59,14 @@ def test_parameters_lie_as_the_rules_say_and_rows_are_split():
 
 
 def test_abstract_parameters_are_those_created():
-    mesh, (params, *_) = make_mesh((2, 2, 2)), _loss_and_gradient((2, 2, 2))
+    mesh, (params, *_) = mesh_of((2, 2, 2)), _loss_and_gradient((2, 2, 2))
     describe = lambda x: (x.shape, x.dtype, x.sharding)  # noqa: E731
-    assert jax.tree.map(describe, Decoder(SHALLOW).abstract_params(mesh)) == jax.tree.map(describe, params)
+    assert jax.tree.map(describe, Decoder(CONFIG).abstract_params(mesh)) == jax.tree.map(describe, params)
 
 
 def test_the_key_decides_the_values():
-    mesh = make_mesh((1, 1, 1))
-    draws = [create(SHALLOW, mesh, jax.random.key(seed))[1]["embedding"] for seed in (0, 0, 1)]
+    mesh = mesh_of((1, 1, 1))
+    draws = [create(CONFIG, mesh, jax.random.key(seed))[1]["embedding"] for seed in (0, 0, 1)]
     np.testing.assert_array_equal(draws[0], draws[1])
     assert not np.any(np.asarray(draws[0]) == np.asarray(draws[2]))
 
@@ -83,17 +81,17 @@ def test_the_key_decides_the_values():
 )
 def test_a_mesh_that_does_not_divide_is_an_error(change, shape, message):
     with pytest.raises(ValueError, match=message):
-        create(dataclasses.replace(CONFIG, **change), make_mesh(shape), jax.random.key(0))
+        create(dataclasses.replace(CONFIG, **change), mesh_of(shape), jax.random.key(0))
 
 
 def test_a_mesh_without_the_axes_is_an_error():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    with pytest.raises(ValueError, match=r"mesh has the axes \('data',\): expected \('data', 'fsdp', 'tensor'\)"):
+    with pytest.raises(ValueError, match=r"mesh has the axes \('data',\): expected \('data', 'fsdp', 'tensor'"):
         create(CONFIG, mesh, jax.random.key(0))
 
 
 def test_rows_that_do_not_divide_or_lie_on_another_mesh_stay_as_they_are():
-    mesh, other = make_mesh((2, 2, 2)), jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    mesh, other = mesh_of((2, 2, 2)), jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
     three, eight = np.ones((3, 2), np.float32), np.ones((8, 2), np.float32)
     for rows in (jax.device_put(three, NamedSharding(mesh, P())), jax.device_put(eight),
                  jax.device_put(eight, NamedSharding(other, P("x")))):  # fmt: skip

@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType
 
-from rljax.models import Decoder, TransformerConfig
+from rljax.models import Decoder, MeshConfig, TransformerConfig, make_mesh
 
 CONFIG = TransformerConfig(
     vocab_size=11, width=16, layers=2, heads=4, kv_heads=2, head_dim=4, mlp=24, max_length=24, rope_base=50.0
@@ -23,9 +23,9 @@ VARIANTS = {
 MESHES = [(1, 1, 1), (8, 1, 1), (2, 2, 2)]
 
 
-def make_mesh(shape):
-    devices = jax.devices()[: int(np.prod(shape))]
-    return jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+def mesh_of(sizes):
+    """A mesh of the first of the simulated devices; axes without a size have one device."""
+    return make_mesh(MeshConfig(*sizes), jax.devices()[: math.prod(sizes)])
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from rljax.models import Decoder
 from rljax.rollout import SamplingConfig, generate
-from tests.models.small import CONFIG, hidden_of, log_softmax_at, make, make_mesh, some_tokens
+from tests.models.small import CONFIG, hidden_of, log_softmax_at, make, mesh_of, some_tokens
 
 SAMPLING = SamplingConfig(max_new_tokens=10)
 
@@ -116,6 +116,9 @@ def test_a_budget_ends_a_row_unfinished():
     assert not samples.finished.any()
     free = _run(model, params, _prompts(), budget=np.full(8, 10, np.int32), stop_ids=())
     np.testing.assert_array_equal(samples.tokens, np.where(samples.mask | (samples.segment_ids != 0), free.tokens, 0))
+    without = _run(model, params, _prompts())  # any budget; its rows end with their stop token
+    np.testing.assert_array_equal(free.tokens[without.mask], without.tokens[without.mask])
+    np.testing.assert_allclose(free.old_logp[without.mask], without.old_logp[without.mask], atol=1e-5)
 
 
 class _Counting(Decoder):
@@ -125,7 +128,7 @@ class _Counting(Decoder):
 
 
 STEPS: list = []
-STOPS = 1, 2, 3, 4, 5, 6
+STOPS = 1, 4, 7
 
 
 def test_several_stop_tokens():
@@ -139,7 +142,7 @@ def test_several_stop_tokens():
 def test_the_loop_ends_when_every_row_has_stopped():
     _, params = make()
     STEPS.clear()
-    samples = _run(_Counting(CONFIG), params, _prompts(), stop_ids=STOPS)
+    samples = _run(_Counting(CONFIG), params, _prompts(), stop_ids=STOPS, step=9)
     jax.effects_barrier()
     longest = int(samples.mask.sum(axis=1).max())
     assert longest < 10
@@ -177,7 +180,7 @@ def test_bfloat16_reports_float32_log_probabilities_close_to_the_forward_pass():
 
 @functools.cache
 def _on_mesh(shape):
-    mesh, (model, params) = make_mesh(shape), make()
+    mesh, (model, params) = mesh_of(shape), make()
     params = jax.device_put(params, jax.tree.map(lambda x: x.sharding, model.abstract_params(mesh)))
     prompts = jax.device_put(_prompts(), NamedSharding(mesh, P(("data", "fsdp"))))
     return program(model, params, *prompts, _key(), SAMPLING, stop_ids=(1,))

@@ -121,11 +121,10 @@ def test_greedy_takes_the_largest_and_reports_temperature_one():
     assert (sampled == 0).all()
 
 
-def test_keys_differ_by_seed_step_and_row():
-    keys = [_keys(seed, step, np.arange(3)) for seed in (0, 1) for step in (0, 1)]
-    data = np.concatenate([jax.random.key_data(k) for k in keys])
-    assert len({tuple(row) for row in data.tolist()}) == 12
-    np.testing.assert_array_equal(data[:3], jax.random.key_data(_keys(0, 0, np.arange(3))))
+def test_keys_differ_by_row():
+    data = jax.random.key_data(_keys(0, 0, np.arange(3)))
+    assert len({tuple(row) for row in data.tolist()}) == 3
+    np.testing.assert_array_equal(data[1:2], jax.random.key_data(_keys(0, 0, np.arange(1, 2))))
 
 
 @pytest.mark.parametrize(

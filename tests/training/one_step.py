@@ -1,7 +1,6 @@
 """One optimizer step of a small policy on random rollouts, on any mesh."""
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,7 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec as P
 
-from rljax.models import MeshConfig, TransformerConfig, initialize, make_mesh
+from rljax.models import TransformerConfig, initialize
 from rljax.objective import Rollouts
 from rljax.rollout import SamplingConfig
 from rljax.tasks import StringsTask
@@ -19,6 +18,7 @@ from rljax.training.placement import to_devices
 from rljax.training.step.accumulation import State
 from rljax.training.step.policy import make_update
 from rljax.training.step.scoring import Scorer, make_prepare
+from tests.models.small import mesh_of
 
 MESHES = [(1, 1, 1), (8, 1, 1), (2, 2, 2)]
 
@@ -62,11 +62,6 @@ def rollouts_of(config):
         greedy_rewards=draw.integers(0, 2, 4).astype(np.float32),
         task=np.array([0, 1, 0, 1], np.int32),
     )
-
-
-def mesh_of(sizes):
-    """A mesh of the first of the simulated devices; axes without a size have one device."""
-    return make_mesh(MeshConfig(*sizes), jax.devices()[: math.prod(sizes)])
 
 
 def scorer_of(config, sizes=(1, 1, 1)):
