@@ -49,16 +49,17 @@ def assert_same_run(run, other):
 # In processes of their own, as a user runs them.
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [(13,), pytest.param((3, 6, 9, 12, 15), marks=pytest.mark.slow)], ids=len)
 def test_a_run_goes_on_bit_for_bit_after_kills_at_random_moments(kills, tmp_path, data):
+    """Each a moment after so many steps have been logged."""
     task = ("--task.data-dir", str(data))
     undisturbed, run, chance = tmp_path / "undisturbed", tmp_path / "run", random.Random(time.time_ns())
     code, output = finish(start(undisturbed, *task))
     assert code == 0, output
     assert steps_logged(undisturbed) == STEPS
-    for kill in range(kills):
+    for steps in kills:
         process = start(run, *task)
-        wait_for_steps(process, run, min((12 + 1) // kills * (kill + 1), STEPS - 2))
+        wait_for_steps(process, run, steps)
         time.sleep(chance.uniform(0, 0.4))
         process.kill()
         process.communicate()
