@@ -8,15 +8,14 @@ import pkgutil
 import re
 import runpy
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
 import pallas_kernels
 import rljax
 from rljax import algorithms
+from tools.imports import ROOT
 
-ROOT = Path(__file__).parents[1]
 TRAINER = ("configs", "models", "rollout", "tasks", "training")  # these need more than jax
 CORE = [
     importlib.import_module(f"rljax.{module.name}")

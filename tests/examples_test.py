@@ -4,13 +4,12 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from tests.quick import QUICK_TO_COMPILE
+from tools.imports import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 NUMBER = r"(\d\.\d+(?:e-\d+)?)"
 FLAGS = f"{QUICK_TO_COMPILE} --xla_backend_optimization_level=1"  # they run for as long as they compile
 

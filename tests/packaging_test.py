@@ -5,7 +5,8 @@ import tomllib
 from importlib.metadata import requires
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from tools.imports import ROOT
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 

@@ -5,7 +5,6 @@ import json
 import random
 import re
 import runpy
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +16,8 @@ from rljax import algorithms
 from rljax.training import commands
 from tests.training.in_process import call
 from tests.training.subprocesses import metrics
+from tools.imports import ROOT
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
 

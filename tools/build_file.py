@@ -9,7 +9,11 @@ from tools.imports import FOLDERS, ROOT, files, graph, imported
 
 TRAINER = ("models", "rollout", "tasks", "training")  # packages of rljax that are targets of their own
 DISTRIBUTION = {"orbax": "orbax_checkpoint", "tensorboardX": "tensorboardx"}  # if not named as the module
-UNSEEN = {":rljax/tasks": ("@pypi//array_record", "@pypi//importlib_resources")}  # tensorflow_datasets needs them
+UNSEEN = {  # needed, but not imported
+    ":rljax/tasks": ("@pypi//array_record", "@pypi//importlib_resources"),  # by tensorflow_datasets
+    ":tests/examples_test": ("@pypi//flax", "@pypi//optax"),  # by the scripts that it runs
+    ":tests/training": (":configs", ":launch"),  # by the processes that it starts
+}
 READ = ("benchmarks", "examples", "tools")  # folders of scripts: a test that names one reads its files
 HEAD = '''"""One target per package and per test (docs/bazel.md). Written by `make generate`: do not edit."""
 
