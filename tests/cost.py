@@ -43,7 +43,8 @@ def pytest_sessionfinish(session):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node, error):
-    node.config.stash.setdefault(WORKERS, []).append(node.workeroutput["cost"])
+    if cost := getattr(node, "workeroutput", {}).get("cost"):  # one that crashed has none
+        node.config.stash.setdefault(WORKERS, []).append(cost)
 
 
 def pytest_terminal_summary(terminalreporter, config):

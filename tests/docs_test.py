@@ -147,3 +147,13 @@ def test_every_page_is_in_the_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text().split("\nnav:")[1]
     for page in (ROOT / "docs").rglob("*.md"):
         assert page.relative_to(ROOT / "docs").as_posix() in navigation, page
+
+
+def test_the_task_of_the_contributing_page_loads():
+    code = re.search(r"```python\n(import dataclasses.*?)```", (ROOT / "docs/contributing.md").read_text(), re.DOTALL)
+    assert code is not None
+    names = {"__name__": "recipe"}
+    exec(code[1], names)
+    data = names["config"].task.load()
+    assert len(data.demonstrations) == len(data.prompts) == len(data.held_out["sums"]) == 60
+    assert data.reward("1+2=", "3", "3") == 1

@@ -102,3 +102,11 @@ def test_variance_proxies_by_hand():
     about = variances(A, mask, proxy=proxy, gradient_norm=1.5)
     np.testing.assert_allclose([about[name] for name in ("signal", "total", "noise")], [2.25, 6.25, 4.0], rtol=1e-6)
     assert variances(A, mask, proxy=proxy, gradient_norm=9.0)["noise"] == 0
+
+
+def test_a_signal_that_is_known_is_taken_as_it_is():
+    rewards, mask = np.array([[1.0, 0.0], [1.0, 1.0]]), np.array([[[True], [True]], [[True], [True]]])
+    assert metrics.reward_summary(rewards, mask)["informative"] == 0.5
+    assert metrics.reward_summary(rewards, mask, np.array([True, True]))["informative"] == 1
+    with pytest.raises(ValueError, match="signal"):
+        metrics.reward_summary(rewards, mask, np.array([True]))

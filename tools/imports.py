@@ -41,7 +41,7 @@ def owner(name: str, modules: dict[str, str]) -> str | None:
 
 @functools.cache
 def graph() -> dict[str, frozenset[str]]:
-    """For each file the files that it imports; packages that merely lie on the way are left out."""
+    """For each file the files that it imports; packages that are only on the path to it are left out."""
     modules = {module_of(file): file for file in files()}
     found = {file: {owner(name, modules) for name in imported(file)} for file in files()}
     return {file: frozenset(x for x in needed if x and x != file) for file, needed in found.items()}

@@ -94,6 +94,8 @@ def copies(folder: Path) -> queue.Queue:
 
 def main(wanted: str) -> int:
     chosen, started = [mutant for mutant in read() if wanted in str(mutant)], time.monotonic()
+    if not chosen:
+        sys.exit(f"no mutant's file or text contains {wanted!r}: expected a part of one in {MUTANTS}")
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(JOBS) as pool:
         free = copies(Path(folder))
 
@@ -106,7 +108,8 @@ def main(wanted: str) -> int:
 
         verdicts = list(pool.map(tried, chosen))
     missed = [mutant for mutant, verdict in zip(chosen, verdicts, strict=True) if verdict != "killed"]
-    print(f"\n{len(chosen)} mutants in {(time.monotonic() - started) / 60:.1f} minutes, {len(missed)} not killed")
+    minutes = (time.monotonic() - started) / 60
+    print(f"\n{len(chosen)} mutants in {minutes:.1f} minutes (budget of all: 20), {len(missed)} not killed")
     print("".join(f"  {mutant}\n" for mutant in missed), end="")
     return 1 if missed else 0
 

@@ -102,7 +102,7 @@ class Decoder:
         return self.config.max_length
 
     def initialize(self, key: Array) -> dict:
-        """Fresh parameters, on one device; `create` makes them on a mesh."""
+        """Fresh parameters, on one device; `rljax.models.initialize` makes them on a mesh."""
         return nnx.to_pure_dict(nnx.state(self.config.network(nnx.Rngs(params=key), self.rules)))
 
     def abstract_params(self, mesh: Mesh) -> dict:

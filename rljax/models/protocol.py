@@ -43,7 +43,7 @@ class Model(Protocol):
         ...
 
     def initialize(self, key: Array) -> Params:
-        """Fresh parameters, on one device; `create` makes them on a mesh."""
+        """Fresh parameters, on one device; `rljax.models.initialize` makes them on a mesh."""
         ...
 
     def abstract_params(self, mesh: Mesh) -> Params:

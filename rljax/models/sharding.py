@@ -71,9 +71,11 @@ class ShardingRules:
     """Scales of normalizations."""
 
     def __post_init__(self):
-        for name, axes in dataclasses.asdict(self).items():
-            known = set([axes] if isinstance(axes, str) else axes or ()) <= set(MESH_AXES)
-            check(known, f"sharding.{name}", axes, f"mesh axes among {MESH_AXES}")
+        for name, axis in dataclasses.asdict(self).items():
+            if name != "rows":
+                check(axis is None or axis in MESH_AXES, f"sharding.{name}", axis, f"None or one of {MESH_AXES}")
+        fits = isinstance(self.rows, tuple) and set(self.rows) <= set(MESH_AXES)
+        check(fits, "sharding.rows", self.rows, f"a tuple of mesh axes among {MESH_AXES}")
 
     def spec(self, *logical: str) -> P:
         """The PartitionSpec of an array with these logical axes."""

@@ -1,7 +1,7 @@
 """From problems to batches: rows of token ids, and a grain iterator over them whose state is a checkpoint's to keep.
 
 Rows are dictionaries of NumPy arrays: `tokens [R, T] int32`, `segment_ids [R, T] int32` (0 = pad, 1, 2, … the row's
-sequences) and, where there is something to learn, `mask [R, T] bool`, true on the solution and its EOS.
+sequences) and, where there is something to learn, `mask [R, T] bool`, true on the solution and its end.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from rljax.tasks.tokenizer import EOS, Tokenizer
 Rows = dict[str, Int[np.ndarray, "R T"] | Bool[np.ndarray, "R T"]]
 
 
-def pack(problems: Sequence[Problem], tokenizer: Tokenizer, row_length: int) -> Rows:
-    """Demonstrations `[prompt | solution | EOS]`, several a row: each goes where the least room is left after it.
+def pack(problems: Sequence[Problem], tokenizer: Tokenizer, row_length: int, *, end: int = EOS) -> Rows:
+    """Demonstrations `[prompt | solution | end]`, several a row: each goes where the least room is left after it.
 
     Raises ValueError for a problem without a solution, or one that is longer than a row.
     """
@@ -25,7 +25,7 @@ def pack(problems: Sequence[Problem], tokenizer: Tokenizer, row_length: int) -> 
     room: list[list[int]] = [[] for _ in range(row_length + 1)]  # rows by the number of tokens that still fit
     rows: list[list[tuple[list[int], int]]] = []
     for problem in problems:
-        tokens, start = _demonstration(problem, tokenizer, row_length)
+        tokens, start = _demonstration(problem, tokenizer, row_length, end)
         left = next((k for k in range(len(tokens), row_length + 1) if room[k]), None)
         if left is None:
             left = row_length
@@ -37,12 +37,12 @@ def pack(problems: Sequence[Problem], tokenizer: Tokenizer, row_length: int) -> 
     return _filled(rows, row_length)
 
 
-def _demonstration(problem: Problem, tokenizer: Tokenizer, row_length: int) -> tuple[list[int], int]:
+def _demonstration(problem: Problem, tokenizer: Tokenizer, row_length: int, end: int) -> tuple[list[int], int]:
     """(tokens, where the solution starts)."""
     if not problem.solution:
         raise ValueError(f"problems: {problem.prompt!r} has no solution; expected one to learn from in each")
     prompt = _prompt(problem, tokenizer)
-    tokens = [*prompt, *tokenizer.encode(problem.solution), EOS]
+    tokens = [*prompt, *tokenizer.encode(problem.solution), end]
     if len(tokens) > row_length:
         raise ValueError(f"row_length = {row_length}: {problem.prompt!r} with its solution has {len(tokens)} tokens; "
                          "raise row_length or leave the problem out")  # fmt: skip

@@ -44,11 +44,12 @@ class TaskData:
     checks: Mapping[str, Callable[[str, str], bool]] = dataclasses.field(default_factory=dict)
     """Further shares that an evaluation reports, by name: `check(prompt, completion)`, beside the reward."""
     stop_ids: tuple[int, ...] = (EOS,)
-    """Tokens that end a completion."""
+    """Tokens that end a completion; demonstrations end with the first of them."""
 
     def __post_init__(self):
         if self.headline is None and self.held_out:
             object.__setattr__(self, "headline", next(iter(self.held_out)))
+        check(len(self.stop_ids) > 0, "stop_ids", self.stop_ids, "at least one token, such as the tokenizer's EOS")
         check(not self.held_out or self.headline in self.held_out, "headline", self.headline,
               f"a held-out level, one of {list(self.held_out)}")  # fmt: skip
 

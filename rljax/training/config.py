@@ -183,7 +183,8 @@ class Config:
     checkpoint_every: int = 40
     """Rollouts between two checkpoints in stage 2 (stage 1: ten times as many optimizer steps); 0: as stages end."""
     keep_every: int = 0
-    """Checkpoints between two whose parameters are kept for good, in the run's folder `history`; 0 keeps none."""
+    """Every n-th checkpoint's parameters are kept for good, in the run's folder `history`; 0 keeps none. The last
+    checkpoint is among them if it is an n-th one."""
     tensorboard: bool = False
     """Write TensorBoard event files too (needs the extra `tb`)."""
 

@@ -1,15 +1,22 @@
 """The run: its stages one after the other, evaluations between, and checkpoints from which all of it goes on."""
 
-import functools
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from rljax.models import initialize, without_value_head
 from rljax.training.checkpoint.checkpoints import Checkpoints
-from rljax.training.checkpoint.compatibility import encode_data, encode_shapes, read_params, require_same_data
+from rljax.training.checkpoint.compatibility import (
+    VERSION,
+    encode_data,
+    encode_shapes,
+    read_params,
+    require_same_data,
+    require_same_version,
+)
 from rljax.training.components import Components
 from rljax.training.config import Config
 from rljax.training.description import describe
@@ -34,7 +41,6 @@ class Run:
         self.history = Checkpoints(config.run / "history", keep=None) if config.keep_every else None
         self.key = jax.random.key(config.seed)
         self.preemption = Preemption()
-        self._stage = functools.cache(lambda phase: STAGES[phase](config, parts))
 
     def train(self) -> Stage:
         """Takes the run from its newest readable checkpoint, or its beginning, to its end; returns the last stage."""
@@ -53,7 +59,9 @@ class Run:
         stage, step = self._resume() or (self._begin(phases[0], self._first_params()), 0)
         self._drive(stage, step)
         for phase in phases[phases.index(stage.phase) + 1 :]:
-            stage = self._begin(phase, stage.state.params)
+            params = stage.state.params
+            del stage  # and with it the optimizer's state
+            stage = self._begin(phase, params)
             self._drive(stage, 0)
         self._look(stage, stage.steps)
         self._evaluate("after RL", stage.state.params)
@@ -65,6 +73,8 @@ class Run:
     def _first_params(self):
         """Random parameters, or those at the end of another run's stage 1 and a random value head."""
         self.monitor.begin()
+        if self.history is not None:
+            self.history.clear()
         mesh, model = self.parts.mesh, self.parts.model
         params = initialize(model, mesh, purpose_key(self.key, "initialize"))
         if self.config.start_from is None:
@@ -73,7 +83,7 @@ class Run:
 
     def _begin(self, phase: str, params) -> Stage:
         """A stage at its first step. Parameters that have been trained are measured, and kept for good."""
-        stage = self._stage(phase)
+        stage = STAGES[phase](self.config, self.parts)
         if stage.opening:
             self._evaluate(stage.opening, params)
             policy = without_value_head(params)
@@ -90,14 +100,20 @@ class Run:
     def _resume(self) -> tuple[Stage, int] | None:
         """The stage and step of the newest readable checkpoint, or None."""
 
+        stage: Any = None  # of the record read last
+
         def target(record: dict):
-            require_same_data(record, self.parts.data, f"run = {str(self.config.run)!r}")
-            return self._stage(record["phase"]).abstract_tree()
+            nonlocal stage
+            where = f"run = {str(self.config.run)!r}"
+            require_same_version(record, where)
+            require_same_data(record, self.parts.data, where)
+            stage = STAGES[record["phase"]](self.config, self.parts)
+            return stage.abstract_tree()
 
         restored = self.checkpoints.restore(target, self.monitor.say)
         if restored is None:
             return None
-        record, stage = restored.record, self._stage(restored.record["phase"])
+        record = restored.record
         self.key = decode_key(record["key"])
         stage.restore(record, restored.tree)
         self._keep(stage, record["step"], again=False)
@@ -136,8 +152,9 @@ class Run:
 
     def _save(self, stage: Stage, step: int) -> None:
         """A checkpoint, and now and then the report as it stands."""
-        record = {"key": encode_key(self.key), "step": step, "task": self.task, "config": describe(self.config),
-                  "shapes": encode_shapes(stage.state.params), **stage.record()}  # fmt: skip
+        record = {"version": VERSION, "key": encode_key(self.key), "step": step, "task": self.task,
+                  "config": describe(self.config), "shapes": encode_shapes(stage.state.params),
+                  **stage.record()}  # fmt: skip
         self._keep(stage, step)
         self.checkpoints.save(stage.first_checkpoint + step, stage.state_tree(), record)
         self.monitor.samples("latest", stage.samples)

@@ -89,7 +89,7 @@ class LikelihoodStage(Stage):
         if not data.demonstrations:
             raise ValueError(f"likelihood.steps = {settings.steps}: this task has no demonstrations; give it some "
                              "(a jsonl's `solution`), or set likelihood.steps to 0")  # fmt: skip
-        rows = pack(data.demonstrations, data.tokenizer, settings.row_length)
+        rows = pack(data.demonstrations, data.tokenizer, settings.row_length, end=data.stop_ids[0])
         super().__init__(settings.optimizer, batches(rows, settings.rows, config.seed), parts)
         self.steps, self.checkpoint_every, self.first_checkpoint = settings.steps, 10 * config.checkpoint_every, 0
         self._update = make_likelihood_update(settings.microbatches, Scorer(parts.model, parts.mesh), self.optimizer)
@@ -147,8 +147,12 @@ class PolicyStage(Stage):
         self._show(drawn, asked)
         sampled = rollouts_of(drawn, prompts["task"])
         rollouts = self._rewarded(sampled, prompts, problems, n, key)
-        signal: Any = np.asarray(informative(rollouts.rewards, rollouts.mask))
-        chosen = with_signal_first(rollouts, signal, settings.train_groups) if settings.train_groups else rollouts
+        signal: Any = np.asarray(informative(sampled.rewards, sampled.mask))
+        chosen = rollouts
+        if settings.train_groups:
+            mapped = self.config.reward_map is not None
+            learnt: Any = np.asarray(informative(rollouts.rewards, rollouts.mask)) if mapped else signal
+            chosen = with_signal_first(rollouts, learnt, settings.train_groups)
         metrics = self._learn(chosen, n)
         about = reward_summary(sampled.rewards, sampled.mask, signal)
         about |= {"finished": drawn.samples.finished.mean(), "tokens": sampled.mask.sum()}

@@ -42,6 +42,12 @@ def test_pack_loses_no_problem_and_wastes_little():
     assert (rows["segment_ids"] > 0).mean() > 0.9
 
 
+def test_demonstrations_end_as_the_task_says():
+    ids = TOKENIZER.encode("ab")
+    rows = pack([Problem("a", "b", "ab")], TOKENIZER, 8, end=7)
+    assert rows["tokens"][0][rows["mask"][0]].tolist() == [*ids, 7]
+
+
 def test_prompts_are_padded_on_the_left():
     rows = encode_prompts([Problem("f3 f12 stu;", ""), Problem("f9 s;", "")], TOKENIZER, 8)
     short, long = TOKENIZER.encode("f9 s;"), TOKENIZER.encode("f3 f12 stu;")

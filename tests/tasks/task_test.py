@@ -28,5 +28,10 @@ def test_a_headline_is_a_level():
         data(headline="medium")
 
 
+def test_a_completion_ends_with_some_token():
+    with pytest.raises(ValueError, match=r"stop_ids = \(\): expected at least one token"):
+        data(stop_ids=())
+
+
 def test_a_task_without_held_out_problems_has_no_headline():
     assert TaskData(TOKENIZER, [], [], {}, lambda prompt, text, answer: 0.0).headline is None

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from rljax.models import make_mesh
 from rljax.training import MeshConfig
 from rljax.training.checkpoint.checkpoints import Checkpoints
-from rljax.training.checkpoint.compatibility import encode_shapes, require_same_shapes
+from rljax.training.checkpoint.compatibility import VERSION, encode_shapes, require_same_shapes, require_same_version
 from rljax.training.errors import RunError, disk_is_full
 from rljax.training.keys import decode_key, encode_key
 from rljax.training.optimizer import abstract_state, init_state
@@ -187,3 +187,9 @@ def test_a_disk_that_fills_while_writing(tmp_path, monkeypatch):
         assert restored.record == {"step": 1}
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_another_versions_checkpoints_are_named():
+    require_same_version({"version": VERSION}, "run = 'x'")
+    with pytest.raises(RunError, match=r"run = 'x' was saved by another version of rljax .* None, expected .* --run"):
+        require_same_version({"phase": "rl"}, "run = 'x'")

@@ -38,6 +38,9 @@ from tests.training.tiny import config as tiny
         (lambda: RolloutConfig(microbatches=0), r"rollout\.microbatches = 0"),
         (lambda: MeshConfig(data=0), r"mesh\.data = 0"),
         (lambda: MeshConfig(data=-1, fsdp=-1), r"at most one -1"),
+        (lambda: ShardingRules(mlp="expert"), r"sharding\.mlp = 'expert': expected None or one of \('data', "),
+        (lambda: ShardingRules(embed=("data", "fsdp")), r"sharding\.embed = \('data', 'fsdp'\): expected None or one"),
+        (lambda: ShardingRules(rows="data"), r"sharding\.rows = 'data': expected a tuple of mesh axes among"),
         (lambda: LikelihoodConfig(steps=-1), r"likelihood\.steps = -1"),
         (lambda: LikelihoodConfig(rows=0), r"likelihood\.rows = 0"),
         (lambda: LikelihoodConfig(row_length=1), r"likelihood\.row_length = 1"),
@@ -61,7 +64,7 @@ from tests.training.tiny import config as tiny
             r"optimizer = 'lion': expected an OptimizerConfig",
         ),
         (lambda: LikelihoodConfig(optimizer=optax.adamw), r"likelihood\.optimizer = .*adamw.*: expected an Optim"),
-        (lambda: ShardingRules(embed="fdsp"), r"sharding\.embed = 'fdsp': expected mesh axes among .*'fsdp'"),
+        (lambda: ShardingRules(embed="fdsp"), r"sharding\.embed = 'fdsp': expected None or one of .*'fsdp'"),
         (lambda: ShardingRules(rows=("rows",)), r"sharding\.rows = \('rows',\)"),
         (
             lambda: dataclasses.replace(tiny.rollout, microbatches=3),

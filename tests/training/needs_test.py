@@ -1,6 +1,8 @@
 """What the trainer gives an algorithm that asks: values, greedy rewards, divergences, a state, the exact KL."""
 
 import dataclasses
+import gc
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +20,13 @@ from rljax.training.components import make_components
 from rljax.training.evaluation.command import evaluate_run
 from rljax.training.optimizer import init_state
 from rljax.training.placement import to_devices
-from rljax.training.stages import PolicyStage
+from rljax.training.stages import LikelihoodStage, PolicyStage
 from rljax.training.step.accumulation import State
 from rljax.training.step.policy import make_batch, make_loss, make_update
 from rljax.training.step.scoring import flat, make_prepare
 from tests.training.in_process import on_devices, train
 from tests.training.one_step import MESHES, assert_same_step, config_of, one_step, params_of, rollouts_of, scorer_of
+from tests.training.subprocesses import metrics
 from tests.training.tiny import config as tiny
 
 pytestmark = [pytest.mark.standard_promotion, pytest.mark.filterwarnings("ignore:Sharding info not provided")]
@@ -149,6 +152,28 @@ def trained(folder, data, algorithm, **more):
     evaluation = dataclasses.replace(tiny.evaluation, problems=4)
     config = dataclasses.replace(tiny, task=task, evaluation=evaluation, **settings)
     return config, train(config)
+
+
+def test_a_stage_is_released_before_the_next_and_its_figures_are_of_the_verified_rewards(tmp_path, data, monkeypatch):
+    """The tiny model is never right, so no group has a signal, though half of the rewards trained on are 1."""
+    first, begin, step = [], LikelihoodStage.begin, PolicyStage.step
+
+    def noted(stage, params):
+        first.append(weakref.ref(stage))
+        begin(stage, params)
+
+    def after(stage, n, key):
+        gc.collect()
+        assert first[0]() is None
+        return step(stage, n, key)
+
+    monkeypatch.setattr(LikelihoodStage, "begin", noted)
+    monkeypatch.setattr(PolicyStage, "step", after)
+    config, _ = trained(tmp_path / "run", data, algorithms.dapo())
+    (row,) = metrics(config.run, "rl")
+    assert len(first) == 1
+    assert row["informative"] == row["reward"] == 0
+    assert row["grad_norm"] > 1e-3
 
 
 def test_the_state_of_an_algorithm_is_saved_with_the_run(tmp_path, data):

@@ -177,11 +177,11 @@ def test_a_run_goes_on_on_another_mesh(undisturbed, data, tmp_path):
     code, output = run_tiny(run, data, "--steps", 2)
     assert code == 0, output
     mesh = ("--mesh.data", 2, "--mesh.fsdp", 2, "--mesh.tensor", 2)
-    code, output = run_tiny(run, data, "--steps", 4, *mesh, devices=8)
+    code, output = run_tiny(run, data, *mesh, devices=8)
     assert code == 0, output
     assert "going on from rl step 2" in output
     here, there = metrics(run, "rl"), metrics(undisturbed, "rl")
-    assert [row["step"] for row in here] == list(range(4))
+    assert [row["step"] for row in here] == list(range(6))
     np.testing.assert_allclose(here[2]["loss"], there[2]["loss"], rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(here[2]["grad_norm"], there[2]["grad_norm"], rtol=1e-3)
 
@@ -232,6 +232,13 @@ def test_every_nth_checkpoints_parameters_are_kept_for_good(undisturbed, data, t
         for path, value in named(kept["params"]).items():
             np.testing.assert_array_equal(value, wanted[path], err_msg=f"{name} {path}")
     assert any((a != b).any() for a, b in zip(named(trees[15]).values(), named(trees[17]).values(), strict=True))
+
+    for kept in ("checkpoints", "stage1"):  # as the error says that one may, to start from the beginning
+        shutil.rmtree(run / kept)
+    os.remove(run / "finished.json")
+    code, output = run_tiny(run, data, "--keep-every", "1", "--steps", 1)
+    assert code == 0, output
+    assert kept_numbers(run) == [10, 13, 14]  # those of the run before are gone
 
 
 def kept_numbers(run):

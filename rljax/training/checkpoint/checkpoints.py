@@ -57,6 +57,12 @@ class Checkpoints:
         """The numbers of the checkpoints that are there, in rising order."""
         return sorted(self._manager.all_steps()) if self._manager else []
 
+    def clear(self) -> None:
+        """Removes all checkpoints, which are of an older run."""
+        assert self._manager is not None
+        for number in self.numbers():
+            self._manager.delete(number)
+
     def save(self, number: int, tree, record: dict) -> None:
         """Starts writing checkpoint `number`; the arrays may be donated as soon as this returns.
 

@@ -1,4 +1,4 @@
-"""The task and the model that a checkpoint belongs to, in its record, and parameters that are read by them."""
+"""Checks that a checkpoint belongs to this code, task and model, and reading of parameters under those checks."""
 
 import base64
 import hashlib
@@ -10,6 +10,17 @@ from rljax.models import Params
 from rljax.tasks import TaskData
 from rljax.training.checkpoint.checkpoints import Checkpoints, Restored
 from rljax.training.errors import RunError
+
+VERSION = 1
+"""Of the records and trees of checkpoints: another number where they changed."""
+
+
+def require_same_version(record: dict, where: str) -> None:
+    """Raises RunError if the run in `where` was saved by a rljax whose checkpoints are others."""
+    if record.get("version") != VERSION:
+        raise RunError(f"{where} was saved by another version of rljax (its checkpoints have version "
+                       f"{record.get('version')}, expected {VERSION}): go on with that one, or start another run with "
+                       "--run FOLDER")  # fmt: skip
 
 
 def encode_data(data: TaskData) -> dict:
@@ -63,7 +74,7 @@ def require_same_data(record: dict, data: TaskData, where: str) -> None:
 def read_params(folder: Path, abstract: Params, data: TaskData, where: str) -> Restored | None:
     """The newest parameters in a folder of checkpoints that can be read, and their record; None if there are none.
 
-    Raises RunError if they are another model's or another tokenizer's than `abstract` and `data` say.
+    Raises RunError if they are another model's or another tokenizer's than those of `abstract` and `data`.
     """
 
     def target(record: dict) -> Params:
