@@ -1,4 +1,4 @@
-"""What every kernel needs at its door: which implementation runs, argument checks, and dtypes."""
+"""Shared by all kernels: choice of the implementation, argument checks, and dtypes."""
 
 from collections.abc import Callable, Iterable
 from functools import partial, reduce

@@ -1,4 +1,4 @@
-"""What is reported, from ℓ, f, A, w, the mask and ∂L/∂logp, so that one file serves every algorithm.
+"""Training metrics computed from ℓ, f, A, w, the mask and ∂L/∂logp; the same code serves every algorithm.
 
 `policy_sums` of microbatches (or shards) add; `policy_summary` of their total divides once.
 """

@@ -1,4 +1,4 @@
-"""What token_stats and its kin are called with: checked, and made into what their implementations read."""
+"""Checks the arguments of token_stats, token_topk and token_kl, and converts them for the implementations."""
 
 from numbers import Integral
 

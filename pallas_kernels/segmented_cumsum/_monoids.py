@@ -1,4 +1,4 @@
-"""What is scanned with: a sum that keeps its digits over any length, or a minimum."""
+"""The operations of a scan: a compensated sum, accurate at any length, and a minimum."""
 
 from collections.abc import Callable
 from typing import NamedTuple

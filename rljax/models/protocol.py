@@ -1,4 +1,4 @@
-"""What training, scoring and sampling need of a model: functions over a pytree of parameters."""
+"""The interface of a model to training, scoring and sampling: functions over a pytree of parameters."""
 
 import abc
 from typing import Any, NamedTuple, Protocol

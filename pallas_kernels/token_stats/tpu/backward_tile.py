@@ -1,4 +1,4 @@
-"""What both gradients of token_stats do in a tile, on a TPU: the logits again, their slope, and one product more.
+"""The tile that both gradients of token_stats share on a TPU: logits again, their slope, and one more product.
 
 From the coefficients of `_statistics.Slope`, with π_v = e^(x_v − m − log S),
 

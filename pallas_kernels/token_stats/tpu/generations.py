@@ -1,4 +1,4 @@
-"""What the TPU kernels share: the tiles of each TPU generation, what must fit beside them, which tiles are visited.
+"""Shared by the TPU kernels: the tiles of each TPU generation, their VMEM limits, and which tiles are visited.
 
 Hidden states and weight stay as they are in HBM, of any sizes: the last block of either hangs over the array's end, and
 what it holds there is anything, NaN included. Only vectors of N, which are small, are padded to whole tiles.

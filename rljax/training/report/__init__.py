@@ -1,1 +1,1 @@
-"""What a person sees of a run: progress, metrics, figures and the report."""
+"""The output of a run for people: progress, metrics, figures and the report."""
