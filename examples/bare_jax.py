@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels import token_stats
-from rljax import Batch, advantage, aggregation, algorithms, policy_loss
+from rljax import Rollouts, advantage, algorithms, make_batch, policy_loss
 
 CTPO_OTB = dataclasses.replace(algorithms.ctpo(), advantage=advantage.optimal_token_baseline)
 G, T, WIDTH, STOP, RATE = 16, 10, 16, 10, 10.0  # completions a prompt, tokens, …; the ten digits are the prompts
@@ -44,9 +44,8 @@ def train_step(params, key):
     """One rollout, and four steps of gradient descent on it: from the second on, the ratio is not 1."""
     tokens, mask, rewards = rollout(params, key)
     old = stats(params, tokens)
-    A = CTPO_OTB.advantage(rewards, mask, proxy=old.proxy)
-    w = CTPO_OTB.aggregation(mask, aggregation.side(A, mask))
-    batch = Batch(mask=mask, old_logp=old.logp, advantages=A, weights=w)
+    rollouts = Rollouts(tokens=tokens, mask=mask, rewards=rewards, old_logp=old.logp, proxy=old.proxy)
+    batch = make_batch(CTPO_OTB, rollouts)
 
     def descend(_, params):
         gradient = jax.grad(lambda p: policy_loss(stats(p, tokens).logp, batch, CTPO_OTB.ratio))(params)

@@ -18,7 +18,7 @@ import optax
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from rljax import Batch, advantage, aggregation, algorithms, policy_loss
+from rljax import Rollouts, advantage, algorithms, make_batch, policy_loss
 from rljax.logprobs import token_logps
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -99,9 +99,8 @@ def roll_out(params, key):
     tokens = over_devices(sample, P(), P(), out=P("data"))(params, key)
     mask, rewards = verify(tokens)
     old = over_devices(stats, P(), P("data"), P("data"), out=P("data"))(params, tokens, mask)
-    A = CTPO_OTB.advantage(rewards, mask, proxy=old.proxy)
-    w = CTPO_OTB.aggregation(mask, aggregation.side(A, mask))
-    return tokens, Batch(mask=mask, old_logp=old.logp, advantages=A, weights=w), jnp.mean(rewards)
+    rollouts = Rollouts(tokens=tokens, mask=mask, rewards=rewards, old_logp=old.logp, proxy=old.proxy)
+    return tokens, make_batch(CTPO_OTB, rollouts), jnp.mean(rewards)
 
 
 GRADIENT = jax.jit(jax.grad(data_parallel_loss))

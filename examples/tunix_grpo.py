@@ -30,7 +30,7 @@ from tunix.rl import rl_cluster as clusters
 from tunix.rl.grpo import grpo_learner
 from tunix.rl.rollout.base_rollout import RolloutConfig
 
-from rljax import Batch, advantage, aggregation, algorithms, policy_loss
+from rljax import Batch, Rollouts, advantage, algorithms, make_batch, policy_loss
 from rljax.logprobs import token_logps
 
 CTPO_OTB = dataclasses.replace(algorithms.ctpo(), advantage=advantage.optimal_token_baseline)
@@ -95,13 +95,13 @@ class Learner(grpo_learner.GRPOLearner):
             jnp.where(example.completion_mask, example.old_per_token_logps, 0), old.logp, atol=1e-4
         )
         G = self.algo_config.num_generations
-        rewards, mask, proxy = (x.reshape(-1, G, *x.shape[1:]) for x in (
-            example.advantages, example.completion_mask, old.proxy))  # fmt: skip
-        A = CTPO_OTB.advantage(rewards, mask, proxy=proxy)
-        w = CTPO_OTB.aggregation(mask, aggregation.side(A, mask))
+        named = {"tokens": example.completion_ids, "mask": example.completion_mask, "rewards": example.advantages,
+                 "old_logp": old.logp, "proxy": old.proxy}  # fmt: skip
+        rollouts = Rollouts(**{name: x.reshape(-1, G, *x.shape[1:]) for name, x in named.items()})
+        batch = make_batch(CTPO_OTB, rollouts)
+        A, w = (x.reshape(old.logp.shape) for x in (batch.advantages, batch.weights))
         fields = {f.name: getattr(example, f.name) for f in dataclasses.fields(example)}
-        return Example(**fields | {"advantages": A.reshape(old.logp.shape), "old_per_token_logps": old.logp},
-                       weights=w.reshape(old.logp.shape))  # fmt: skip
+        return Example(**fields | {"advantages": A, "old_per_token_logps": old.logp}, weights=w)
 
 
 class Tokenizer:

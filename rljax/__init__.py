@@ -5,10 +5,13 @@ An algorithm is a value, three functions: an `advantage` (A), an `aggregation` (
 This core imports jax and jaxtyping only.
 """
 
+import importlib
+
 from rljax import (
     advantage,
     aggregation,
     algorithms,
+    carried,
     correction,
     distillation,
     divergence,
@@ -18,18 +21,23 @@ from rljax import (
     rewards,
     schedule,
 )
-from rljax.objective import Batch, PolicyGradient, Rollouts, policy_loss
+from rljax.objective import Batch, Carried, PolicyGradient, Rollouts, advantages_of, make_batch, policy_loss
 
 __all__ = [
     "Batch",
+    "Carried",
     "PolicyGradient",
     "Rollouts",
     "advantage",
+    "advantages_of",
     "aggregation",
     "algorithms",
+    "carried",
     "correction",
     "distillation",
     "divergence",
+    "logprobs",
+    "make_batch",
     "metrics",
     "penalty",
     "policy_loss",
@@ -37,3 +45,10 @@ __all__ = [
     "rewards",
     "schedule",
 ]
+
+
+def __getattr__(name: str):
+    """`rljax.logprobs`, which imports the kernels' entry points, is loaded when it is first used."""
+    if name == "logprobs":
+        return importlib.import_module("rljax.logprobs")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,12 @@
 """Trace-time checks of arguments, in plain words: what was given, and what would be right."""
 
+import functools
+import inspect
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 
@@ -60,6 +65,57 @@ def require_shape(shape: tuple[int, ...], like: str, **arrays) -> None:
             raise ValueError(f"{name} has shape {jnp.shape(x)}: expected {shape}, as {like}")
 
 
+def ranges(**intervals: tuple[float, float]) -> Callable:
+    """Declares the ranges of a function's hyper-parameters, `name=(low, high)` for low ≤ value < high.
+
+    They are checked at each call, and when an algorithm is built from the function. None and traced values pass.
+    """
+
+    def declare(function):
+        signature = inspect.signature(function)
+        given = {name: signature.parameters[name].default for name in intervals}
+        defaults = {name: value for name, value in given.items() if value is not inspect.Parameter.empty}
+
+        @functools.wraps(function)
+        def checked(*args, **keywords):
+            for name, interval in intervals.items():
+                value = keywords.get(name, defaults.get(name))
+                if value is not None:
+                    require_scalar(name, value)
+                    require_range(name, value, *interval)
+            return function(*args, **keywords)
+
+        checked.ranges = intervals  # type: ignore[attr-defined]
+        return checked
+
+    return declare
+
+
+def require_scalar(name: str, value: float | Array) -> None:
+    """Raises unless a hyper-parameter is one number."""
+    if np.ndim(value) != 0:
+        raise ValueError(f"{name} has shape {np.shape(value)}: expected one number; to try several, stack whole "
+                         "algorithms, jax.tree.map(lambda *x: jnp.stack(x), …), and use jax.vmap")  # fmt: skip
+
+
+def require_range(name: str, value: float | Array, low: float, high: float = float("inf")) -> None:
+    """Raises unless low ≤ value < high, for each element of an array; a traced value is not looked at.
+
+    Where high is infinite, infinity itself is in the range.
+    """
+    if isinstance(value, jax.core.Tracer):
+        return
+    numbers = np.asarray(value)
+    if not np.issubdtype(numbers.dtype, np.number) or np.iscomplexobj(numbers):
+        raise TypeError(f"{name} = {value!r}: expected a number in {_interval(low, high)}")
+    if not np.all((low <= numbers) & ((numbers < high) | (np.isinf(high) & (numbers == high)))):
+        raise ValueError(f"{name} = {value}: expected a number in {_interval(low, high)}")
+
+
+def _interval(low: float, high: float) -> str:
+    return f"[{low:g}, {high:g}{']' if high == float('inf') else ')'}"
+
+
 def require_ordered(low: float | Array, high: float | Array, least: float) -> None:
     """Raises unless least ≤ low ≤ high; traced values are not looked at."""
     require_between("low", low, least)
@@ -73,10 +129,6 @@ def require_ordered(low: float | Array, high: float | Array, least: float) -> No
 
 
 def require_between(name: str, value: float | Array, low: float, high: float = float("inf")) -> None:
-    """Raises unless low ≤ value < high; a traced value is not looked at."""
-    try:
-        number = float(value)
-    except jax.errors.ConcretizationTypeError:
-        return
-    if not low <= number < high:
-        raise ValueError(f"{name} = {value}: expected a number in [{low:g}, {high:g})")
+    """Raises unless value is one number with low ≤ value < high; a traced value is not looked at."""
+    require_scalar(name, value)
+    require_range(name, value, low, high)

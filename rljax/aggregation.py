@@ -1,18 +1,20 @@
 """Aggregations w: how much a token counts, once an optimizer step and without gradient.
 
-Each is `f(mask [P, G, T], sign [P, G]) -> weights [P, G, T]`, 0 where the mask is false. The mask is that of the whole
-optimizer step (not of a microbatch, nor of a shard), and holds whole groups. Sequences and groups without a trained
-token are not counted. `sign` is −1, 0 or 1 for each completion, from `side`; the weights have its dtype where that is
-float64, else float32. All raise ValueError where shapes do not fit, TypeError where the mask is not boolean.
+Each is `f(mask [P, G, T], sign [P, G], **fields of Rollouts) -> weights [P, G, T]`, 0 where the mask is false; a field
+is a required keyword-only parameter of its name. The mask is that of the whole optimizer step (not of a microbatch,
+nor of a shard), and holds whole groups. Sequences and groups without a trained token are not counted. `sign` is −1, 0
+or 1 for each completion, from `side`; the weights are float64 if it is, else float32. All raise ValueError where shapes do not fit, TypeError where the mask is not boolean.
 """
+
+import math
 
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Real
 
-from rljax._checks import accumulators, require_between, require_mask, require_shape
+from rljax._checks import accumulators, ranges, require_mask, require_shape
 
-__all__ = ["balanced", "constant", "group_mean", "sequence_mean", "token_mean"]
+__all__ = ["balanced", "constant", "group_mean", "sequence_mean", "side", "token_mean"]
 
 Mask = Bool[Array, "P G T"]
 Sign = Real[Array, "P G"]
@@ -69,7 +71,8 @@ def group_mean(mask: Mask, sign: Sign) -> Weights:
     return _weights(mask, 1 / (_count(mask, (1, 2), sign) * _groups(mask, sign)))
 
 
-def constant(mask: Mask, sign: Sign, *, max_length: float) -> Weights:
+@ranges(max_length=(1, math.inf))
+def constant(mask: Mask, sign: Sign, *, max_length: float | Array) -> Weights:
     """A token counts the same in every step, 1/(max_length · number of sequences) (Dr. GRPO, 2503.20783).
 
     Unlike the others the weights do not sum to 1, by design: a long sequence counts more. `max_length` is the budget
@@ -79,7 +82,6 @@ def constant(mask: Mask, sign: Sign, *, max_length: float) -> Weights:
     >>> constant(lengths_1_and_3, jnp.array([[1, -1]]), max_length=4).tolist()
     [[[0.125, 0.0, 0.0], [0.125, 0.125, 0.125]]]
     """
-    require_between("max_length", max_length, 1)
     mask, sign = _checked(mask, sign)
     present = jnp.any(mask, axis=-1, keepdims=True)
     return _weights(mask, 1 / (jnp.asarray(max_length, sign.dtype) * _count(present, (0, 1, 2), sign)))
@@ -91,7 +93,7 @@ def balanced(mask: Mask, sign: Sign) -> Weights:
         w = (n_side / G) / (tokens of the side) / P
 
     n_side counts the completions on the token's side, G those of the group, P the groups. A completion with A = 0 is
-    on neither side: it counts in G, and gets 0. Within a group this is 1/(G·n_i) when the lengths are equal on each
+    on neither side: it counts in G, and gets 0. A group with a NaN among its advantages has NaN weights. Within a group this is 1/(G·n_i) when the lengths are equal on each
     side, and `group_mean` when both sides' mean lengths are equal.
 
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
@@ -107,7 +109,8 @@ def balanced(mask: Mask, sign: Sign) -> Weights:
         here = mask & (jnp.sign(sign) == value)[..., None]
         members = _count(jnp.any(here, axis=-1, keepdims=True), (1, 2), sign)
         weights += _weights(here, members * share / _count(here, (1, 2), sign))
-    return weights
+    unknown = jnp.any(present & jnp.isnan(sign)[..., None], axis=(1, 2), keepdims=True)
+    return jnp.where(mask & unknown, jnp.nan, weights)
 
 
 def _checked(mask, sign) -> tuple[Array, Array]:

@@ -2,43 +2,60 @@
 
 λ_t = log π_train(y_t) − log π_rollout(y_t), of the same parameters: `Rollouts.old_logp − Rollouts.sampled_logp`.
 A *weight* w̄ [P, G, T] multiplies the aggregation's weights; a *rejection* is a boolean [P, G], true for the sequences
-that are kept. All are without gradient, over `[*B, T]` rows of one sequence each.
+that are kept. All are constants, over rows `[*B, T]`.
 
-    kept = correction.geometric(mismatch, mask, low=0.999, high=1.001)
-    weights = algorithm.aggregation(mask, sign) * correction.token_truncated(mismatch, mask)
+    weights = aggregation.token_mean(mask, sign) * correction.token_truncated(mismatch, mask)
 
-What a rejection means is the caller's choice, and is written: `mask & kept[..., None]` before the advantage takes the
-sequence out of its group's baseline and out of every denominator; after it, out of the denominators alone; and
-`weights * kept[..., None]` out of neither. `report` says what was rejected.
+In an algorithm the expression says what a correction reaches:
+
+    weighted(token_mean, token_truncated)      # multiplies w; a rejection here leaves the denominators as they are
+    aggregation_of_kept(token_mean, veto)      # rejected sequences are out of the denominators of w, too
+    advantage_of_kept(group_relative, veto)    # rejected sequences are out of their group's baseline, and have A = 0
+
+`report` measures what was rejected. Rows may be packed: with `segment_ids` sequences are those of equal non-zero ids,
+and a rejection is [*B, T].
 
 All raise ValueError where shapes differ or a bound is out of range, TypeError where the mask is not boolean.
 """
 
+import inspect
+import math
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
-from rljax._checks import accumulators, require_between, require_mask, require_ordered, require_shape
+from rljax import _segments
+from rljax._checks import accumulators, ranges, require_mask, require_ordered, require_shape
+from rljax._expression import combinator
 from rljax._guards import finite
+from rljax.objective import required_fields, requiring, trained
 
 __all__ = [
+    "advantage_of_kept",
+    "aggregation_of_kept",
     "batch_normalised",
     "geometric",
     "icepop",
     "k3",
+    "opsm",
     "report",
     "sequence_masked",
     "sequence_truncated",
     "token_truncated",
     "veto",
+    "weighted",
 ]
 
 Mismatch = Float[Array, "*B T"]
 Mask = Bool[Array, "*B T"]
 Weights = Float[Array, "*B T"]
-Kept = Bool[Array, "*B"]
+Kept = Bool[Array, "*B"] | Bool[Array, "*B T"]
+Ids = Int[Array, "*B T"] | None
 
 
+@ranges(cap=(1e-30, math.inf))
 def token_truncated(mismatch: Mismatch, mask: Mask, *, cap: float | Array = 2.0) -> Weights:
     """Truncated importance sampling, token by token: min(e^λ, cap). cap > 0.
 
@@ -49,18 +66,22 @@ def token_truncated(mismatch: Mismatch, mask: Mask, *, cap: float | Array = 2.0)
     return jnp.where(mask, jnp.exp(jnp.minimum(mismatch, jnp.log(cap))), 0.0)
 
 
-def sequence_truncated(mismatch: Mismatch, mask: Mask, *, cap: float | Array = 2.0) -> Weights:
+@ranges(cap=(1e-30, math.inf))
+def sequence_truncated(
+    mismatch: Mismatch, mask: Mask, *, cap: float | Array = 2.0, segment_ids: Ids = None
+) -> Weights:
     """Truncated importance sampling of the sequence: min(e^{Σλ}, cap) on each of its tokens. cap > 0.
 
     >>> print(sequence_truncated(jnp.log(jnp.array([[0.5, 3.0], [2.0, 3.0]])), jnp.ones((2, 2), bool)))
     [[1.5 1.5]
      [2.  2. ]]
     """
-    mismatch, mask, cap = _checked(mismatch, mask, cap=cap)
-    total = jnp.sum(mismatch, axis=-1, keepdims=True)
+    mismatch, mask, cap = _checked(mismatch, mask, cap=cap, segment_ids=segment_ids)
+    total = _segments.total(mismatch, _sequences(mask, segment_ids))
     return jnp.where(mask, jnp.exp(jnp.minimum(total, jnp.log(cap))), 0.0)
 
 
+@ranges(low=(1e-30, math.inf), high=(1e-30, math.inf))
 def icepop(mismatch: Mismatch, mask: Mask, *, low: float | Array = 0.5, high: float | Array = 5.0) -> Weights:
     """IcePop: e^λ within [low, high], 0 outside: a token that the two disagree about is dropped. 0 < low ≤ high.
 
@@ -69,21 +90,24 @@ def icepop(mismatch: Mismatch, mask: Mask, *, low: float | Array = 0.5, high: fl
     """
     require_ordered(low, high, 1e-30)
     mismatch, mask, low, high = _checked(mismatch, mask, low=low, high=high)
-    inside = (mismatch >= jnp.log(low)) & (mismatch <= jnp.log(high))
-    return jnp.where(mask & inside, jnp.exp(jnp.where(inside, mismatch, 0.0)), 0.0)
+    outside = (mismatch < jnp.log(low)) | (mismatch > jnp.log(high))
+    return jnp.where(mask & ~outside, jnp.exp(jnp.where(outside, 0.0, mismatch)), 0.0)
 
 
-def sequence_masked(mismatch: Mismatch, mask: Mask, *, cap: float | Array = 2.0) -> Weights:
+@ranges(cap=(1e-30, math.inf))
+def sequence_masked(
+    mismatch: Mismatch, mask: Mask, *, cap: float | Array = 2.0, segment_ids: Ids = None
+) -> Weights:
     """Seq-MIS: e^{Σλ} on the tokens of a sequence where that is at most cap, 0 on the others. cap > 0.
 
     >>> print(sequence_masked(jnp.log(jnp.array([[0.5, 3.0], [2.0, 3.0]])), jnp.ones((2, 2), bool)))
     [[1.5 1.5]
      [0.  0. ]]
     """
-    mismatch, mask, cap = _checked(mismatch, mask, cap=cap)
-    total = jnp.sum(mismatch, axis=-1, keepdims=True)
-    inside = total <= jnp.log(cap)
-    return jnp.where(mask & inside, jnp.exp(jnp.where(inside, total, 0.0)), 0.0)
+    mismatch, mask, cap = _checked(mismatch, mask, cap=cap, segment_ids=segment_ids)
+    total = _segments.total(mismatch, _sequences(mask, segment_ids))
+    outside = total > jnp.log(cap)
+    return jnp.where(mask & ~outside, jnp.exp(jnp.where(outside, 0.0, total)), 0.0)
 
 
 def batch_normalised(weights: Weights, mask: Mask) -> Weights:
@@ -100,36 +124,148 @@ def batch_normalised(weights: Weights, mask: Mask) -> Weights:
     return weights * jnp.sum(mask).astype(weights.dtype) / jnp.where(total > 0, total, 1.0)
 
 
-def geometric(mismatch: Mismatch, mask: Mask, *, low: float | Array = 0.999, high: float | Array = 1.001) -> Kept:
+@ranges(low=(1e-30, math.inf), high=(1e-30, math.inf))
+def geometric(
+    mismatch: Mismatch,
+    mask: Mask,
+    *,
+    low: float | Array = 0.999,
+    high: float | Array = 1.001,
+    segment_ids: Ids = None,
+) -> Kept:
     """Keeps a sequence while its geometric mean ratio is in bounds: low ≤ exp(mean λ) ≤ high. 0 < low ≤ high.
 
     >>> geometric(jnp.array([[0.0005, 0.0], [0.01, 0.0]]), jnp.ones((2, 2), bool)).tolist()
     [True, False]
     """
     require_ordered(low, high, 1e-30)
-    mismatch, mask, low, high = _checked(mismatch, mask, low=low, high=high)
-    mean = _mean(mismatch, mask)
-    return (mean >= jnp.log(low)) & (mean <= jnp.log(high))
+    mismatch, mask, low, high = _checked(mismatch, mask, low=low, high=high, segment_ids=segment_ids)
+    mean = _segments.mean(mismatch, _sequences(mask, segment_ids))
+    return _kept((mean >= jnp.log(low)) & (mean <= jnp.log(high)), segment_ids)
 
 
-def k3(mismatch: Mismatch, mask: Mask, *, limit: float | Array = 0.01) -> Kept:
+@ranges(limit=(1e-30, math.inf))
+def k3(mismatch: Mismatch, mask: Mask, *, limit: float | Array = 0.01, segment_ids: Ids = None) -> Kept:
     """Keeps a sequence while mean(e^λ − λ − 1) ≤ limit, an estimate of KL(π_rollout ‖ π_train), nats. limit > 0.
 
     >>> k3(jnp.array([[0.1, -0.1], [1.0, 0.0]]), jnp.ones((2, 2), bool)).tolist()  # means 0.005, 0.359
     [True, False]
     """
-    mismatch, mask, limit = _checked(mismatch, mask, limit=limit)
-    return _mean(jnp.where(mask, jnp.expm1(mismatch) - mismatch, 0.0), mask) <= limit
+    mismatch, mask, limit = _checked(mismatch, mask, limit=limit, segment_ids=segment_ids)
+    divergence = jnp.where(mask, jnp.expm1(mismatch) - mismatch, 0.0)
+    return _kept(_segments.mean(divergence, _sequences(mask, segment_ids)) <= limit, segment_ids)
 
 
-def veto(mismatch: Mismatch, mask: Mask, *, least: float | Array = 1e-4) -> Kept:
+@ranges(least=(1e-30, math.inf))
+def veto(mismatch: Mismatch, mask: Mask, *, least: float | Array = 1e-4, segment_ids: Ids = None) -> Kept:
     """Drops a sequence that holds any token with e^λ < least. least > 0.
 
     >>> veto(jnp.array([[0.0, -1.0], [0.0, -20.0]]), jnp.ones((2, 2), bool)).tolist()
     [True, False]
     """
-    mismatch, mask, least = _checked(mismatch, mask, least=least)
-    return ~jnp.any(mask & (mismatch < jnp.log(least)), axis=-1)
+    mismatch, mask, least = _checked(mismatch, mask, least=least, segment_ids=segment_ids)
+    vetoed = (mask & ~(mismatch >= jnp.log(least))).astype(mismatch.dtype)
+    return _kept(_segments.total(vetoed, _sequences(mask, segment_ids)) == 0, segment_ids)
+
+
+@ranges(limit=(0, math.inf))
+def opsm(mismatch: Mismatch, mask: Mask, sign: Array, *, limit: float | Array) -> Kept:
+    """Off-policy sequence masking: keeps a sequence if A ≥ 0 or mean(−λ) ≤ limit, nats (DeepSeek-V3.2, 2512.02556).
+
+        mean_t(log q_t − log p_t) ≤ limit,    q the sampler's policy, p the trained one
+
+    `sign [*B]` is the side of each completion's advantage, as aggregations get it. There is no published limit, so no
+    default: limit ≥ 0. Not verified from the paper: read in TRL's and slime's code.
+
+    >>> opsm(jnp.array([[-0.5], [-0.5], [-0.1]]), jnp.ones((3, 1), bool), jnp.array([1, -1, -1]), limit=0.2).tolist()
+    [True, False, True]
+    """
+    mismatch, mask, limit = _checked(mismatch, mask, limit=limit)
+    require_shape(mask.shape[:-1], "mask's leading axes", sign=sign)
+    return (jnp.asarray(sign) >= 0) | (-_segments.mean(mismatch, mask)[..., 0] <= limit)
+
+
+@combinator
+def weighted(aggregation: Callable, weight: Callable) -> Callable:
+    """The aggregation's weights times `weight(mismatch, mask)`, a weight [P, G, T] or a rejection [P, G].
+
+        w · w̄,    mismatch = old_logp − sampled_logp
+
+    The aggregation does not see the correction: denominators stay as they are. A weight that names a third argument
+    `sign` (`opsm`) is given the completions' sides. Needs `Rollouts.old_logp` and `.sampled_logp`.
+
+    >>> from rljax import aggregation
+    >>> mask, sign = jnp.ones((1, 2, 1), bool), jnp.array([[1, -1]])
+    >>> old_logp, sampled_logp = jnp.array([[[-1.0], [-1.0]]]), jnp.array([[[-1.0], [-3.0]]])  # e^λ = 1, e²
+    >>> weighted(aggregation.token_mean, token_truncated)(mask, sign, old_logp=old_logp, sampled_logp=sampled_logp
+    ...     ).tolist()
+    [[[0.5], [1.0]]]
+    """
+
+    def corrected(mask, sign, *, old_logp, sampled_logp, **fields):
+        found = _of_rollouts(weight, mask, sign, old_logp, sampled_logp)
+        fields = {"old_logp": old_logp, "sampled_logp": sampled_logp, **fields}
+        weights = aggregation(mask, sign, **{name: fields[name] for name in required_fields(aggregation)})
+        return weights * found.astype(weights.dtype)
+
+    return requiring(required_fields(aggregation) | MISMATCH, corrected)
+
+
+@combinator
+def aggregation_of_kept(aggregation: Callable, keep: Callable) -> Callable:
+    """The aggregation over the sequences that `keep(mismatch, mask) -> [P, G]` keeps: the others count in nothing.
+
+    Needs `Rollouts.old_logp` and `.sampled_logp`.
+
+    >>> from rljax import aggregation
+    >>> mask, sign = jnp.ones((1, 2, 1), bool), jnp.array([[1, -1]])
+    >>> old_logp, sampled_logp = jnp.array([[[-1.0], [-20.0]]]), jnp.array([[[-1.0], [-1.0]]])
+    >>> aggregation_of_kept(aggregation.token_mean, veto)(mask, sign, old_logp=old_logp, sampled_logp=sampled_logp
+    ...     ).tolist()
+    [[[1.0], [0.0]]]
+    """
+
+    def of_kept(mask, sign, *, old_logp, sampled_logp, **fields):
+        kept = mask & _of_rollouts(keep, mask, sign, old_logp, sampled_logp)
+        fields = {"old_logp": old_logp, "sampled_logp": sampled_logp, **fields}
+        return aggregation(kept, sign, **{name: fields[name] for name in required_fields(aggregation)})
+
+    return requiring(required_fields(aggregation) | MISMATCH, of_kept)
+
+
+@combinator
+def advantage_of_kept(advantage: Callable, keep: Callable) -> Callable:
+    """The advantage over the sequences that `keep(mismatch, mask) -> [P, G]` keeps: the others are out of their
+    group's baseline, and have A = 0. Needs `Rollouts.old_logp` and `.sampled_logp`.
+
+    >>> from rljax import advantage
+    >>> mask, rewards = jnp.ones((1, 3, 1), bool), jnp.array([[1.0, 0.0, 5.0]])
+    >>> old_logp, sampled_logp = jnp.array([[[-1.0], [-1.0], [-20.0]]]), jnp.full((1, 3, 1), -1.0)
+    >>> advantage_of_kept(advantage.mean_baseline, veto)(rewards, mask, old_logp=old_logp, sampled_logp=sampled_logp
+    ...     ).tolist()
+    [[[0.5], [-0.5], [0.0]]]
+    """
+
+    def of_kept(rewards, mask, *, old_logp, sampled_logp, **fields):
+        kept = mask & _of_rollouts(keep, mask, None, old_logp, sampled_logp)
+        fields = {"old_logp": old_logp, "sampled_logp": sampled_logp, **fields}
+        A = advantage(rewards, kept, **{name: fields[name] for name in required_fields(advantage)})
+        return jnp.where(kept, A, 0.0)
+
+    return requiring(required_fields(advantage) | MISMATCH, of_kept)
+
+
+MISMATCH = frozenset({"old_logp", "sampled_logp"})
+"""The fields of `Rollouts` that the mismatch is made of."""
+
+
+def _of_rollouts(function: Callable, mask, sign, old_logp, sampled_logp) -> Array:
+    """A weight or a rejection of rollouts, whose rows are one sequence each, as [P, G, T] or [P, G, 1]."""
+    require_shape(mask.shape, "mask", old_logp=old_logp, sampled_logp=sampled_logp)
+    old_logp, sampled_logp = accumulators(old_logp=old_logp, sampled_logp=sampled_logp)
+    sides = (sign,) if "sign" in inspect.signature(function).parameters else ()
+    found = function(old_logp - sampled_logp, mask, *sides)
+    return found[..., None] if found.ndim == mask.ndim - 1 else found
 
 
 def report(
@@ -167,17 +303,19 @@ def report(
     }
 
 
-def _checked(mismatch, mask, **bounds) -> tuple[Array, ...]:
+def _checked(mismatch, mask, *, segment_ids: Ids = None, **bounds) -> tuple[Array, ...]:
     """λ without gradient, finite, and 0 outside the mask; the mask; and the bounds in λ's dtype."""
-    for name, value in bounds.items():
-        require_between(name, value, 1e-30)
-    mask = require_mask(mask)
+    mask = trained(mask, segment_ids)
     require_shape(mask.shape, "mask", mismatch=mismatch)
     (mismatch,) = accumulators(mismatch=mismatch)
     mismatch = lax.stop_gradient(jnp.where(mask, finite(mismatch), 0.0))
-    return mismatch, mask, *(jnp.asarray(value, mismatch.dtype) for value in bounds.values())
+    return mismatch, mask, *(lax.stop_gradient(jnp.asarray(value, mismatch.dtype)) for value in bounds.values())
 
 
-def _mean(x: Array, mask: Array) -> Array:
-    """The mean over a sequence's trained tokens; 0 where it has none."""
-    return jnp.sum(x, axis=-1) / jnp.maximum(jnp.sum(mask, axis=-1), 1).astype(x.dtype)
+def _sequences(mask: Array, segment_ids: Ids) -> Array:
+    return mask if segment_ids is None else jnp.where(mask, segment_ids, 0)
+
+
+def _kept(holds: Array, segment_ids: Ids) -> Array:
+    """[*B] where a row is one sequence, from [*B, 1]; [*B, T] where rows are packed."""
+    return holds[..., 0] if segment_ids is None else holds

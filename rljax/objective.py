@@ -1,34 +1,37 @@
 """The objective: L(θ) = − Σ_t w_t · A_t · exp f(ℓ; A, m)_t, with ℓ_t = log π_θ(y_t) − log π_old(y_t).
 
-A (advantage) is made once a rollout, w (aggregation) once an optimizer step, f (ratio) on every microbatch. With w
-fixed for the step, microbatches, shards and hosts simply add.
+A (advantage) is computed once per rollout, w (aggregation) once per optimizer step, f (ratio) on every microbatch. With
+w fixed for the step, the sums of microbatches, shards and hosts add up to the sum of the whole.
 """
 
 import dataclasses
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
+from rljax import aggregation as aggregations
 from rljax._checks import accumulators, require_floating, require_mask, require_rank, require_shape
+from rljax._expression import convert_fields, functions, name_of, shown
 from rljax._guards import finite
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rollouts:
-    """What was sampled: P prompts, G completions each, rows of T tokens. An advantage reads any field by its name."""
+    """Sampled completions: P prompts, G completions each, rows of T tokens. Advantages and aggregations read its fields
+    by name; all of them are constants."""
 
     tokens: Int[Array, "P G T"]
     mask: Bool[Array, "P G T"]  # true exactly where the policy chose the token
     rewards: Float[Array, "P G"] | Float[Array, "P G T"]
     old_logp: Float[Array, "P G T"]  # of the policy that sampled, untruncated
-    segment_ids: Int[Array, "P G T"] | None = None  # prompt and completion 1, padding 0
+    segment_ids: Int[Array, "P G T"] | None = None  # prompt and completion 1, padding 0: 0 is never trained
     sampled_logp: Float[Array, "P G T"] | None = None  # of the distribution really drawn from
     ref_logp: Float[Array, "P G T"] | None = None  # of the reference policy
     proxy: Float[Array, "P G T"] | None = None  # 1 − 2π(y) + Σπ²
@@ -37,13 +40,14 @@ class Rollouts:
     greedy_rewards: Float[Array, "P"] | None = None  # of the prompt's greedy completion
     components: Float[Array, "P G K"] | None = None  # the rewards that `rewards` is made of
     task: Int[Array, "P"] | None = None
-    dropping: Bool[Array, ""] | None = None  # whether completions of A < 0 are left out (an algorithm's hysteresis)
+    dropping: Bool[Array, ""] | None = None  # whether completions of A < 0 are left out (`carried.hysteresis`)
+    entropy_coefficient: Float[Array, "P G T"] | None = None  # of an entropy bonus (`carried.target_entropy`)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """What a loss reads: rows `[*B, T]` of any leading axes. A ratio reads any field by its name."""
+    """The arrays of a loss: rows `[*B, T]` of any leading axes. A ratio reads its fields by name; all are constants."""
 
     mask: Bool[Array, "*B T"]
     old_logp: Float[Array, "*B T"]
@@ -53,24 +57,80 @@ class Batch:
     tokens: Int[Array, "*B T"] | None = None
     ref_logp: Float[Array, "*B T"] | None = None
     divergence: Float[Array, "*B T"] | None = None
+    entropy_coefficient: Float[Array, "*B T"] | None = None
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
+@functions
+@dataclasses.dataclass(frozen=True, repr=False)
+class Carried:
+    """State carried from rollout to rollout, in optax's form; `update` is called once, before the advantage.
+
+    Plain functions or `functools.partial`s of them, as in `PolicyGradient`. `rljax.carried` has some.
+    """
+
+    init: Callable[[], Any]
+    """`init() -> state`, a pytree of arrays."""
+    update: Callable[..., tuple[Rollouts, Any]]
+    """`update(state, rollouts, **fields of Rollouts) -> (rollouts, state)`."""
+
+    def __post_init__(self):
+        convert_fields(self)
+        for name in ("init", "update"):
+            _require_function(f"Carried.{name}", getattr(self, name))
+
+    def __repr__(self):
+        return _expression(self)
+
+
+@functions
+@dataclasses.dataclass(frozen=True, repr=False)
 class PolicyGradient:
-    """An algorithm: three functions, A, w and f of the objective. (As a pytree it is static: it has no leaves.)"""
+    """An algorithm: three functions, A, w and f of the objective.
+
+    It is a value: two algorithms are equal, with equal hashes, if their functions and hyper-parameters are, and its
+    repr reads as the expression that made it. It is a pytree: the numbers bound to its functions are its leaves, so
+    they may be traced, mapped by `jax.vmap` and differentiated; functions, counts and None are structure. Comparing
+    traced hyper-parameters raises TypeError. Functions may be plain ones or `functools.partial`s of them.
+
+    >>> from functools import partial
+    >>> from rljax import advantage, aggregation, ratio
+    >>> PolicyGradient(advantage.group_relative, aggregation.token_mean, partial(ratio.clip, low=0.2, high=0.28))
+    PolicyGradient(advantage=group_relative, aggregation=token_mean, ratio=clip(low=0.2, high=0.28))
+    >>> jax.tree.leaves(_)
+    [0.2, 0.28]
+    """
 
     advantage: Callable[..., Float[Array, "P G T"]]
-    """A, what a token deserves: `f(rewards [P, G] or [P, G, T], mask [P, G, T], **fields of Rollouts)`."""
+    """A, the advantage of a token: `f(rewards [P, G] or [P, G, T], mask [P, G, T], **fields of Rollouts)`."""
     aggregation: Callable[..., Float[Array, "P G T"]]
-    """w, how much a token counts: `f(mask [P, G, T], sign [P, G])`."""
+    """w, the weight of a token: `f(mask [P, G, T], sign [P, G], **fields of Rollouts)`."""
     ratio: Callable[..., Float[Array, "*B T"]]
-    """f, how far the policy moved: `f(log_ratio, advantages, segments, **fields of Batch) -> log_ratio`."""
-    hysteresis: Callable[..., Bool[Array, ""]] | None = None
-    """What is remembered from one rollout to the next: `f(dropping, entropy) -> dropping`, false at first, entropy
-    the rollout's mean in nats. An advantage reads it as `Rollouts.dropping`."""
+    """f, from log-ratios to log-ratios: `f(log_ratio, advantages, segments, **fields of Batch) -> log_ratio`."""
+    carried: Carried | None = None
+    """State carried from one rollout to the next, if there is any."""
     top_k: int | None = None
-    """How many of the sampling policy's likeliest tokens `Batch.divergence` is taken over, if the ratio needs it."""
+    """Number of the sampling policy's likeliest tokens that `Batch.divergence` is taken over, if the ratio needs it."""
+
+    def __post_init__(self):
+        convert_fields(self)
+        for name in ("advantage", "aggregation", "ratio"):
+            _require_function(f"PolicyGradient.{name}", getattr(self, name))
+        if self.carried is not None and not isinstance(self.carried, Carried):
+            raise TypeError(f"PolicyGradient.carried = {self.carried!r}: expected a Carried(init, update)")
+
+    def __repr__(self):
+        return _expression(self)
+
+
+def _require_function(name: str, value: object) -> None:
+    if not callable(value):
+        raise TypeError(f"{name} = {value!r}: expected a function")
+
+
+def _expression(value) -> str:
+    fields = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+    inside = ", ".join(f"{name}={shown(item)}" for name, item in fields if item is not None)
+    return f"{type(value).__name__}({inside})"
 
 
 def required_fields(function: Callable) -> frozenset[str]:
@@ -93,33 +153,101 @@ def requiring(fields: frozenset[str], function: Callable) -> Callable:
 
 
 def bind(function: Callable, source: Rollouts | Batch) -> Callable:
-    """The function with its required keyword-only parameters taken from the fields of those names.
+    """The function with its required keyword-only parameters taken, as constants, from the fields of those names.
 
-    Raises ValueError, naming the field, where the source has none of that name or it is None.
+    Raises ValueError, naming the field, if the source has none of that name or it is None.
     """
-    name, kind, bound = _name(function), type(source).__name__, {}
+    name, kind, bound = name_of(function), type(source).__name__, {}
     for field in sorted(required_fields(function)):
         if field not in {f.name for f in dataclasses.fields(source)}:
-            raise ValueError(f"{name} requires {field!r}, which is no field of {kind}: bind it, partial(…, {field}=…)")
-        bound[field] = getattr(source, field)
+            raise ValueError(f"{name} requires {field!r}, which is not a field of {kind}: bind it, "
+                             f"partial({name}, {field}=…)")  # fmt: skip
+        bound[field] = lax.stop_gradient(getattr(source, field))
         if bound[field] is None:
             raise ValueError(f"{name} requires {field!r}, and {kind}.{field} is None: give {kind}({field}=…)")
     return partial(function, **bound)
 
 
-def _name(function: Callable) -> str:
-    return _name(function.func) if isinstance(function, partial) else getattr(function, "__name__", repr(function))
+def trained(mask: Bool[Array, "*B T"], segment_ids: Int[Array, "*B T"] | None) -> Bool[Array, "*B T"]:
+    """The tokens that are trained on: mask true, and segment id not 0 if there are ids."""
+    mask = require_mask(mask)
+    if segment_ids is None:
+        return mask
+    require_shape(mask.shape, "mask", segment_ids=segment_ids)
+    return mask & (jnp.asarray(segment_ids) != 0)
 
 
 def advantages_of(advantage: Callable, rollouts: Rollouts) -> Float[Array, "P G T"]:
-    """A of a rollout: the advantage function on the fields it names, without gradient, 0 where the mask is false.
+    """A of a rollout: the advantage function on the fields it names, without gradient, 0 where no token is trained.
 
-    ValueError where a field that it names is missing, or shapes do not fit; TypeError where the mask is not boolean.
+    Raises ValueError if a field that it names is missing or shapes do not fit, TypeError if the mask is not boolean or
+    the advantages are not floating-point numbers.
     """
-    mask = require_mask(rollouts.mask, "P G T")
-    advantages = bind(advantage, rollouts)(rollouts.rewards, mask)
-    require_shape(mask.shape, "mask", advantages=advantages)
+    _require_function("advantage", advantage)
+    require_mask(rollouts.mask, "P G T")
+    mask = trained(rollouts.mask, rollouts.segment_ids)
+    advantages = bind(advantage, rollouts)(lax.stop_gradient(rollouts.rewards), mask)
+    _require_result("advantage", advantage, advantages, mask)
     return lax.stop_gradient(jnp.where(mask, advantages, 0.0))
+
+
+def make_batch(algorithm: PolicyGradient, rollouts: Rollouts) -> Batch:
+    """The batch of one optimizer step over whole groups: A, and w as a measure over all of its tokens; axes [P, G, T].
+
+        A = advantage(rewards, mask),    w = aggregation(mask, sign of A)
+
+    State that the algorithm carries is updated before, once per rollout: `algorithm.carried.update(state, rollouts)`.
+    To take several optimizer steps, compute A over the rollout (`advantages_of`) and w over each minibatch
+    (`weighted_batch`). Everything in the batch is a constant.
+
+    Raises ValueError if a field that the algorithm names is missing or shapes do not fit, TypeError if the mask is not
+    boolean, or `algorithm` is not a PolicyGradient.
+
+    >>> from rljax import algorithms
+    >>> rollouts = Rollouts(tokens=jnp.zeros((1, 2, 1), int), mask=jnp.ones((1, 2, 1), bool),
+    ...                     rewards=jnp.array([[1.0, 0.0]]), old_logp=jnp.zeros((1, 2, 1)))
+    >>> batch = make_batch(algorithms.dr_grpo(max_length=4), rollouts)
+    >>> batch.advantages.tolist(), batch.weights.tolist()  # R − ½; 1/(2 · 4)
+    ([[[0.5], [-0.5]]], [[[0.125], [0.125]]])
+    """
+    require_algorithm("algorithm", algorithm)
+    return weighted_batch(algorithm.aggregation, rollouts, advantages_of(algorithm.advantage, rollouts))
+
+
+def weighted_batch(aggregation: Callable, rollouts: Rollouts, advantages: Float[Array, "P G T"]) -> Batch:
+    """The batch of one optimizer step from advantages that were computed over its whole rollout; see `make_batch`."""
+    mask = trained(rollouts.mask, rollouts.segment_ids)
+    weights = bind(aggregation, rollouts)(mask, aggregations.side(advantages, mask))
+    _require_result("aggregation", aggregation, weights, mask)
+    return lax.stop_gradient(
+        Batch(
+            mask=mask,
+            old_logp=rollouts.old_logp,
+            advantages=advantages,
+            weights=jnp.where(mask, weights, 0.0),
+            segment_ids=rollouts.segment_ids,
+            tokens=rollouts.tokens,
+            ref_logp=rollouts.ref_logp,
+            entropy_coefficient=rollouts.entropy_coefficient,
+        )
+    )
+
+
+def require_algorithm(argument: str, algorithm: object) -> None:
+    """Raises TypeError unless it is a PolicyGradient; a function that makes one should have been called."""
+    if not isinstance(algorithm, PolicyGradient):
+        call = f"; call it, {algorithm.__name__}(…)" if inspect.isfunction(algorithm) else ""
+        raise TypeError(f"{argument} = {shown(algorithm)}: expected a PolicyGradient, such as algorithms.grpo(){call}")
+
+
+def _require_result(kind: str, function: Callable, result: Array, mask: Array) -> None:
+    """Raises unless what a function returned has the mask's shape and is floating."""
+    if jnp.shape(result) != mask.shape:
+        raise ValueError(f"{kind} {name_of(function)} returned shape {jnp.shape(result)}: expected {mask.shape}, "
+                         "that of the mask")  # fmt: skip
+    if not jnp.issubdtype(jnp.result_type(result), jnp.floating):
+        raise TypeError(f"{kind} {name_of(function)} returned dtype {jnp.result_type(result)}: "
+                        "expected floating-point numbers")  # fmt: skip
 
 
 class Terms(NamedTuple):
@@ -152,22 +280,21 @@ def terms(logp: Float[Array, "*B T"], batch: Batch) -> Terms:
     >>> found.log_ratio.tolist(), found.live.tolist()
     ([0.25, 0.5, 0.0], [True, False, False])
     """
-    mask = require_mask(batch.mask)
-    if mask.ndim == 0:
-        require_rank("mask", mask, "*B T")
-    advantages, weights, old_logp, ids = batch.advantages, batch.weights, batch.old_logp, batch.segment_ids
+    if jnp.ndim(batch.mask) == 0:
+        require_rank("mask", jnp.asarray(batch.mask), "*B T")
+    mask = trained(batch.mask, batch.segment_ids)
+    advantages, weights, old_logp = lax.stop_gradient((batch.advantages, batch.weights, batch.old_logp))
     require_shape(mask.shape, "mask", logp=logp, old_logp=old_logp, advantages=advantages, weights=weights)
     require_floating(logp=logp, old_logp=old_logp)
-    if ids is not None:
-        require_shape(mask.shape, "mask", segment_ids=ids)
     advantages, weights, logp, old_logp = accumulators(
         advantages=advantages, weights=weights, logp=logp, old_logp=old_logp
     )
-    advantages, weights = lax.stop_gradient((jnp.where(mask, advantages, 0.0), jnp.where(mask, weights, 0.0)))
+    advantages, weights = jnp.where(mask, advantages, 0.0), jnp.where(mask, weights, 0.0)
     live = (weights != 0) & (advantages != 0) & (weights * advantages != 0)
     log_ratio = logp - old_logp
     log_ratio = jnp.where(mask & (live | jnp.isfinite(log_ratio)), finite(log_ratio), 0.0)
-    return Terms(mask, mask if ids is None else jnp.where(mask, ids, 0), advantages, weights, log_ratio, live)
+    segments = mask if batch.segment_ids is None else jnp.where(mask, batch.segment_ids, 0)
+    return Terms(mask, segments, advantages, weights, log_ratio, live)
 
 
 def segments_of(batch: Batch) -> Array:
@@ -191,12 +318,12 @@ def policy_loss(logp: Float[Array, "*B T"], batch: Batch, ratio: Callable) -> Fl
         L = − Σ_t w_t · A_t · exp f(ℓ; A, m)_t,    ℓ_t = logp_t − old_logp_t
 
     `logp [*B, T]` holds log π_θ(tokens[t] | tokens[<t]), nats; `ratio` is f. The sums of microbatches, shards and
-    hosts add to the sum of the whole, since the weights were made over the whole optimizer step. Only `logp` is
-    differentiated. A token with mask false or w·A = 0 contributes exactly 0, value and gradient, whatever it holds
+    hosts add to the sum of the whole, since the weights were made over the whole optimizer step. Only `logp` and the
+    hyper-parameters of `ratio` are differentiated; every field of the batch is a constant. A token with mask false or w·A = 0 contributes exactly 0, value and gradient, whatever it holds
     (as a part of its sequence's ratio it is read while its ℓ is finite).
 
-    Raises ValueError where shapes differ or the ratio names a field that the batch lacks; TypeError for a mask that
-    is not boolean or a ratio that is no function.
+    Raises ValueError if shapes differ or the ratio names a field that the batch lacks; TypeError if the mask is not
+    boolean or the ratio is not a function that returns floating-point numbers.
 
     >>> from rljax import ratio
     >>> batch = Batch(mask=jnp.ones(2, bool), old_logp=jnp.zeros(2), weights=jnp.array([0.5, 0.5]),
@@ -207,6 +334,7 @@ def policy_loss(logp: Float[Array, "*B T"], batch: Batch, ratio: Callable) -> Fl
     if not callable(ratio):
         raise TypeError(f"ratio is a {type(ratio).__name__}: expected a function, such as the `ratio` of an algorithm")
     require_floating(advantages=batch.advantages, weights=batch.weights)
-    _, segments, A, w, ℓ, live = terms(logp, batch)
+    mask, segments, A, w, ℓ, live = terms(logp, batch)
     f = bind(ratio, batch)(ℓ, A, segments)
+    _require_result("ratio", ratio, f, mask)
     return -jnp.sum(jnp.where(live, w * A, 0.0) * jnp.exp(jnp.where(live, f, 0.0)))

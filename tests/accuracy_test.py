@@ -20,7 +20,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs" / "accuracy.md"
 RATIOS = {name: bound(ratio, name) for name in ratio.__all__ if name not in COMBINATORS}
 ADVANTAGES = {name: bound(advantage, name) for name in advantage.__all__ if name not in COMBINATORS}
 ADVANTAGES = {name: f for name, f in ADVANTAGES.items() if not name.startswith("without")}
-AGGREGATIONS = {name: bound(aggregation, name) for name in aggregation.__all__}
+AGGREGATIONS = {name: bound(aggregation, name) for name in aggregation.__all__ if name != "side"}
 CORRECTIONS = [name for name in correction.__all__ if name not in ("batch_normalised", "report")]  # of λ alone
 EXACT = ("Support", "intersection", "ordinary", "students", "teachers", "union")  # ids and masks, no arithmetic
 PENALTIES = {

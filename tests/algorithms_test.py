@@ -107,12 +107,3 @@ def test_holder_token_clip_is_grpo_at_one_and_gmpo_at_zero():
         np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5, atol=1e-7)
         np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-4, atol=1e-7)
         assert np.max(np.abs(theirs[1])) > 1e-3
-
-
-def test_aepo_remembers_between_its_thresholds():
-    hysteresis = jax.jit(make("aepo").hysteresis)
-    dropping, seen = np.array(False), []
-    for entropy in (0.7, 1.2, 0.7, 0.4, 0.7):
-        dropping = hysteresis(dropping, np.float32(entropy))
-        seen.append(bool(dropping))
-    assert seen == [False, True, True, False, False]

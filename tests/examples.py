@@ -45,18 +45,27 @@ ALGORITHMS = {
     # groups
     "grpo": Example((OF_GROUPS, BY_SEQUENCE, PPO_CLIP), POSITIVE),
     "dr_grpo": Example((papers.mean_baseline, papers.constant(8), PPO_CLIP), POSITIVE, {"max_length": 8}),
-    "dapo": Example((OF_GROUPS, ALIKE, clip(0.2, 0.28, 3.0)), BOTH),
+    "dapo": Example((OF_GROUPS, ALIKE, clip(0.2, 0.28)), POSITIVE),
     "balanced_grpo": Example((OF_GROUPS, papers.balanced, PPO_CLIP), POSITIVE),
     # prefixes
     "ctpo": Example(
         (OF_GROUPS, ALIKE, chain(local_gradient(papers.cumulative), papers.position_clip(0.025, 0.05, 0.05))), BOTH
     ),
     "minpro": Example((OF_GROUPS, ALIKE, chain(papers.prefix_min, clip(0.2, 0.28))), POSITIVE),
+    "minpro_cispo": Example(
+        (OF_GROUPS, ALIKE, local_gradient(chain(papers.prefix_min, papers.two_sided_clip(None, 0.28)))), BOTH
+    ),
     # regions (papers.py has old_logp = 0 and D = 0.1)
     "cispo": Example((OF_GROUPS, ALIKE, local_gradient(papers.two_sided_clip(None, 0.28))), BOTH),
     "sapo": Example((OF_GROUPS, BY_SEQUENCE, papers.soft_gate(1.0, 1.05)), BOTH),
     "dppo": Example((OF_GROUPS, ALIKE, papers.total_variation_mask(0.15, 0.15, 1.0)), BOTH),
     "cppo": Example((OF_GROUPS, ALIKE, papers.cumulative_divergence_mask(0.15, 0.02, 0.1)), NEITHER),
+    "topr": Example(
+        (papers.mean_baseline, papers.constant(1), local_gradient(chain(papers.sequence_mean, papers.taper))), BOTH
+    ),
+    "vespo": Example(
+        (OF_GROUPS, ALIKE, local_gradient(chain(papers.clamp(20), papers.sequence_sum, papers.gamma_gate()))), BOTH
+    ),
     # reinforce
     "rloo": Example(
         (papers.leave_one_out, papers.constant(1), chain(local_gradient(papers.sequence_sum), PPO_CLIP)), POSITIVE
@@ -75,6 +84,7 @@ ALGORITHMS = {
     "holder_po_two_sided": Example(
         (OF_GROUPS, BY_SEQUENCE, chain(papers.clamp(np.log(1.2)), papers.power_mean(2.0), PPO_CLIP)), BOTH
     ),
+    "luspo": Example((OF_GROUPS, papers.constant(1), chain(papers.sequence_mean, clip(3e-4, 4e-4))), POSITIVE),
     # token baselines
     "otb": Example((papers.optimal_token_baseline, ALIKE, PPO_CLIP), POSITIVE),
 }
@@ -83,8 +93,8 @@ ALGORITHMS = {
 HYPER = {
     "power_mean": {"p": 1.5},
     "clip": {"low": 0.2, "high": 0.3, "dual": 1.4},
-    "log_clip": {"low": 0.3, "high": 0.3},
-    "position_clip": {"low": 0.1, "high": 0.2, "dual": 0.3},
+    "log_clip": {"log_low": 0.3, "log_high": 0.3},
+    "position_clip": {"log_low": 0.1, "log_high": 0.2, "log_dual": 0.3},
     "two_sided_clip": {"low": 0.2, "high": 0.3},
     "clamp": {"limit": 0.3},
     "total_variation_mask": {"low": 0.02, "high": 0.02},
@@ -92,7 +102,7 @@ HYPER = {
     "cumulative_divergence_mask": {"limit": 0.15, "slack": 0.02},
     "constant": {"max_length": 12},
 }
-LOCAL_ONLY = ("sequence_sum", "cumulative", "prefix_mean")  # ratios that are used under local_gradient alone
+LOCAL_ONLY = ("sequence_sum", "cumulative", "prefix_mean", "gamma_gate", "taper")  # ratios that are used under local_gradient alone
 
 
 def make(name: str, **hyper):

@@ -35,7 +35,7 @@ ADVANTAGES |= {
         (advantage.without_negatives, "mean_baseline"),
     )
 }
-AGGREGATIONS = {name: bound(aggregation, name) for name in aggregation.__all__}
+AGGREGATIONS = {name: bound(aggregation, name) for name in aggregation.__all__ if name != "side"}
 LOSS = jax.jit(jax.value_and_grad(policy_loss), static_argnums=2)
 every_ratio = pytest.mark.parametrize("name", RATIOS)
 every_advantage = pytest.mark.parametrize("name", ADVANTAGES)

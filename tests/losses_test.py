@@ -70,7 +70,7 @@ PENALTIES = {name: kl(name) for name in ESTIMATORS} | {
         lambda x: papers_losses.kl_cov(x["logp"], x["old_logp"], x["A"], x["w"], x["mask"], 0.2),
     ),
 }
-SELECTIONS = ("covariance", "confident_negatives", "clip_cov", "hysteresis")  # here or, by hand, in penalty_test
+SELECTIONS = ("covariance", "confident_negatives", "clip_cov")  # here or, by hand, in penalty_test
 ROWS = {"token_truncated": {}, "sequence_truncated": {}, "icepop": {}, "sequence_masked": {}}
 KEPT = {"geometric": {"low": 0.9, "high": 1.1}, "k3": {"limit": 0.1}, "veto": {"least": 0.5}}
 

@@ -80,7 +80,7 @@ def test_advantages_are_zero_outside_the_mask_and_get_what_they_name():
 def test_missing_fields_are_named():
     with pytest.raises(ValueError, match=r"optimal_token_baseline requires 'proxy', and Rollouts.proxy is None"):
         advantages_of(algorithms.otb().advantage, small_rollouts())
-    with pytest.raises(ValueError, match=r"clip requires 'low', which is no field of Batch: bind it"):
+    with pytest.raises(ValueError, match=r"clip requires 'low', which is not a field of Batch: bind it"):
         policy_loss(jnp.zeros((2, 3)), small_batch(), partial(ratio.clip, high=0.2))
     with pytest.raises(ValueError, match=r"divergence.*Batch.divergence is None"):
         policy_loss(jnp.zeros((2, 3)), small_batch(), ratio.chain(lambda l, A, s, *, divergence: l))
@@ -89,7 +89,7 @@ def test_missing_fields_are_named():
 def test_required_fields_are_those_without_a_value():
     assert required_fields(advantage.optimal_token_baseline) == {"proxy"}
     assert required_fields(partial(advantage.optimal_token_baseline, proxy=1)) == frozenset()
-    assert required_fields(ratio.position_clip) == {"low", "high"}
+    assert required_fields(ratio.position_clip) == {"log_low", "log_high"}
     assert required_fields(partial(ratio.chain(ratio.clip), low=0.2)) == {"high"}
 
 
@@ -110,7 +110,7 @@ def test_shapes_and_dtypes_that_do_not_fit():
         policy_loss(logp, batch, algorithms.grpo())
     with pytest.raises(TypeError, match="logp has dtype complex64"):
         policy_loss(logp.astype(jnp.complex64), batch, ratio.token)
-    with pytest.raises(ValueError, match=r"advantages has shape \(4, 5, 1\)"):
+    with pytest.raises(ValueError, match=r"advantage <lambda> returned shape \(4, 5, 1\): expected \(4, 5, 8\)"):
         advantages_of(lambda rewards, mask: jnp.ones((4, 5, 1)), small_rollouts())
 
 

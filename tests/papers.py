@@ -135,6 +135,19 @@ def cumulative_divergence_mask(limit, slack, divergence, least=0.8):
     return f
 
 
+def gamma_gate(positive=(2.0, 3.0), negative=(3.0, 2.0)):
+    def one(x, a):
+        k, lam = negative if a < 0 else positive
+        x = min(max(x, np.log(1e-8)), 20.0)
+        return lam + k * x - lam * np.exp(x)
+
+    return lambda l, A, l0: [one(x, a) for x, a in zip(l, A, strict=True)]
+
+
+def taper(l, A, l0):
+    return [min(x, 0.0) if a < 0 else 0.0 for x, a in zip(l, A, strict=True)]
+
+
 def clamp(limit):
     return lambda l, A, l0: [smaller(greater(x, -limit), limit) for x in l]
 

@@ -177,18 +177,12 @@ def test_clip_cov_drops_random_candidates_by_its_key():
     np.testing.assert_array_equal(drop(jax.random.key(0), 0.02), drop(jax.random.key(0), 0.02))
 
 
-def test_confident_negatives_and_hysteresis():
+def test_confident_negatives():
     batch = Batch(mask=np.ones((1, 4), bool), old_logp=np.zeros((1, 4)), weights=np.ones((1, 4)),
                   advantages=np.array([[1.0, -1.0, -1.0, 0.0]]))  # fmt: skip
     confident = jax.jit(partial(penalty.confident_negatives, threshold=2.0))
     kept = confident(np.array([[3.0, 3.0, 1.0, 3.0]]), batch)
     np.testing.assert_array_equal(kept, [[True, False, True, True]])
-    hysteresis = jax.jit(partial(penalty.hysteresis, low=0.4, high=1.0))
-    state, seen = np.array(False), []
-    for entropy in (0.5, 0.9, 1.1, 0.9, 0.5, 0.3, 0.5):
-        state = hysteresis(state, np.array(entropy))
-        seen.append(bool(state))
-    assert seen == [False, False, True, True, True, False, False]
 
 
 def test_the_quadratic_term_is_dros():

@@ -23,13 +23,13 @@ CASES = {
     **{f"power_mean {p}": (partial(ratio.power_mean, p=p), papers.power_mean(p)) for p in (-2.0, -1.0, 0.0, 0.5, 3.0)},
     "clip": (partial(ratio.clip, low=0.2, high=0.28), papers.clip(0.2, 0.28)),
     "clip dual": (partial(ratio.clip, low=0.2, high=0.28, dual=1.3), papers.clip(0.2, 0.28, 1.3)),
-    "log_clip": (partial(ratio.log_clip, low=0.3, high=0.4), papers.log_clip(0.3, 0.4)),
+    "log_clip": (partial(ratio.log_clip, log_low=0.3, log_high=0.4), papers.log_clip(0.3, 0.4)),
     "position_clip": (
-        partial(ratio.position_clip, low=0.1, high=0.2, dual=0.15),
+        partial(ratio.position_clip, log_low=0.1, log_high=0.2, log_dual=0.15),
         papers.position_clip(0.1, 0.2, 0.15),
     ),
     "position_clip power": (
-        partial(ratio.position_clip, low=0.1, high=0.2, power=-0.5),
+        partial(ratio.position_clip, log_low=0.1, log_high=0.2, power=-0.5),
         papers.position_clip(0.1, 0.2, power=-0.5),
     ),
     "two_sided_clip": (partial(ratio.two_sided_clip, high=0.28), papers.two_sided_clip(None, 0.28)),
@@ -47,6 +47,8 @@ CASES = {
         partial(ratio.cumulative_divergence_mask, limit=0.15, slack=0.02, divergence=np.full((6, 9), 0.1)),
         papers.cumulative_divergence_mask(0.15, 0.02, 0.1),
     ),
+    "gamma_gate": (ratio.gamma_gate, papers.gamma_gate()),
+    "taper": (ratio.taper, papers.taper),
     "clamp": (partial(ratio.clamp, limit=0.3), papers.clamp(0.3)),
     "chain, local_gradient": (
         ratio.chain(ratio.local_gradient(ratio.cumulative), partial(ratio.clip, low=0.4, high=0.6)),
@@ -118,9 +120,10 @@ def test_worked_values():
 def test_a_token_of_no_advantage_has_the_bounds_of_a_positive_one():
     """It is in no loss by itself, but in its sequence's ratio if a pool follows the clip."""
     l, none = np.log(np.array([0.5, 2.0], np.float32)), np.zeros(2, np.float32)
-    for clip in (ratio.clip, ratio.position_clip):
-        found = clip(l, none, none == 0, low=0.2, high=0.2)
-        np.testing.assert_array_equal(found, clip(l, none + 1, none == 0, low=0.2, high=0.2))
+    position_clip = partial(ratio.position_clip, log_low=0.2, log_high=0.2)
+    for clip in (partial(ratio.clip, low=0.2, high=0.2), position_clip):
+        found = clip(l, none, none == 0)
+        np.testing.assert_array_equal(found, clip(l, none + 1, none == 0))
         assert found[0] == l[0]
         assert found[1] < l[1]
 
@@ -191,7 +194,7 @@ def test_gates_pass_gradients_on_policy_even_with_no_room():
     batch = Batch(mask=mask, old_logp=l, advantages=A, weights=jnp.ones((2, 3)))
     for f in (
         partial(ratio.clip, low=0.0, high=0.0, dual=1.0),
-        partial(ratio.position_clip, low=0.0, high=0.0, dual=0.0),
+        partial(ratio.position_clip, log_low=0.0, log_high=0.0, log_dual=0.0),
         partial(ratio.two_sided_clip, low=0.0, high=0.0),
     ):
         np.testing.assert_array_equal(GRADIENT(l, batch, f), -A)
@@ -226,8 +229,8 @@ def test_required_keywords_pass_through_chain_local_gradient_and_partial():
         (partial(ratio.clip, low=1.0, high=0.2), "low = 1.0"),
         (partial(ratio.clip, low=0.2, high=-0.2), "high = -0.2"),
         (partial(ratio.clip, low=0.2, high=0.2, dual=0.5), "dual = 0.5"),
-        (partial(ratio.log_clip, low=-1.0, high=0.2), "low"),
-        (partial(ratio.position_clip, low=0.1, high=-1.0), "high"),
+        (partial(ratio.log_clip, log_low=-1.0, log_high=0.2), "log_low"),
+        (partial(ratio.position_clip, log_low=0.1, log_high=-1.0), "log_high"),
         (partial(ratio.two_sided_clip, low=1.5, high=0.2), "low"),
         (partial(ratio.soft_gate, positive=0.0), "positive"),
         (partial(ratio.clamp, limit=-1.0), "limit"),

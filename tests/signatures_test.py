@@ -39,12 +39,15 @@ FUNCTIONS = {
     if inspect.isfunction(function := getattr(module, name))
 } | {"rljax.objective.policy_loss": objective.policy_loss}
 COMBINATORS = (
+    "advantage_of_kept",
+    "aggregation_of_kept",
     "chain",
     "local_gradient",
     "power",
     "standardised",
     "straight_through",
     "whitened",
+    "weighted",
     "without_negatives",
 )  # functions of functions: their results are below
 
@@ -122,6 +125,8 @@ ARGUMENTS = dict.fromkeys(
     "buffer": 4,
     "limit": 0.3,
     "low": 0.2,
+    "log_low": 0.2,
+    "log_high": 0.2,
     "high": 0.3,
     "p": 1.5,
     "kl": TOKENS,
@@ -150,7 +155,6 @@ OTHERWISE = {
         "ref_unembedding": ones(V, 2),
         "mask": array(np.asarray(MASK)[0, 0, :4], bool),
     },
-    penalty.hysteresis: {"entropy": jnp.float32(1.0)},
     metrics.position_summary: {"sums": POSITIONS},
 }
 

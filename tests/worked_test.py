@@ -27,10 +27,10 @@ RATIOS = {  # of ℓ = .1, .4, −.5, whose second token is a tool's where that 
     "clip": (partial(ratio.clip, low=0.2, high=0.2), UP, ALL, [0.1, LOG(1.2), -0.5]),
     "clip, A < 0": (partial(ratio.clip, low=0.2, high=0.2), DOWN, ALL, [0.1, 0.4, LOG(0.8)]),
     "clip, dual": (partial(ratio.clip, low=0.2, high=0.2, dual=1.25), DOWN, ALL, [0.1, LOG(1.25), LOG(0.8)]),
-    "log_clip": (partial(ratio.log_clip, low=0.3, high=0.3), DOWN, ALL, [0.1, 0.4, -0.3]),
-    "position_clip": (partial(ratio.position_clip, low=0.2, high=0.2), UP, ALL, [0.1, 0.2 * 2**0.5, -0.5]),
+    "log_clip": (partial(ratio.log_clip, log_low=0.3, log_high=0.3), DOWN, ALL, [0.1, 0.4, -0.3]),
+    "position_clip": (partial(ratio.position_clip, log_low=0.2, log_high=0.2), UP, ALL, [0.1, 0.2 * 2**0.5, -0.5]),
     "position_clip, A < 0": (
-        partial(ratio.position_clip, low=0.2, high=1, dual=0.1),
+        partial(ratio.position_clip, log_low=0.2, log_high=1, log_dual=0.1),
         DOWN,
         TOOL,
         [0.1, None, -0.2 * 2**0.5],
@@ -44,6 +44,10 @@ RATIOS = {  # of ℓ = .1, .4, −.5, whose second token is a tool's where that 
         ALL,
         [1, 1, 1],
     ),
+    "gamma_gate": (ratio.gamma_gate, UP, ALL, [2 * x - 3 * (np.exp(x) - 1) for x in L[0]]),
+    "gamma_gate, A < 0": (ratio.gamma_gate, DOWN, ALL, [3 * x - 2 * (np.exp(x) - 1) for x in L[0]]),
+    "taper": (ratio.taper, DOWN, ALL, [0, 0, -0.5]),
+    "taper, A > 0": (ratio.taper, UP, ALL, [0, 0, 0]),
     "clamp": (partial(ratio.clamp, limit=0.3), UP, ALL, [0.1, 0.3, -0.3]),
     "total_variation_mask": (
         partial(ratio.total_variation_mask, low=0.1, high=0.1, old_logp=LOG(ONES / 2)),
@@ -128,12 +132,32 @@ CORRECTIONS = {  # of ρ = 2 and ½; a third is masked
     "report": (lambda x, m: correction.report(x, m)["chi_squared"], 1.125),  # (4 + ¼)/2 − 1
 }
 
+ONE_EACH, SIDES = np.ones((1, 2, 1), bool), np.array([[1, -1]])  # two completions of one token
+APART = {"old_logp": np.full((1, 2, 1), -1.0), "sampled_logp": np.array([[[-1.0], [-1.0 - LOG(1.5)]]])}  # e^λ = 1, 1.5
+IN_BOUNDS = partial(correction.geometric, low=0.5, high=1.25)  # keeps the first
 H = jnp.asarray([[0.5, 1.0, 2.0]], jnp.float32)
 BATCH = Batch(mask=jnp.asarray(TWO), old_logp=jnp.asarray(LOG([[0.25, 0.5, 0.5]]), jnp.float32),
               advantages=jnp.asarray([[1.0, -1.0, 1.0]]), weights=jnp.asarray([[0.5, 0.25, 9.0]]),
               ref_logp=jnp.asarray(LOG([[0.25, 0.5, 0.5]]), jnp.float32))  # fmt: skip
 LOGP = jnp.asarray(LOG([[0.5, 0.25, 0.1]]), jnp.float32)  # ℓ = log 2, −log 2
 OTHERS = {
+    "weighted": (
+        lambda: correction.weighted(aggregation.token_mean, correction.token_truncated)(ONE_EACH, SIDES, **APART),
+        [[0.5, 0.75]],
+    ),
+    "aggregation_of_kept": (
+        lambda: correction.aggregation_of_kept(aggregation.token_mean, IN_BOUNDS)(ONE_EACH, SIDES, **APART),
+        [[1, 0]],
+    ),
+    "advantage_of_kept": (  # alone in its group, the first is its own mean
+        lambda: correction.advantage_of_kept(advantage.mean_baseline, IN_BOUNDS)(np.eye(2)[:1], ONE_EACH, **APART),
+        [[0, 0]],
+    ),
+    "opsm": (  # the sampler's log-probability is higher by ½ on both
+        lambda: correction.opsm(np.full((2, 1), -0.5), np.ones((2, 1), bool), np.array([1, -1]), limit=0.25),
+        [True, False],
+    ),
+    "side": (lambda: aggregation.side(np.array([[[0.5, 1.0], [0.5, -1.0]]]), np.ones((1, 2, 2), bool)), [[1, -1]]),
     "straight_through": (lambda: jax.grad(penalty.straight_through(penalty.k3))(2.0), 2.0),  # k2's
     "k1": (lambda: penalty.k1(jnp.float32(-0.5)), -0.5),
     "k2": (lambda: penalty.k2(jnp.float32(-0.5)), 0.125),
@@ -157,7 +181,6 @@ OTHERS = {
         [[False, False, True]],
     ),
     "confident_negatives": (lambda: penalty.confident_negatives(H, BATCH, threshold=0.7), [[True, False, True]]),
-    "hysteresis": (lambda: penalty.hysteresis(jnp.array(True), jnp.float32(0.5), low=0.4, high=1.0), True),
     "sampled_token": (lambda: distillation.sampled_token(BATCH.old_logp, LOGP, BATCH.mask), [[LOG(2), -LOG(2), 0]]),
     "teachers": (lambda: distillation.teachers(jnp.array([[3, 1]])).valid, [[True, True]]),
     "students": (lambda: distillation.students(jnp.array([[3, 1]])).ids, [[3, 1]]),

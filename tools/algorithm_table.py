@@ -2,42 +2,32 @@
 
 import inspect
 import re
-from functools import partial
 from pathlib import Path
 
 from rljax import algorithms
+from rljax._expression import shown
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "| `rljax.algorithms` |", "\n\nEach has its paper's defaults"
-COMBINED = {"local_gradient": "local", "whitened": "whitened", "without_negatives": "without negatives of"}
+EXAMPLE = 8675309.0  # stands for a hyper-parameter that has no default
 
 
-def words(function) -> str:
-    """A function as one reads it: a chain by arrows, what is bound in parentheses."""
-    if isinstance(function, partial):
-        bound = ", ".join(f"{name} {_number(value)}" for name, value in function.keywords.items() if value is not None)
-        return f"{words(function.func)}({bound})" if bound else words(function.func)
-    outer, inner = function.__qualname__.split(".")[0], inspect.getclosurevars(function).nonlocals
-    if outer == "chain":
-        return " → ".join(map(words, inner["ratios"]))
-    if outer in COMBINED:
-        return f"{COMBINED[outer]} {words(next(iter(inner.values())))}"
-    return function.__name__
-
-
-def _number(value) -> str:
-    return value if isinstance(value, str) else f"{value:g}"
+def expression(function) -> str:
+    """A function's repr, its numbers to four digits, with … for those that have no default."""
+    text = shown(function).replace(f"={EXAMPLE}", "=…")
+    return re.sub(r"\d+\.\d{5,}", lambda number: f"{float(number[0]):.4g}", text)
 
 
 def row(name: str) -> str:
     make = getattr(algorithms, name)
     parameters = inspect.signature(make).parameters.values()
-    given = {p.name: "…" for p in parameters if p.default is p.empty}
-    algorithm = make(**given)
-    called = f"{name}({', '.join(f'{k}={v}' for k, v in given.items())})" if given else name
+    required = [p.name for p in parameters if p.default is p.empty]
+    algorithm = make(**dict.fromkeys(required, EXAMPLE))
+    called = f"{name}({', '.join(f'{k}=…' for k in required)})" if required else name
     paper = re.search(r"\d{4}\.\d{5}", make.__doc__)
     assert paper, f"{name}: its docstring names no paper"
-    columns = [f"`{called}`", *map(words, (algorithm.advantage, algorithm.ratio, algorithm.aggregation)), paper[0]]
+    functions = (algorithm.advantage, algorithm.ratio, algorithm.aggregation)
+    columns = [f"`{called}`", *(f"`{expression(f)}`" for f in functions), paper[0]]
     return "| " + " | ".join(columns) + " |"
 
 

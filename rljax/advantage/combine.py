@@ -7,12 +7,14 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from rljax._checks import accumulators, require_mask, require_rank, require_shape
+from rljax._expression import combinator
 from rljax.advantage._outcomes import Advantages, Mask, Rewards, checked, outcomes, spread_of
 from rljax.advantage.group import group_relative
 from rljax.aggregation import side
 from rljax.objective import required_fields, requiring
 
 
+@combinator
 def standardised(advantage: Callable) -> Callable:
     """The advantage over the std of its group's rewards plus 1e-6: `standardised(mean_baseline)` is group_relative.
 
@@ -30,6 +32,7 @@ def standardised(advantage: Callable) -> Callable:
     return requiring(required_fields(advantage), over_std)
 
 
+@combinator
 def whitened(advantage: Callable) -> Callable:
     """The advantage standardised over the batch's trained tokens: (A − µ)/√(σ² + 1e-8), σ² with n − 1.
 
@@ -63,10 +66,12 @@ def whiten(x: Float[Array, "*B T"], mask: Array) -> Float[Array, "*B T"]:
     return x / jnp.sqrt(jnp.sum(x**2) / jnp.maximum(count - 1, 1) + 1e-8)
 
 
+@combinator
 def without_negatives(advantage: Callable) -> Callable:
     """The advantage, but 0 on completions of negative side while `dropping` is true (AEPO, 2512.12967).
 
-    The side is the sign of a completion's mean advantage. `dropping` is the state of `penalty.hysteresis`, [].
+    The side is the sign of a completion's mean advantage. `dropping` is written by
+    `carried.entropy_hysteresis`.
 
     >>> from rljax.advantage import leave_one_out
     >>> rewards, mask = jnp.array([[1.0, 0.0]]), jnp.ones((1, 2, 1), bool)

@@ -4,7 +4,7 @@ from functools import partial
 
 from jax import Array
 
-from rljax import advantage, aggregation, penalty, ratio
+from rljax import advantage, aggregation, carried, ratio
 from rljax.objective import PolicyGradient
 
 __all__ = ["aepo"]
@@ -18,7 +18,7 @@ def aepo(
     high: float | Array = 0.28,
 ) -> PolicyGradient:
     """AEPO (2512.12967): once the entropy has risen above `entropy_high`, completions of A < 0 are left out, until it
-    has fallen below `entropy_low`, nats. Needs `Rollouts.task` and `.dropping`.
+    has fallen below `entropy_low`, nats. Needs `Rollouts.task` and `.entropy`.
 
         A = (R − mean R)/(std of the task's R + 1e-6), 0 where it is < 0 while dropping,    w = 1/M,    e^f = clip_A(r)
         dropping ← H > entropy_high, or dropping and H ≥ entropy_low
@@ -28,13 +28,14 @@ def aepo(
 
     >>> import jax.numpy as jnp
     >>> algorithm, mask = aepo(entropy_low=0.2, entropy_high=0.6), jnp.ones((1, 2, 1), bool)
-    >>> dropping = algorithm.hysteresis(jnp.array(False), jnp.array(0.7))
-    >>> algorithm.advantage(jnp.array([[1.0, 0.0]]), mask, task=jnp.array([0]), dropping=dropping).tolist()
-    [[[0.7071], [0.0]]]
+    >>> A = algorithm.advantage(jnp.array([[1.0, 0.0]]), mask, task=jnp.array([0]), dropping=jnp.array(True))
+    >>> print(A)
+    [[[0.7071]
+      [0.    ]]]
     """
     return PolicyGradient(
         advantage=advantage.without_negatives(advantage.task_relative),
         aggregation=aggregation.token_mean,
         ratio=partial(ratio.clip, low=low, high=high),
-        hysteresis=partial(penalty.hysteresis, low=entropy_low, high=entropy_high),
+        carried=carried.entropy_hysteresis(low=entropy_low, high=entropy_high),
     )

@@ -44,10 +44,12 @@ def dr_grpo(*, max_length: float, low: float | Array = 0.2, high: float | Array 
     )
 
 
-def dapo(*, low: float | Array = 0.2, high: float | Array = 0.28, dual: float | Array | None = 3.0) -> PolicyGradient:
+def dapo(*, low: float | Array = 0.2, high: float | Array = 0.28, dual: float | Array | None = None) -> PolicyGradient:
     """DAPO (2503.14476): GRPO with a token mean and a higher upper clip; `rewards` has its sampling and penalty.
 
-        A = Z,    w = 1/M,    e^f = clip_A(r), at most `dual` where A < 0
+        A = Z,    w = 1/M,    e^f = clip_A(r)
+
+    `dual`, a ceiling of r where A < 0 (the dual clip, 1912.09729), is not DAPO's: several trainers add it, at 3.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([0.5, 1.0, 2.0]), jnp.ones(3), jnp.ones(3, bool)

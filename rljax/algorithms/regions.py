@@ -7,7 +7,7 @@ from jax import Array
 from rljax import advantage, aggregation, ratio
 from rljax.objective import PolicyGradient
 
-__all__ = ["cispo", "cppo", "dppo", "sapo"]
+__all__ = ["cispo", "cppo", "dppo", "sapo", "topr", "vespo"]
 
 
 def cispo(*, low: float | Array | None = None, high: float | Array = 0.28) -> PolicyGradient:
@@ -84,4 +84,59 @@ def cppo(
         aggregation=aggregation.token_mean,
         ratio=partial(ratio.cumulative_divergence_mask, limit=limit, slack=slack, least=least),
         top_k=top_k,
+    )
+
+
+def topr() -> PolicyGradient:
+    """TOPR (2503.14286): no importance weight where A > 0, one truncated at 1 where A < 0.
+
+        A = R − mean R,    w = 1/N,    e^f = 1 where A ≥ 0, min(1, (Π_t r_t)^{1/n}) where A < 0, as a constant that
+        multiplies ∇log π
+
+    The group's mean as baseline and the sum over tokens are ours. Not verified from the paper: the weight was read in
+    ROLL's code.
+
+    >>> import jax.numpy as jnp
+    >>> r, mask = jnp.array([[0.25, 1.0], [0.25, 1.0]]), jnp.ones((2, 2), bool)
+    >>> print(jnp.exp(topr().ratio(jnp.log(r), jnp.array([[1.0, 1.0], [-1.0, -1.0]]), mask)))
+    [[1.  1. ]
+     [0.5 0.5]]
+    """
+    return PolicyGradient(
+        advantage=advantage.mean_baseline,
+        aggregation=partial(aggregation.constant, max_length=1),
+        ratio=ratio.local_gradient(ratio.chain(ratio.sequence_mean, ratio.taper)),
+    )
+
+
+def vespo(
+    *,
+    k_positive: float | Array = 2.0,
+    lam_positive: float | Array = 3.0,
+    k_negative: float | Array = 3.0,
+    lam_negative: float | Array = 2.0,
+) -> PolicyGradient:
+    """VESPO (2602.10693): a smooth weight of the whole sequence's ratio, in place of a clip.
+
+        A = Z,    w = 1/M,    e^f = R^k e^{λ(1 − R)},  R = Π_t r_t, as a constant that multiplies ∇log π
+        (k, λ) = (k_positive, lam_positive) where A ≥ 0, (k_negative, lam_negative) elsewhere; each ℓ within ±20
+
+    Not verified from the paper: read in TRL's code.
+
+    >>> import jax.numpy as jnp
+    >>> r, A, mask = jnp.array([4.0, 0.5]), jnp.ones(2), jnp.ones(2, bool)
+    >>> print(jnp.exp(vespo().ratio(jnp.log(r), A, mask)))  # R = 2: 2² e^{−3}
+    [0.1991 0.1991]
+    """
+    gate = partial(
+        ratio.gamma_gate,
+        k_positive=k_positive,
+        lam_positive=lam_positive,
+        k_negative=k_negative,
+        lam_negative=lam_negative,
+    )
+    return PolicyGradient(
+        advantage=advantage.group_relative,
+        aggregation=aggregation.token_mean,
+        ratio=ratio.local_gradient(ratio.chain(partial(ratio.clamp, limit=20), ratio.sequence_sum, gate)),
     )

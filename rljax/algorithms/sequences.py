@@ -10,7 +10,7 @@ from rljax import advantage, aggregation, ratio, schedule
 from rljax._checks import require_between
 from rljax.objective import PolicyGradient
 
-__all__ = ["gmpo", "gspo", "gspo_token", "holder_po", "holder_po_token_clip", "holder_po_two_sided"]
+__all__ = ["gmpo", "gspo", "gspo_token", "holder_po", "holder_po_token_clip", "holder_po_two_sided", "luspo"]
 
 
 def gspo(*, low: float | Array = 3e-4, high: float | Array = 4e-4) -> PolicyGradient:
@@ -47,8 +47,27 @@ def gspo_token(*, low: float | Array = 3e-4, high: float | Array = 4e-4) -> Poli
     )
 
 
+def luspo(*, low: float | Array = 3e-4, high: float | Array = 4e-4) -> PolicyGradient:
+    """LUSPO (2602.05261): GSPO with sums over tokens in place of means, so that a long sequence counts more.
+
+        A = Z,    w = 1/N,    e^f = clip_A((Π_t r_t)^{1/n})
+
+    Not verified from the paper: read in TRL's code; the bounds are GSPO's.
+
+    >>> import jax.numpy as jnp
+    >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
+    >>> luspo().aggregation(lengths_1_and_3, jnp.array([[1, -1]])).tolist()
+    [[[0.5, 0.0, 0.0], [0.5, 0.5, 0.5]]]
+    """
+    return PolicyGradient(
+        advantage=advantage.group_relative,
+        aggregation=partial(aggregation.constant, max_length=1),
+        ratio=ratio.chain(ratio.sequence_mean, partial(ratio.clip, low=low, high=high)),
+    )
+
+
 def gmpo(*, low: float | Array = 0.4, high: float | Array = 0.4) -> PolicyGradient:
-    """GMPO (2507.20673): the geometric mean of clipped token ratios; bounds on ℓ itself.
+    """GMPO (2507.20673): the geometric mean of clipped token ratios. low and high bound ℓ itself, in nats.
 
         A = Z,    w = 1/(N n),    e^f = (Π_t c_t)^{1/n},  c = min(r, e^high) where A ≥ 0, max(r, e^−low) where A < 0
 
@@ -60,7 +79,7 @@ def gmpo(*, low: float | Array = 0.4, high: float | Array = 0.4) -> PolicyGradie
     return PolicyGradient(
         advantage=advantage.group_relative,
         aggregation=aggregation.sequence_mean,
-        ratio=ratio.chain(partial(ratio.log_clip, low=low, high=high), ratio.sequence_mean),
+        ratio=ratio.chain(partial(ratio.log_clip, log_low=low, log_high=high), ratio.sequence_mean),
     )
 
 

@@ -13,7 +13,7 @@ An estimator maps ℓ = log π_θ − log π_ref of a token sampled from π_θ t
 """
 
 from rljax.penalty.estimators import k1, k2, k3, kl, kl_cov, quadratic, straight_through
-from rljax.penalty.selection import clip_cov, confident_negatives, covariance, hysteresis
+from rljax.penalty.selection import clip_cov, confident_negatives, covariance
 from rljax.penalty.values import entropy_bonus, exact_kl, value_loss
 
 __all__ = [
@@ -22,7 +22,6 @@ __all__ = [
     "covariance",
     "entropy_bonus",
     "exact_kl",
-    "hysteresis",
     "k1",
     "k2",
     "k3",

@@ -1,13 +1,13 @@
-"""Tokens and sides chosen to control the entropy: by covariance, by their own entropy, and by a state."""
+"""Tokens selected to control the entropy: by their covariance with the advantage, or by their own entropy."""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
-from rljax._checks import accumulators, require_between, require_mask, require_ordered, require_shape
+from rljax._checks import accumulators, require_between, require_mask, require_shape
 from rljax.objective import Batch, earns, policy_loss
 from rljax.penalty._weighted import Tokens
 
@@ -77,25 +77,6 @@ def confident_negatives(entropy: Tokens, batch: Batch, *, threshold: float | Arr
     require_shape(mask.shape, "mask", entropy=entropy, advantages=batch.advantages)
     (entropy,) = accumulators(entropy=entropy)
     return ~((batch.advantages < 0) & (entropy > jnp.asarray(threshold, entropy.dtype)))
-
-
-def hysteresis(
-    dropping: Bool[Array, ""], entropy: Float[Array, ""], *, low: float | Array, high: float | Array
-) -> Bool[Array, ""]:
-    """AEPO's state: whether sequences of A < 0 are left out, from the batch's mean entropy, nats (QwenLong-L1.5).
-
-    Above `high` it becomes true, below `low` false, between it stays: carry it from step to step, beginning with
-    false, and drop by `advantage.without_negatives`, or out of the denominators too, by `mask & ~(dropping & (sign <
-    0))[..., None]`. 0 ≤ low ≤ high; the paper's thresholds are unpublished.
-
-    >>> [bool(hysteresis(jnp.array(True), jnp.array(entropy), low=0.5, high=1.0)) for entropy in (2.0, 0.75, 0.25)]
-    [True, True, False]
-    >>> [bool(hysteresis(jnp.array(False), jnp.array(entropy), low=0.5, high=1.0)) for entropy in (2.0, 0.75, 0.25)]
-    [True, False, False]
-    """
-    require_ordered(low, high, 0)
-    require_shape((), "a scalar", dropping=dropping, entropy=entropy)
-    return (entropy > high) | (dropping & ~(entropy < low))
 
 
 def number_of(mask: Array, share) -> Array:

@@ -10,7 +10,7 @@ What a ratio needs beyond its three arguments it names as a keyword-only paramet
 All raise ValueError where shapes differ or a hyper-parameter is out of range, TypeError for float segments.
 """
 
-from rljax.ratio.clips import clamp, clip, log_clip, position_clip, soft_gate, two_sided_clip
+from rljax.ratio.clips import clamp, clip, gamma_gate, log_clip, position_clip, soft_gate, taper, two_sided_clip
 from rljax.ratio.compose import chain, local_gradient
 from rljax.ratio.masks import cumulative_divergence_mask, kl_mask, total_variation_mask
 from rljax.ratio.pools import (
@@ -29,6 +29,7 @@ __all__ = [
     "clip",
     "cumulative",
     "cumulative_divergence_mask",
+    "gamma_gate",
     "kl_mask",
     "local_gradient",
     "log_clip",
@@ -39,6 +40,7 @@ __all__ = [
     "sequence_mean",
     "sequence_sum",
     "soft_gate",
+    "taper",
     "token",
     "total_variation_mask",
     "two_sided_clip",

@@ -4,12 +4,14 @@ from collections.abc import Callable
 
 from jax import lax
 
+from rljax._expression import combinator
 from rljax._guards import with_gradient_of
 from rljax._segments import Segments
 from rljax.objective import required_fields, requiring
 from rljax.ratio._arguments import Tokens
 
 
+@combinator
 def chain(*ratios: Callable) -> Callable:
     """The ratios one after the other, left to right: `chain(f, g)` is g(f(ℓ)).
 
@@ -32,13 +34,15 @@ def chain(*ratios: Callable) -> Callable:
     return requiring(frozenset().union(*map(required_fields, ratios)), chained)
 
 
+@combinator
 def local_gradient(ratio: Callable) -> Callable:
     """The value of f with the gradient of each token's own log-probability.
 
         sg(f(ℓ) − ℓ) + ℓ
 
     Where f pools over tokens, its own gradient gives a token's advantage to other tokens: right for a sequence-level
-    objective (GSPO), wrong for a cumulative ratio, or for an advantage that varies within the sequence.
+    objective (GSPO), wrong for a cumulative ratio, or for an advantage that varies within the sequence. The derivative by
+    a hyper-parameter of f is 0: f's value is a constant here.
 
     >>> import jax, jax.numpy as jnp
     >>> from rljax.ratio import cumulative

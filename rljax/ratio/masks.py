@@ -1,15 +1,18 @@
 """Trust regions by divergence: a token outside of the region is dropped, whatever its ratio."""
 
+import math
+
 import jax.numpy as jnp
 from jax import Array, lax
 
 from rljax import _segments
-from rljax._checks import require_between, require_shape
+from rljax._checks import ranges, require_shape
 from rljax._guards import with_gradient_of
 from rljax._segments import Segments
 from rljax.ratio._arguments import Tokens, checked
 
 
+@ranges(low=(0, math.inf), high=(0, math.inf), cap=(1, math.inf))
 def total_variation_mask(
     log_ratio: Tokens,
     advantages: Tokens,
@@ -33,12 +36,13 @@ def total_variation_mask(
     >>> print(jnp.exp(ratio))
     [1.25 0.   0.5 ]
     """
-    log_ratio, advantages, log_q, low, high = _checked_all(log_ratio, advantages, segments, old_logp, low, high, cap)
+    log_ratio, advantages, log_q, low, high = _checked_all(log_ratio, advantages, segments, old_logp, low, high)
     difference = jnp.exp(log_q + log_ratio) - jnp.exp(log_q)
     leaves = ((advantages > 0) & (difference > high)) | ((advantages < 0) & (difference < -low))
     return jnp.where(leaves, -jnp.inf, _capped(log_ratio, cap))
 
 
+@ranges(low=(0, math.inf), high=(0, math.inf), cap=(1, math.inf))
 def kl_mask(
     log_ratio: Tokens,
     advantages: Tokens,
@@ -61,7 +65,7 @@ def kl_mask(
     >>> print(jnp.exp(ratio))
     [1.25 0.   0.5 ]
     """
-    log_ratio, advantages, log_q, low, high = _checked_all(log_ratio, advantages, segments, old_logp, low, high, cap)
+    log_ratio, advantages, log_q, low, high = _checked_all(log_ratio, advantages, segments, old_logp, low, high)
     other_q, other_p = (jnp.maximum(-jnp.expm1(log_pi), 0) + 1e-8 for log_pi in (log_q, log_q + log_ratio))
     divergence = -jnp.exp(log_q) * log_ratio + (other_q - 1e-8) * jnp.log(other_q / other_p)
     up, down = (advantages > 0) & (log_ratio > 0), (advantages < 0) & (log_ratio < 0)
@@ -69,6 +73,7 @@ def kl_mask(
     return jnp.where(leaves, -jnp.inf, _capped(log_ratio, cap))
 
 
+@ranges(limit=(0, math.inf), slack=(0, math.inf), least=(0, 1 + 1e-9))
 def cumulative_divergence_mask(
     log_ratio: Tokens,
     advantages: Tokens,
@@ -93,9 +98,6 @@ def cumulative_divergence_mask(
     ...     divergence=jnp.full(3, 0.125), limit=0.1875, slack=0.0625, least=1.0).tolist()
     [1.0, 1.0, -inf]
     """
-    for name, value in (("limit", limit), ("slack", slack)):
-        require_between(name, value, 0)
-    require_between("least", least, 0, 1 + 1e-9)
     log_ratio, advantages, segments = checked(log_ratio, advantages, segments)
     require_shape(segments.shape, "segments", divergence=divergence)
     divergence = lax.stop_gradient(jnp.asarray(divergence).astype(log_ratio.dtype))
@@ -110,13 +112,11 @@ def cumulative_divergence_mask(
     return jnp.where((advantages * log_ratio <= 0) | within, log_ratio, -jnp.inf)
 
 
-def _checked_all(log_ratio, advantages, segments, old_logp, low, high, cap) -> tuple[Array, ...]:
+def _checked_all(log_ratio, advantages, segments, old_logp, low, high) -> tuple[Array, ...]:
     """ℓ, A, log q (0 where no token is trained), low and high, in the dtype of sums."""
-    for name, value, least in (("low", low, 0), ("high", high, 0), ("cap", cap, 1)):
-        require_between(name, value, least)
     log_ratio, advantages, segments = checked(log_ratio, advantages, segments)
     require_shape(segments.shape, "segments", old_logp=old_logp)
-    log_q = jnp.where(_segments.trained(segments), jnp.asarray(old_logp).astype(log_ratio.dtype), 0.0)
+    log_q = jnp.where(_segments.trained(segments), lax.stop_gradient(old_logp).astype(log_ratio.dtype), 0.0)
     return log_ratio, advantages, log_q, *(jnp.asarray(bound, log_ratio.dtype) for bound in (low, high))
 
 

@@ -1,9 +1,12 @@
 """Pools: the ratio of a token from the tokens of its sequence."""
 
+import math
+
 import jax.numpy as jnp
 from jax import Array, lax
 
 from rljax import _segments
+from rljax._checks import ranges
 from rljax._segments import Segments
 from rljax.ratio._arguments import Tokens, checked
 
@@ -84,6 +87,7 @@ def prefix_min(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> Tok
     return lax.stop_gradient(_segments.minimum_before(log_ratio, segments)) + log_ratio
 
 
+@ranges(p=(-1e30, 1e30))
 def power_mean(log_ratio: Tokens, advantages: Tokens, segments: Segments, *, p: float | Array) -> Tokens:
     """The power mean of the sequence's ratios, on every token (HölderPO, 2605.12058).
 
@@ -91,7 +95,7 @@ def power_mean(log_ratio: Tokens, advantages: Tokens, segments: Segments, *, p: 
 
     Its gradient weighs the tokens by r_t^p / Σ r^p. p is any real number, and may be traced (a schedule). Before
     `clip` it is the paper's default; after `clip` p = 1 is GRPO and p = 0 GMPO (for advantages constant in a
-    sequence). Stable for large |pℓ|, and accurate as p → 0.
+    sequence). Stable for large |pℓ|, and accurate as p → 0, as is its derivative by p (½ the variance of ℓ at 0).
 
     >>> ℓ, mask = jnp.log(jnp.array([1.0, 3.0])), jnp.array([True, True])
     >>> print(*(jnp.exp(power_mean(ℓ, jnp.ones(2), mask, p=p)) for p in (1.0, -1.0)))
@@ -99,17 +103,45 @@ def power_mean(log_ratio: Tokens, advantages: Tokens, segments: Segments, *, p: 
     """
     log_ratio, _, segments = checked(log_ratio, advantages, segments)
     p = jnp.asarray(p, log_ratio.dtype)
-    mean, still = _segments.mean(log_ratio, segments), lax.stop_gradient(log_ratio)
+    mean = _segments.mean(log_ratio, segments)
+    deviation = jnp.where(_segments.trained(segments), log_ratio - mean, 0.0)
+    near = _segments.maximum(jnp.abs(lax.stop_gradient(p * deviation)), segments) <= 1
+    value = jnp.where(near, mean + _power_mean_near(deviation, near, p, segments), _power_mean_far(log_ratio, near, p, segments))
+    return _on_tokens(value, segments)
+
+
+def _power_mean_near(deviation: Array, near: Array, p: Array, segments: Segments) -> Array:
+    """The power mean less the mean of ℓ, from d = ℓ − mean ℓ, where |pd| ≤ 1; smooth in p, through p = 0.
+
+        (1/p) log (1/n) Σ e^{pd} = pV · log(1 + p²V)/(p²V),    V = (1/n) Σ d²·(e^{pd} − 1 − pd)/(pd)²
+    """
+    d = jnp.where(near, deviation, 0.0)
+    v = _segments.mean(d * d * _exp_remainder(p * d), segments)
+    u = p * p * v
+    small = u < 1e-6 if u.dtype == jnp.float32 else u < 1e-12
+    quotient = jnp.where(small, 1 - u / 2, jnp.log1p(u) / jnp.where(small, 1.0, u))
+    return p * v * quotient
+
+
+def _exp_remainder(x: Array) -> Array:
+    """(e^x − 1 − x)/x² = Σ_k x^k/(k + 2)!, for |x| ≤ 1."""
+    terms = 18  # the next is below 1e-18
+    total = jnp.zeros_like(x)
+    for k in reversed(range(terms)):
+        total = total * x + 1 / math.factorial(k + 2)
+    return total
+
+
+def _power_mean_far(log_ratio: Array, near: Array, p: Array, segments: Segments) -> Array:
+    """The power mean by the greatest of the r^p, where p is not near 0."""
+    p, still = jnp.where(p == 0, 1.0, p), lax.stop_gradient(log_ratio)
     sign = jnp.where(p < 0, -1.0, 1.0).astype(p.dtype)
-    near = _segments.maximum(jnp.abs(p * (still - lax.stop_gradient(mean))), segments) <= 1
     greatest = sign * _segments.maximum(sign * still, segments)  # of the r^p
-    center = jnp.where(near, lax.stop_gradient(mean), greatest)  # any constant would do
-    exponent = jnp.where(_segments.trained(segments), p * (log_ratio - center), 0.0)
+    exponent = jnp.where(_segments.trained(segments) & ~near, p * (log_ratio - greatest), 0.0)
     vanishes = jnp.exp(lax.stop_gradient(exponent)) == 0  # as its gradient does, were the whole infinite: no 0·∞
-    power = jnp.where(vanishes, 0.0, jnp.exp(exponent))  # exponents are at most 1 where near, at most 0 elsewhere
-    grown = _segments.mean(jnp.where(near, jnp.expm1(exponent), power), segments)
-    log_mean = jnp.where(near, jnp.log1p(jnp.where(near, grown, 0.0)), jnp.log(jnp.where(near, 1.0, grown)))
-    return _on_tokens(jnp.where(p == 0, mean, center + log_mean / jnp.where(p == 0, 1.0, p)), segments)
+    power = jnp.where(vanishes, 0.0, jnp.exp(exponent))
+    mean = _segments.mean(power, segments)
+    return greatest + jnp.log(jnp.where(near, 1.0, mean)) / p
 
 
 def _on_tokens(x: Array, segments: Segments) -> Tokens:

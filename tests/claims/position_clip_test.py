@@ -37,7 +37,7 @@ def log_ratios(kl, rows):
 @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})  # it runs for longer than it compiles
 def sums(log_ratio, width, power):
     """`metrics.position_sums` under CTPO's ratio with bounds of ±width·t^power, all advantages 1, then all −1."""
-    clip = partial(ratio.position_clip, low=width, high=width, power=power)
+    clip = partial(ratio.position_clip, log_low=width, log_high=width, power=power)
     ones = jnp.ones_like(log_ratio)
     f = ratio.chain(ratio.local_gradient(ratio.cumulative), clip)
     batches = [Batch(mask=ones > 0, old_logp=0 * log_ratio, advantages=A, weights=ones) for A in (ones, -ones)]

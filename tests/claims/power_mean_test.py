@@ -38,7 +38,8 @@ def test_holders_limits_are_gspo_grpo_and_gmpo():
     rng = np.random.default_rng(0)
     l, sign = rng.normal(size=(8, 12)) * 0.4, np.sign(rng.normal(size=(8, 1)))
     mask = np.arange(12) < rng.integers(2, 13, (8, 1))
-    clip, log_clip = (partial(f, low=0.2, high=0.2) for f in (ratio.clip, ratio.log_clip))
+    clip = partial(ratio.clip, low=0.2, high=0.2)
+    log_clip = partial(ratio.log_clip, log_low=0.2, log_high=0.2)
     mean, power = ratio.sequence_mean, {p: partial(ratio.power_mean, p=p) for p in (0.0, 1.0)}
     pairs = [
         (ratio.chain(power[0.0], clip), ratio.chain(mean, clip)),  # sequence clip: GSPO
