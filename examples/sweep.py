@@ -17,7 +17,7 @@ from jax import lax
 from rljax import Rollouts, algorithms, make_batch, policy_loss
 
 POWERS = (-4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0)
-STEPS, RATE, OUT = 100, 10.0, Path("runs/sweep.png")
+STEPS, RATE, OUT = 50, 10.0, Path("runs/sweep.png")
 
 
 def train_step(algorithm, params, key):

@@ -11,7 +11,7 @@ from rljax.tasks import TaskData
 from rljax.tasks.batching import encode_prompts
 from rljax.training.config import Config
 from rljax.training.placement import to_devices
-from rljax.training.validation import check_algorithm, check_lengths, check_rows
+from rljax.training.validation import check_lengths, check_rows
 
 
 class Components(NamedTuple):
@@ -34,7 +34,6 @@ class Components(NamedTuple):
 
 def make_components(config: Config) -> Components:
     """Loads the task, builds the model for its vocabulary; ValueError if fields do not fit each other or the data."""
-    check_algorithm(config)
     mesh = make_mesh(config.mesh)
     check_rows(config, mesh)
     data = config.task.load()

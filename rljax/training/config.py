@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,9 +14,10 @@ import tyro
 from rljax._checks import check
 from rljax.advantage import discounted_returns
 from rljax.models import MeshConfig, ModelConfig, ShardingRules, TransformerConfig
-from rljax.objective import PolicyGradient, required_fields
+from rljax.objective import PolicyGradient, require_algorithm
 from rljax.rollout import SamplingConfig
 from rljax.tasks import Task
+from rljax.training.needs import check_groups, check_needs, needs_of
 from rljax.training.optimizer import Optimizer, OptimizerConfig, checked
 
 
@@ -210,13 +212,33 @@ class Config:
         for argument, length in lengths.items():
             check(length <= limit, argument, length, f"at most model.max_length = {limit}")
 
-    def algorithm_at(self, step) -> PolicyGradient:
-        """The objective at a rollout's step (which may be traced)."""
-        return self.algorithm if isinstance(self.algorithm, PolicyGradient) else self.algorithm(step)
+        first = self.algorithm_at(0)
+        check_needs(first, self.penalty)
+        check_groups(first, self.rollout.completions, self.rollout.train_groups)
+
+    def algorithm_at(self, step: int) -> PolicyGradient:
+        """The objective at a rollout's step."""
+        algorithm = self.algorithm
+        if not isinstance(algorithm, PolicyGradient) and _takes_a_step(algorithm):
+            algorithm = algorithm(step)
+        try:
+            require_algorithm("algorithm", algorithm)
+        except TypeError as error:
+            raise ValueError(str(error)) from None  # as every other field of a config
+        return algorithm
 
     @functools.cached_property
     def needs(self) -> frozenset[str]:
-        """What the algorithm and the penalty ask of the trainer, by the names of their required parameters."""
-        algorithm = self.algorithm_at(0)
-        named = required_fields(algorithm.advantage) | required_fields(algorithm.ratio)
-        return named | (required_fields(self.penalty) if self.penalty else frozenset())
+        """Names that the algorithm and the penalty ask of the trainer."""
+        return needs_of(self.algorithm_at(0), self.penalty)
+
+
+def _takes_a_step(function: object) -> bool:
+    """True for a function that can be called with one argument."""
+    if not callable(function):
+        return False
+    try:
+        inspect.signature(function).bind(0)
+    except TypeError:
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""Checks of a config against what it is used with: the devices, the task's data, the algorithm's needs."""
+"""Checks of a config against what it is used with: the devices and the task's data."""
 
 from collections.abc import Sequence
 
@@ -7,16 +7,6 @@ from jax.sharding import Mesh
 from rljax._checks import check
 from rljax.tasks import Problem, TaskData
 from rljax.training.config import Config, RolloutConfig
-
-
-def check_algorithm(config: Config) -> None:
-    """Raises ValueError if groups are chosen by a signal that the algorithm does not need, or K is missing."""
-    own, chosen = config.needs & {"values", "greedy_rewards"}, config.rollout.train_groups
-    check(not (own and chosen), "rollout.train_groups", chosen,
-          f"0: the algorithm's baseline is not its group's (it needs {', '.join(sorted(own))})")  # fmt: skip
-    top_k = config.algorithm_at(0).top_k
-    check("divergence" not in config.needs or top_k is not None, "algorithm.top_k", top_k,
-          "the number of likeliest tokens that the divergence is taken over, such as 20")  # fmt: skip
 
 
 def check_rows(config: Config, mesh: Mesh) -> None:
