@@ -15,6 +15,7 @@ from rljax import (
     metrics,
     penalty,
     ratio,
+    regression,
     rewards,
     schedule,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "penalty",
     "policy_loss",
     "ratio",
+    "regression",
     "rewards",
     "schedule",
 ]

@@ -72,6 +72,16 @@ def require_ordered(low: float | Array, high: float | Array, least: float) -> No
         raise ValueError(f"low = {low}: expected at most high = {high}")
 
 
+def require_share(name: str, value: float | Array) -> None:
+    """Raises unless 0 ≤ value ≤ 1; a traced value is not looked at."""
+    try:
+        number = float(value)
+    except jax.errors.ConcretizationTypeError:
+        return
+    if not 0 <= number <= 1:
+        raise ValueError(f"{name} = {value}: expected a number in [0, 1]")
+
+
 def require_between(name: str, value: float | Array, low: float, high: float = float("inf")) -> None:
     """Raises unless low ≤ value < high; a traced value is not looked at."""
     try:

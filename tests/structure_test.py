@@ -18,6 +18,7 @@ LAYERS = (
     {"rljax.objective", "rljax.divergence", "rljax.schedule"},
     {"rljax.advantage", "rljax.aggregation", "rljax.correction", "rljax.distillation", "rljax.penalty", "rljax.ratio",
      "rljax.rewards"},
+    {"rljax.regression"},
     {"rljax.logprobs", "rljax.metrics", "rljax.algorithms"},
     {"rljax"},
     {"rljax.models", "rljax.tasks"},

@@ -5,6 +5,7 @@ from jax import Array, lax
 from jaxtyping import Int
 
 from rljax._checks import require_between, require_shape
+from rljax._guards import rounding_of
 from rljax.advantage._outcomes import (
     Advantages,
     Mask,
@@ -62,6 +63,26 @@ def length_weighted(rewards: Rewards, mask: Mask) -> Advantages:
     return on_tokens(deviation(centred, lengths, present), mask)
 
 
+def max_rl(rewards: Rewards, mask: Mask) -> Advantages:
+    """The reward's excess over its group's mean, as a share of that mean (MaxRL, 2602.02710).
+
+        (R − mean)/mean, 0 if the mean is 0
+
+    Of rewards 0 and 1 it weighs a prompt by 1/mean: where few completions are right, each of them counts more. A group
+    of one has A = R. Not verified: read in prime-rl's and SkyRL's code (the group of one in SkyRL's alone), no paper
+    text.
+
+    >>> max_rl(jnp.array([[1.0, 0.0, 0.0, 0.0]]), jnp.ones((1, 4, 1), bool))[..., 0].tolist()  # over a mean of ¼
+    [[3.0, -1.0, -1.0, -1.0]]
+    """
+    mask, centred, present, count = outcomes(rewards, mask)
+    R = jnp.where(present, totals(*checked(rewards, mask)), 0.0)
+    mean, size = (jnp.sum(x, axis=1, keepdims=True) / jnp.maximum(count, 1) for x in (R, jnp.abs(R)))
+    nothing = jnp.abs(mean) <= rounding_of(size)
+    excess = deviation(centred, present, present) / jnp.where(nothing, 1.0, mean)
+    return on_tokens(jnp.where(count == 1, R, jnp.where(nothing, 0.0, excess)), mask)
+
+
 def pass_at_k(rewards: Rewards, mask: Mask) -> Advantages:
     """The best completion gets its lead over the second best, R₁ − R₂; all others 0 (pass@k training, 2503.19595).
 
@@ -76,7 +97,7 @@ def pass_at_k(rewards: Rewards, mask: Mask) -> Advantages:
     best = present & (jnp.arange(ranked.shape[1])[None] == jnp.argmax(ranked, axis=1, keepdims=True))
     second = jnp.max(ranked, axis=1, keepdims=True, where=present & ~best, initial=-jnp.inf)
     lead = jnp.where(best & (count > 1), -jnp.where(count > 1, second, 0.0), 0.0)  # the best stands at 0
-    return on_tokens(lead, mask)
+    return on_tokens(jnp.where(jnp.isnan(centred), centred, lead), mask)  # the best of NaNs is not known
 
 
 def task_relative(rewards: Rewards, mask: Mask, *, task: Int[Array, "P"]) -> Advantages:

@@ -5,7 +5,7 @@ from jax import Array, lax
 from jaxtyping import Int
 
 from rljax._checks import require_shape
-from rljax.advantage._outcomes import Advantages, Mask, Rewards, deviation, outcomes, spread_of
+from rljax.advantage._outcomes import Advantages, Mask, Rewards, deviation, outcomes, spread_of, trained
 
 
 def prefix_tree(rewards: Rewards, mask: Mask, *, tokens: Int[Array, "P G T"]) -> Advantages:
@@ -37,4 +37,4 @@ def prefix_tree(rewards: Rewards, mask: Mask, *, tokens: Int[Array, "P G T"]) ->
     std = spread_of(centred, present, count)[..., None]
     advantages = (deviations + value - before) / (std + 1e-6)
     ordinal = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
-    return jnp.where(mask, jnp.take_along_axis(advantages, ordinal, axis=-1), 0.0)
+    return trained(jnp.take_along_axis(advantages, ordinal, axis=-1), mask)

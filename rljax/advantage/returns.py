@@ -4,8 +4,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from rljax._checks import accumulators, require_between, require_shape
-from rljax.advantage._outcomes import Advantages, Mask, Rewards, checked, returns_of
+from rljax._checks import accumulators, require_shape, require_share
+from rljax.advantage._outcomes import Advantages, Mask, Rewards, checked, returns_of, trained
 from rljax.advantage.combine import whiten, whitened
 from rljax.advantage.group import mean_baseline
 
@@ -18,7 +18,7 @@ def discounted_returns(rewards: Rewards, mask: Mask, *, gamma: float | Array = 1
     >>> discounted_returns(jnp.array([[1.0, 2.0]]), jnp.ones((1, 2, 3), bool), gamma=0.5).tolist()
     [[[0.25, 0.5, 1.0], [0.5, 1.0, 2.0]]]
     """
-    _require_share("gamma", gamma)
+    require_share("gamma", gamma)
     rewards, mask = checked(rewards, mask)
     r = per_token(rewards, mask)
     gamma = jnp.asarray(gamma, r.dtype)
@@ -28,7 +28,7 @@ def discounted_returns(rewards: Rewards, mask: Mask, *, gamma: float | Array = 1
         later = jnp.where(chosen, reward + gamma * later, later)
         return later, later
 
-    return jnp.where(mask, _backwards(step, jnp.zeros_like(r[..., 0]), r, mask), 0.0)
+    return trained(_backwards(step, jnp.zeros_like(r[..., 0]), r, mask), mask)
 
 
 def reinforce_plus_plus(rewards: Rewards, mask: Mask, *, gamma: float | Array = 1.0) -> Advantages:
@@ -64,7 +64,7 @@ def remax(rewards: Rewards, mask: Mask, *, greedy_rewards: Float[Array, "P"]) ->
     rewards, mask = checked(rewards, mask)
     require_shape(mask.shape[:1], "mask's first axis", greedy_rewards=greedy_rewards)
     rewards, greedy_rewards = accumulators(rewards=rewards, greedy_rewards=greedy_rewards)
-    return jnp.where(mask, returns_of(rewards, mask) - greedy_rewards[:, None, None], 0.0)
+    return trained(returns_of(rewards, mask) - greedy_rewards[:, None, None], mask)
 
 
 def generalized_advantage_estimation(
@@ -89,12 +89,12 @@ def generalized_advantage_estimation(
     >>> generalized_advantage_estimation(rewards, mask, values=values, lam=0.5).tolist()
     [[[-0.125, 0.25, 1.0], [0.0, 0.0, 0.0]]]
     """
-    _require_share("gamma", gamma)
-    _require_share("lam", lam)
+    require_share("gamma", gamma)
+    require_share("lam", lam)
     rewards, mask = checked(rewards, mask)
     require_shape(mask.shape, "mask", values=values)
     rewards, values = accumulators(rewards=rewards, values=values)
-    values = lax.stop_gradient(jnp.where(mask, values, 0.0))
+    values = jnp.where(mask, values, 0.0)
     gamma, lam = (jnp.asarray(x, values.dtype) for x in (gamma, lam))
 
     def step(later, now):
@@ -104,7 +104,7 @@ def generalized_advantage_estimation(
         return (jnp.where(chosen, value, next_value), jnp.where(chosen, advantage, next_advantage)), advantage
 
     zeros = jnp.zeros_like(values[..., 0])
-    return jnp.where(mask, _backwards(step, (zeros, zeros), per_token(rewards, mask), values, mask), 0.0)
+    return trained(_backwards(step, (zeros, zeros), per_token(rewards, mask), values, mask), mask)
 
 
 def per_token(rewards: Array, mask: Array) -> Array:
@@ -119,7 +119,3 @@ def _backwards(step, start, *arrays: Array) -> Array:
     """What `step` returns at each time, from the last to the first; arrays are [P, G, T]."""
     _, out = lax.scan(step, start, [jnp.moveaxis(x, -1, 0) for x in arrays], reverse=True)
     return jnp.moveaxis(out, 0, -1)
-
-
-def _require_share(name: str, value: float | Array) -> None:
-    require_between(name, value, 0, 1 + 1e-9)
