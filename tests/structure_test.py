@@ -14,7 +14,7 @@ from tools.imports import ROOT, files, graph, module_of
 # From low to high. A module belongs to the most specific entry; those of one entry may import each other.
 LAYERS = (
     {"pallas_kernels"},
-    {"rljax._checks", "rljax._guards", "rljax._segments"},
+    {"rljax._checks", "rljax._guards", "rljax._segments", "rljax._sharding"},
     {"rljax.objective", "rljax.divergence", "rljax.schedule"},
     {"rljax.advantage", "rljax.aggregation", "rljax.correction", "rljax.distillation", "rljax.penalty", "rljax.ratio",
      "rljax.rewards"},

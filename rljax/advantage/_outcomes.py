@@ -6,6 +6,7 @@ from jaxtyping import Bool, Float
 
 from rljax._checks import accumulators, require_mask, require_rank, require_shape
 from rljax._guards import alike
+from rljax._sharding import gathered
 
 Rewards = Float[Array, "P G"] | Float[Array, "P G T"]
 Mask = Bool[Array, "P G T"]
@@ -70,4 +71,4 @@ def returns_of(rewards: Array, mask: Array) -> Array:
     """G_t [P, G, T]: the outcome at every token, or a dense reward's sum from the token on."""
     if rewards.ndim == 2:
         return jnp.broadcast_to(rewards[..., None], mask.shape)
-    return lax.cumsum(jnp.where(mask, rewards, 0.0), axis=2, reverse=True)
+    return lax.cumsum(gathered(jnp.where(mask, rewards, 0.0), 2), axis=2, reverse=True)

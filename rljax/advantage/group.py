@@ -6,6 +6,7 @@ from jaxtyping import Int
 
 from rljax._checks import require_between, require_shape
 from rljax._guards import rounding_of
+from rljax._sharding import gathered
 from rljax.advantage._outcomes import (
     Advantages,
     Mask,
@@ -114,14 +115,14 @@ def task_relative(rewards: Rewards, mask: Mask, *, task: Int[Array, "P"]) -> Adv
      [-1.2247]]
     """
     mask, centred, present, _ = outcomes(rewards, mask)
-    task = jnp.asarray(task)
     require_shape(mask.shape[:1], "mask's first axis", task=task)
+    task = gathered(jnp.asarray(task))
     same = (task[:, None] == task[None, :]).astype(centred.dtype)
     members = present.astype(centred.dtype)
     R = jnp.where(present, totals(*checked(rewards, mask)), 0.0)
 
     def over_task(values):
-        return jnp.matmul(same, jnp.sum(values, axis=1), precision=lax.Precision.HIGHEST)[:, None]
+        return jnp.matmul(same, gathered(jnp.sum(values, axis=1)), precision=lax.Precision.HIGHEST)[:, None]
 
     count = over_task(members)
     mean = over_task(R) / jnp.maximum(count, 1)

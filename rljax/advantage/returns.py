@@ -5,6 +5,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from rljax._checks import accumulators, require_shape, require_share
+from rljax._sharding import gathered
 from rljax.advantage._outcomes import Advantages, Mask, Rewards, checked, returns_of, trained
 from rljax.advantage.combine import whiten, whitened
 from rljax.advantage.group import mean_baseline
@@ -94,7 +95,7 @@ def generalized_advantage_estimation(
     rewards, mask = checked(rewards, mask)
     require_shape(mask.shape, "mask", values=values)
     rewards, values = accumulators(rewards=rewards, values=values)
-    values = jnp.where(mask, values, 0.0)
+    values = gathered(jnp.where(mask, values, 0.0), 2)
     gamma, lam = (jnp.asarray(x, values.dtype) for x in (gamma, lam))
 
     def step(later, now):
@@ -109,13 +110,14 @@ def generalized_advantage_estimation(
 
 def per_token(rewards: Array, mask: Array) -> Array:
     """r_t [P, G, T]: a dense reward at the trained tokens, or the outcome at the last of them."""
+    mask = gathered(mask, 2)
     if rewards.ndim == 3:
-        return jnp.where(mask, rewards, 0.0)
+        return jnp.where(mask, gathered(rewards, 2), 0.0)
     later = lax.cumsum(mask.astype(jnp.int32), axis=2, reverse=True)
     return jnp.where(mask & (later == 1), rewards[..., None], 0.0)
 
 
 def _backwards(step, start, *arrays: Array) -> Array:
     """What `step` returns at each time, from the last to the first; arrays are [P, G, T]."""
-    _, out = lax.scan(step, start, [jnp.moveaxis(x, -1, 0) for x in arrays], reverse=True)
+    _, out = lax.scan(step, start, [jnp.moveaxis(gathered(x, 2), -1, 0) for x in arrays], reverse=True)
     return jnp.moveaxis(out, 0, -1)
