@@ -18,6 +18,7 @@ from rljax import (
     metrics,
     penalty,
     ratio,
+    regression,
     rewards,
     schedule,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "penalty",
     "policy_loss",
     "ratio",
+    "regression",
     "rewards",
     "schedule",
 ]

@@ -2,12 +2,16 @@
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+
+SHARE = (0.0, math.nextafter(1.0, 2.0))
+"""The range [0, 1], for `ranges`."""
 
 
 def check(holds: bool, argument: str, value: object, wanted: str) -> None:
@@ -113,7 +117,8 @@ def require_range(name: str, value: float | Array, low: float, high: float = flo
 
 
 def _interval(low: float, high: float) -> str:
-    return f"[{low:g}, {high:g}{']' if high == float('inf') else ')'}"
+    closed = high in (math.inf, SHARE[1])
+    return f"[{low:g}, {high:g}{']' if closed else ')'}"
 
 
 def require_ordered(low: float | Array, high: float | Array, least: float) -> None:
@@ -126,6 +131,11 @@ def require_ordered(low: float | Array, high: float | Array, least: float) -> No
         return
     if not ordered:
         raise ValueError(f"low = {low}: expected at most high = {high}")
+
+
+def require_share(name: str, value: float | Array) -> None:
+    """Raises unless value is one number with 0 ≤ value ≤ 1; a traced value is not looked at."""
+    require_between(name, value, *SHARE)
 
 
 def require_between(name: str, value: float | Array, low: float, high: float = float("inf")) -> None:

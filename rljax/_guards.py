@@ -1,4 +1,4 @@
-"""Guards, visible where they are used: a value with another's gradient, and numbers in place of infinities."""
+"""Guards, visible where they are used: a value with another's gradient, numbers in place of infinities, rounding."""
 
 import jax
 import jax.numpy as jnp
@@ -19,3 +19,18 @@ def _(primals, tangents):
 def finite(x: Array) -> Array:
     """x with ±1e30 for ±∞: e^x and e^−x are the same, and differences and weighted means of such are no NaN."""
     return with_gradient_of(jnp.clip(x, -1e30, 1e30), x)
+
+
+def rounding_of(x: Array) -> Array:
+    """8 units in the last place of numbers as large as x: what sums in another order may differ by; 0 for ±∞."""
+    return jnp.where(jnp.isfinite(x), 8 * float(jnp.finfo(x.dtype).eps) * jnp.abs(x), 0.0)
+
+
+def alike(x: Array, members: Array, axis: int | None = None) -> Array:
+    """True if the members' values along the axis (all axes if None, kept as 1) are equal up to rounding.
+
+    True over no members; false if a member is NaN.
+    """
+    highest = jnp.max(x, axis=axis, keepdims=True, where=members, initial=-jnp.inf)
+    lowest = jnp.min(x, axis=axis, keepdims=True, where=members, initial=jnp.inf)
+    return highest - lowest <= rounding_of(jnp.maximum(jnp.abs(highest), jnp.abs(lowest)))

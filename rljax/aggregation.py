@@ -1,9 +1,10 @@
 """Aggregations w: how much a token counts, once an optimizer step and without gradient.
 
 Each is `f(mask [P, G, T], sign [P, G], **fields of Rollouts) -> weights [P, G, T]`, 0 where the mask is false; a field
-is a required keyword-only parameter of its name. The mask is that of the whole optimizer step (not of a microbatch,
-nor of a shard), and holds whole groups. Sequences and groups without a trained token are not counted. `sign` is −1, 0
-or 1 for each completion, from `side`; the weights are float64 if it is, else float32. All raise ValueError where shapes do not fit, TypeError where the mask is not boolean.
+is a required keyword-only parameter of its name. The mask is that of the whole optimizer step (not of a microbatch, nor
+of a shard), and holds whole groups. Sequences and groups without a trained token are not counted. `sign` is −1, 0 or 1
+for each completion, from `side`; the weights are float64 if it is, else float32. All raise ValueError where shapes do
+not fit, TypeError where the mask is not boolean.
 """
 
 import math
@@ -92,9 +93,9 @@ def balanced(mask: Mask, sign: Sign) -> Weights:
 
         w = (n_side / G) / (tokens of the side) / P
 
-    n_side counts the completions on the token's side, G those of the group, P the groups. A completion with A = 0 is
-    on neither side: it counts in G, and gets 0. A group with a NaN among its advantages has NaN weights. Within a group this is 1/(G·n_i) when the lengths are equal on each
-    side, and `group_mean` when both sides' mean lengths are equal.
+    n_side counts the completions on the token's side, G those of the group, P the groups. A completion with A = 0 is on
+    neither side: it counts in G, and gets 0. A group with a NaN among its advantages has NaN weights. Within a group
+    this is 1/(G·n_i) when the lengths are equal on each side, and `group_mean` when both sides' mean lengths are equal.
 
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
     >>> print(balanced(lengths_1_and_3, jnp.array([[1, -1]])))  # half over one token, half over three

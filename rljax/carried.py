@@ -1,9 +1,9 @@
 """State carried from rollout to rollout: hysteresis of the entropy, an average reward, an entropy coefficient.
 
-Each function returns a `Carried(init, update)`, to be given as `PolicyGradient(carried=…)`. `init() -> state` is a pytree
-of arrays; `update(state, rollouts) -> (rollouts, state)` is called once per rollout, before the advantage, on the whole
-rollout, and what it writes into the rollouts is read by the advantage, the aggregation or a penalty. A field of
-`Rollouts` that an update needs is a required keyword-only parameter of its name. The trainer keeps the state in its
+Each function returns a `Carried(init, update)`, to be given as `PolicyGradient(carried=…)`. `init() -> state` is a
+pytree of arrays; `update(state, rollouts) -> (rollouts, state)` is called once per rollout, before the advantage, on
+the whole rollout, and what it writes into the rollouts is read by the advantage, the aggregation or a penalty. A field
+of `Rollouts` that an update needs is a required keyword-only parameter of its name. The trainer keeps the state in its
 checkpoints.
 """
 

@@ -67,9 +67,7 @@ def token_truncated(mismatch: Mismatch, mask: Mask, *, cap: float | Array = 2.0)
 
 
 @ranges(cap=(1e-30, math.inf))
-def sequence_truncated(
-    mismatch: Mismatch, mask: Mask, *, cap: float | Array = 2.0, segment_ids: Ids = None
-) -> Weights:
+def sequence_truncated(mismatch: Mismatch, mask: Mask, *, cap: float | Array = 2.0, segment_ids: Ids = None) -> Weights:
     """Truncated importance sampling of the sequence: min(e^{Σλ}, cap) on each of its tokens. cap > 0.
 
     >>> print(sequence_truncated(jnp.log(jnp.array([[0.5, 3.0], [2.0, 3.0]])), jnp.ones((2, 2), bool)))
@@ -95,9 +93,7 @@ def icepop(mismatch: Mismatch, mask: Mask, *, low: float | Array = 0.5, high: fl
 
 
 @ranges(cap=(1e-30, math.inf))
-def sequence_masked(
-    mismatch: Mismatch, mask: Mask, *, cap: float | Array = 2.0, segment_ids: Ids = None
-) -> Weights:
+def sequence_masked(mismatch: Mismatch, mask: Mask, *, cap: float | Array = 2.0, segment_ids: Ids = None) -> Weights:
     """Seq-MIS: e^{Σλ} on the tokens of a sequence where that is at most cap, 0 on the others. cap > 0.
 
     >>> print(sequence_masked(jnp.log(jnp.array([[0.5, 3.0], [2.0, 3.0]])), jnp.ones((2, 2), bool)))

@@ -9,6 +9,7 @@ over S, differentiated directly:
     loss = support_loss(student, teacher, weights, support=teachers(ids))
 
 The supports: `teachers`, `students`, `intersection`, `union`. Weights are made from the mask of `ordinary` tokens.
+Only the student is differentiated.
 
 All raise ValueError where shapes differ.
 """
@@ -21,11 +22,12 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
 from pallas_kernels import token_topk
-from rljax._checks import accumulators, require_mask, require_rank, require_shape
+from rljax._checks import accumulators, require_mask, require_rank, require_shape, require_share
 from rljax._guards import finite
 
 __all__ = [
     "Support",
+    "importance_weighted",
     "intersection",
     "logits_at",
     "ordinary",
@@ -63,6 +65,33 @@ def sampled_token(
     require_shape(mask.shape, "mask", old_logp=old_logp, teacher_logp=teacher_logp)
     old_logp, teacher_logp = accumulators(old_logp=old_logp, teacher_logp=teacher_logp)
     return lax.stop_gradient(jnp.where(mask, teacher_logp - old_logp, 0.0))
+
+
+def importance_weighted(
+    old_logp: Float[Array, "P G T"],
+    teacher_logp: Float[Array, "P G T"],
+    mask: Bool[Array, "P G T"],
+    *,
+    gamma: float | Array = 0.5,
+) -> Float[Array, "P G T"]:
+    """`sampled_token`, weighted more before most of the completion's disagreement (IW-OPD, 2606.22600).
+
+        a_t = log q(y_t) − log π_old(y_t),    w_t = 1 + γ (1 − Σ_{j<t} |a_j| / Σ_j |a_j|),    A_t = w_t a_t
+
+    Sums are over the completion's trained tokens: the first has weight 1 + γ, and one after which nothing differs, 1.
+    The loss is −Σ log π · A. gamma in [0, 1]; 0 gives `sampled_token`. Not verified: read in TRL's code, no paper text.
+
+    >>> old_logp, teacher_logp = jnp.zeros(3), jnp.array([-1.0, 2.0, -1.0])  # w = 1 + ½ (1, ¾, ¼)
+    >>> importance_weighted(old_logp, teacher_logp, jnp.ones(3, bool)).tolist()
+    [-1.5, 2.75, -1.125]
+    """
+    require_share("gamma", gamma)
+    a = sampled_token(old_logp, teacher_logp, mask)
+    size = jnp.abs(a)
+    total = jnp.sum(size, axis=-1, keepdims=True)
+    before = jnp.cumsum(size, axis=-1) - size
+    w = 1 + jnp.asarray(gamma, a.dtype) * (1 - before / jnp.where(total == 0, 1.0, total))
+    return lax.stop_gradient(w * a)
 
 
 def ordinary(mask: Bool[Array, "*B T"], tokens: Int[Array, "*B T"], special: tuple[int, ...]) -> Bool[Array, "*B T"]:
@@ -171,7 +200,7 @@ def top_tokens(
     with jax.default_matmul_precision("highest"):
         _, top = token_topk(hidden, unembedding, jnp.zeros(n, jnp.int32), k=k, tile=(max(n, 1), tile))
     largest = lax.stop_gradient(logits_at(hidden, unembedding, top.ids[:, :1]))
-    return top.ids, largest + (top.logp - top.logp[:, :1])
+    return top.ids, largest + lax.stop_gradient(top.logp - top.logp[:, :1])
 
 
 def logits_at(

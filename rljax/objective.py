@@ -317,10 +317,11 @@ def policy_loss(logp: Float[Array, "*B T"], batch: Batch, ratio: Callable) -> Fl
 
         L = − Σ_t w_t · A_t · exp f(ℓ; A, m)_t,    ℓ_t = logp_t − old_logp_t
 
-    `logp [*B, T]` holds log π_θ(tokens[t] | tokens[<t]), nats; `ratio` is f. The sums of microbatches, shards and
-    hosts add to the sum of the whole, since the weights were made over the whole optimizer step. Only `logp` and the
-    hyper-parameters of `ratio` are differentiated; every field of the batch is a constant. A token with mask false or w·A = 0 contributes exactly 0, value and gradient, whatever it holds
-    (as a part of its sequence's ratio it is read while its ℓ is finite).
+    `logp [*B, T]` holds log π_θ(tokens[t] | tokens[<t]), nats; `ratio` is f. The sums of microbatches, shards and hosts
+    add to the sum of the whole, since the weights were made over the whole optimizer step. Only `logp` and the
+    hyper-parameters of `ratio` are differentiated; every field of the batch is a constant. A token with mask false or
+    w·A = 0 contributes exactly 0, value and gradient, whatever it holds (as a part of its sequence's ratio it is read
+    while its ℓ is finite).
 
     Raises ValueError if shapes differ or the ratio names a field that the batch lacks; TypeError if the mask is not
     boolean or the ratio is not a function that returns floating-point numbers.

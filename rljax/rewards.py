@@ -1,11 +1,12 @@
-"""What happens to a reward before it is an advantage: dynamic sampling, length penalties, and a control."""
+"""Steps between a reward and its advantage, without gradient: dynamic sampling, length penalties, and a control."""
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Bool, Float, Real
 
-from rljax._checks import accumulators, require_between, require_mask, require_rank, require_shape
+from rljax._checks import accumulators, require_between, require_mask, require_rank, require_shape, require_share
+from rljax._guards import alike
 
 __all__ = ["improvement", "informative", "length_shaping", "overlong_penalty", "permute_within_group"]
 
@@ -13,7 +14,8 @@ __all__ = ["improvement", "informative", "length_shaping", "overlong_penalty", "
 def informative(rewards: Real[Array, "P G"], mask: Bool[Array, "P G T"]) -> Bool[Array, "P"]:
     """True for the groups whose rewards differ among the completions present: the others have advantage 0.
 
-    Keeping these is DAPO's dynamic sampling, 0 < #correct < G for binary rewards (2503.14476).
+    Keeping these is DAPO's dynamic sampling, 0 < #correct < G for binary rewards (2503.14476). Rewards that are equal
+    up to rounding do not differ; a group with a NaN is kept, so that the loss shows it.
 
     >>> informative(jnp.array([[1.0, 0.0], [1.0, 1.0]]), jnp.ones((2, 2, 1), bool)).tolist()
     [True, False]
@@ -22,8 +24,7 @@ def informative(rewards: Real[Array, "P G"], mask: Bool[Array, "P G T"]) -> Bool
     require_shape(mask.shape[:2], "mask's leading axes", rewards=rewards)
     (rewards,) = accumulators(rewards=rewards)
     present = jnp.any(mask, axis=-1)
-    highest = jnp.max(rewards, axis=1, where=present, initial=-jnp.inf)
-    return highest > jnp.min(rewards, axis=1, where=present, initial=jnp.inf)
+    return ~alike(rewards, present, axis=1)[:, 0]
 
 
 def permute_within_group(rewards: Real[Array, "P G"], key: Array) -> Real[Array, "P G"]:
@@ -35,23 +36,24 @@ def permute_within_group(rewards: Real[Array, "P G"], key: Array) -> Real[Array,
     """
     rewards = jnp.asarray(rewards)
     require_rank("rewards", rewards, "P G")
-    return jax.random.permutation(key, rewards, axis=1, independent=True)
+    return lax.stop_gradient(jax.random.permutation(key, rewards, axis=1, independent=True))
 
 
 def overlong_penalty(lengths: Real[Array, "..."], *, max_length: float, buffer: float) -> Float[Array, "..."]:
     """DAPO's soft penalty on long completions, to be added to the reward (2503.14476).
 
-        min(0, −(length − (max_length − buffer)) / buffer)
+        clip(−(length − (max_length − buffer)) / buffer, −1, 0)
 
-    In tokens: 0 until the last `buffer` tokens of `max_length`, then falling linearly to −1 at `max_length`.
+    In tokens: 0 until the last `buffer` tokens of `max_length`, then falling linearly to −1 at `max_length`, and −1
+    past it.
 
-    >>> overlong_penalty(jnp.array([70, 90, 100]), max_length=100, buffer=20).tolist()
-    [0.0, -0.5, -1.0]
+    >>> overlong_penalty(jnp.array([70, 90, 100, 180]), max_length=100, buffer=20).tolist()
+    [0.0, -0.5, -1.0, -1.0]
     """
     require_between("max_length", max_length, 1)
     require_between("buffer", buffer, 1e-30)
     (lengths,) = accumulators(lengths=lengths)
-    return jnp.minimum(0.0, (max_length - buffer - lengths) / buffer)
+    return lax.stop_gradient(jnp.clip((max_length - buffer - lengths) / buffer, -1.0, 0.0))
 
 
 def length_shaping(
@@ -63,15 +65,15 @@ def length_shaping(
 
     in the `share` of the groups with the greatest accuracy; 0/1 rewards elsewhere. A completion is right where its
     reward is above 0; mean and std (with n − 1) of the trained tokens n are over the group's right completions, and
-    where that std is 0 the shaping is 1 − α/2 for all. share in [0, 1], alpha in [0, 1]. Not verified from the source:
-    from third-party notes on the paper, which leave α open.
+    where that std is 0 the shaping is 1 − α/2 for all. A NaN reward stays one. share in [0, 1], alpha in [0, 1]. Not
+    verified from the source: from third-party notes on the paper, which leave α open.
 
     >>> lengths_1_3_2 = jnp.array([[[1, 0, 0], [1, 1, 1], [1, 1, 0]]], bool)
     >>> print(length_shaping(jnp.array([[1.0, 1.0, 0.0]]), lengths_1_3_2, share=1.0))  # 1 − 0.2 σ(∓1/√2)
     [[0.934 0.866 0.   ]]
     """
-    require_between("share", share, 0, 1 + 1e-9)
-    require_between("alpha", alpha, 0, 1 + 1e-9)
+    require_share("share", share)
+    require_share("alpha", alpha)
     mask = require_mask(mask, "P G T")
     require_shape(mask.shape[:2], "mask's leading axes", rewards=rewards)
     (rewards,) = accumulators(rewards=rewards)
@@ -86,7 +88,8 @@ def length_shaping(
 
     accuracy = count[:, 0] / jnp.maximum(jnp.sum(present, axis=1), 1).astype(rewards.dtype)
     shortened = jnp.argsort(jnp.argsort(-accuracy)) < round(share * rewards.shape[0])
-    return jnp.where(right, jnp.where(shortened[:, None], shaped, 1.0), 0.0)
+    outcome = jnp.where(right, jnp.where(shortened[:, None], shaped, 1.0), 0.0)
+    return lax.stop_gradient(jnp.where(present & jnp.isnan(rewards), rewards, outcome))
 
 
 def improvement(
@@ -109,4 +112,6 @@ def improvement(
     mean = jnp.sum(jnp.where(present, rewards, 0.0)) / jnp.maximum(jnp.sum(present), 1).astype(rewards.dtype)
     deviations = history - jnp.mean(history)
     std = jnp.sqrt(jnp.sum(deviations**2) / max(history.shape[0] - 1, 1))
-    return jnp.where(std > 0, (mean - jnp.mean(history)) / jnp.where(std > 0, std, 1.0), 0.0)
+    same = jnp.squeeze(alike(history, jnp.ones(history.shape, bool)))
+    xi = (mean - jnp.mean(history)) / jnp.where(same, 1.0, std)
+    return lax.stop_gradient(jnp.where(same & ~jnp.isnan(mean), 0.0, xi))

@@ -47,6 +47,7 @@ ALGORITHMS = {
     "dr_grpo": Example((papers.mean_baseline, papers.constant(8), PPO_CLIP), POSITIVE, {"max_length": 8}),
     "dapo": Example((OF_GROUPS, ALIKE, clip(0.2, 0.28)), POSITIVE),
     "balanced_grpo": Example((OF_GROUPS, papers.balanced, PPO_CLIP), POSITIVE),
+    "max_rl": Example((papers.max_rl, ALIKE, PPO_CLIP), POSITIVE),
     # prefixes
     "ctpo": Example(
         (OF_GROUPS, ALIKE, chain(local_gradient(papers.cumulative), papers.position_clip(0.025, 0.05, 0.05))), BOTH
@@ -102,7 +103,13 @@ HYPER = {
     "cumulative_divergence_mask": {"limit": 0.15, "slack": 0.02},
     "constant": {"max_length": 12},
 }
-LOCAL_ONLY = ("sequence_sum", "cumulative", "prefix_mean", "gamma_gate", "taper")  # ratios that are used under local_gradient alone
+LOCAL_ONLY = (
+    "sequence_sum",
+    "cumulative",
+    "prefix_mean",
+    "gamma_gate",
+    "taper",
+)  # ratios that are used under local_gradient alone
 
 
 def make(name: str, **hyper):

@@ -18,7 +18,8 @@ from tests.together import together
 RATIOS = RATIOS | {f"power_mean {p}": partial(ratio.power_mean, p=p) for p in (-50.0, 0.01, 50.0)}
 BOUNDED = {  # where f cannot exceed a bound: (A > 0, A < 0)
     "clip": (True, True), "position_clip": (True, True), "soft_gate": (True, True), "two_sided_clip": (True, True),
-    "clamp": (True, True), "gamma_gate": (True, True), "taper": (True, True), "total_variation_mask": (True, True), "kl_mask": (True, True), "log_clip": (True, False),
+    "clamp": (True, True), "gamma_gate": (True, True), "taper": (True, True),
+    "total_variation_mask": (True, True), "kl_mask": (True, True), "log_clip": (True, False),
 }  # fmt: skip
 BOUNDED |= {name: example.bounded for name, example in ALGORITHMS.items()}
 UNBOUNDED = {

@@ -231,6 +231,11 @@ def group_relative(R, n):
 
 
 @outcomes
+def standard_score(R, n):
+    return [(x - np.mean(R)) / np.std(R, ddof=1) if len(set(R)) > 1 else 0.0 for x in R]
+
+
+@outcomes
 def mean_baseline(R, n):
     return [x - np.mean(R) for x in R]
 
@@ -243,6 +248,14 @@ def leave_one_out(R, n):
 @outcomes
 def length_weighted(R, n):
     return [x - np.dot(R, n) / sum(n) for x in R]
+
+
+@outcomes
+def max_rl(R, n):
+    if len(R) == 1:
+        return list(R)
+    mean = sum(R) / len(R)
+    return [(x - mean) / mean if mean else 0.0 for x in R]
 
 
 @outcomes
@@ -346,7 +359,7 @@ def reinforce_plus_plus_baseline(rewards, mask):
 
 
 def multi_reward(rewards, mask, components):
-    standard = [over_groups(group_relative)(components[..., k], mask) for k in range(components.shape[-1])]
+    standard = [over_groups(standard_score)(components[..., k], mask) for k in range(components.shape[-1])]
     return whiten(sum(standard), mask)
 
 

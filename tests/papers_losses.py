@@ -137,7 +137,7 @@ def informative(rewards, mask):
 
 
 def overlong_penalty(length, max_length, buffer):
-    return min(0.0, -(length - (max_length - buffer)) / buffer)
+    return max(-1.0, min(0.0, -(length - (max_length - buffer)) / buffer))
 
 
 def length_shaping(rewards, mask, share, alpha):

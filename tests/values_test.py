@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rljax import Carried, PolicyGradient, advantage, aggregation, algorithms, correction, ratio
+from rljax import PolicyGradient, advantage, aggregation, algorithms, ratio
 from tests.examples import ALGORITHMS, make
 
 NAMES = sorted(ALGORITHMS)

@@ -6,9 +6,11 @@ present completions of a group, n_i the trained tokens of completion i. An outco
 completion, whatever is masked; of a dense one `[P, G, T]` the masked tokens are ignored. Functions of a completion's
 reward R take the sum of a dense one; those written in G_t = Σ_{j≥t} m_j r_j take its reward-to-go.
 
-A constant outcome reward gives exactly 0 everywhere (but for discounted returns, GAE, and ReMax where the greedy reward
-is another), and so does a group of one where the baseline comes from the group. All raise ValueError where shapes do
-not fit, TypeError where the mask is not boolean.
+An outcome reward that is constant in the group, up to rounding, gives exactly 0 everywhere (but for discounted
+returns, GAE, and ReMax if the greedy reward is another), and so does a group of one if the baseline comes from the
+group (but for `max_rl`). Nothing here has a gradient: rewards, values, proxies and all else are constants. A NaN
+reward, value or proxy of a trained token gives NaN. All raise ValueError if shapes do not
+fit, TypeError if the mask is not boolean.
 """
 
 from rljax.advantage.combine import multi_reward, standardised, whiten, whitened, without_negatives
@@ -16,6 +18,7 @@ from rljax.advantage.group import (
     group_relative,
     leave_one_out,
     length_weighted,
+    max_rl,
     mean_baseline,
     pass_at_k,
     policy_improvement,
@@ -43,6 +46,7 @@ __all__ = [
     "leave_one_out",
     "leave_one_out_token_baseline",
     "length_weighted",
+    "max_rl",
     "mean_baseline",
     "multi_reward",
     "optimal_token_baseline",

@@ -1,10 +1,12 @@
-"""What advantages share: a completion's reward, its group's statistics, and rewards-to-go."""
+"""Parts shared by advantages: a completion's reward, its group's statistics, rewards-to-go, the result on tokens."""
 
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float
 
 from rljax._checks import accumulators, require_mask, require_rank, require_shape
+from rljax._guards import alike
+from rljax._sharding import gathered
 
 Rewards = Float[Array, "P G"] | Float[Array, "P G T"]
 Mask = Bool[Array, "P G T"]
@@ -20,10 +22,10 @@ def checked(rewards, mask) -> tuple[Array, Array]:
 
 
 def outcomes(rewards, mask) -> tuple[Array, Array, Array, Array]:
-    """The mask, R less one present member's (so that equal rewards are exact zeros), present [P, G] and N [P, 1]."""
+    """The mask, R less the greatest of its group as `less_greatest`, present [P, G] and N [P, 1]."""
     rewards, mask = checked(rewards, mask)
     rewards, present = totals(rewards, mask), jnp.any(mask, axis=-1)
-    centred = jnp.where(present, rewards - greatest(rewards, present), 0.0)
+    centred = less_greatest(rewards, present)
     return mask, centred, present, jnp.sum(present, axis=1, keepdims=True).astype(centred.dtype)
 
 
@@ -32,13 +34,13 @@ def totals(rewards: Array, mask: Array) -> Array:
     return rewards if rewards.ndim == 2 else jnp.sum(jnp.where(mask, rewards, 0.0), axis=-1)
 
 
-def greatest(values: Array, members: Array) -> Array:
-    """The group's greatest value among the members, 0 where there are none.
+def less_greatest(values: Array, members: Array) -> Array:
+    """The members' values less the group's greatest (axis 1); 0 for others, and if all are equal up to rounding.
 
-    Less this, equal values are exact zeros, of which every weighted mean is an exact zero.
+    Equal values are then exact zeros, of which every weighted mean is an exact zero.
     """
     largest = jnp.max(values, axis=1, keepdims=True, where=members, initial=-jnp.inf)
-    return jnp.where(jnp.any(members, axis=1, keepdims=True), largest, 0.0)
+    return jnp.where(members & ~alike(values, members, axis=1), values - largest, 0.0)
 
 
 def deviation(centred: Array, weights: Array, present: Array) -> Array:
@@ -55,13 +57,18 @@ def spread_of(centred: Array, present: Array, count: Array) -> Array:
     return jnp.sqrt(jnp.sum(deviations**2, axis=1, keepdims=True) / jnp.maximum(count - 1, 1))
 
 
+def trained(values: Array, mask: Array) -> Array:
+    """The values [P, G, T] at the trained tokens, 0 elsewhere, and without gradient: an advantage is a constant."""
+    return lax.stop_gradient(jnp.where(mask, values, 0.0))
+
+
 def on_tokens(values: Array, mask: Array) -> Array:
-    """A completion's value on each of its trained tokens."""
-    return jnp.where(mask, values[..., None], 0.0)
+    """A completion's value [P, G] on each of its trained tokens, as `trained`."""
+    return trained(values[..., None], mask)
 
 
 def returns_of(rewards: Array, mask: Array) -> Array:
     """G_t [P, G, T]: the outcome at every token, or a dense reward's sum from the token on."""
     if rewards.ndim == 2:
         return jnp.broadcast_to(rewards[..., None], mask.shape)
-    return lax.cumsum(jnp.where(mask, rewards, 0.0), axis=2, reverse=True)
+    return lax.cumsum(gathered(jnp.where(mask, rewards, 0.0), 2), axis=2, reverse=True)

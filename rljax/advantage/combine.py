@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float
 
 from rljax._checks import accumulators, require_mask, require_rank, require_shape
 from rljax._expression import combinator
-from rljax.advantage._outcomes import Advantages, Mask, Rewards, checked, outcomes, spread_of
-from rljax.advantage.group import group_relative
+from rljax._guards import alike, rounding_of
+from rljax.advantage._outcomes import Advantages, Mask, Rewards, checked, deviation, outcomes, spread_of, trained
 from rljax.aggregation import side
 from rljax.objective import required_fields, requiring
 
@@ -27,7 +27,7 @@ def standardised(advantage: Callable) -> Callable:
     def over_std(rewards: Rewards, mask: Mask, **bound) -> Advantages:
         mask, centred, present, count = outcomes(rewards, mask)
         std = spread_of(centred, present, count)[..., None]
-        return jnp.where(mask, advantage(rewards, mask, **bound) / (std + 1e-6), 0.0)
+        return trained(advantage(rewards, mask, **bound) / (std + 1e-6), mask)
 
     return requiring(required_fields(advantage), over_std)
 
@@ -51,7 +51,7 @@ def whitened(advantage: Callable) -> Callable:
 
 
 def whiten(x: Float[Array, "*B T"], mask: Array) -> Float[Array, "*B T"]:
-    """(x − µ)/√(σ² + 1e-8) over the trained tokens, 0 elsewhere; equal values give exactly 0.
+    """(x − µ)/√(σ² + 1e-8) over the trained tokens, 0 elsewhere; values equal up to rounding give exactly 0.
 
     >>> print(whiten(jnp.array([[[1.0, 2.0, 3.0], [3.0, 4.0, 5.0]]]), jnp.ones((1, 2, 3), bool)))  # over √(10/5)
     [[[-1.4142 -0.7071  0.    ]
@@ -61,9 +61,9 @@ def whiten(x: Float[Array, "*B T"], mask: Array) -> Float[Array, "*B T"]:
     require_shape(mask.shape, "mask", x=x)
     (x,) = accumulators(x=x)
     count = jnp.maximum(jnp.sum(mask), 1).astype(x.dtype)
-    x = jnp.where(mask, x - jnp.max(x, where=mask, initial=-jnp.inf), 0.0)
+    x = jnp.where(mask & ~alike(x, mask), x - jnp.max(x, where=mask, initial=-jnp.inf), 0.0)
     x = jnp.where(mask, x - jnp.sum(x) / count, 0.0)
-    return x / jnp.sqrt(jnp.sum(x**2) / jnp.maximum(count - 1, 1) + 1e-8)
+    return trained(x / jnp.sqrt(jnp.sum(x**2) / jnp.maximum(count - 1, 1) + 1e-8), mask)
 
 
 @combinator
@@ -80,8 +80,8 @@ def without_negatives(advantage: Callable) -> Callable:
     """
 
     def unless_dropped(rewards: Rewards, mask: Mask, *, dropping: Bool[Array, ""], **bound) -> Advantages:
-        A = advantage(rewards, mask, **bound)
-        return jnp.where(jnp.asarray(dropping) & (side(A, require_mask(mask)) < 0)[..., None], 0.0, A)
+        A, mask = advantage(rewards, mask, **bound), require_mask(mask)
+        return trained(jnp.where(jnp.asarray(dropping) & (side(A, mask) < 0)[..., None], 0.0, A), mask)
 
     return requiring(required_fields(advantage) | {"dropping"}, unless_dropped)
 
@@ -91,10 +91,11 @@ def multi_reward(
 ) -> Advantages:
     """GDPO: each reward standardised within its group by itself, their weighted sum whitened over the batch.
 
-        whiten(Σ_k c_k · group_relative(R_k))
+        whiten(Σ_k c_k · (R_k − mean)/std)
 
-    A reward of larger scale then does not drown the others. `components[..., k]` is R_k; c_k = 1 unless given.
-    `rewards` itself is not read, its shape is checked.
+    std with N − 1, over the group, and 0 in place of a component that is constant in the group. Nothing is added to
+    the std, so that the scale of a reward does not matter; a sum that cancels up to rounding is 0. `components[..., k]`
+    is R_k; c_k = 1 unless given. `rewards` itself is not read, its shape is checked.
 
     >>> components = jnp.array([[[1.0, 0.0], [0.0, 100.0]]])  # R₁ = 1, 0 and R₂ = 0, 100 are worth the same
     >>> multi_reward(jnp.zeros((1, 2)), jnp.ones((1, 2, 3), bool), components=components).tolist()
@@ -106,6 +107,15 @@ def multi_reward(
     require_shape(mask.shape[:2], "mask's leading axes", components=components[..., 0])
     c = jnp.ones(components.shape[-1]) if coefficients is None else jnp.asarray(coefficients)
     require_shape(components.shape[-1:], "components' last axis", coefficients=c)
-    standard = [group_relative(components[..., k], mask) for k in range(components.shape[-1])]
-    total = jnp.zeros(mask.shape, components.dtype)
-    return whiten(sum((c[k].astype(A.dtype) * A for k, A in enumerate(standard)), total), mask)
+    terms = [c[k].astype(components.dtype) * _standard(components[..., k], mask) for k in range(c.shape[0])]
+    zeros = jnp.zeros(mask.shape[:2], components.dtype)
+    total, size = sum(terms, zeros), sum(map(jnp.abs, terms), zeros)
+    total = jnp.where(jnp.abs(total) <= rounding_of(size), 0.0, total)
+    return whiten(jnp.broadcast_to(total[..., None], mask.shape), mask)
+
+
+def _standard(rewards: Array, mask: Array) -> Array:
+    """(R − mean)/std [P, G] within the group; 0 where the rewards are equal."""
+    _, centred, present, count = outcomes(rewards, mask)
+    std = spread_of(centred, present, count)
+    return deviation(centred, present, present) / jnp.where(std == 0, 1.0, std)

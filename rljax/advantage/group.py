@@ -1,10 +1,14 @@
 """Baselines from the group: a completion's reward against those of the other completions of its prompt."""
 
+import math
+
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Int
 
-from rljax._checks import require_between, require_shape
+from rljax._checks import ranges, require_shape
+from rljax._guards import rounding_of
+from rljax._sharding import gathered
 from rljax.advantage._outcomes import (
     Advantages,
     Mask,
@@ -62,6 +66,26 @@ def length_weighted(rewards: Rewards, mask: Mask) -> Advantages:
     return on_tokens(deviation(centred, lengths, present), mask)
 
 
+def max_rl(rewards: Rewards, mask: Mask) -> Advantages:
+    """The reward's excess over its group's mean, as a share of that mean (MaxRL, 2602.02710).
+
+        (R − mean)/mean, 0 if the mean is 0
+
+    Of rewards 0 and 1 it weighs a prompt by 1/mean: where few completions are right, each of them counts more. A group
+    of one has A = R. Not verified: read in prime-rl's and SkyRL's code (the group of one in SkyRL's alone), no paper
+    text.
+
+    >>> max_rl(jnp.array([[1.0, 0.0, 0.0, 0.0]]), jnp.ones((1, 4, 1), bool))[..., 0].tolist()  # over a mean of ¼
+    [[3.0, -1.0, -1.0, -1.0]]
+    """
+    mask, centred, present, count = outcomes(rewards, mask)
+    R = jnp.where(present, totals(*checked(rewards, mask)), 0.0)
+    mean, size = (jnp.sum(x, axis=1, keepdims=True) / jnp.maximum(count, 1) for x in (R, jnp.abs(R)))
+    nothing = jnp.abs(mean) <= rounding_of(size)
+    excess = deviation(centred, present, present) / jnp.where(nothing, 1.0, mean)
+    return on_tokens(jnp.where(count == 1, R, jnp.where(nothing, 0.0, excess)), mask)
+
+
 def pass_at_k(rewards: Rewards, mask: Mask) -> Advantages:
     """The best completion gets its lead over the second best, R₁ − R₂; all others 0 (pass@k training, 2503.19595).
 
@@ -76,7 +100,7 @@ def pass_at_k(rewards: Rewards, mask: Mask) -> Advantages:
     best = present & (jnp.arange(ranked.shape[1])[None] == jnp.argmax(ranked, axis=1, keepdims=True))
     second = jnp.max(ranked, axis=1, keepdims=True, where=present & ~best, initial=-jnp.inf)
     lead = jnp.where(best & (count > 1), -jnp.where(count > 1, second, 0.0), 0.0)  # the best stands at 0
-    return on_tokens(lead, mask)
+    return on_tokens(jnp.where(jnp.isnan(centred), centred, lead), mask)  # the best of NaNs is not known
 
 
 def task_relative(rewards: Rewards, mask: Mask, *, task: Int[Array, "P"]) -> Advantages:
@@ -93,14 +117,14 @@ def task_relative(rewards: Rewards, mask: Mask, *, task: Int[Array, "P"]) -> Adv
      [-1.2247]]
     """
     mask, centred, present, _ = outcomes(rewards, mask)
-    task = jnp.asarray(task)
     require_shape(mask.shape[:1], "mask's first axis", task=task)
+    task = gathered(jnp.asarray(task))
     same = (task[:, None] == task[None, :]).astype(centred.dtype)
     members = present.astype(centred.dtype)
     R = jnp.where(present, totals(*checked(rewards, mask)), 0.0)
 
     def over_task(values):
-        return jnp.matmul(same, jnp.sum(values, axis=1), precision=lax.Precision.HIGHEST)[:, None]
+        return jnp.matmul(same, gathered(jnp.sum(values, axis=1)), precision=lax.Precision.HIGHEST)[:, None]
 
     count = over_task(members)
     mean = over_task(R) / jnp.maximum(count, 1)
@@ -109,6 +133,7 @@ def task_relative(rewards: Rewards, mask: Mask, *, task: Int[Array, "P"]) -> Adv
     return on_tokens(deviation(centred, present, present) / (std + 1e-6), mask)
 
 
+@ranges(slope=(0, math.inf))
 def policy_improvement(
     rewards: Rewards, mask: Mask, *, improvement: float | Array, slope: float | Array = 0.1
 ) -> Advantages:
@@ -123,7 +148,6 @@ def policy_improvement(
     >>> policy_improvement(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool), improvement=0.5).tolist()  # ½ · 2 · ±1/2
     [[[0.5, 0.5, 0.5], [-0.5, -0.5, -0.5]]]
     """
-    require_between("slope", slope, 0)
     mask, centred, present, count = outcomes(rewards, mask)
     deviations = deviation(centred, present, present)
     improvement = jnp.asarray(improvement, centred.dtype)

@@ -5,7 +5,8 @@ from jax import Array, lax
 from jaxtyping import Int
 
 from rljax._checks import require_shape
-from rljax.advantage._outcomes import Advantages, Mask, Rewards, deviation, outcomes, spread_of
+from rljax._sharding import gathered
+from rljax.advantage._outcomes import Advantages, Mask, Rewards, deviation, outcomes, spread_of, trained
 
 
 def prefix_tree(rewards: Rewards, mask: Mask, *, tokens: Int[Array, "P G T"]) -> Advantages:
@@ -22,8 +23,8 @@ def prefix_tree(rewards: Rewards, mask: Mask, *, tokens: Int[Array, "P G T"]) ->
       [-0.7071 -1.4142 -0.7071]]]
     """
     mask, centred, present, count = outcomes(rewards, mask)
-    tokens = jnp.asarray(tokens)
     require_shape(mask.shape, "mask", tokens=tokens)
+    tokens, mask = gathered(jnp.asarray(tokens), 2), gathered(mask, 2)
     order = jnp.argsort(~mask, axis=-1, stable=True)  # trained tokens first, in order
     alive, tokens = (jnp.take_along_axis(x, order, axis=-1) for x in (mask, tokens))
     same = (tokens[:, :, None] == tokens[:, None]) & alive[:, :, None] & alive[:, None]
@@ -37,4 +38,4 @@ def prefix_tree(rewards: Rewards, mask: Mask, *, tokens: Int[Array, "P G T"]) ->
     std = spread_of(centred, present, count)[..., None]
     advantages = (deviations + value - before) / (std + 1e-6)
     ordinal = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
-    return jnp.where(mask, jnp.take_along_axis(advantages, ordinal, axis=-1), 0.0)
+    return trained(jnp.take_along_axis(advantages, ordinal, axis=-1), mask)

@@ -4,12 +4,14 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from rljax._checks import accumulators, require_between, require_shape
-from rljax.advantage._outcomes import Advantages, Mask, Rewards, checked, returns_of
+from rljax._checks import SHARE, accumulators, ranges, require_shape
+from rljax._sharding import gathered
+from rljax.advantage._outcomes import Advantages, Mask, Rewards, checked, returns_of, trained
 from rljax.advantage.combine import whiten, whitened
 from rljax.advantage.group import mean_baseline
 
 
+@ranges(gamma=SHARE)
 def discounted_returns(rewards: Rewards, mask: Mask, *, gamma: float | Array = 1.0) -> Advantages:
     """The discounted reward-to-go, G_t = Σ_{j≥t} γ^{j−t} r_j over the completion's trained tokens.
 
@@ -18,7 +20,6 @@ def discounted_returns(rewards: Rewards, mask: Mask, *, gamma: float | Array = 1
     >>> discounted_returns(jnp.array([[1.0, 2.0]]), jnp.ones((1, 2, 3), bool), gamma=0.5).tolist()
     [[[0.25, 0.5, 1.0], [0.5, 1.0, 2.0]]]
     """
-    _require_share("gamma", gamma)
     rewards, mask = checked(rewards, mask)
     r = per_token(rewards, mask)
     gamma = jnp.asarray(gamma, r.dtype)
@@ -28,9 +29,10 @@ def discounted_returns(rewards: Rewards, mask: Mask, *, gamma: float | Array = 1
         later = jnp.where(chosen, reward + gamma * later, later)
         return later, later
 
-    return jnp.where(mask, _backwards(step, jnp.zeros_like(r[..., 0]), r, mask), 0.0)
+    return trained(_backwards(step, jnp.zeros_like(r[..., 0]), r, mask), mask)
 
 
+@ranges(gamma=SHARE)
 def reinforce_plus_plus(rewards: Rewards, mask: Mask, *, gamma: float | Array = 1.0) -> Advantages:
     """REINFORCE++: discounted returns, whitened over the batch's trained tokens (2501.03262).
 
@@ -64,9 +66,10 @@ def remax(rewards: Rewards, mask: Mask, *, greedy_rewards: Float[Array, "P"]) ->
     rewards, mask = checked(rewards, mask)
     require_shape(mask.shape[:1], "mask's first axis", greedy_rewards=greedy_rewards)
     rewards, greedy_rewards = accumulators(rewards=rewards, greedy_rewards=greedy_rewards)
-    return jnp.where(mask, returns_of(rewards, mask) - greedy_rewards[:, None, None], 0.0)
+    return trained(returns_of(rewards, mask) - greedy_rewards[:, None, None], mask)
 
 
+@ranges(gamma=SHARE, lam=SHARE)
 def generalized_advantage_estimation(
     rewards: Rewards,
     mask: Mask,
@@ -89,12 +92,10 @@ def generalized_advantage_estimation(
     >>> generalized_advantage_estimation(rewards, mask, values=values, lam=0.5).tolist()
     [[[-0.125, 0.25, 1.0], [0.0, 0.0, 0.0]]]
     """
-    _require_share("gamma", gamma)
-    _require_share("lam", lam)
     rewards, mask = checked(rewards, mask)
     require_shape(mask.shape, "mask", values=values)
     rewards, values = accumulators(rewards=rewards, values=values)
-    values = lax.stop_gradient(jnp.where(mask, values, 0.0))
+    values = gathered(jnp.where(mask, values, 0.0), 2)
     gamma, lam = (jnp.asarray(x, values.dtype) for x in (gamma, lam))
 
     def step(later, now):
@@ -104,22 +105,19 @@ def generalized_advantage_estimation(
         return (jnp.where(chosen, value, next_value), jnp.where(chosen, advantage, next_advantage)), advantage
 
     zeros = jnp.zeros_like(values[..., 0])
-    return jnp.where(mask, _backwards(step, (zeros, zeros), per_token(rewards, mask), values, mask), 0.0)
+    return trained(_backwards(step, (zeros, zeros), per_token(rewards, mask), values, mask), mask)
 
 
 def per_token(rewards: Array, mask: Array) -> Array:
     """r_t [P, G, T]: a dense reward at the trained tokens, or the outcome at the last of them."""
+    mask = gathered(mask, 2)
     if rewards.ndim == 3:
-        return jnp.where(mask, rewards, 0.0)
+        return jnp.where(mask, gathered(rewards, 2), 0.0)
     later = lax.cumsum(mask.astype(jnp.int32), axis=2, reverse=True)
     return jnp.where(mask & (later == 1), rewards[..., None], 0.0)
 
 
 def _backwards(step, start, *arrays: Array) -> Array:
     """What `step` returns at each time, from the last to the first; arrays are [P, G, T]."""
-    _, out = lax.scan(step, start, [jnp.moveaxis(x, -1, 0) for x in arrays], reverse=True)
+    _, out = lax.scan(step, start, [jnp.moveaxis(gathered(x, 2), -1, 0) for x in arrays], reverse=True)
     return jnp.moveaxis(out, 0, -1)
-
-
-def _require_share(name: str, value: float | Array) -> None:
-    require_between(name, value, 0, 1 + 1e-9)

@@ -9,7 +9,8 @@ from jaxtyping import Float
 
 from rljax import _segments
 from rljax._checks import accumulators, require_mask, require_shape
-from rljax.advantage._outcomes import Advantages, Mask, Rewards, checked, greatest, returns_of
+from rljax._sharding import gathered
+from rljax.advantage._outcomes import Advantages, Mask, Rewards, checked, less_greatest, returns_of, trained
 
 Tokens = Float[Array, "P G T"]
 
@@ -64,7 +65,7 @@ def exact_energy_baseline(rewards: Rewards, mask: Mask, *, energy: Tokens) -> Ad
     """
     mask = require_mask(mask, "P G T")
     require_shape(mask.shape, "mask", energy=energy)
-    (energy,) = accumulators(energy=energy)
+    energy = gathered(*accumulators(energy=energy), 2)
     return _token_baseline(rewards, mask, partial(_held, jnp.maximum(energy, 0.0)), _everyone)
 
 
@@ -77,7 +78,7 @@ def _energy(proxy, importance, mask) -> Array:
     importance = jnp.ones_like(proxy) if importance is None else importance
     require_shape(mask.shape, "mask", proxy=proxy, importance=importance)
     proxy, importance = accumulators(proxy=proxy, importance=importance)
-    return _segments.row_cumulative(jnp.where(mask, jnp.maximum(proxy, 0.0) * importance**2, 0.0))
+    return _segments.row_cumulative(gathered(jnp.where(mask, jnp.maximum(proxy, 0.0) * importance**2, 0.0), 2))
 
 
 def _held(x: Array, mask: Array) -> Array:
@@ -90,6 +91,7 @@ def _held(x: Array, mask: Array) -> Array:
 def _token_baseline(rewards, mask, energy: Callable, sum_over: Callable) -> Array:
     """`energy(mask)` is W; `sum_over` sums over the members compared with."""
     rewards, mask = checked(rewards, mask)
+    mask = gathered(mask, 2)
     returns = rewards[..., None] if rewards.ndim == 2 else _held(returns_of(rewards, mask), mask)
 
     def by_column():
@@ -102,7 +104,7 @@ def _token_baseline(rewards, mask, energy: Callable, sum_over: Callable) -> Arra
         packed = _less_mean(G, W, alive, sum_over)
         return jnp.where(mask, jnp.take_along_axis(packed, jnp.maximum(_segments.ordinal(mask) - 1, 0), axis=-1), 0.0)
 
-    return lax.cond(_aligned(mask), by_column, by_ordinal)
+    return trained(lax.cond(_aligned(mask), by_column, by_ordinal), mask)
 
 
 def _aligned(mask: Array) -> Array:
@@ -120,7 +122,7 @@ def _less_mean(returns: Array, energy: Array, alive: Array, sum_over: Callable) 
     among = jnp.where(count > 1, alive, present)
     members = among & ~((count == 1) & alive)
     seen = present if returns.shape == present.shape else among  # an outcome is the same at every ordinal
-    values = jnp.where(seen, returns - greatest(returns, seen), 0.0)
+    values = less_greatest(returns, seen)
     return jnp.where(alive, values - _weighted_mean(values, energy, members, sum_over), 0.0)
 
 
@@ -129,13 +131,13 @@ def _weighted_mean(values: Array, weights: Array, members: Array, sum_over: Call
     one = jnp.ones_like(values)
     weights = jnp.where(members, weights, 0.0)
     total = sum_over(weights, one)
-    weighted = sum_over(weights, values) / jnp.where(total > 0, total, 1.0)
+    weighted = sum_over(weights, values) / jnp.where(total == 0, 1.0, total)  # a NaN energy stays one
 
     def plain():
         equal = members.astype(values.dtype)
-        return jnp.where(total > 0, weighted, sum_over(equal, values) / jnp.maximum(sum_over(equal, one), 1))
+        return jnp.where(total == 0, sum_over(equal, values) / jnp.maximum(sum_over(equal, one), 1), weighted)
 
-    return lax.cond(jnp.any((total <= 0) & jnp.any(members, axis=1, keepdims=True)), plain, lambda: weighted)
+    return lax.cond(jnp.any((total == 0) & jnp.any(members, axis=1, keepdims=True)), plain, lambda: weighted)
 
 
 def _everyone(weights: Array, values: Array) -> Array:

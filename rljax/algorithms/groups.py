@@ -7,7 +7,7 @@ from jax import Array
 from rljax import advantage, aggregation, ratio
 from rljax.objective import PolicyGradient
 
-__all__ = ["balanced_grpo", "dapo", "dr_grpo", "grpo"]
+__all__ = ["balanced_grpo", "dapo", "dr_grpo", "grpo", "max_rl"]
 
 
 def grpo(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradient:
@@ -77,5 +77,24 @@ def balanced_grpo(*, low: float | Array = 0.2, high: float | Array = 0.2) -> Pol
     return PolicyGradient(
         advantage=advantage.group_relative,
         aggregation=aggregation.balanced,
+        ratio=partial(ratio.clip, low=low, high=high),
+    )
+
+
+def max_rl(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradient:
+    """MaxRL (2602.02710): rewards over their group's mean, so that a group weighs more the rarer its successes.
+
+        A = (R − mean R)/mean R, 0 if the mean is 0,    w = 1/M,    e^f = clip_A(r)
+
+    For rewards ≥ 0; a group of one has A = R. Aggregation and clip are ours. Not verified from the paper: the advantage
+    was read in prime-rl's and SkyRL's code.
+
+    >>> import jax.numpy as jnp
+    >>> max_rl().advantage(jnp.array([[1.0, 0.0, 0.0, 0.0]]), jnp.ones((1, 4, 1), bool)).tolist()
+    [[[3.0], [-1.0], [-1.0], [-1.0]]]
+    """
+    return PolicyGradient(
+        advantage=advantage.max_rl,
+        aggregation=aggregation.token_mean,
         ratio=partial(ratio.clip, low=low, high=high),
     )

@@ -8,12 +8,26 @@ some tokens no weight (`balanced`, where A = 0) exempts them, and so does leavin
 `rewards.informative` finds to carry no signal: to penalise them, `dataclasses.replace` the weights, or keep them in the
 batch.
 
+Only the first argument (logp, the entropy, the values, …) is differentiated: all else, the whole batch among it, is a
+constant. A token with mask false or segment id 0 is not trained and may hold anything; a NaN of a trained token gives
+NaN, and a selection keeps it.
+
 An estimator maps ℓ = log π_θ − log π_ref of a token sampled from π_θ to an estimate of KL(π_θ ‖ π_ref), nats
-(Schulman 2020, "Approximating KL divergence").
+(Schulman 2020, "Approximating KL divergence"). Its value and its gradient are two matters, since the samples are not
+differentiated. With samples of π_θ:
+
+| estimator | value | gradient |
+|---|---|---|
+| `k1` | KL(π_θ ‖ π_ref) | 0 |
+| `k2` | biased | that of KL(π_θ ‖ π_ref) |
+| `k3` | KL(π_θ ‖ π_ref) | that of the other direction, KL(π_ref ‖ π_θ) |
+| `straight_through(k3)`, the default | KL(π_θ ‖ π_ref) | that of KL(π_θ ‖ π_ref) |
+
+With samples of an older policy all of these are off, and `kl_corrected` is not.
 """
 
-from rljax.penalty.estimators import k1, k2, k3, kl, kl_cov, quadratic, straight_through
-from rljax.penalty.selection import clip_cov, confident_negatives, covariance
+from rljax.penalty.estimators import k1, k2, k3, kl, kl_corrected, kl_cov, quadratic, straight_through
+from rljax.penalty.selection import clip_cov, confident_negatives, covariance, top_entropy
 from rljax.penalty.values import entropy_bonus, exact_kl, value_loss
 
 __all__ = [
@@ -26,8 +40,10 @@ __all__ = [
     "k2",
     "k3",
     "kl",
+    "kl_corrected",
     "kl_cov",
     "quadratic",
     "straight_through",
+    "top_entropy",
     "value_loss",
 ]

@@ -1,8 +1,8 @@
-"""Weighted sums over a batch's tokens."""
+"""Weighted sums over a batch's tokens, in which only the prediction is differentiated."""
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from rljax._checks import accumulators, require_mask, require_shape
 from rljax.objective import Batch
@@ -10,13 +10,26 @@ from rljax.objective import Batch
 Tokens = Float[Array, "*B T"]
 
 
-def weighted(batch: Batch, **arrays) -> tuple[Array, ...]:
-    """The arrays in the dtype of sums and 0 outside the mask, then the weights, and where they count."""
+def trained(batch: Batch) -> Bool[Array, "*B T"]:
+    """True at the trained tokens: mask true, and a segment id that is not 0."""
     mask = require_mask(batch.mask)
+    if batch.segment_ids is None:
+        return mask
+    require_shape(mask.shape, "mask", segment_ids=batch.segment_ids)
+    return mask & (jnp.asarray(batch.segment_ids) != 0)
+
+
+def weighted(batch: Batch, **arrays) -> tuple[Array, ...]:
+    """The arrays in the dtype of sums and 0 outside the mask, then the weights, and where they count.
+
+    Of the arrays only the first has a gradient; the others are constants.
+    """
+    mask = trained(batch)
     require_shape(mask.shape, "mask", weights=batch.weights, **arrays)
     *arrays, weights = accumulators(**arrays, weights=batch.weights)
     live = mask & (weights != 0)
-    return *(jnp.where(live, x, 0.0) for x in arrays), lax.stop_gradient(jnp.where(live, weights, 0.0)), live
+    prediction, *constants, weights = (jnp.where(live, x, 0.0) for x in (*arrays, weights))
+    return prediction, *lax.stop_gradient((*constants, weights)), live
 
 
 def weighted_sum(weights: Array, x: Array, live: Array) -> Array:

@@ -6,14 +6,15 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from rljax._guards import with_gradient_of
-from rljax.objective import Batch, log_ratios
-from rljax.penalty._weighted import Tokens, weighted, weighted_sum
+from rljax._checks import require_floating
+from rljax._guards import finite, with_gradient_of
+from rljax.objective import Batch
+from rljax.penalty._weighted import Tokens, trained, weighted, weighted_sum
 from rljax.penalty.selection import covariance, largest, number_of
 
 
 def k1(log_ratio: Tokens) -> Tokens:
-    """ℓ: unbiased, may be negative; as a loss its expected gradient is 0: put it in a reward, or straight-through.
+    """ℓ: unbiased, may be negative. As a loss its expected gradient is 0: put it in a reward, or straight-through.
 
     >>> print(k1(jnp.log(jnp.array([0.5, 1.0, 2.0]))))
     [-0.6931  0.      0.6931]
@@ -22,7 +23,7 @@ def k1(log_ratio: Tokens) -> Tokens:
 
 
 def k2(log_ratio: Tokens) -> Tokens:
-    """½ℓ²: biased, never negative; its expected on-policy gradient is that of the KL.
+    """½ℓ²: biased, never negative. Its expected on-policy gradient is that of KL(π_θ ‖ π_ref).
 
     >>> k2(jnp.array([-1.0, 0.0, 0.5])).tolist()
     [0.5, 0.0, 0.125]
@@ -31,7 +32,10 @@ def k2(log_ratio: Tokens) -> Tokens:
 
 
 def k3(log_ratio: Tokens) -> Tokens:
-    """e^{−ℓ} − 1 + ℓ: unbiased, never negative (GRPO's). Not clamped: a clamp would zero its gradient.
+    """e^{−ℓ} − 1 + ℓ: unbiased, never negative (GRPO's). Its gradient is that of the forward KL(π_ref ‖ π_θ).
+
+    As a loss it therefore covers π_ref's mass instead of seeking its mode; `straight_through(k3)` has its value and the
+    gradient of KL(π_θ ‖ π_ref). Not clamped: a clamp would zero its gradient.
 
     >>> print(k3(jnp.log(jnp.array([0.5, 1.0, 2.0]))))  # 2 − 1 − log 2, 0, ½ − 1 + log 2
     [0.307 0.    0.193]
@@ -42,7 +46,7 @@ def k3(log_ratio: Tokens) -> Tokens:
 def straight_through(value: Callable, gradient: Callable = k2) -> Callable:
     """An estimator with the value of one and the gradient of another, k2's unless said.
 
-    sg(value(ℓ) − gradient(ℓ)) + gradient(ℓ)
+        sg(value(ℓ) − gradient(ℓ)) + gradient(ℓ)
 
     >>> import jax
     >>> value, gradient = jax.value_and_grad(straight_through(k3))(jnp.log(2.0))
@@ -56,20 +60,54 @@ def straight_through(value: Callable, gradient: Callable = k2) -> Callable:
     return estimator
 
 
-def kl(logp: Tokens, batch: Batch, *, estimator: Callable = k3) -> Float[Array, ""]:
-    """Σ w · k(ℓ) with ℓ = logp − ref_logp: an estimate of KL(π_θ ‖ π_ref), nats, where the weights sum to one.
+def kl(logp: Tokens, batch: Batch, *, estimator: Callable = straight_through(k3)) -> Float[Array, ""]:  # noqa: B008
+    """Σ w · k(ℓ) with ℓ = logp − ref_logp: an estimate of KL(π_θ ‖ π_ref), nats, if the weights sum to one.
 
-    ValueError where `batch.ref_logp` is None or shapes differ.
+    The default has the value of k3 and the gradient of k2, so that on-policy both are those of KL(π_θ ‖ π_ref). For
+    tokens of an older policy: `kl_corrected`.
 
+    ValueError if `batch.ref_logp` is None or shapes differ.
+
+    >>> import jax
     >>> batch = Batch(mask=jnp.ones(2, bool), old_logp=jnp.zeros(2), advantages=jnp.zeros(2),
     ...               weights=jnp.array([0.5, 0.5]), ref_logp=jnp.log(jnp.array([0.25, 0.5])))
-    >>> print(kl(jnp.log(jnp.array([0.5, 0.5])), batch))  # ½ (½ − 1 + log 2)
-    0.0966
+    >>> value, gradient = jax.value_and_grad(kl)(jnp.log(jnp.array([0.5, 0.5])), batch)
+    >>> print(value, gradient)  # ½ (½ − 1 + log 2), and ½ log 2 at the first token
+    0.0966 [0.3466 0.    ]
     """
+    logp, ref_logp, weights, live = weighted(batch, logp=logp, ref_logp=_reference(batch))
+    return weighted_sum(weights, estimator(logp - ref_logp), live)
+
+
+def kl_corrected(logp: Tokens, batch: Batch) -> Float[Array, ""]:
+    """Σ w · r · k3(ℓ): k3 importance-weighted, KL(π_θ ‖ π_ref) from tokens of π_old (DeepSeek-V3.2, 2512.02556).
+
+        r = e^{logp − old_logp},    ℓ = logp − ref_logp
+
+    r is differentiated, so under samples of π_old, position by position, value and gradient are exactly those of
+    KL(π_θ ‖ π_ref), in expectation. r is not clipped: far from π_old its variance is large. Not verified: read in
+    trainers' code, no paper text. ValueError if `batch.ref_logp` is None or shapes differ.
+
+    >>> import jax
+    >>> batch = Batch(mask=jnp.ones(1, bool), old_logp=jnp.log(jnp.array([0.25])), advantages=jnp.zeros(1),
+    ...               weights=jnp.ones(1), ref_logp=jnp.log(jnp.array([0.25])))
+    >>> value, gradient = jax.value_and_grad(kl_corrected)(jnp.log(jnp.array([0.5])), batch)  # r = 2, ℓ = log 2
+    >>> print(value, gradient)  # 2 (½ − 1 + log 2), and that + 2 (1 − ½): 2 log 2
+    0.3863 [1.3863]
+    """
+    require_floating(logp=logp, old_logp=batch.old_logp)
+    ref_logp = _reference(batch)
+    logp, ref_logp, old_logp, weights, live = weighted(batch, logp=logp, ref_logp=ref_logp, old_logp=batch.old_logp)
+    l, moved = finite(logp - ref_logp), finite(logp - old_logp)
+    down = jnp.minimum(l, 0.0)  # e^{−ℓ} and r are multiplied before either overflows
+    k3_less = jnp.where(l < 0, down * jnp.exp(down) - jnp.expm1(down), jnp.expm1(down - l) + l - down)  # k3 e^down
+    return weighted_sum(weights, jnp.exp(moved - down) * k3_less, live)
+
+
+def _reference(batch: Batch) -> Array:
     if batch.ref_logp is None:
         raise ValueError("Batch.ref_logp is None: give Batch(ref_logp=…), log π_ref of the batch's tokens")
-    logp, ref_logp, weights, live = weighted(batch, logp=logp, ref_logp=batch.ref_logp)
-    return weighted_sum(weights, estimator(jnp.where(live, logp - ref_logp, 0.0)), live)
+    return batch.ref_logp
 
 
 def quadratic(logp: Tokens, batch: Batch) -> Float[Array, ""]:
@@ -83,7 +121,7 @@ def quadratic(logp: Tokens, batch: Batch) -> Float[Array, ""]:
     >>> float(quadratic(jnp.array([1.0, -0.5]), batch))  # ½ (½ + ⅛)
     0.3125
     """
-    log_ratio, weights, live = weighted(batch, log_ratio=log_ratios(logp, batch))
+    log_ratio, weights, live = _log_ratios(logp, batch)
     return weighted_sum(weights, 0.5 * log_ratio**2, live)
 
 
@@ -97,6 +135,15 @@ def kl_cov(logp: Tokens, batch: Batch, *, share: float | Array = 2e-4) -> Float[
     >>> float(kl_cov(jnp.array([-1.0, -2.0, -3.0]), batch))  # |ℓ| of the first token, of covariance 2
     0.5
     """
-    log_ratio, weights, live = weighted(batch, log_ratio=log_ratios(logp, batch))
-    chosen = largest(jnp.where(batch.mask, covariance(logp, batch), -jnp.inf), number_of(batch.mask, share))
-    return weighted_sum(weights, jnp.where(chosen, jnp.abs(log_ratio), 0.0), live)
+    log_ratio, weights, live = _log_ratios(logp, batch)
+    mask, c = trained(batch), covariance(logp, batch)
+    chosen = largest(jnp.where(mask, c, -jnp.inf), number_of(mask, share))
+    moved = jnp.where(chosen, jnp.abs(log_ratio), 0.0)
+    return weighted_sum(weights, jnp.where(jnp.isnan(c), c, moved), live)  # among NaNs none is the largest
+
+
+def _log_ratios(logp: Tokens, batch: Batch) -> tuple[Array, Array, Array]:
+    """ℓ = logp − old_logp, the weights, and where they count."""
+    require_floating(logp=logp, old_logp=batch.old_logp)
+    logp, old_logp, weights, live = weighted(batch, logp=logp, old_logp=batch.old_logp)
+    return finite(logp - old_logp), weights, live

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
-from rljax._checks import accumulators, require_between, require_mask, require_shape
+from rljax._checks import accumulators, require_between, require_mask, require_shape, require_share
 from rljax.objective import Batch, earns, policy_loss
-from rljax.penalty._weighted import Tokens
+from rljax.penalty._weighted import Tokens, trained
 
 
 def covariance(logp: Tokens, batch: Batch) -> Tokens:
@@ -22,7 +22,7 @@ def covariance(logp: Tokens, batch: Batch) -> Tokens:
     >>> covariance(jnp.array([-1.0, -2.0, -3.0]), batch).tolist()  # (2, −1, −1) · (1, 0, −1)
     [2.0, -0.0, 1.0]
     """
-    mask = require_mask(batch.mask)
+    mask = trained(batch)
     require_shape(mask.shape, "mask", logp=logp, advantages=batch.advantages)
     logp, advantages = accumulators(logp=logp, advantages=batch.advantages)
     count = jnp.maximum(jnp.sum(mask), 1).astype(logp.dtype)
@@ -60,7 +60,7 @@ def clip_cov(
     moved = jax.grad(policy_loss)(lax.stop_gradient(logp), batch, ratio) != 0
     candidates = earns(batch) & moved & (c > low) & (c < high)
     lots = jnp.where(candidates, jax.random.uniform(key, c.shape, jnp.float32), -jnp.inf)
-    return ~(candidates & largest(lots, number_of(batch.mask, share)))
+    return ~(candidates & largest(lots, number_of(trained(batch), share)))
 
 
 def confident_negatives(entropy: Tokens, batch: Batch, *, threshold: float | Array) -> Bool[Array, "*B T"]:
@@ -79,9 +79,29 @@ def confident_negatives(entropy: Tokens, batch: Batch, *, threshold: float | Arr
     return ~((batch.advantages < 0) & (entropy > jnp.asarray(threshold, entropy.dtype)))
 
 
+def top_entropy(
+    entropy: Float[Array, "P G T"], mask: Bool[Array, "P G T"], *, share: float | Array = 0.2
+) -> Bool[Array, "P G T"]:
+    """The mask at the tokens of highest entropy: k = max(1, ⌊share · tokens⌋) of those it is given (2506.01939).
+
+    To train those alone, give the result as the mask; to keep the others in the denominators, zero their weights. The
+    earlier of equals, and a NaN before all others. Of the whole step's tokens: microbatches do not add. share in
+    [0, 1]. Not verified: the share is the paper's as quoted by others, no paper text.
+
+    >>> entropy, mask = jnp.array([[[0.1, 2.0, 0.5, 3.0, 9.0]]]), jnp.array([[[True, True, True, True, False]]])
+    >>> top_entropy(entropy, mask, share=0.5).tolist()
+    [[[False, True, False, True, False]]]
+    """
+    mask = require_mask(mask)
+    require_shape(mask.shape, "mask", entropy=entropy)
+    (entropy,) = accumulators(entropy=entropy)
+    entropy = jnp.where(jnp.isnan(entropy), jnp.inf, entropy)
+    return mask & largest(jnp.where(mask, entropy, -jnp.inf), number_of(mask, share))
+
+
 def number_of(mask: Array, share) -> Array:
     """k = max(1, ⌊share · tokens⌋)."""
-    require_between("share", share, 0, 1 + 1e-9)
+    require_share("share", share)
     return jnp.maximum(1, jnp.floor(share * jnp.sum(mask).astype(jnp.float32))).astype(jnp.int32)
 
 

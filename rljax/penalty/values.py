@@ -1,7 +1,7 @@
 """The exact KL divergence, the entropy bonus, and the loss of a value function."""
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Float
 
 from rljax._checks import require_between
@@ -48,8 +48,7 @@ def value_loss(
     """
     require_between("limit", limit, 0)
     values, returns, old_values, weights, live = weighted(batch, values=values, returns=returns, old_values=old_values)
-    limit = jnp.asarray(limit, values.dtype)
-    returns, old_values = lax.stop_gradient((returns, old_values))
-    near = jnp.where(jnp.abs(values - old_values) > limit, old_values + jnp.sign(values - old_values) * limit, values)
+    limit, moved = jnp.asarray(limit, values.dtype), values - old_values
+    near = jnp.where(jnp.abs(moved) <= limit, values, old_values + jnp.sign(moved) * limit)  # NaN if either is
     plain, clipped = (values - returns) ** 2, (near - returns) ** 2
-    return weighted_sum(weights, 0.5 * jnp.where(clipped > plain, clipped, plain), live)
+    return weighted_sum(weights, 0.5 * jnp.where(clipped <= plain, plain, clipped), live)

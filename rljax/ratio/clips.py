@@ -149,9 +149,7 @@ def soft_gate(
     return jnp.where(advantages > 0, jnp.log(4.0 / positive), jnp.log(4.0 / negative)) + log_sigmoid
 
 
-@ranges(
-    k_positive=(0, math.inf), lam_positive=(0, math.inf), k_negative=(0, math.inf), lam_negative=(0, math.inf)
-)
+@ranges(k_positive=(0, math.inf), lam_positive=(0, math.inf), k_negative=(0, math.inf), lam_negative=(0, math.inf))
 def gamma_gate(
     log_ratio: Tokens,
     advantages: Tokens,

@@ -41,8 +41,8 @@ def local_gradient(ratio: Callable) -> Callable:
         sg(f(ℓ) − ℓ) + ℓ
 
     Where f pools over tokens, its own gradient gives a token's advantage to other tokens: right for a sequence-level
-    objective (GSPO), wrong for a cumulative ratio, or for an advantage that varies within the sequence. The derivative by
-    a hyper-parameter of f is 0: f's value is a constant here.
+    objective (GSPO), wrong for a cumulative ratio, or for an advantage that varies within the sequence. The derivative
+    by a hyper-parameter of f is 0: f's value is a constant here.
 
     >>> import jax, jax.numpy as jnp
     >>> from rljax.ratio import cumulative

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from rljax import _segments
-from rljax._checks import ranges, require_shape
+from rljax._checks import SHARE, ranges, require_shape
 from rljax._guards import with_gradient_of
 from rljax._segments import Segments
 from rljax.ratio._arguments import Tokens, checked
@@ -73,7 +73,7 @@ def kl_mask(
     return jnp.where(leaves, -jnp.inf, _capped(log_ratio, cap))
 
 
-@ranges(limit=(0, math.inf), slack=(0, math.inf), least=(0, 1 + 1e-9))
+@ranges(limit=(0, math.inf), slack=(0, math.inf), least=SHARE)
 def cumulative_divergence_mask(
     log_ratio: Tokens,
     advantages: Tokens,

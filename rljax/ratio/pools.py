@@ -106,14 +106,14 @@ def power_mean(log_ratio: Tokens, advantages: Tokens, segments: Segments, *, p: 
     mean = _segments.mean(log_ratio, segments)
     deviation = jnp.where(_segments.trained(segments), log_ratio - mean, 0.0)
     near = _segments.maximum(jnp.abs(lax.stop_gradient(p * deviation)), segments) <= 1
-    value = jnp.where(near, mean + _power_mean_near(deviation, near, p, segments), _power_mean_far(log_ratio, near, p, segments))
-    return _on_tokens(value, segments)
+    close, far = _power_mean_near(deviation, near, p, segments), _power_mean_far(log_ratio, near, p, segments)
+    return _on_tokens(jnp.where(near, mean + close, far), segments)
 
 
 def _power_mean_near(deviation: Array, near: Array, p: Array, segments: Segments) -> Array:
     """The power mean less the mean of ℓ, from d = ℓ − mean ℓ, where |pd| ≤ 1; smooth in p, through p = 0.
 
-        (1/p) log (1/n) Σ e^{pd} = pV · log(1 + p²V)/(p²V),    V = (1/n) Σ d²·(e^{pd} − 1 − pd)/(pd)²
+    (1/p) log (1/n) Σ e^{pd} = pV · log(1 + p²V)/(p²V),    V = (1/n) Σ d²·(e^{pd} − 1 − pd)/(pd)²
     """
     d = jnp.where(near, deviation, 0.0)
     v = _segments.mean(d * d * _exp_remainder(p * d), segments)

@@ -72,7 +72,7 @@ def check_needs(algorithm: PolicyGradient, penalty: Callable | None) -> None:
                 raise ValueError(f"{argument} = {name}: requires {field!r}, which {CARRIED[field]} writes: "
                                  "give PolicyGradient(carried=…)")  # fmt: skip
             raise ValueError(f"{argument} = {name}: requires {field!r}, which the trainer does not supply: expected "
-                             f"{', '.join(sorted(supplied))}, or a bound value, partial({name}, {field}=…)")  # fmt: skip
+                             f"{', '.join(sorted(supplied))}; or bind it, partial({name}, {field}=…)")  # fmt: skip
     check("divergence" not in required_fields(algorithm.ratio) or algorithm.top_k is not None, "algorithm.top_k",
           algorithm.top_k, "the number of likeliest tokens that the divergence is taken over, such as 20")  # fmt: skip
 
@@ -84,7 +84,7 @@ def check_groups(algorithm: PolicyGradient, completions: int, train_groups: int)
           f"0: the algorithm's baseline is not its group's (it needs {', '.join(sorted(own))})")  # fmt: skip
     if completions == 1:
         check(not vanishes_alone(algorithm.advantage), "rollout.completions", completions,
-              f"2 or more: {name_of(algorithm.advantage)} of a group of one is 0, and nothing would be learned")  # fmt: skip
+              f"2 or more: {name_of(algorithm.advantage)} of a group of one is 0, so nothing is learned")  # fmt: skip
 
 
 def vanishes_alone(advantage: Callable) -> bool:
