@@ -48,8 +48,13 @@ def token_stats(
     `tile` is (tokens, vocabulary), the logits that it holds at a time; the default takes little memory.
 
     All three outputs are differentiable in `hidden`, `unembedding` and `bias`, by reverse mode only (twice with None or
-    "chunked"); τ > 0 and c > 0 may be traced but count as constants.  Logits must be within ±10³⁷.  The proxy is that
-    of the optimal token baseline (2602.07078).
+    "chunked"); τ > 0 and c > 0 may be traced but count as constants.  The proxy is that of the optimal token baseline
+    (2602.07078).
+
+    A token is banned if z/τ ≤ −10³⁰, for instance by a bias of −∞, even with a soft cap.  Its π is exactly 0, the
+    statistics are those of the other tokens, and the gradient of its logit is 0.  If the target is banned, logp is −∞
+    without a gradient; if all tokens are, the entropy is 0 and the proxy is 1.  Other logits must be within ±10²⁹; NaN
+    gives NaN.  `hidden` and `unembedding` must be finite: it is the bias that may be −∞.
 
     Raises ValueError for ranks, sizes, a temperature or an implementation that do not fit, TypeError for dtypes.
 

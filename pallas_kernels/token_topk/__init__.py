@@ -39,8 +39,8 @@ def token_topk(
     Both are [N, k], int32 and the dtype of the statistics.  All arguments but k, from 1 to the size of the vocabulary,
     are those of `token_stats`, and so is π.  A row whose `mask` is false or whose target is outside [0, vocab_size) has
     0 for its statistics, ids and logp, whatever it holds; 0 is some token's id, so such rows are for the same mask to
-    leave out.  Padding rows of the weight are never among the ids.  With `axis_name` the ids count over the whole
-    vocabulary, and the outputs are the same on each device of that axis.
+    leave out.  Banned tokens come last, of logp −∞.  Padding rows of the weight are never among the ids.  With
+    `axis_name` the ids count over the whole vocabulary, and the outputs are the same on each device of that axis.
 
     Statistics, ids and logp are constants: no gradient passes.  `token_stats` has the gradients.
 
