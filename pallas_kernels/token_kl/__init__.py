@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from pallas_kernels._dispatch import chosen, require
+from pallas_kernels._dispatch import chosen, on_explicit_axes, require, rows_of
 from pallas_kernels._vocabulary.arguments import check_bias, check_scalar
 from pallas_kernels.token_kl import chunked, reference
 
@@ -14,6 +14,7 @@ Bias = Float[Array, " V"] | None
 IMPLEMENTATIONS = {"reference": reference.token_kl, "chunked": chunked.token_kl}
 
 
+@on_explicit_axes(rows_of)
 def token_kl(
     hidden: Float[Array, "N D"],
     unembedding: Float[Array, "V D"],

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from pallas_kernels._dispatch import on_explicit_axes, rows_of
 from pallas_kernels._vocabulary.arguments import check, columns_of, inputs_of
 from pallas_kernels._vocabulary.types import Tile, TokenStats, dtypes
 from pallas_kernels.token_stats._implementations import implementation_of
@@ -11,6 +12,7 @@ from pallas_kernels.token_stats._implementations import implementation_of
 __all__ = ["TokenStats", "token_stats"]
 
 
+@on_explicit_axes(rows_of)
 def token_stats(
     hidden: Float[Array, "N D"],
     unembedding: Float[Array, "V D"],

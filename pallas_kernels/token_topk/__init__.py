@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from pallas_kernels._dispatch import chosen, require
+from pallas_kernels._dispatch import chosen, on_explicit_axes, require, rows_of
 from pallas_kernels._vocabulary.arguments import check, columns_of, inputs_of, is_integer
 from pallas_kernels._vocabulary.types import Tile
 from pallas_kernels.token_stats import TokenStats
@@ -16,6 +16,7 @@ __all__ = ["TopTokens", "token_topk"]
 IMPLEMENTATIONS = {"reference": reference.token_topk, "chunked": chunked.token_topk}
 
 
+@on_explicit_axes(rows_of)
 def token_topk(
     hidden: Float[Array, "N D"],
     unembedding: Float[Array, "V D"],
