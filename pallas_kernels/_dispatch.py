@@ -1,7 +1,8 @@
 """Shared by all kernels: choice of the implementation, argument checks, and dtypes."""
 
 from collections.abc import Callable, Iterable
-from functools import partial, reduce
+from functools import partial, reduce, wraps
+from inspect import signature
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
+from jax.sharding import NamedSharding, PartitionSpec
 
 PLATFORMS = {"tpu": ("tpu",), "gpu": ("cuda",)}  # an implementation, and what XLA calls its platforms
 
@@ -109,3 +111,37 @@ def varying_over(axes: frozenset, *arrays: Array | None) -> tuple[Any, ...]:
         return lax.pcast(x, missing, to="varying") if missing else x
 
     return tuple(map(spread, arrays))
+
+
+def on_explicit_axes(spec: Callable[[PartitionSpec], PartitionSpec]) -> Callable[..., Any]:
+    """A decorator for functions whose loops slice axes that an explicit mesh may shard.
+
+    If an argument is on a mesh with axes of AxisType.Explicit, these are Auto within the function, and its outputs are
+    sharded by `spec` of the first argument's PartitionSpec.
+    """
+
+    def decorate(function):
+        @wraps(function)
+        def call(*arguments, **options):
+            leaves, tree = jax.tree.flatten((arguments, options))
+            arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Array)}
+            mesh = next((mesh for x in arrays.values() if (mesh := jax.typeof(x).sharding.mesh).explicit_axes), None)
+            if mesh is None:
+                return function(*arguments, **options)
+
+            def within(arrays):
+                positional, named = tree.unflatten(arrays.get(i, leaf) for i, leaf in enumerate(leaves))
+                return function(*positional, **named)
+
+            first = next(iter(signature(function).bind(*arguments, **options).arguments.values()))
+            sharding = NamedSharding(mesh, spec(jax.typeof(first).sharding.spec))
+            return jax.sharding.auto_axes(within, axes=mesh.explicit_axes, out_sharding=sharding)(arrays)
+
+        return call
+
+    return decorate
+
+
+def rows_of(spec: PartitionSpec) -> PartitionSpec:
+    """The sharding of the first axis alone."""
+    return PartitionSpec(*spec[:1])
