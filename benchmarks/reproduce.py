@@ -26,14 +26,14 @@ def train(recipe: str, run: Path, *overrides: str) -> dict:
     run.parent.mkdir(parents=True, exist_ok=True)
     log, started = run.with_suffix(".log"), time.time()
     print(f"{recipe}: {run} (its output is in {log})", flush=True)
-    with open(log, "a") as output:
+    with open(log, "a", encoding="utf-8") as output:
         done = subprocess.run([*command, *overrides], stdout=output, stderr=subprocess.STDOUT)
     if done.returncode:
-        tail = "".join(log.read_text().splitlines(keepends=True)[-5:])
+        tail = "".join(log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)[-5:])
         print(f"{recipe}: {run} failed:\n{tail}", flush=True)
         os._exit(1)  # not after the runs in the queue
     print(f"{recipe}: {run} took {(time.time() - started) / 60:.1f} minutes", flush=True)
-    return json.loads((run / "evaluations.json").read_text())
+    return json.loads((run / "evaluations.json").read_text(encoding="utf-8"))
 
 
 def train_all(folder: Path) -> dict[int, dict[str, dict]]:
@@ -78,7 +78,7 @@ def table(results: dict[int, dict[str, dict]]) -> str:
 def main() -> None:
     folder, started = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "runs/reproduce", time.time()
     made = table(train_all(folder))
-    (folder / "table.md").write_text(made + "\n")
+    (folder / "table.md").write_text(made + "\n", encoding="utf-8")
     print(f"\npass@1 in percent ± half a 95 % interval; the last four columns: {TARGET}, the gain in points\n\n{made}")
     print(f"\n{(time.time() - started) / 60:.1f} minutes in this call")
 

@@ -198,7 +198,7 @@ def report(sizes, everything: list[Candidate], minutes: float, path: str | None 
         rows.append(row)
         print(_line(row), flush=True)
         if path is not None:
-            with open(path, "w") as file:
+            with open(path, "w", encoding="utf-8") as file:
                 json.dump(rows, file, indent=1)
     return rows
 

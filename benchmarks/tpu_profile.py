@@ -26,7 +26,7 @@ class Loop(NamedTuple):
 
 def estimated_cycles(folder: Path, kernel: str) -> int:
     """Of the kernel whose name begins so, on one TensorCore, with every grid step counted."""
-    found = [path.read_text() for path in folder.glob(f"{kernel}*_static_llo_profile.textproto")]
+    found = [path.read_text(encoding="utf-8") for path in folder.glob(f"{kernel}*_static_llo_profile.textproto")]
     if len(found) != 1:
         raise ValueError(f"{len(found)} estimates of cycles of {kernel}* in {folder}")
     return int(re.findall(r"estimated_cycles: (\d+)", found[0])[0])
@@ -37,8 +37,8 @@ def main_loops(folder: Path) -> list[Loop]:
     loops = []
     for path in sorted(folder.glob("*-final_hlo-static-per-bundle-utilization.txt")):
         (bundles,) = folder.glob(f"{path.name.rsplit('-', 6)[0]}-??-final_bundles.txt")
-        capacity, rows = utilization(path.read_text())
-        owners = innermost_loops(bundles.read_text())
+        capacity, rows = utilization(path.read_text(encoding="utf-8"))
+        owners = innermost_loops(bundles.read_text(encoding="utf-8"))
         if len(owners) != len(rows):
             raise ValueError(f"{bundles.name} has {len(owners)} bundles, {path.name} {len(rows)}")
         if loop := main_loop(capacity, rows, owners):

@@ -100,7 +100,7 @@ def profile(name: str, chip: Chip, tile: Tile, d: int, grid) -> tuple[int, tpu_p
         environment = os.environ | ENVIRONMENT | {"LIBTPU_INIT_ARGS": tpu_profile.flags(Path(folder))}
         script = str(Path(__file__).with_name("tpu_kernels.py"))
         command = [sys.executable, script, name, chip.name, *map(str, numbers)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8")
         # On tpu7x libtpu 0.0.42 aborts after it has written the profiles of all operations: those count, not its end.
         try:
             (loop,) = tpu_profile.main_loops(Path(folder))

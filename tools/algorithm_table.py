@@ -39,9 +39,9 @@ def table() -> str:
 
 def main() -> None:
     for page in (README, README.parent / "docs/algorithms/index.md"):
-        text = page.read_text()
+        text = page.read_text(encoding="utf-8")
         before, after = text[: text.index(BEGIN)], text[text.index(END) :]
-        page.write_text(before + table() + after)
+        page.write_text(before + table() + after, encoding="utf-8")
 
 
 if __name__ == "__main__":

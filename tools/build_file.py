@@ -59,7 +59,7 @@ def rule(label: str, sources: list[str]) -> str:
     kind = "py_test" if is_test(sources[0]) else "py_library"
     if kind == "py_test":
         deps -= {":tests"}  # py_test adds it, and what it needs
-        text = (ROOT / sources[0]).read_text()
+        text = (ROOT / sources[0]).read_text(encoding="utf-8")
         fields |= {"size": "large"} if "mark.slow" in text else {}
         fields |= {"tags": ["external"]} if "tools.imports" in text else {}  # reads the checkout: never from the cache
         fields |= {
@@ -91,4 +91,4 @@ def text() -> str:
 
 
 if __name__ == "__main__":
-    (ROOT / "BUILD").write_text(text())
+    (ROOT / "BUILD").write_text(text(), encoding="utf-8")

@@ -24,7 +24,7 @@ def module_of(file: str) -> str:
 def imported(file: str) -> frozenset[str]:
     """Names that a file imports, at its top or within a function: `from a import b` as a.b."""
     found = set()
-    for node in ast.walk(ast.parse((ROOT / file).read_text())):
+    for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

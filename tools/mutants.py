@@ -38,7 +38,7 @@ class Mutant(NamedTuple):
 
 def read() -> list[Mutant]:
     """All mutants."""
-    return [Mutant(**entry) for entry in tomllib.loads(MUTANTS.read_text())["mutant"]]
+    return [Mutant(**entry) for entry in tomllib.loads(MUTANTS.read_text(encoding="utf-8"))["mutant"]]
 
 
 def importing_tests(file: str) -> list[str]:
@@ -62,24 +62,26 @@ def importing_tests(file: str) -> list[str]:
 def run(mutant: Mutant, copy: Path) -> tuple[str, str, float]:
     """("killed", "survived" or "timed out", the test that failed, seconds) of a mutant in a copy of the repository."""
     path, started = copy / mutant.file, time.monotonic()
-    original = path.read_text()
-    path.write_text(original.replace(mutant.old, mutant.new))
+    original = path.read_text(encoding="utf-8")
+    path.write_text(original.replace(mutant.old, mutant.new), encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-xq", "-m", "not slow", *importing_tests(mutant.file)]
     failed = ""
     try:
         done = subprocess.run(command, cwd=copy, env={**os.environ, "PYTHONPATH": str(copy)}, timeout=SECONDS,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")  # fmt: skip
         failed = next(iter(re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)), "")
         verdict = "survived" if done.returncode == 0 else "killed" if failed else f"pytest ended with {done.returncode}"
     except subprocess.TimeoutExpired:
         verdict = "timed out"
-    path.write_text(original)
+    path.write_text(original, encoding="utf-8")
     return verdict, failed, time.monotonic() - started
 
 
 def copies(folder: Path) -> queue.Queue:
     """Copies of the files that git knows of, sharing the compilation cache."""
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, encoding="utf-8"
+    )
     made = queue.Queue()
     for i in range(JOBS):
         copy = folder / str(i)

@@ -55,6 +55,7 @@ class Tokenizer:
                 normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False,
                 split_digits=True, user_defined_symbols=[symbol.replace(" ", _SPACE) for symbol in symbols],
                 pad_id=PAD, eos_id=EOS, unk_id=UNK, bos_id=BOS, num_threads=1, minloglevel=2,
+                max_sentence_length=2**30,  # bytes, SentencePiece's greatest; it leaves out longer texts
             )  # fmt: skip
         except RuntimeError as error:
             if "sentences_.empty" in str(error):

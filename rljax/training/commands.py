@@ -1,5 +1,6 @@
 """The commands: read a recipe, join the other workers, call the library."""
 
+import io
 import logging
 import os
 import sys
@@ -29,6 +30,8 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
 
 def _as_command(command: Callable[[list[str]], None], arguments: Sequence[str]) -> None:
     """Ends the process with an error's message alone; RLJAX_TRACEBACK=1 shows where it came from."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a locale without an é ends no run
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs warnings about things that we do on purpose
     try:
         command(list(arguments))

@@ -43,7 +43,7 @@ def _on_tpu_host(pci: Path = Path("/sys/bus/pci/devices")) -> bool:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text().strip()
+        return path.read_text(encoding="utf-8").strip()
     except OSError:
         return ""
 

@@ -88,7 +88,7 @@ class Run:
             self._evaluate(stage.opening, params)
             policy = without_value_head(params)
             kept = Checkpoints(self.config.run / "stage1")
-            kept.save(0, {"params": policy}, {"task": self.task, "shapes": encode_shapes(policy)})
+            kept.save(0, {"params": policy}, self._record(policy))
             kept.close()
         stage.begin(params)
         if stage.opening:
@@ -152,13 +152,16 @@ class Run:
 
     def _save(self, stage: Stage, step: int) -> None:
         """A checkpoint, and now and then the report as it stands."""
-        record = {"version": VERSION, "key": encode_key(self.key), "step": step, "task": self.task,
-                  "config": describe(self.config), "shapes": encode_shapes(stage.state.params),
-                  **stage.record()}  # fmt: skip
+        record = {**self._record(stage.state.params), "key": encode_key(self.key), "step": step,
+                  "config": describe(self.config), **stage.record()}  # fmt: skip
         self._keep(stage, step)
         self.checkpoints.save(stage.first_checkpoint + step, stage.state_tree(), record)
         self.monitor.samples("latest", stage.samples)
         self.monitor.refresh(f"{stage.phase} step {step} of {stage.steps}")
+
+    def _record(self, params) -> dict:
+        """What `read_params` checks."""
+        return {"version": VERSION, "task": self.task, "shapes": encode_shapes(params)}
 
     def _keep(self, stage: Stage, step: int, again: bool = True) -> None:
         """Keeps the parameters for good if this is one of every n-th checkpoints; not `again` if they are there."""
@@ -167,7 +170,7 @@ class Run:
             return
         if again or number not in self.history.numbers():
             params = stage.state.params
-            record = {"phase": stage.phase, "step": step, "task": self.task, "shapes": encode_shapes(params)}
+            record = {**self._record(params), "phase": stage.phase, "step": step}
             self.history.save(number, {"params": params}, record)
 
     def _wait(self) -> None:

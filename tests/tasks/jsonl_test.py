@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rljax.tasks import JsonlTask, Tokenizer, exact_match
+from rljax.tasks import JsonlTask, Problem, Tokenizer, exact_match
 from rljax.tasks.jsonl.reader import read_jsonl
 
 ROWS = [{"prompt": f"{a} + {b} = ", "answer": str(a + b)} for a in range(6) for b in range(6)]
@@ -101,12 +101,16 @@ GOOD = b'{"prompt": "a", "answer": "b"}\n'
         (GOOD + b"  \r\n", r"line 2 is empty"),
         (GOOD + b'{"prompt": "a", "ans', r"line 2 is not JSON \(Unterminated string.*'{\"prompt\": \"a\", \"ans'"),
         (GOOD + GOOD + b"\xff\xfe\n", r"line 3 is not UTF-8 \(byte 1\)"),
-        (b"\xef\xbb\xbf" + GOOD, r"line 1 is not JSON \(Unexpected UTF-8 BOM"),
+        (b"\xef\xbb\xbf", r"bad\.jsonl is empty: expected one JSON object"),
+        (GOOD + b"\xef\xbb\xbf" + GOOD, r"line 2 is not JSON \(Unexpected UTF-8 BOM"),
         (GOOD + b'["a", "b"]\n', r"line 2 holds a list: expected an object"),
         (GOOD + b'{"prompt": "a"}\n', r"line 2 has no answer: its fields are prompt"),
         (b"{}\n", r"line 1 has no prompt and no answer: its fields are none"),
         (GOOD + b'{"prompt": "a", "answer": 3}\n', r"line 2: answer = 3: expected a string"),
-        (b'{"prompt": "a", "answer": "b", "solution": null}\n', r"line 1: solution = None: expected a string"),
+        (GOOD + b'{"prompt": "a", "answer": ' + b"1" * 5000 + b"}\n", r"line 2 is not JSON \(Exceeds the limit \(4300"),
+        (b'{"prompt": null, "answer": "b"}\n', r"line 1: prompt = None: expected a string"),
+        (b'{"prompt": "a", "answer": null}\n', r"line 1: answer = None: expected a string"),
+        (b'{"prompt": "a", "answer": "b", "solution": 3}\n', r"line 1: solution = 3: expected a string"),
         (b'{"prompt": "", "answer": "b"}\n', r"line 1: prompt = '': expected at least one character"),
         (b'{"prompt": "\\ud800", "answer": "b"}\n', r"line 1: prompt = .* lone surrogate at 0"),
         (b"[" * 100_000, r"line 1 is not JSON"),
@@ -119,6 +123,12 @@ def test_a_bad_line_is_refused_by_its_number(tmp_path, content, message):
     with pytest.raises(ValueError, match=message) as error:
         load(path)
     assert str(path) in str(error.value)
+
+
+def test_a_byte_order_mark_and_nulls_in_optional_fields(tmp_path):
+    path = tmp_path / "good.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + b'{"prompt": "a", "answer": "b", "solution": null, "level": null}\n' + GOOD)
+    assert read_jsonl(path) == [Problem("a", "b")] * 2
 
 
 def test_a_missing_file_is_named(tmp_path):

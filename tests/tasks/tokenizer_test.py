@@ -1,5 +1,7 @@
 """Exact round trips for any Unicode, deterministic bytes, whole names and single letters."""
 
+import random
+
 import pytest
 import sentencepiece
 from hypothesis import given
@@ -115,3 +117,17 @@ def test_models_that_do_not_fit_are_refused(tmp_path):
         Tokenizer(_foreign(tmp_path, byte_fallback=True))
     with pytest.raises(ValueError, match="does not give a text back exactly"):
         Tokenizer(_foreign(tmp_path, byte_fallback=True, pad_id=0, eos_id=1, unk_id=2, bos_id=3))
+
+
+@pytest.mark.parametrize("length", [4000, 4193, 6000, 100_000])
+def test_texts_of_any_length_are_learned_from(length):
+    """A hundred words of four letters and a space: five characters to a token."""
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefghij", k=4)) for _ in range(100)]
+    text = " ".join(rng.choices(words, k=length // 5 + 1))[:length]
+    assert len(Tokenizer.train([text], vocab_size=1000).encode(text)) == pytest.approx(length / 5, rel=0.02)
+
+
+def test_a_long_text_without_a_space_is_learned_from():
+    text = "ab" * 40_000
+    assert len(Tokenizer.train([text], vocab_size=300).encode(text)) < 20_000

@@ -54,7 +54,8 @@ def write(folder: Path, name: str, installed: dict[str, Distribution]) -> None:
     for entry in files:
         (site / entry).symlink_to(SITE / entry)
     deps = [f"//{other}:files" for other in sorted(closure(name, installed))]
-    (site.parent / "BUILD").write_text(BUILD.format(name=name, files=[f"site/{entry}" for entry in files], deps=deps))
+    build = BUILD.format(name=name, files=[f"site/{entry}" for entry in files], deps=deps)
+    (site.parent / "BUILD").write_text(build, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def on_page_markdown(markdown: str, page, **_) -> str:
 
 def exported(path: Path) -> list[str]:
     """The `__all__` of a file."""
-    assigned = (node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Assign))
+    assigned = (node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.Assign))
     (names,) = (node.value for node in assigned if ast.unparse(node.targets[0]) == "__all__")
     return ast.literal_eval(names)
 
@@ -47,7 +47,7 @@ def exported(path: Path) -> list[str]:
 def algorithm(name: str) -> str:
     """What it says of itself, and the expression that it is."""
     for path in sorted(SOURCES.glob("*.py")):
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         for function in ast.parse(text).body:
             if isinstance(function, ast.FunctionDef) and function.name == name:
                 says = inspect.cleandoc(ast.get_docstring(function) or "").split("\n>>>")[0].strip()
@@ -59,13 +59,13 @@ def algorithm(name: str) -> str:
 
 def section(title: str) -> str:
     """The body of README's section, without its links to files that the site does not hold."""
-    body = (ROOT / "README.md").read_text().split(f"\n## {title}\n")[1].split("\n## ")[0].strip()
+    body = (ROOT / "README.md").read_text(encoding="utf-8").split(f"\n## {title}\n")[1].split("\n## ")[0].strip()
     return re.sub(r"\[([^\]]*)\]\((?!http)[^)]*\)", r"\1", body)
 
 
 def fields(name: str) -> str:
     """The class of rljax.objective as it is written: its fields' comments say what each is."""
-    text = (ROOT / "rljax/objective.py").read_text()
+    text = (ROOT / "rljax/objective.py").read_text(encoding="utf-8")
     (found,) = (node for node in ast.parse(text).body if isinstance(node, ast.ClassDef) and node.name == name)
     lines = text.splitlines()[found.body[1].lineno - 1 : found.end_lineno]
     return "```python\n" + inspect.cleandoc("\n" + "\n".join(lines)) + "\n```"

@@ -1,6 +1,6 @@
 """Problems of a jsonl file, and clear errors for lines that are not one."""
 
-import dataclasses
+import codecs
 import json
 from pathlib import Path
 
@@ -10,10 +10,11 @@ from rljax.tasks.task import Problem
 def read_jsonl(path: Path) -> list[Problem]:
     """The problems of a file of `{"prompt", "answer"}` lines, `solution` and `level` optional, other fields ignored.
 
+    UTF-8, with or without a byte order mark. An optional field that is null counts as absent.
     Raises ValueError that names the file, the line's number and what is wrong with it.
     """
     try:
-        lines = Path(path).read_bytes().split(b"\n")
+        lines = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
     except OSError as error:
         raise ValueError(f"path = {str(path)!r}: expected a readable jsonl file ({error.strerror})") from error
     if not lines[-1]:
@@ -30,13 +31,14 @@ def _read_line(place: str, line: bytes) -> Problem:
         row = json.loads(line.decode())
     except UnicodeDecodeError as error:
         raise ValueError(f"{place} is not UTF-8 (byte {error.start + 1}): expected a JSON object in UTF-8") from error
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a ValueError alone: an integer of over 4300 digits
         raise ValueError(f"{place} is not JSON ({error}): {line[:60].decode(errors='replace')!r}") from error
     if not isinstance(row, dict):
         raise ValueError(f"{place} holds a {type(row).__name__}: expected an object with a prompt and an answer")
     if missing := [name for name in ("prompt", "answer") if name not in row]:
         raise ValueError(f"{place} has no {' and no '.join(missing)}: its fields are {', '.join(row) or 'none'}")
-    fields = {field.name: row[field.name] for field in dataclasses.fields(Problem) if field.name in row}
+    fields = {name: row[name] for name in ("prompt", "answer")}
+    fields |= {name: row[name] for name in ("solution", "level") if row.get(name) is not None}
     for name, value in fields.items():
         _check_text(f"{place}: {name}", value)
     if not fields["prompt"]:

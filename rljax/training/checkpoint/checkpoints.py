@@ -2,7 +2,8 @@
 
 One checkpoint holds the parameters, the optimizer's state, the reference, and a record in JSON (phase, step, key, place
 in the data, tokenizer, config). Every process reads the same data, so one place serves all of them, and a run may go on
-with another number of processes. Checkpoints are written asynchronously and appear whole or not at all.
+with another number of processes. Checkpoints are written asynchronously and appear whole or not at all, with digests
+of their files, which are checked before anything is restored.
 """
 
 import errno
@@ -13,9 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from rljax.training.checkpoint import digests
 from rljax.training.errors import RunError, disk_is_full
 
 
@@ -51,7 +54,10 @@ class Checkpoints:
             max_to_keep=None if read_only else keep, cleanup_tmp_directories=not read_only, read_only=read_only
         )
         absent = read_only and not folder.is_dir()
-        self._manager = None if absent else ocp.CheckpointManager(self.folder, options=options)
+        self._manager = None
+        if not absent:
+            registry = digests.handlers()
+            self._manager = ocp.CheckpointManager(self.folder, options=options, handler_registry=registry)
 
     def numbers(self) -> list[int]:
         """The numbers of the checkpoints that are there, in rising order."""
@@ -85,11 +91,11 @@ class Checkpoints:
             raise OSError(errno.ENOSPC, f"a checkpoint needs {need} bytes, {free} are free")
 
     def restore(self, target: Callable[[dict], Any], say: Callable[[str], None]) -> Restored | None:
-        """The newest checkpoint that can be read, or None if there never was one.
+        """The newest checkpoint that is as it was written, or None if there never was one.
 
         `target(record)` gives the tree of shapes and shardings to restore into. `say` is told of each checkpoint that
-        cannot be read; once an older one has been, they are put aside as `corrupt-checkpoints-N` beside this folder.
-        Raises RunError, and moves nothing, if none can be read.
+        is damaged, and of the first bad file; once an older one has been read, they are put aside as
+        `corrupt-checkpoints-N` beside this folder. Raises RunError, and moves nothing, if none can be read.
         """
         return self._newest(lambda record: ocp.args.StandardRestore(target(record)), say)
 
@@ -106,11 +112,10 @@ class Checkpoints:
     def _newest(self, arguments: Callable[[dict], Any], say: Callable[[str], None]) -> Restored | None:
         bad = []
         for number in reversed(self.numbers()):
-            read = self._read(number, say, record=ocp.args.JsonRestore())
-            held = None if read is None else self._read(number, say, state=arguments(read["record"]))
-            if read is not None and held is not None:
+            restored = self._restored(number, arguments, say)
+            if restored is not None:
                 self._put_aside(bad)
-                return Restored(read["record"], held["state"])
+                return restored
             bad.append(number)
         if bad:
             raise RunError(
@@ -119,18 +124,38 @@ class Checkpoints:
             )
         return None
 
+    def _restored(self, number: int, arguments: Callable[[dict], Any], say: Callable[[str], None]) -> Restored | None:
+        """A checkpoint; None, after saying why, if it is damaged."""
+        folder = self.folder / str(number)
+        fault = _first(digests.find_fault(folder, jax.process_index(), jax.process_count()))
+        read = None
+        if not fault or digests.absent(folder):
+            read = self._read(number, say, record=ocp.args.JsonRestore())
+        state = None if read is None else arguments(read["record"])  # an error of its own for an older version's
+        if fault:
+            say(self._lost(number, f"is damaged: {fault}"))
+        if fault or read is None:
+            return None
+        held = self._read(number, say, state=state)
+        return None if held is None else Restored(read["record"], held["state"])
+
     def _read(self, number: int, say: Callable[[str], None], **items):
         """The items of a checkpoint; None, after saying why, if some process cannot read them."""
         assert self._manager is not None
+        read, fault = None, ""
         try:
             read = self._manager.restore(number, args=ocp.args.Composite(**items))
         except Exception as error:
             reason = (str(error).strip() or "no reason given").splitlines()[0][:200]
-            say(f"checkpoint {number} in {self.folder} cannot be read ({type(error).__name__}: {reason})")
-            read = None
-        if jax.process_count() > 1:
-            read = read if multihost_utils.process_allgather(read is not None).all() else None
-        return read
+            fault = f"{type(error).__name__}: {reason}"
+        fault = _first(fault)
+        if fault:
+            say(self._lost(number, f"cannot be read ({fault})"))
+        return None if fault else read
+
+    def _lost(self, number: int, why: str) -> str:
+        older = [f"; going back to checkpoint {n}" for n in self.numbers() if n < number]
+        return f"checkpoint {number} in {self.folder} {why}{older[-1] if older else ''}"
 
     def _put_aside(self, numbers: list[int]) -> None:
         if not numbers or self.read_only:
@@ -156,3 +181,12 @@ class Checkpoints:
         self.wait()
         if self._manager is not None:
             self._manager.close()
+
+
+def _first(fault: str) -> str:
+    """The first process's fault that is not empty: all processes take the same checkpoint, and any can say why."""
+    if jax.process_count() == 1:
+        return fault
+    encoded = np.frombuffer(fault.encode()[:256].ljust(256, b"\0"), np.uint8)
+    texts = [bytes(row).rstrip(b"\0").decode(errors="replace") for row in multihost_utils.process_allgather(encoded)]
+    return next(filter(None, texts), "")

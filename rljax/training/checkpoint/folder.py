@@ -6,6 +6,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from rljax.training.checkpoint.compatibility import VERSION, require_same_version
 from rljax.training.config import Config
 from rljax.training.description import describe, differences
 
@@ -16,13 +17,13 @@ _FREE = ("run", "mesh", "sharding", "steps", "checkpoint_every", "keep_every", "
 def write_json(path: Path, value) -> None:
     """Writes `value` so that a reader, or a kill, sees the old file or the new one and nothing between."""
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
+    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
     os.replace(partial, path)
 
 
 def read_json(path: Path, default):
     """The file's value, or `default` if there is none."""
-    return json.loads(path.read_text()) if path.exists() else default
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
 
 
 def identity(config: Config) -> dict:
@@ -51,14 +52,19 @@ class RunFolder:
                              "another with --run FOLDER") from None  # fmt: skip
 
     def claim(self, config: Config, recipe: Path, overrides: list[str]) -> None:
-        """Records the config that the folder belongs to; raises ValueError, naming the fields, if it is another's."""
+        """Records the config that the folder belongs to.
+
+        Raises ValueError, naming the fields, if it is another's, RunError if another version of rljax saved it.
+        """
         owner = read_json(self.path / "config.json", None)
         if owner is not None and any((self.path / "checkpoints").glob("[0-9]*")):  # before, nothing is lost
+            require_same_version(owner, f"run = {str(self.path)!r}")
             changed = differences(owner["identity"], json.loads(json.dumps(identity(config))))
             if changed:
                 raise ValueError(f"run = {str(self.path)!r} belongs to another config ({'; '.join(changed[:5])}): "
                                  "choose another folder with --run FOLDER, or delete this one")  # fmt: skip
-        owner = {"recipe": str(recipe.absolute()), "overrides": overrides, "identity": identity(config)}
+        owner = {"version": VERSION, "recipe": str(recipe.absolute()), "overrides": overrides,
+                 "identity": identity(config)}  # fmt: skip
         write_json(self.path / "config.json", {**owner, "config": describe(config)})
 
     @staticmethod

@@ -25,7 +25,7 @@ def read(folder: Path) -> list[dict]:
     path = Path(folder) / FILE
     if not path.exists():
         return []
-    lines = path.read_text(errors="replace").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     rows = [_parse(line) for line in lines]
     if rows and rows[-1] is None:
         rows.pop()
@@ -59,7 +59,7 @@ class MetricsLog:
         self._folder.mkdir(parents=True, exist_ok=True)
         rows = [row for row in read(self._folder) if row["step"] < self._kept.get(row["phase"], math.inf)]
         self._replace(rows)
-        self._file = (self._folder / FILE).open("a", buffering=1)
+        self._file = (self._folder / FILE).open("a", buffering=1, encoding="utf-8")
 
     def __enter__(self):
         return self
@@ -87,7 +87,7 @@ class MetricsLog:
         """The file with these rows alone: the old one or the new one, whenever the process ends."""
         path = self._folder / FILE
         partial = path.with_suffix(".partial")
-        with partial.open("w") as file:
+        with partial.open("w", encoding="utf-8") as file:
             file.writelines(map(_line, rows))
             file.flush()
             os.fsync(file.fileno())

@@ -1,0 +1,153 @@
+"""Digests of a checkpoint's files, written with them and checked before they are read.
+
+Each process computes the SHA-256 of the files that it wrote, on Orbax's background thread. The digests are part of the
+item's folder before Orbax renames the checkpoint to its final name, so every finished checkpoint has them, however its
+process ends. The files that Orbax adds after that (`commit_success.txt`, and `_CHECKPOINT_METADATA` beside the items)
+hold nothing that is restored and have no digest.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.handlers import DefaultCheckpointHandlerRegistry
+
+ITEMS = ("record", "state")
+"""The items of a checkpoint, each a folder of its own."""
+_THREADS = min(8, os.cpu_count() or 1)  # hashlib releases the lock
+_COMMITTED = "commit_success.txt"
+
+
+class _AfterCommits:
+    """A future of Orbax's that calls `then` once all the others are done, in the thread that waits for it."""
+
+    def __init__(self, commits, then):
+        self._commits, self._then = commits, then
+
+    def result(self, timeout: float | None = None) -> None:
+        for commit in self._commits:
+            commit.result(timeout=timeout)
+        self._then()
+
+
+class _Digested:
+    """A handler whose items hold their digests: each process adds those of its files, the first those of the rest."""
+
+    async def async_save(self, directory, *args, **kwargs):
+        commits = await super().async_save(directory, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        return [_AfterCommits(commits or (), lambda: self._write_own(Path(os.fspath(directory))))]
+
+    def _write_own(self, folder: Path) -> None:
+        index = jax.process_index()
+        if index > 0:
+            _write(folder, index, (path for path in _files(folder) if _is_of(path, index)))
+
+    def finalize(self, directory) -> None:
+        """Called by the first process alone, when all have written."""
+        super().finalize(directory)  # pyright: ignore[reportAttributeAccessIssue]
+        folder = Path(os.fspath(directory))
+        _write(folder, 0, _files(folder) - _recorded(folder).keys())
+
+
+class _State(_Digested, ocp.StandardCheckpointHandler):
+    pass
+
+
+class _Record(_Digested, ocp.JsonCheckpointHandler):
+    pass
+
+
+def handlers() -> DefaultCheckpointHandlerRegistry:
+    """Orbax's handlers of the items of a checkpoint, which write digests when they save."""
+    registry, state, record = DefaultCheckpointHandlerRegistry(), _State(), _Record()
+    registry.add("state", ocp.args.StandardSave, state)
+    registry.add("state", ocp.args.StandardRestore, state)
+    registry.add("state", ocp.args.PyTreeRestore, ocp.PyTreeCheckpointHandler())
+    registry.add("record", ocp.args.JsonSave, record)
+    registry.add("record", ocp.args.JsonRestore, record)
+    return registry
+
+
+def absent(checkpoint: Path) -> bool:
+    """True for a checkpoint without any digest, as those of version 1 are."""
+    return not any(checkpoint.glob(f"*/{_name('*')}"))
+
+
+def find_fault(checkpoint: Path, share: int = 0, shares: int = 1) -> str:
+    """The first file that is not as it was written and what is wrong with it, or "" if there is none.
+
+    Reads every file once; of several processes each reads its share of them, one of `shares`.
+    """
+    for item in ITEMS:
+        fault = _item_fault(checkpoint / item, share, shares)
+        if fault:
+            return f"{item}/{fault}"
+    return ""
+
+
+def _item_fault(folder: Path, share: int, shares: int) -> str:
+    try:
+        recorded = _recorded(folder)
+    except (OSError, ValueError) as error:
+        return str(error)
+    own = _name(0)
+    if not (folder / own).is_file():
+        return f"{own} is missing"
+    found = _files(folder) - {own}
+    for path in sorted(recorded.keys() | found):
+        if path not in found:
+            return f"{path} is missing"
+        if path not in recorded:
+            return f"{path} was added after the checkpoint was written"
+    mine = sorted(found)[share::shares]
+    for path, digest in zip(mine, _digests(folder, mine), strict=True):
+        if digest != recorded[path]:
+            return f"{path} has changed since it was written"
+    return ""
+
+
+def _files(folder: Path) -> set[str]:
+    """The files of an item by their paths in it, without Orbax's own mark."""
+    paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    return {path for path in paths if path != _COMMITTED}
+
+
+def _is_of(path: str, process: int) -> bool:
+    """Whether a process wrote the file: Orbax names a process's folder or file so."""
+    return any(part in (f"ocdbt.process_{process}", f"process_{process}") for part in path.split("/"))
+
+
+def _name(process: int | str) -> str:
+    return f"digests.process_{process}.json"
+
+
+def _write(folder: Path, process: int, paths: Iterable[str]) -> None:
+    paths = sorted(paths)
+    digests = dict(zip(paths, _digests(folder, paths), strict=True))
+    (folder / _name(process)).write_text(json.dumps(digests, indent=1), encoding="utf-8")
+
+
+def _recorded(folder: Path) -> dict[str, str]:
+    """All digests of an item; ValueError, naming the file, if one of those cannot be read."""
+    recorded = {}
+    for path in sorted(folder.glob(_name("*"))):
+        try:
+            recorded |= json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path.name} has changed since it was written") from error
+    return recorded
+
+
+def _digests(folder: Path, paths: list[str]) -> list[str]:
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(lambda path: _digest(folder / path), paths))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
