@@ -6,9 +6,11 @@ from pathlib import Path
 
 from rljax.tasks.task import Problem
 
+OPTIONAL = ("solution", "level")
+
 
 def read_jsonl(path: Path) -> list[Problem]:
-    """The problems of a file of `{"prompt", "answer"}` lines, `solution` and `level` optional, other fields ignored.
+    """The problems of a file of `{"prompt", "answer"}` lines, `solution` and `level` optional; other fields are `info`.
 
     UTF-8, with or without a byte order mark. An optional field that is null counts as absent.
     Raises ValueError that names the file, the line's number and what is wrong with it.
@@ -38,12 +40,12 @@ def _read_line(place: str, line: bytes) -> Problem:
     if missing := [name for name in ("prompt", "answer") if name not in row]:
         raise ValueError(f"{place} has no {' and no '.join(missing)}: its fields are {', '.join(row) or 'none'}")
     fields = {name: row[name] for name in ("prompt", "answer")}
-    fields |= {name: row[name] for name in ("solution", "level") if row.get(name) is not None}
+    fields |= {name: row[name] for name in OPTIONAL if row.get(name) is not None}
     for name, value in fields.items():
         _check_text(f"{place}: {name}", value)
     if not fields["prompt"]:
         raise ValueError(f"{place}: prompt = '': expected at least one character")
-    return Problem(**fields)
+    return Problem(**fields, info={name: row[name] for name in row.keys() - {"prompt", "answer", *OPTIONAL}})
 
 
 def _check_text(name: str, value) -> None:
