@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rljax._expression import Bound
+
 _SMALL = 16  # entries of an array that is described by its values, bytes that are described as they are
 _WRAPPERS = (type(functools.cache(len)), type(jax.jit(len)), jax.custom_jvp, jax.custom_vjp)
 
@@ -42,6 +44,9 @@ def _describe(value, above: tuple[int, ...]) -> Any:
     if id(value) in above:
         return type(value).__qualname__
     item = functools.partial(_describe, above=(*above, id(value)))
+    if isinstance(value, Bound):
+        keywords = {name: item(argument) for name, argument in value.keywords.items()}
+        return {"function": item(value.function), "bound": [*map(item, value.args), keywords]}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _fields(value, [field.name for field in dataclasses.fields(value)], item)
     if isinstance(value, tuple) and (names := getattr(value, "_fields", None)):
@@ -63,7 +68,7 @@ def _describe(value, above: tuple[int, ...]) -> Any:
     if isinstance(value, type) or inspect.ismodule(value):
         return getattr(value, "__qualname__", value.__name__)
     if inspect.isroutine(value) or isinstance(value, _WRAPPERS):
-        bound = item(_bound(value))
+        bound = {} if _is_global(value) else item(_bound(value))
         return {"function": _name(value), "bound": bound} if bound else _name(value)
     return _name(value) if _is_global(value) else _object(value, item)
 

@@ -2,7 +2,9 @@
 
 import numpy as np
 
+from rljax import algorithms
 from rljax.tasks.strings.problems import LEVELS
+from rljax.training.description import describe
 from rljax.training.evaluation.intervals import mean_interval, pass_at_k, reward_interval, wilson_interval
 
 BEFORE, AFTER = (0.99, 0.24, 0.22, 0.10, 0.057, 0.02), (0.97, 0.72, 0.55, 0.17, 0.092, 0.03)
@@ -10,13 +12,7 @@ BEFORE, AFTER = (0.99, 0.24, 0.22, 0.10, 0.057, 0.02), (0.97, 0.72, 0.55, 0.17, 
 CONFIG = {
     "type": "Config", "run": "runs/strings", "seed": 3, "steps": 240,
     "task": {"type": "StringsTask", "demonstrated": 60, "folder": "data"},
-    "algorithm": {
-        "type": "PolicyGradient", "advantage": "group_relative", "aggregation": "token_mean",
-        "ratio": {"function": "chain.<locals>.chained", "bound": {"ratios": [
-            {"function": "local_gradient.<locals>.local", "bound": {"ratio": "cumulative"}},
-            {"function": "position_clip", "bound": [{"low": 0.025, "high": 0.05, "dual": 0.05}]},
-        ]}},
-    },
+    "algorithm": describe(algorithms.ctpo()),
     "optimizer": {"type": "OptimizerConfig", "learning_rate": 1.5e-4, "clip_norm": 1.0},
     "evaluation": {"type": "EvaluationConfig", "every": 20, "watch_problems": 256},
 }  # fmt: skip

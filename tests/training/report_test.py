@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from rljax import algorithms
 from rljax.training.report import figures
 from rljax.training.report.levels import SERIES, leading, level_colors
 from rljax.training.report.page import write_report
@@ -66,7 +67,7 @@ def test_a_whole_run_has_every_section(whole):
     path, page = whole
     assert path.name == "report.html"
     for part in (*SECTIONS, "finished", "StringsTask, seed 3", *fake_run.LEVELS, "1,200 steps", "240 rollouts",
-                 "chain(local_gradient(cumulative), position_clip(low=0.025, high=0.05, dual=0.05))",
+                 repr(algorithms.ctpo().ratio),
                  "optimizer.learning_rate", "0.10.2", fake_run.DEVICE, "Entropy", "KL to the start", "Gradient norm",
                  "Clip fraction", "Response length", "mean of the 17 around it"):  # fmt: skip
         assert part in page.text, part
@@ -241,6 +242,6 @@ def test_the_leading_level_is_the_tasks_if_it_was_looked_at():
 
 def test_a_config_reads_as_it_is_written():
     described = {"function": "power_mean", "bound": [2, {"function": "f", "bound": {"g": "h"}}, {"p": [1, 2]}]}
-    assert expression(described) == "power_mean(2, f(h), p=[1, 2])"
+    assert expression(described) == "power_mean(2, f(g=h), p=[1, 2])"
     assert expression({"type": "Clip", "low": 0.1, "inner": {"a": None}}) == "Clip(low=0.1, inner=dict(a=None))"
     assert flat({"algorithm": {"function": "f"}, "a": {"b": {"c": True}}}) == {"algorithm": "f()", "a.b.c": "True"}

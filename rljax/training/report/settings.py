@@ -33,8 +33,8 @@ def expression(described: object) -> str:
 
     >>> expression({"function": "clip", "bound": [{"low": 0.2, "high": 0.28}]})
     'clip(low=0.2, high=0.28)'
-    >>> expression({"function": "chain.<locals>.chained", "bound": {"ratios": ["cumulative", "clip"]}})
-    'chain(cumulative, clip)'
+    >>> expression({"function": "chain", "bound": ["cumulative", {"function": "clip", "bound": [{"low": 0.2}]}, {}]})
+    'chain(cumulative, clip(low=0.2))'
     """
     if isinstance(described, list):
         return "[" + ", ".join(map(expression, described)) + "]"
@@ -42,23 +42,17 @@ def expression(described: object) -> str:
         return name_of(described)
     if "function" in described:
         bound = described.get("bound") or []
-        arguments = _closure(bound) if isinstance(bound, Mapping) else [a for item in bound for a in _partial(item)]
+        arguments = [a for item in ([bound] if isinstance(bound, Mapping) else bound) for a in _arguments(item)]
         return f"{name_of(described['function'])}({', '.join(arguments)})"
     fields = [f"{name}={expression(value)}" for name, value in described.items() if name != "type"]
     return f"{described['type']}({', '.join(fields)})" if "type" in described else f"dict({', '.join(fields)})"
 
 
-def _partial(item: object) -> list[str]:
-    """An argument bound by `partial`; its keywords come as one mapping."""
+def _arguments(item: object) -> list[str]:
+    """What is bound to a function: one argument, or keywords as one mapping."""
     if isinstance(item, Mapping) and not item.keys() & {"function", "type"}:
         return [f"{name}={expression(value)}" for name, value in item.items()]
     return [expression(item)]
-
-
-def _closure(bound: Mapping) -> list[str]:
-    """What a function closes over: as far as one can tell, the arguments of the function that made it."""
-    return [part for value in bound.values() for part in (map(expression, value) if isinstance(value, list) else [
-        expression(value)])]  # fmt: skip
 
 
 def flat(config: Mapping, prefix: str = "") -> dict[str, str]:
