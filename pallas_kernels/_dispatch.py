@@ -8,11 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.experimental import pallas as pl
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
 PLATFORMS = {"tpu": ("tpu",), "gpu": ("cuda",)}  # an implementation, and what XLA calls its platforms
+DEVICES = {"tpu": "a TPU", "gpu": "an NVIDIA GPU"}
 
 
 def chosen(kernel: str, implementation: str | None, available: Iterable[str | None]) -> str | None:
@@ -65,17 +67,33 @@ _placed.def_abstract_eval(lambda x, **named: x)
 
 
 def only_on(kernel: str, implementation: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function of an array and more, in its scope. Lowering it for another platform raises NotImplementedError."""
+    """The function of an array and more, in its scope. Lowering it for another platform raises NotImplementedError.
+
+    Pallas' interpreter runs a TPU's kernels on any platform.
+    """
     scoped = jax.named_scope(f"{kernel}_{implementation}")(function)
-    return lambda x, *others: scoped(_placed.bind(x, kernel=kernel, implementation=implementation), *others)
+
+    def run(x, *others):
+        if not _interpreted():
+            x = _placed.bind(x, kernel=kernel, implementation=implementation)
+        return scoped(x, *others)
+
+    return run
+
+
+def _interpreted() -> bool:
+    """Whether Pallas' interpreter is in force."""
+    kernel = pl.pallas_call(lambda out: None, jax.ShapeDtypeStruct((8, 128), jnp.float32))
+    return any(equation.params.get("interpret") for equation in jax.make_jaxpr(kernel)().eqns)
 
 
 def _lower_placed(ctx, x, *, kernel, implementation):
     platforms = set(ctx.platforms or ctx.module_context.platforms)
-    fits = platforms <= set(PLATFORMS[implementation])
-    remedy = "None there, which picks one by the platform, or 'chunked'"
-    found = f"{implementation!r} in a program for {', '.join(sorted(platforms))}"
-    require(fits, kernel, "implementation", found, remedy, NotImplementedError)
+    if not platforms <= set(PLATFORMS[implementation]):
+        raise NotImplementedError(
+            f"{kernel}: implementation = {implementation!r}: expected {DEVICES[implementation]}, not "
+            f"{', '.join(sorted(platforms))}; None picks one by the platform, and 'chunked' runs on any"
+        )
     return [x]
 
 

@@ -24,6 +24,7 @@ A token with βz ≤ `BANNED`, −∞ included, is banned: its π is exactly 0. 
 entropy is 0 and the proxy is 1.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -103,7 +104,7 @@ def finish(sums: Sums, targets) -> tuple[TokenStats, tuple[Array, Array]]:
     return TokenStats(*(jnp.where(present, stat, 0) for stat in stats)), (top, log_total)
 
 
-def slope_of(cotangents: TokenStats, stats: TokenStats, normaliser, targets, beta) -> Slope:
+def slope_of(cotangents: Sequence[Array | SymbolicZero], stats: TokenStats, normaliser, targets, beta) -> Slope:
     """The coefficients of the last equation times β; a cotangent known to be zero costs nothing."""
     absent = [isinstance(cotangent, SymbolicZero) for cotangent in cotangents]
     g, k, q = (

@@ -77,9 +77,7 @@ def _backward(plan: Plan, saved, cotangents):
     if plan.axis_name is not None and not jax.typeof(inputs.unembedding).manual_axis_type.varying:
         # A shard_map that does not check what varies: each shard has a part of the cotangent of what all hold.
         # An output that is not read has a SymbolicZero on every shard.
-        cotangents = TokenStats(
-            *(c if isinstance(c, SymbolicZero) else lax.psum(c, plan.axis_name) for c in cotangents)
-        )
+        cotangents = [c if isinstance(c, SymbolicZero) else lax.psum(c, plan.axis_name) for c in cotangents]
     slope = slope_of(cotangents, stats, normaliser, inputs.targets, inputs.beta)
 
     def add(found, first, slab: Head, y):
