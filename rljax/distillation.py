@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float, Int
 from pallas_kernels import token_topk
 from rljax._checks import accumulators, require_mask, require_rank, require_shape, require_share
 from rljax._guards import finite
+from rljax._sharding import gathered, require_unsharded, rows
 
 __all__ = [
     "Support",
@@ -86,7 +87,7 @@ def importance_weighted(
     [-1.5, 2.75, -1.125]
     """
     require_share("gamma", gamma)
-    a = sampled_token(old_logp, teacher_logp, mask)
+    a = gathered(sampled_token(old_logp, teacher_logp, mask), -1)
     size = jnp.abs(a)
     total = jnp.sum(size, axis=-1, keepdims=True)
     before = jnp.cumsum(size, axis=-1) - size
@@ -102,7 +103,9 @@ def ordinary(mask: Bool[Array, "*B T"], tokens: Int[Array, "*B T"], special: tup
     """
     mask = require_mask(mask)
     require_shape(mask.shape, "mask", tokens=tokens)
-    return mask & ~jnp.isin(tokens, jnp.asarray(special, tokens.dtype))
+    tokens = jnp.asarray(tokens)
+    ids = jnp.broadcast_to(jnp.asarray(special, tokens.dtype), (*tokens.shape, len(special)))
+    return mask & ~_among(tokens[..., None], ids)[..., 0]
 
 
 def teachers(ids: Ids) -> Support:
@@ -142,7 +145,7 @@ def union(teacher_ids: Ids, student_ids: Ids) -> Support:
     require_shape(teacher_ids.shape[:-1], "teacher_ids' leading axes", student_ids=student_ids[..., 0])
     ids = jnp.concatenate([teacher_ids, student_ids], axis=-1)
     new = ~_among(student_ids, teacher_ids)
-    return Support(ids, jnp.concatenate([jnp.ones(teacher_ids.shape, bool), new], axis=-1))
+    return Support(ids, jnp.concatenate([jnp.ones_like(teacher_ids, bool), new], axis=-1))
 
 
 def support_kl(
@@ -190,12 +193,14 @@ def top_tokens(
     """(ids, logits) of each row's k largest logits of h·Wᵀ, the largest first, from one pass over vocabulary tiles.
 
     Of equal logits the lower id comes first. Not for differentiation: `logits_at` is. `tile` is the tokens of the
-    vocabulary in a tile of logits. `pallas_kernels.token_topk` gives log π, of a temperature, instead.
+    vocabulary in a tile of logits. ValueError if an argument is sharded over explicit mesh axes: call it under
+    `jax.shard_map`, or `jax.sharding.auto_axes`. `pallas_kernels.token_topk` gives log π, of a temperature, instead.
 
     >>> hidden, unembedding = jnp.array([[1.0, 0.0]]), jnp.array([[3.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
     >>> [x.tolist() for x in top_tokens(hidden, unembedding, k=2)]
     [[[0, 2]], [[3.0, 2.0]]]
     """
+    require_unsharded(hidden=hidden, unembedding=unembedding)
     n = hidden.shape[0]
     with jax.default_matmul_precision("highest"):
         _, top = token_topk(hidden, unembedding, jnp.zeros(n, jnp.int32), k=k, tile=(max(n, 1), tile))
@@ -217,8 +222,8 @@ def logits_at(
     require_rank("unembedding", unembedding, "V D")
     require_shape(hidden.shape[1:], "hidden's last axis", unembedding=unembedding[0])
     require_shape(ids.shape[:1], "ids' first axis", hidden=hidden[:, 0])
-    hidden, rows = accumulators(hidden=hidden, unembedding=unembedding[ids])
-    return jnp.einsum("nd,nkd->nk", hidden, rows, precision=lax.Precision.HIGHEST)
+    hidden, chosen = accumulators(hidden=hidden, unembedding=rows(unembedding, ids))
+    return jnp.einsum("nd,nkd->nk", hidden, chosen, precision=lax.Precision.HIGHEST)
 
 
 def _log_softmax(logits: Array, valid: Array) -> Array:

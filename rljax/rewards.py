@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Real
 
 from rljax._checks import accumulators, require_between, require_mask, require_rank, require_shape, require_share
 from rljax._guards import alike
+from rljax._sharding import gathered
 
 __all__ = ["improvement", "informative", "length_shaping", "overlong_penalty", "permute_within_group"]
 
@@ -36,7 +37,7 @@ def permute_within_group(rewards: Real[Array, "P G"], key: Array) -> Real[Array,
     """
     rewards = jnp.asarray(rewards)
     require_rank("rewards", rewards, "P G")
-    return lax.stop_gradient(jax.random.permutation(key, rewards, axis=1, independent=True))
+    return lax.stop_gradient(jax.random.permutation(key, gathered(rewards), axis=1, independent=True))
 
 
 def overlong_penalty(lengths: Real[Array, "..."], *, max_length: float, buffer: float) -> Float[Array, "..."]:
@@ -87,7 +88,7 @@ def length_shaping(
     shaped = 1 - jnp.asarray(alpha, rewards.dtype) * jax.nn.sigmoid(deviations / jnp.where(std > 0, std, jnp.inf))
 
     accuracy = count[:, 0] / jnp.maximum(jnp.sum(present, axis=1), 1).astype(rewards.dtype)
-    shortened = jnp.argsort(jnp.argsort(-accuracy)) < round(share * rewards.shape[0])
+    shortened = jnp.argsort(jnp.argsort(-gathered(accuracy))) < round(share * rewards.shape[0])
     outcome = jnp.where(right, jnp.where(shortened[:, None], shaped, 1.0), 0.0)
     return lax.stop_gradient(jnp.where(present & jnp.isnan(rewards), rewards, outcome))
 

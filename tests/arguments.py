@@ -8,6 +8,7 @@ import inspect
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rljax import Batch, advantage, distillation, divergence, penalty, ratio, regression, rewards
@@ -15,9 +16,9 @@ from tests.papers import random_mask
 
 SIZES = {"P": 4, "G": 3, "T": 8, "K": 2, "N": 6, "D": 4, "V": 12}
 AXES = {
-    **dict.fromkeys(("log_ratio", "logp", "entropy", "values", "returns", "old_values", "proxy"), "P G T"),
-    "importance": "P G T",
-    **dict.fromkeys(("x", "energy", "old_logp", "teacher_logp", "ref_logp", "advantages", "weights", "kl"), "P G T"),
+    **dict.fromkeys(("log_ratio", "logp", "entropy", "values", "returns", "old_values", "proxy", "x"), "P G T"),
+    **dict.fromkeys(("old_logp", "teacher_logp", "ref_logp", "advantages", "weights", "kl"), "P G T"),
+    **dict.fromkeys(("energy", "importance"), "P G T"),
     **dict.fromkeys(("rewards", "lengths"), "P G"),
     **dict.fromkeys(("student_logits", "teacher_logits"), "N K"),
     "components": "P G K", "coefficients": "K", "greedy_rewards": "P", "reference_rewards": "P N", "history": "N",
@@ -34,7 +35,7 @@ DIFFERENTIATED = {
 
 def differentiable(rewards, mask):
     """An advantage of a user's own, which stops nothing."""
-    return rewards[..., None] * mask
+    return jnp.where(mask, rewards[..., None], 0.0)
 
 
 MODULES = (advantage, penalty, rewards, divergence, distillation, regression)

@@ -6,7 +6,7 @@ from jaxtyping import Int
 
 from rljax._checks import require_shape
 from rljax._sharding import gathered
-from rljax.advantage._outcomes import Advantages, Mask, Rewards, deviation, outcomes, spread_of, trained
+from rljax.advantage._outcomes import Advantages, Mask, Rewards, checked, deviation, outcomes, spread_of, trained
 
 
 def prefix_tree(rewards: Rewards, mask: Mask, *, tokens: Int[Array, "P G T"]) -> Advantages:
@@ -22,9 +22,10 @@ def prefix_tree(rewards: Rewards, mask: Mask, *, tokens: Int[Array, "P G T"]) ->
     [[[ 0.7071  1.4142  0.7071]
       [-0.7071 -1.4142 -0.7071]]]
     """
-    mask, centred, present, count = outcomes(rewards, mask)
+    rewards, mask = checked(rewards, mask)
     require_shape(mask.shape, "mask", tokens=tokens)
-    tokens, mask = gathered(jnp.asarray(tokens), 2), gathered(mask, 2)
+    rewards, mask, tokens = gathered(rewards, 1), gathered(mask, 1, 2), gathered(jnp.asarray(tokens), 1, 2)
+    mask, centred, present, count = outcomes(rewards, mask)
     order = jnp.argsort(~mask, axis=-1, stable=True)  # trained tokens first, in order
     alive, tokens = (jnp.take_along_axis(x, order, axis=-1) for x in (mask, tokens))
     same = (tokens[:, :, None] == tokens[:, None]) & alive[:, :, None] & alive[:, None]

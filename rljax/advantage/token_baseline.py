@@ -65,7 +65,7 @@ def exact_energy_baseline(rewards: Rewards, mask: Mask, *, energy: Tokens) -> Ad
     """
     mask = require_mask(mask, "P G T")
     require_shape(mask.shape, "mask", energy=energy)
-    energy = gathered(*accumulators(energy=energy), 2)
+    energy = gathered(*accumulators(energy=energy), 1, 2)
     return _token_baseline(rewards, mask, partial(_held, jnp.maximum(energy, 0.0)), _everyone)
 
 
@@ -78,7 +78,7 @@ def _energy(proxy, importance, mask) -> Array:
     importance = jnp.ones_like(proxy) if importance is None else importance
     require_shape(mask.shape, "mask", proxy=proxy, importance=importance)
     proxy, importance = accumulators(proxy=proxy, importance=importance)
-    return _segments.row_cumulative(gathered(jnp.where(mask, jnp.maximum(proxy, 0.0) * importance**2, 0.0), 2))
+    return _segments.row_cumulative(gathered(jnp.where(mask, jnp.maximum(proxy, 0.0) * importance**2, 0.0), 1, 2))
 
 
 def _held(x: Array, mask: Array) -> Array:
@@ -91,7 +91,7 @@ def _held(x: Array, mask: Array) -> Array:
 def _token_baseline(rewards, mask, energy: Callable, sum_over: Callable) -> Array:
     """`energy(mask)` is W; `sum_over` sums over the members compared with."""
     rewards, mask = checked(rewards, mask)
-    mask = gathered(mask, 2)
+    rewards, mask = gathered(rewards, 1), gathered(mask, 1, 2)
     returns = rewards[..., None] if rewards.ndim == 2 else _held(returns_of(rewards, mask), mask)
 
     def by_column():

@@ -8,6 +8,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Float
 
 from rljax._checks import accumulators, require_between, require_mask, require_shape, require_share
+from rljax._sharding import gathered
 from rljax.objective import Batch, earns, policy_loss
 from rljax.penalty._weighted import Tokens, trained
 
@@ -107,6 +108,7 @@ def number_of(mask: Array, share) -> Array:
 
 def largest(x: Array, k: Array) -> Array:
     """True at the k largest values, the earlier of equals."""
+    x = gathered(x)
     order = jnp.argsort(-x.reshape(-1), stable=True)
     rank = jnp.zeros(x.size, jnp.int32).at[order].set(jnp.arange(x.size, dtype=jnp.int32))
     return (rank < k).reshape(x.shape)
