@@ -72,6 +72,12 @@ def require_ordered(low: float | Array, high: float | Array, least: float) -> No
         raise ValueError(f"low = {low}: expected at most high = {high}")
 
 
+def require_at_least(name: str, value: float | Array, low: float) -> None:
+    """Raises unless low ≤ value ≤ inf; a traced value is not looked at."""
+    if isinstance(value, jax.core.Tracer) or value != float("inf"):
+        require_between(name, value, low)
+
+
 def require_between(name: str, value: float | Array, low: float, high: float = float("inf")) -> None:
     """Raises unless low ≤ value < high; a traced value is not looked at."""
     try:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import math
 from typing import Any
 
 
@@ -21,7 +22,8 @@ def describe(value) -> Any:
     if callable(value):
         name, bound = getattr(value, "__qualname__", type(value).__qualname__), _bound(value)
         return {"function": name, "bound": describe(bound)} if bound else name
-    return value if isinstance(value, bool | int | float | str | None) else str(value)
+    finite = isinstance(value, bool | int | str | None) or (isinstance(value, float) and math.isfinite(value))
+    return value if finite else str(value)
 
 
 def _fields(value, names) -> dict:

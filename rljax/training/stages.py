@@ -23,6 +23,7 @@ from rljax.training.placement import to_host
 from rljax.training.step.accumulation import State
 from rljax.training.step.likelihood import make_update as make_likelihood_update
 from rljax.training.step.policy import make_update as make_policy_update
+from rljax.training.step.policy import summarize
 from rljax.training.step.scoring import Scorer, make_prepare, make_score
 
 SAMPLES_SHOWN = 12
@@ -113,7 +114,8 @@ class PolicyStage(Stage):
         self.look_every = config.evaluation.every
         self.reference: Any = None  # parameters at the start of the stage
         self.dropping = False  # the state of an algorithm's hysteresis
-        self._rollouts = None
+        self._start: tuple[Any, Any] | None = None
+        """log π − log π_start of the rollout before a look, and its mask."""
         scorer = Scorer(parts.model, parts.mesh, config.rollout.sampling.temperature)
         self._score = jax.jit(make_score(scorer, config.rollout.microbatch_rows))
         self._prepare = make_prepare(config, scorer)
@@ -174,10 +176,13 @@ class PolicyStage(Stage):
         return dataclasses.replace(rollouts, greedy_rewards=trained_on(greedy.rewards[:, None])[:, 0])
 
     def _learn(self, rollouts, n: int) -> dict:
-        """The rollout's optimizer steps, and the mean of their metrics; minibatch i takes the groups i, i + M, …."""
+        """The rollout's optimizer steps, and their metrics; minibatch i takes the groups i, i + M, …."""
         settings, step = self.config.rollout, jnp.int32(n)
-        self._rollouts = rollouts = self.parts.to_devices(rollouts)
+        rollouts = self.parts.to_devices(rollouts)
         params, dropping = self.state.params, jnp.bool_(self.dropping)
+        if n + 1 == self.steps or (self.look_every and (n + 1) % self.look_every == 0):
+            ours, start = (self._score(of, rollouts).stats.logp for of in (params, self.reference))
+            self._start = ours - start, rollouts.mask
         prepared, dropping = self._prepare(params, self.reference, rollouts, dropping, step)
         self.dropping = bool(to_host(dropping))
         reference = self.reference if "kl" in self.needs else None
@@ -185,18 +190,17 @@ class PolicyStage(Stage):
         for _ in range(settings.epochs):
             for i in range(settings.minibatches):
                 part = jax.tree.map(lambda x: x[i :: settings.minibatches], (rollouts, prepared))  # noqa: B023
-                self.state, metrics = self._update(self.state, reference, *part, step)
-                history.append(metrics)
-        return jax.tree.map(lambda *values: sum(values) / len(values), *history)
+                self.state, sums = self._update(self.state, reference, *part, step)
+                history.append(sums)
+        return summarize(history)
 
     def look(self) -> dict[str, float]:
         """`kl_start`: mean k3 over the last rollout's tokens, an estimate of KL(π ‖ π at the start of RL), nats."""
-        if self._rollouts is None:
+        if self._start is None:
             return {}
-        old_logp, mask = to_host((self._rollouts.old_logp, self._rollouts.mask))
+        log_ratio, mask = to_host(self._start)
         if not mask.any():
             return {}
-        log_ratio = old_logp - to_host(self._score(self.reference, self._rollouts).stats.logp)
         return {"kl_start": float(np.mean(penalty.k3(log_ratio[mask])))}
 
     def _show(self, drawn: Drawn, problems: list[Problem]) -> None:

@@ -14,7 +14,7 @@ from rljax.distillation import top_tokens
 from rljax.divergence import total_variation
 from rljax.logprobs import delayed, logps_at, preceding, token_kls, token_logps
 from rljax.models import Model
-from rljax.objective import Rollouts, advantages_of
+from rljax.objective import Rollouts, advantages_of, required_fields
 from rljax.training.config import Config
 
 
@@ -86,6 +86,8 @@ class Prepared(NamedTuple):
     values: Array | None
     returns: Array | None
     likeliest: Likeliest | None
+    old_logp: Array | None
+    """log π_old of a pass over the rollout, in place of the sampler's."""
 
 
 def make_score(scorer: Scorer, rows: int, needs: frozenset[str] = frozenset(), top_k: int | None = None):
@@ -111,22 +113,31 @@ def make_score(scorer: Scorer, rows: int, needs: frozenset[str] = frozenset(), t
 def make_prepare(config: Config, scorer: Scorer):
     """The jitted `prepare(params, reference, rollouts, dropping, step) -> (Prepared, dropping)`.
 
-    The extra pass is made only if something asks for it: the advantage or the ratio by a parameter, or the algorithm's
-    hysteresis (whose state is `dropping`). Any penalty is given the reference's log-probabilities, by another pass.
+    The extra pass is made only if something asks for it: the advantage or the ratio by a parameter, the algorithm's
+    hysteresis (whose state is `dropping`), or log π_old, if that is recomputed and the step's own does not do. Any
+    penalty is given the reference's log-probabilities, by another pass.
     """
-    rows = config.rollout.microbatch_rows
-    asked = config.needs & {"proxy", "entropy", "values", "divergence"}
+    settings = config.rollout
+    rows, own = settings.microbatch_rows, settings.optimizer_steps == 1
     score_reference = make_score(scorer, rows)
 
     @jax.jit
     def prepare(params, reference, rollouts: Rollouts, dropping, step):
         algorithm = config.algorithm_at(step)
+        rescored = settings.rescores(scorer.model.head(params).table.dtype)
+        asked = config.needs & {"proxy", "entropy", "values", "divergence"}
+        if rescored and own:  # π_old is π_θ in the step, so the divergence is 0
+            asked -= {"divergence"}
+        if rescored and (not own or "old_logp" in required_fields(algorithm.advantage)):
+            asked |= {"old_logp"}
         top_k = algorithm.top_k if "divergence" in asked else None
         score = make_score(scorer, rows, asked, top_k)
         scored = score(params, rollouts) if asked or algorithm.hysteresis else None
         if scored is not None:
             proxy, entropy = scored.stats.proxy, scored.stats.entropy
             rollouts = dataclasses.replace(rollouts, proxy=proxy, entropy=entropy, values=scored.values)
+            if rescored:
+                rollouts = dataclasses.replace(rollouts, old_logp=scored.stats.logp)
             if algorithm.hysteresis is not None:
                 mean = jnp.sum(entropy) / jnp.maximum(jnp.sum(rollouts.mask), 1)
                 dropping = algorithm.hysteresis(dropping, mean)
@@ -137,6 +148,7 @@ def make_prepare(config: Config, scorer: Scorer):
             values=rollouts.values,
             returns=None if rollouts.values is None else config.critic.returns(rollouts.rewards, rollouts.mask),
             likeliest=scored.likeliest if scored else None,
+            old_logp=scored.stats.logp if scored and rescored else None,
         ), dropping
 
     return prepare
