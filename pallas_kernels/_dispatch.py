@@ -1,16 +1,20 @@
 """Shared by all kernels: choice of the implementation, argument checks, and dtypes."""
 
 from collections.abc import Callable, Iterable
-from functools import partial, reduce
+from functools import partial, reduce, wraps
+from inspect import signature
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.experimental import pallas as pl
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
+from jax.sharding import NamedSharding, PartitionSpec
 
 PLATFORMS = {"tpu": ("tpu",), "gpu": ("cuda",)}  # an implementation, and what XLA calls its platforms
+DEVICES = {"tpu": "a TPU", "gpu": "an NVIDIA GPU"}
 
 
 def chosen(kernel: str, implementation: str | None, available: Iterable[str | None]) -> str | None:
@@ -63,17 +67,33 @@ _placed.def_abstract_eval(lambda x, **named: x)
 
 
 def only_on(kernel: str, implementation: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function of an array and more, in its scope. Lowering it for another platform raises NotImplementedError."""
+    """The function of an array and more, in its scope. Lowering it for another platform raises NotImplementedError.
+
+    Pallas' interpreter runs a TPU's kernels on any platform.
+    """
     scoped = jax.named_scope(f"{kernel}_{implementation}")(function)
-    return lambda x, *others: scoped(_placed.bind(x, kernel=kernel, implementation=implementation), *others)
+
+    def run(x, *others):
+        if not _interpreted():
+            x = _placed.bind(x, kernel=kernel, implementation=implementation)
+        return scoped(x, *others)
+
+    return run
+
+
+def _interpreted() -> bool:
+    """Whether Pallas' interpreter is in force."""
+    kernel = pl.pallas_call(lambda out: None, jax.ShapeDtypeStruct((8, 128), jnp.float32))
+    return any(equation.params.get("interpret") for equation in jax.make_jaxpr(kernel)().eqns)
 
 
 def _lower_placed(ctx, x, *, kernel, implementation):
     platforms = set(ctx.platforms or ctx.module_context.platforms)
-    fits = platforms <= set(PLATFORMS[implementation])
-    remedy = "None there, which picks one by the platform, or 'chunked'"
-    found = f"{implementation!r} in a program for {', '.join(sorted(platforms))}"
-    require(fits, kernel, "implementation", found, remedy, NotImplementedError)
+    if not platforms <= set(PLATFORMS[implementation]):
+        raise NotImplementedError(
+            f"{kernel}: implementation = {implementation!r}: expected {DEVICES[implementation]}, not "
+            f"{', '.join(sorted(platforms))}; None picks one by the platform, and 'chunked' runs on any"
+        )
     return [x]
 
 
@@ -109,3 +129,37 @@ def varying_over(axes: frozenset, *arrays: Array | None) -> tuple[Any, ...]:
         return lax.pcast(x, missing, to="varying") if missing else x
 
     return tuple(map(spread, arrays))
+
+
+def on_explicit_axes(spec: Callable[[PartitionSpec], PartitionSpec]) -> Callable[..., Any]:
+    """A decorator for functions whose loops slice axes that an explicit mesh may shard.
+
+    If an argument is on a mesh with axes of AxisType.Explicit, these are Auto within the function, and its outputs are
+    sharded by `spec` of the first argument's PartitionSpec.
+    """
+
+    def decorate(function):
+        @wraps(function)
+        def call(*arguments, **options):
+            leaves, tree = jax.tree.flatten((arguments, options))
+            arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Array)}
+            mesh = next((mesh for x in arrays.values() if (mesh := jax.typeof(x).sharding.mesh).explicit_axes), None)
+            if mesh is None:
+                return function(*arguments, **options)
+
+            def within(arrays):
+                positional, named = tree.unflatten(arrays.get(i, leaf) for i, leaf in enumerate(leaves))
+                return function(*positional, **named)
+
+            first = next(iter(signature(function).bind(*arguments, **options).arguments.values()))
+            sharding = NamedSharding(mesh, spec(jax.typeof(first).sharding.spec))
+            return jax.sharding.auto_axes(within, axes=mesh.explicit_axes, out_sharding=sharding)(arrays)
+
+        return call
+
+    return decorate
+
+
+def rows_of(spec: PartitionSpec) -> PartitionSpec:
+    """The sharding of the first axis alone."""
+    return PartitionSpec(*spec[:1])

@@ -5,6 +5,9 @@ sequence, contiguous but for zeros. A zero is a token that the policy did not ch
 the middle of a completion): it neither adds nor resets, whatever it holds, and gets 0.
 """
 
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
@@ -59,6 +62,10 @@ def ordinal(segments: Segments) -> Int[Array, "*B T"]:
 
 def row_cumulative(x: Float[Array, "*B T"]) -> Float[Array, "*B T"]:
     """Σ_{j≤t} x_j along the row, for x finite: products of 64 tokens with a triangle of ones, faster than a scan."""
+    sharding = jax.typeof(x).sharding
+    if axes := sharding.mesh.explicit_axes:  # an axis that is split there cannot be reshaped
+        automatic: Callable = jax.sharding.auto_axes(row_cumulative, axes=axes, out_sharding=sharding)
+        return automatic(x)
     tiles = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]).reshape(*x.shape[:-1], -1, 64)
     within = jnp.matmul(tiles, jnp.triu(jnp.ones((64, 64), x.dtype)), precision=lax.Precision.HIGHEST)
     totals = within[..., -1:]

@@ -7,6 +7,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
@@ -14,6 +15,10 @@ from jaxtyping import Array, Bool, Float, Int
 from pallas_kernels import TokenStats, token_kl, token_stats
 from rljax._checks import require_shape
 from rljax.distillation import logits_at
+
+SoftCap = float | Float[Array, ""] | None
+Bias = Float[Array, " V"] | None
+BANNED = -1e30  # a token is banned if its z/τ is not above this, as in token_stats
 
 __all__ = ["delayed", "logps_at", "preceding", "token_kls", "token_logps"]
 
@@ -25,6 +30,8 @@ def token_logps(
     mask: Bool[Array, "*B T"],
     *,
     temperature: float | Float[Array, ""] = 1.0,
+    softcap: SoftCap = None,
+    bias: Bias = None,
     vocab_size: int | None = None,
     mesh: Mesh | None = None,
     split: P | None = None,
@@ -32,16 +39,18 @@ def token_logps(
 ) -> TokenStats:
     """log π(tokens[t] | tokens[<t]) where `mask` is true, with the entropy and the proxy of the same π.
 
-        π_t = softmax(hidden[t−1]·Wᵀ/τ):   logp[t] = log π_t(tokens[t]),   and 0 where ¬mask[t] or t = 0
+        π_t = softmax((hidden[t−1]·Wᵀ + b)/τ):   logp[t] = log π_t(tokens[t]),   and 0 where ¬mask[t] or t = 0
 
     Each [*B, T] and as `pallas_kernels.token_stats` defines it.  What `hidden` and `tokens` hold where nothing is
     predicted changes nothing, even NaN.  A token outside the vocabulary counts as masked.
 
-    Rows of the unembedding from `vocab_size` on are padding.
+    Rows of the unembedding from `vocab_size` on are padding. `bias` b and `softcap` are as in `token_stats`: a bias of
+    −∞ bans a token, even with a soft cap.
 
     With a `mesh` (axes of AxisType.Auto) `split` says how the unembedding lies there: P("tensor", "fsdp") if its
     vocabulary is split over the axis tensor and its width over fsdp, P() or None if every device holds it whole. The
-    tokens are divided over all axes but the vocabulary's. Values and gradients are those of one device.
+    bias is split as the vocabulary. The tokens are divided over all axes but the vocabulary's. Values and gradients
+    are those of one device.
 
     Raises ValueError for shapes that do not fit each other, TypeError for dtypes.
 
@@ -56,13 +65,14 @@ def token_logps(
 
     vocabulary, width = _axes(mesh, split)
 
-    def stats(rows, y, unembedding, temperature):
-        return token_stats(rows, unembedding, y, temperature=temperature, vocab_size=vocab_size, axis_name=vocabulary,
+    def stats(rows, y, unembedding, options):
+        return token_stats(rows, unembedding, y, **options, vocab_size=vocab_size, axis_name=vocabulary,
                            width_axis=width, implementation=implementation)  # fmt: skip
 
     rows, y = _flat(hidden), _advanced(targets, -1).reshape(-1)
-    split_stats = _divided(stats, mesh, 2, (P(vocabulary, width), P()), vocabulary)
-    found = split_stats(rows, y, unembedding, temperature)
+    options = {"temperature": temperature, "softcap": softcap, "bias": bias}
+    specs = {"temperature": P(), "softcap": P(), "bias": P(vocabulary)}
+    found = _divided(stats, mesh, 2, (P(vocabulary, width), specs), vocabulary)(rows, y, unembedding, options)
     return TokenStats(*(delayed(stat.reshape(tokens.shape)) for stat in found))
 
 
@@ -74,12 +84,15 @@ def token_kls(
     mask: Bool[Array, "*B T"],
     *,
     temperature: float | Float[Array, ""] = 1.0,
+    softcap: SoftCap | tuple[SoftCap, SoftCap] = None,
+    bias: Bias | tuple[Bias, Bias] = None,
     mesh: Mesh | None = None,
     implementation: str | None = None,
 ) -> Float[Array, "*B T"]:
     """KL(π_t ‖ ρ_t) over the whole vocabulary where `mask` is true, nats, of the policy from the reference; else 0.
 
-    As `token_logps` in all else; the reference has no gradient. `penalty.exact_kl` sums it.
+    `bias` and `softcap` are those of both models, or a pair: the policy's, then the reference's. As `token_logps` in
+    all else; the reference has no gradient. `penalty.exact_kl` sums it.
 
     >>> hidden, mask = jnp.ones((2, 1)), jnp.array([False, True])
     >>> kl = token_kls(hidden, jnp.log(jnp.array([[1.0], [3.0]])), hidden, jnp.zeros((2, 1)), mask)
@@ -90,12 +103,13 @@ def token_kls(
     _check("token_kls", hidden, unembedding, tokens, mask)
     _check("token_kls", ref_hidden, ref_unembedding, tokens, mask, "ref_")
 
-    def kls(rows, ref_rows, present, unembedding, ref_unembedding, temperature):
-        return token_kl(rows, unembedding, ref_rows, ref_unembedding, present, temperature=temperature,
+    def kls(rows, ref_rows, present, unembedding, ref_unembedding, options):
+        return token_kl(rows, unembedding, ref_rows, ref_unembedding, present, **options,
                         implementation=implementation)  # fmt: skip
 
     rows = _flat(hidden), _flat(ref_hidden), _advanced(mask, False).reshape(-1)
-    found = _divided(kls, mesh, 3, (P(), P(), P()))(*rows, unembedding, ref_unembedding, temperature)
+    options = {"temperature": temperature, "softcap": softcap, "bias": bias}
+    found = _divided(kls, mesh, 3, (P(), P(), P()))(*rows, unembedding, ref_unembedding, options)
     return delayed(found.reshape(mask.shape))
 
 
@@ -107,12 +121,16 @@ def logps_at(
     logp: Float[Array, "*B T"],
     *,
     temperature: float | Float[Array, ""] = 1.0,
+    softcap: SoftCap = None,
+    bias: Bias = None,
 ) -> Float[Array, "*B T K"]:
     """log π_t of a few tokens v at each position, from that of the position's own token y.
 
-        log π(v) = log π(y) + (x_v − x_y)/τ
+        log π(v) = log π(y) + x_v − x_y
 
-    `ids[t]` are the tokens v, `logp` as `token_logps` gives it at the same τ; meaningless where that is masked.
+    with the logits x of `token_stats`. `ids[t]` are the tokens v, `logp` as `token_logps` gives it with the same
+    temperature, soft cap and bias; meaningless where that is masked. A banned v has −∞ without a gradient. If y is
+    banned every v has −∞, as `logp` does: log π(v) is then unknown.
 
     >>> hidden, unembedding = jnp.ones((2, 1)), jnp.log(jnp.array([[1.0], [3.0]]))
     >>> tokens, logp = jnp.array([0, 1]), jnp.array([0.0, jnp.log(0.75)])
@@ -124,8 +142,23 @@ def logps_at(
     require_shape(jnp.shape(tokens), "tokens", logp=logp, ids=ids[..., 0])
     rows = preceding(hidden)
     wanted = jnp.concatenate([tokens[..., None], ids], axis=-1)
-    x = logits_at(rows, unembedding, wanted.reshape(-1, wanted.shape[-1])).reshape(wanted.shape)
-    return logp[..., None].astype(x.dtype) + (x[..., 1:] - x[..., :1]) / jnp.asarray(temperature, x.dtype)
+    z = logits_at(rows, unembedding, wanted.reshape(-1, wanted.shape[-1])).reshape(wanted.shape)
+    if bias is not None:
+        require_shape(jnp.shape(unembedding)[:1], "unembedding's first axis", bias=bias)
+        z = z + bias[wanted].astype(z.dtype)
+    x, banned = _scaled(z, jnp.asarray(temperature, z.dtype), softcap)
+    few = logp[..., None].astype(x.dtype) + (x[..., 1:] - x[..., :1])
+    return jnp.where(banned[..., 1:], lax.stop_gradient(few) - jnp.inf, few)  # NaN − ∞ is NaN
+
+
+def _scaled(z, tau, softcap: SoftCap):
+    """(x, whether it is banned) of logits z; the x of a banned token is 0, so that no ∞ − ∞ arises."""
+    banned = z / tau <= BANNED
+    z = jnp.where(banned, 0, z)
+    if softcap is not None:
+        cap = jnp.asarray(softcap, z.dtype)
+        z = cap * jnp.tanh(z / cap)
+    return z / tau, banned
 
 
 def _flat(hidden):
@@ -150,7 +183,7 @@ def _axes(mesh: Mesh | None, split: P | None) -> tuple[str | None, str | None]:
     return vocabulary, width
 
 
-def _divided(function, mesh: Mesh | None, arrays: int, others: tuple[P, ...], vocabulary: str | None = None):
+def _divided(function, mesh: Mesh | None, arrays: int, others: tuple, vocabulary: str | None = None):
     """The function with the rows of its first `arrays` arguments split over the mesh, but not its axis `vocabulary`.
 
     The `others` lie as they say; what is whole on several devices has its gradients summed.

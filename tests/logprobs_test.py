@@ -10,6 +10,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import TokenStats
+from pallas_kernels._vocabulary import statistics
 from rljax import logprobs
 from rljax.logprobs import logps_at, token_kls, token_logps
 from tests.together import together
@@ -203,3 +204,112 @@ def test_errors_of_the_others_name_them_and_the_argument(example):
         logps_at(hidden, unembedding.T, tokens[..., None], tokens, mask.astype(jnp.float32))
     with pytest.raises(ValueError, match=r"ids has shape \(2, 7\): expected \(3, 7\), as tokens"):
         logps_at(hidden, unembedding, tokens[1:, :, None], tokens, mask.astype(jnp.float32))
+
+
+@pytest.fixture(name="bans", scope="module")
+def bans_fixture(example):
+    """A bias that bans three tokens, none of which is trained or at position 0."""
+    tokens = example[2]
+    counts = np.bincount(tokens.ravel(), minlength=V)
+    bias = np.linspace(-1, 1, V, dtype=np.float32)
+    bias[np.argsort(counts)[:3]] = -np.inf
+    return bias
+
+
+def dense_log_pi(hidden, unembedding, bias, cap=None, tau=0.7):
+    """log π of each hidden state, −∞ if banned, in float64."""
+    z = np.float64(hidden) @ np.float64(unembedding).T + bias
+    x = np.where(np.isinf(bias), -np.inf, (z if cap is None else cap * np.tanh(z / cap)) / tau)
+    top = x.max(axis=-1, keepdims=True)
+    return x - top - np.log(np.exp(x - top).sum(axis=-1, keepdims=True))
+
+
+@pytest.mark.parametrize("shape", [None, (2, 2, 2), (1, 1, 8)])
+@pytest.mark.parametrize("cap", [None, 1.5])
+def test_a_bias_of_minus_infinity_bans_tokens(example, bans, shape, cap):
+    """On every mesh; the gradient of the bias is 0 there, and that of the weight is finite."""
+    hidden, unembedding, tokens, mask = example
+    hidden, table = (np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, 3)]) for x in (hidden, unembedding))
+    table, bias = np.pad(table, ((0, 16 - V), (0, 0))), np.pad(bans, (0, 16 - V))
+    where = {} if shape is None else {"mesh": mesh_of(shape), "split": P("tensor", "fsdp")}
+
+    def run(hidden, table, bias):
+        total, stats = loss(
+            hidden, table, tokens, mask & (bans[tokens] > -1e9), bias=bias, softcap=cap, vocab_size=V, **where
+        )
+        return total, stats
+
+    gradients, stats = jax.jit(jax.grad(run, (0, 1, 2), has_aux=True))(hidden, table, bias)
+    log_pi = dense_log_pi(hidden, table[:V], bans, cap)
+    pi = np.exp(log_pi)
+    for b, t in np.argwhere(mask):
+        if t > 0 and bans[tokens[b, t]] > -1e9:
+            own, p = log_pi[b, t - 1], pi[b, t - 1]
+            np.testing.assert_allclose(stats.logp[b, t], own[tokens[b, t]], rtol=1e-5)
+            np.testing.assert_allclose(stats.entropy[b, t], -np.sum(p[p > 0] * own[p > 0]), rtol=1e-5)
+    assert all(np.isfinite(g).all() for g in gradients)
+    np.testing.assert_array_equal(gradients[2][:V][np.isinf(bans)], 0)
+    assert all(np.max(np.abs(g)) > 0.1 for g in gradients)
+
+
+def test_the_bias_of_both_models_or_of_each(example, bans):
+    hidden, unembedding, _, mask = example
+    theirs = reference_model()
+    other = np.where(np.isinf(bans), np.float32(0), -bans)
+    for given, biases, caps in (
+        ({"bias": bans}, (bans, bans), (None, None)),
+        ({"bias": (bans, other), "softcap": (1.5, None)}, (bans, other), (1.5, None)),
+        ({"bias": (bans, None), "softcap": 2.0}, (bans, np.zeros(V)), (2.0, 2.0)),
+    ):
+        log_pi, log_rho = (
+            dense_log_pi(h, w, bias, cap)[:, :-1]
+            for (h, w), bias, cap in zip(((hidden, unembedding), theirs), biases, caps, strict=True)
+        )
+        log_pi, log_rho = log_pi[..., np.isfinite(bans)], log_rho[..., np.isfinite(bans)]
+        expected = np.pad(np.sum(np.exp(log_pi) * (log_pi - log_rho), axis=-1), ((0, 0), (1, 0)))
+        for mesh in (None, mesh_of((2, 2, 2))):
+            kl = jax.jit(partial(token_kls, temperature=0.7, mesh=mesh, **given))(hidden, unembedding, *theirs, mask)
+            np.testing.assert_allclose(kl, np.where(mask, expected, 0), rtol=1e-5, atol=1e-6)
+    assert expected.max() > 0.1
+
+
+@pytest.mark.parametrize("cap", [None, 1.5])
+def test_a_few_tokens_with_banned_ones_among_them(example, bans, cap):
+    hidden, unembedding, tokens, mask = example
+    mask = mask & (bans[tokens] > -1e9)
+    ids = np.broadcast_to(np.arange(V, dtype=np.int32), (B, T, V))
+
+    def run(hidden, unembedding, bias):
+        given = {"temperature": 0.7, "bias": bias, "softcap": cap}
+        logp = token_logps(hidden, unembedding, tokens, mask, **given).logp
+        few = logps_at(hidden, unembedding, ids, tokens, logp, **given)
+        return jnp.sum(jnp.where(mask[..., None], jnp.exp(few) * jnp.cos(ids.astype(few.dtype)), 0)), few
+
+    gradients, few = jax.jit(jax.grad(run, (0, 1, 2), has_aux=True))(hidden, unembedding, bans)
+    log_pi = dense_log_pi(hidden, unembedding, bans, cap)
+    for b, t in np.argwhere(mask):
+        if t > 0:
+            np.testing.assert_allclose(few[b, t], log_pi[b, t - 1], rtol=1e-5, atol=1e-5)
+    assert all(np.isfinite(g).all() for g in gradients)
+    np.testing.assert_array_equal(gradients[2][np.isinf(bans)], 0)
+    assert all(np.max(np.abs(g)) > 0.05 for g in gradients)
+
+
+def test_a_few_tokens_read_nan_and_a_banned_token(example, bans):
+    """NaN stays NaN beside a banned token; of a banned token's own log-probability nothing can be told."""
+    hidden, unembedding, tokens, _ = example
+    banned = np.int32(np.flatnonzero(np.isinf(bans))[0])
+    ids, own = np.full((B, T, 2), banned), np.full((B, T), banned)
+    ids[..., 1] = np.flatnonzero(np.isfinite(bans))[0]
+    for logp, y, right in ((np.nan, tokens, np.nan), (-np.inf, own, -np.inf)):
+        few = logps_at(hidden, unembedding, ids, y, np.full((B, T), np.float32(logp)), bias=bans)
+        np.testing.assert_array_equal(few, np.float32(right) + np.zeros_like(few))
+    assert logprobs.BANNED == statistics.BANNED
+
+
+@pytest.mark.parametrize("function", [token_logps, logps_at])
+def test_the_bias_has_one_number_per_token(example, function):
+    hidden, unembedding, tokens, mask = example
+    rest = (tokens, mask) if function is token_logps else (tokens[..., None], tokens, hidden[..., 0])
+    with pytest.raises(ValueError, match=r"bias.*\(10,\)"):
+        function(hidden, unembedding, *rest, bias=np.zeros(V - 1, np.float32))

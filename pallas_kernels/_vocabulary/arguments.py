@@ -22,15 +22,20 @@ def check(kernel: str, hidden, unembedding, targets, bias, mask, scalars, tile, 
     require(width * shards == D, kernel, "unembedding", f"of shape {(V, width)}", of)
     require(V > 0, kernel, "unembedding", f"of shape {(V, width)}", "of at least one row")
     _check_vector(kernel, "targets", targets, N, "N", "as in hidden", jnp.integer, "integer")
-    if bias is not None:
-        _check_vector(kernel, "bias", bias, V, "V", "as in unembedding", jnp.floating, "floating point")
+    check_bias(kernel, bias, V)
     if mask is not None:
         _check_vector(kernel, "mask", mask, N, "N", "as in hidden", jnp.bool_, "bool")
     for name, value in scalars.items():
-        _check_scalar(kernel, name, value)
+        check_scalar(kernel, name, value)
     if tile is not None:
         whole = isinstance(tile, tuple) and len(tile) == 2 and all(is_integer(size) and size > 0 for size in tile)
         require(whole, kernel, "tile", tile, "(tokens, vocabulary), two positive integers")
+
+
+def check_bias(kernel: str, bias, size: int) -> None:
+    """Raises unless it is None or [V]."""
+    if bias is not None:
+        _check_vector(kernel, "bias", bias, size, "V", "as in unembedding", jnp.floating, "floating point")
 
 
 def _check_vector(kernel, name, array, size, symbol, origin, kind, kind_name) -> None:
@@ -56,7 +61,8 @@ def shards_of(kernel: str, argument: str, axis_name: str | None) -> int:
         raise ValueError(f"{kernel}: {argument} is {axis_name!r}; it should be {remedy}") from None
 
 
-def _check_scalar(kernel, name, value) -> None:
+def check_scalar(kernel: str, name: str, value) -> None:
+    """Raises unless the temperature or soft cap is a positive number; only a soft cap may be None."""
     if value is None:
         require(name == "softcap", kernel, name, value, "a positive number")
         return

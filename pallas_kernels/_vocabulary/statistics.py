@@ -18,8 +18,13 @@ so that for the cotangents g, k, q of the three, with a = g − 2 q π_y,
     ∂L/∂x_v = a 1[v=y] + π_v (−a − k H − 2 q Q − k log π_v + 2 q π_v).
 
 The logits z = h·Wᵀ + b are scaled, x = βz, or capped first, x = β c tanh(z/c): then ∂x/∂z = β (1 − tanh²(z/c)).
+
+A token with βz ≤ `BANNED`, −∞ included, is banned: its π is exactly 0.  Its x is `BANNED`, which is finite, so that no
+∞ − ∞ or 0·∞ arises.  If y is banned, logp is −∞, a constant.  If all tokens are banned, every π is 0, so that the
+entropy is 0 and the proxy is 1.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -28,6 +33,8 @@ from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 
 from pallas_kernels._vocabulary.types import ABSENT, TokenStats
+
+BANNED = -1e30  # the logit x of a banned token or of padding, and the maximum of no columns
 
 
 class Sums(NamedTuple):
@@ -54,14 +61,9 @@ class Slope(NamedTuple):
     pi: Array | None
 
 
-def lowest(dtype) -> float:
-    """The maximum of nothing: below any logit, and finite, so that a difference of two of them is no NaN."""
-    return float(jnp.finfo(dtype).min) / 2
-
-
 def no_columns(targets, dtype) -> Sums:
     zero = jnp.zeros_like(targets, dtype)
-    return Sums(zero + jnp.asarray(lowest(dtype), dtype), *[zero] * 4)
+    return Sums(zero + jnp.asarray(BANNED, dtype), *[zero] * 4)
 
 
 def rescaled(sums: Sums, top) -> Sums:
@@ -87,7 +89,7 @@ def joined_over(sums: Sums, axis_name: str) -> Sums:
 
 
 def finish(sums: Sums, targets) -> tuple[TokenStats, tuple[Array, Array]]:
-    """(logp, entropy, proxy), and what makes π of a logit: (m, log S)."""
+    """(logp, entropy, proxy), and the normalizer (m, log S): log π_v = (x_v − m) − log S."""
     present = targets != ABSENT
     d = jnp.where(present, sums.target - sums.top, 0)
     e = jnp.exp(d)
@@ -95,17 +97,21 @@ def finish(sums: Sums, targets) -> tuple[TokenStats, tuple[Array, Array]]:
     log_total = jnp.log1p(sums.rest + (e - 1))  # keeps its digits where y is the maximum and the rest is small
     entropy = log_total - (sums.moment + d * e) / total
     proxy = (sums.rest / total) ** 2 + sums.squares / total**2
-    stats = TokenStats(*(jnp.where(present, stat, 0) for stat in (d - log_total, entropy, proxy)))
-    return stats, (sums.top, log_total)
+    logp = (d - log_total) + jnp.where(sums.target <= BANNED, -jnp.inf, 0)  # a sum: NaN stays NaN
+    empty = sums.top <= BANNED  # all tokens are banned
+    stats = logp, jnp.where(empty, 0, entropy), jnp.where(empty, 1, proxy)
+    top = jnp.where(empty, 0, sums.top)  # the x of a banned token is far below 0, so that its π is 0
+    return TokenStats(*(jnp.where(present, stat, 0) for stat in stats)), (top, log_total)
 
 
-def slope_of(cotangents: TokenStats, stats: TokenStats, normaliser, targets, beta) -> Slope:
+def slope_of(cotangents: Sequence[Array | SymbolicZero], stats: TokenStats, normaliser, targets, beta) -> Slope:
     """The coefficients of the last equation times β; a cotangent known to be zero costs nothing."""
     absent = [isinstance(cotangent, SymbolicZero) for cotangent in cotangents]
     g, k, q = (
         jnp.zeros_like(stats.logp) if zero else jnp.where(targets == ABSENT, 0, beta * cotangent)
         for zero, cotangent in zip(absent, cotangents, strict=True)
     )
+    g = jnp.where(stats.logp == -jnp.inf, 0, g)  # the logp of a banned token is a constant
     target_pi = jnp.exp(stats.logp)
     collision = stats.proxy - 1 + 2 * target_pi  # Q
     a = g if absent[2] else g - 2 * q * target_pi
@@ -122,11 +128,12 @@ def slope_of(cotangents: TokenStats, stats: TokenStats, normaliser, targets, bet
 
 
 def scaled(z, beta, softcap):
-    """(x, ∂x/∂z/β) of the logits z; the latter is None where it is 1."""
+    """(x, ∂x/∂z/β) of the logits z; the latter is None if it is 1."""
+    x = z * beta
     if softcap is None:
-        return z * beta, None
+        return jnp.maximum(x, BANNED), None
     t = jnp.tanh(z / softcap)
-    return t * (softcap * beta), 1 - t * t
+    return jnp.where(x <= BANNED, BANNED, t * (softcap * beta)), 1 - t * t
 
 
 def absorbed(sums: Sums, x, is_target, is_column=None, target=None) -> Sums:
@@ -137,7 +144,7 @@ def absorbed(sums: Sums, x, is_target, is_column=None, target=None) -> Sums:
     keepdims = sums.top.ndim == 2
     add = partial(jnp.sum, axis=-1, keepdims=keepdims)
     if is_column is not None:
-        x = jnp.where(is_column, x, lowest(x.dtype))
+        x = jnp.where(is_column, x, BANNED)
     top = jnp.maximum(sums.top, jnp.max(x, axis=-1, keepdims=keepdims))
     old = rescaled(sums, top)
     d = x - (top if keepdims else top[:, None])

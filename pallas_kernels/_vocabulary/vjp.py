@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Float, Int
 
 from pallas_kernels._vocabulary.statistics import Sums, finish, joined, joined_over, no_columns, slope_of
@@ -75,7 +76,8 @@ def _backward(plan: Plan, saved, cotangents):
     hidden, weights = inputs.hidden, (inputs.unembedding, inputs.bias)
     if plan.axis_name is not None and not jax.typeof(inputs.unembedding).manual_axis_type.varying:
         # A shard_map that does not check what varies: each shard has a part of the cotangent of what all hold.
-        cotangents = jax.tree.map(lambda c: lax.psum(c, plan.axis_name), cotangents)
+        # An output that is not read has a SymbolicZero on every shard.
+        cotangents = [c if isinstance(c, SymbolicZero) else lax.psum(c, plan.axis_name) for c in cotangents]
     slope = slope_of(cotangents, stats, normaliser, inputs.targets, inputs.beta)
 
     def add(found, first, slab: Head, y):

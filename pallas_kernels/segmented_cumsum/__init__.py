@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from pallas_kernels._dispatch import axes_of, chosen, promoted, require, varying_over
+from pallas_kernels._dispatch import axes_of, chosen, on_explicit_axes, promoted, require, varying_over
 from pallas_kernels.segmented_cumsum import _gradients, _implementations, reference
 from pallas_kernels.segmented_cumsum._monoids import MINIMUM, SUM, Operation
 
@@ -19,6 +19,7 @@ SCANS = {"chunked": _implementations.only_chunked, "tpu": _implementations.only_
 IMPLEMENTATIONS = {"reference": reference.segmented_scan, **SCANS}
 
 
+@on_explicit_axes(lambda spec: spec)
 def segmented_cumsum(
     x: Float[Array, "*B T"],
     segment_ids: Int[Array, "*B T"] | Bool[Array, "*B T"],
@@ -57,6 +58,7 @@ def segmented_cumsum(
     return _scan(SUM, _gradients.cumsum, x, segment_ids, reverse, exclusive, implementation)
 
 
+@on_explicit_axes(lambda spec: spec)
 def segmented_cummin(
     x: Float[Array, "*B T"],
     segment_ids: Int[Array, "*B T"] | Bool[Array, "*B T"],

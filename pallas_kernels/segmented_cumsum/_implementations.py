@@ -66,8 +66,8 @@ def _lower(ctx, x, segment_ids, *, operation, reverse, exclusive, or_chunked):
         if or_chunked and isinstance(error, NotImplementedError):
             return lowered(only_chunked)
         raise NotImplementedError(
-            f"{operation.name}: implementation='tpu' is lowered where it cannot run ({error}); it should be None, "
-            "the best that can, unless on a TPU and, on several, within a shard_map over all axes of their mesh"
+            f"{operation.name}: implementation = 'tpu': expected a TPU, or several within a shard_map over all axes "
+            f"of their mesh ({error}); None picks the best that can run"
         ) from error
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from pallas_kernels._dispatch import on_explicit_axes, rows_of
 from pallas_kernels._vocabulary.arguments import check, columns_of, inputs_of
 from pallas_kernels._vocabulary.types import Tile, TokenStats, dtypes
 from pallas_kernels.token_stats._implementations import implementation_of
@@ -11,6 +12,7 @@ from pallas_kernels.token_stats._implementations import implementation_of
 __all__ = ["TokenStats", "token_stats"]
 
 
+@on_explicit_axes(rows_of)
 def token_stats(
     hidden: Float[Array, "N D"],
     unembedding: Float[Array, "V D"],
@@ -48,8 +50,13 @@ def token_stats(
     `tile` is (tokens, vocabulary), the logits that it holds at a time; the default takes little memory.
 
     All three outputs are differentiable in `hidden`, `unembedding` and `bias`, by reverse mode only (twice with None or
-    "chunked"); τ > 0 and c > 0 may be traced but count as constants.  Logits must be within ±10³⁷.  The proxy is that
-    of the optimal token baseline (2602.07078).
+    "chunked"); τ > 0 and c > 0 may be traced but count as constants.  The proxy is that of the optimal token baseline
+    (2602.07078).
+
+    A token is banned if z/τ ≤ −10³⁰, for instance by a bias of −∞, even with a soft cap.  Its π is exactly 0, the
+    statistics are those of the other tokens, and the gradient of its logit is 0.  If the target is banned, logp is −∞
+    without a gradient; if all tokens are, the entropy is 0 and the proxy is 1.  Other logits must be within ±10²⁹; NaN
+    gives NaN.  `hidden` and `unembedding` must be finite: it is the bias that may be −∞.
 
     Raises ValueError for ranks, sizes, a temperature or an implementation that do not fit, TypeError for dtypes.
 

@@ -22,7 +22,7 @@ def _named(name: str, module) -> Passes:
 
 PASSES = {
     "chunked": _named("chunked", chunked),
-    "tpu": _named("tpu", tpu),  # elsewhere Pallas says so itself, or interprets where it is told to
+    "tpu": Passes(only_on(KERNEL, "tpu", tpu.sums), only_on(KERNEL, "tpu", tpu.gradients)),
     "gpu": Passes(only_on(KERNEL, "gpu", gpu.sums), only_on(KERNEL, "gpu", gpu.gradients)),
 }
 

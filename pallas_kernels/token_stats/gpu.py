@@ -33,7 +33,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from pallas_kernels._dispatch import require
-from pallas_kernels._vocabulary.statistics import Slope, Sums, absorbed, lowest, no_columns, rescaled, scaled
+from pallas_kernels._vocabulary.statistics import BANNED, Slope, Sums, absorbed, no_columns, rescaled, scaled
 from pallas_kernels._vocabulary.types import ABSENT, Head, Tile, dtypes
 from pallas_kernels.token_stats import gpu_xla
 
@@ -132,8 +132,8 @@ def _kernel(grid: Grid, block: Tile, width: int, y_ref, h_ref, head, *found_refs
         if head.bias is not None:
             z = z + _part(head.bias, first, columns)[None].astype(accumulator)
         x, _ = scaled(z, beta, softcap)
-        # A tile has at least one column, so that what is below any logit adds e^−∞ = 0.
-        x = jnp.where((v_here < size)[None], x, lowest(accumulator))
+        # Padding counts as banned: it adds e^−∞ = 0 once any token that is not banned has been seen.
+        x = jnp.where((v_here < size)[None], x, BANNED)
         return absorbed(found, x, y[:, None] == v_here[None])
 
     share = pl.cdiv(pl.cdiv(v, columns), grid.splits)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels._vocabulary.statistics import BANNED
 from pallas_kernels._vocabulary.types import ABSENT, Head, TokenStats, dtypes
 
 
@@ -14,7 +15,8 @@ def token_stats(
 ) -> TokenStats:
     """log π = x − log Σ e^x;  logp = log π(y), entropy = − Σ π log π, proxy = 1 − 2π(y) + Σπ².
 
-    Sums are over the columns of all shards on `axis_name`, of which `head` is this device's, from column `begin` on.
+    π is 0 for banned tokens, whose log π is a constant: −∞ if y is one, and 0·log 0 = 0 in the entropy.  Sums
+    are over the columns of all shards on `axis_name`, of which `head` is this device's, from column `begin` on.
     """
     total = partial(lax.psum, axis_name=axis_name) if axis_name else lambda x: x
     present = targets != ABSENT
@@ -24,28 +26,34 @@ def token_stats(
         head = head._replace(unembedding=jnp.where(held, head.unembedding, 0))
     x = logits(jnp.where(present[:, None], hidden, 0), head)
     v = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
-    is_column, is_target = v < head.size, v == targets[:, None] - begin
+    allowed = (v < head.size) & ~(x <= BANNED)  # true for NaN
+    is_target = allowed & (v == targets[:, None] - begin)
+    x = jnp.where(allowed, x, 0)
 
-    top = lax.stop_gradient(jnp.max(x, axis=-1, keepdims=True, where=is_column, initial=jnp.finfo(x.dtype).min))
+    top = lax.stop_gradient(jnp.max(x, axis=-1, keepdims=True, where=allowed, initial=BANNED))
     top = lax.pmax(top, axis_name) if axis_name else top
-    e = jnp.where(is_column, jnp.exp(jnp.where(is_column, x - top, 0)), 0)
+    e = jnp.where(allowed, jnp.exp(jnp.where(allowed, x - top, 0)), 0)
     z = total(jnp.sum(e, axis=-1, keepdims=True))
-    log_pi = jnp.where(is_column, x - top - jnp.log(z), 0)
+    z = jnp.where(z == 0, 1, z)  # all tokens are banned
+    log_pi = jnp.where(allowed, x - top - jnp.log(z), 0)
     pi = e / z
 
     logp = total(jnp.sum(jnp.where(is_target, log_pi, 0), axis=-1))
+    may_be = total(jnp.any(is_target, axis=-1).astype(jnp.int32)) > 0
+    logp = jnp.where(may_be, logp, lax.stop_gradient(-jnp.log(z[:, 0])) - jnp.inf)
     entropy = -total(jnp.sum(pi * log_pi, axis=-1))
     proxy = 1 - 2 * jnp.exp(logp) + total(jnp.sum(pi * pi, axis=-1))
     return TokenStats(*(jnp.where(present, stat, 0) for stat in (logp, entropy, proxy)))
 
 
 def logits(hidden: Float[Array, "N D"], head: Head) -> Float[Array, "N V"]:
-    """x = c·tanh((h·Wᵀ + b)/c)/τ in at least float32, padding included."""
+    """x = c·tanh((h·Wᵀ + b)/c)/τ in at least float32, padding included; `BANNED` or less if (h·Wᵀ + b)/τ is."""
     common, accumulator = dtypes(hidden, head.unembedding)
     h, w = hidden.astype(common), head.unembedding.astype(common)
     z = jnp.einsum("nd,vd->nv", h, w, preferred_element_type=accumulator)
     if head.bias is not None:
         z = z + head.bias[None].astype(accumulator)
-    if head.softcap is not None:
-        z = head.softcap * jnp.tanh(z / head.softcap)
-    return z * head.beta
+    x = z * head.beta
+    if head.softcap is None:
+        return x
+    return jnp.where(x <= BANNED, x, head.softcap * jnp.tanh(z / head.softcap) * head.beta)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from pallas_kernels._dispatch import chosen, require
+from pallas_kernels._dispatch import chosen, on_explicit_axes, require, rows_of
 from pallas_kernels._vocabulary.arguments import check, columns_of, inputs_of, is_integer
 from pallas_kernels._vocabulary.types import Tile
 from pallas_kernels.token_stats import TokenStats
@@ -16,6 +16,7 @@ __all__ = ["TopTokens", "token_topk"]
 IMPLEMENTATIONS = {"reference": reference.token_topk, "chunked": chunked.token_topk}
 
 
+@on_explicit_axes(rows_of)
 def token_topk(
     hidden: Float[Array, "N D"],
     unembedding: Float[Array, "V D"],
@@ -39,8 +40,8 @@ def token_topk(
     Both are [N, k], int32 and the dtype of the statistics.  All arguments but k, from 1 to the size of the vocabulary,
     are those of `token_stats`, and so is π.  A row whose `mask` is false or whose target is outside [0, vocab_size) has
     0 for its statistics, ids and logp, whatever it holds; 0 is some token's id, so such rows are for the same mask to
-    leave out.  Padding rows of the weight are never among the ids.  With `axis_name` the ids count over the whole
-    vocabulary, and the outputs are the same on each device of that axis.
+    leave out.  Banned tokens come last, of logp −∞.  Padding rows of the weight are never among the ids.  With
+    `axis_name` the ids count over the whole vocabulary, and the outputs are the same on each device of that axis.
 
     Statistics, ids and logp are constants: no gradient passes.  `token_stats` has the gradients.
 

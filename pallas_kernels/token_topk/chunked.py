@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from pallas_kernels._vocabulary.statistics import finish, joined_over, lowest, no_columns
+from pallas_kernels._vocabulary.statistics import BANNED, finish, joined_over, no_columns
 from pallas_kernels._vocabulary.types import ABSENT, Head, Tile, TokenStats
 from pallas_kernels._vocabulary.vjp import Inputs, localised, shard
 from pallas_kernels.token_stats.chunked import Seen, absorb, over_columns
@@ -46,7 +46,7 @@ def token_topk(
     if axis_name is not None:
         sums, best = joined_over(sums, axis_name), best_over(best._replace(ids=best.ids + begin), axis_name)
     stats, (top, log_total) = finish(sums, targets)
-    logp = (best.x - top[:, None]) - log_total[:, None]
+    logp = (best.x - top[:, None]) - log_total[:, None] + jnp.where(best.x <= BANNED, -jnp.inf, 0)
     present = (targets != ABSENT)[:, None]
     return stats, TopTokens(*(jnp.where(present, part, 0) for part in (best.ids, logp)))
 
@@ -54,10 +54,9 @@ def token_topk(
 def with_tile(best: Best, x, first, is_column) -> Best:
     """The best with one more tile x [n, v], whose columns are those from `first` on; what is no column is never among.
 
-    A column's logit of −∞ is the lowest number, and so before what is none.
+    The logit of a banned column is finite, so that the column is selected before padding.
     """
     k = best.x.shape[1]
-    x = jnp.maximum(x, lowest(x.dtype))
     x = x if is_column is None else jnp.where(is_column, x, -jnp.inf)
     largest, places = lax.top_k(jnp.concatenate([best.x, x], axis=1), k)
     old = jnp.take_along_axis(best.ids, jnp.minimum(places, k - 1), axis=1)

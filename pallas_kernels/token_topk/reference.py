@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels._vocabulary.statistics import BANNED
 from pallas_kernels._vocabulary.types import ABSENT, Head, Tile, TokenStats
 from pallas_kernels._vocabulary.vjp import Inputs, shard
 from pallas_kernels.token_stats import reference
@@ -32,6 +33,8 @@ def token_topk(
     x = reference.logits(jnp.where(present, hidden, 0), head)
     x = lax.all_gather(x, axis_name, axis=1, tiled=True, to="invarying") if axis_name else x
     x = x[:, :vocabulary]
+    x = jnp.where(x <= BANNED, -jnp.inf, x)
     ids = jnp.argsort(x, axis=-1, stable=True, descending=True)[:, :k].astype(jnp.int32)
-    top = TopTokens(ids, jnp.take_along_axis(jax.nn.log_softmax(x, axis=-1), ids, axis=-1))
+    log_pi = jnp.where(jnp.all(x == -jnp.inf, axis=-1, keepdims=True), -jnp.inf, jax.nn.log_softmax(x, axis=-1))
+    top = TopTokens(ids, jnp.take_along_axis(log_pi, ids, axis=-1))
     return stats, TopTokens(*(jnp.where(present, part, 0) for part in top))

@@ -47,6 +47,23 @@ def test_float64_is_for_tiles_under_xla(platform):
 def test_a_name_is_that_one_or_an_error():
     for name, kernels in {"tpu": 3, "chunked": 0, "reference": 0}.items():
         assert implementations("tpu", implementation=name) == ({name}, kernels)
-    for name in ("tpu", "gpu"):
-        with pytest.raises((NotImplementedError, ValueError), match=r"CPU backend|'gpu' in a program for cpu"):
-            implementations("cpu", implementation=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "platform", "device"),
+    [
+        ("tpu", "cpu", "a TPU"),
+        ("tpu", "cuda", "a TPU"),
+        ("gpu", "cpu", "an NVIDIA GPU"),
+        ("gpu", "tpu", "an NVIDIA GPU"),
+    ],
+)
+@pytest.mark.parametrize("gradients", [True, False])
+def test_another_platform_is_an_error_that_names_the_device(name, platform, device, gradients):
+    with pytest.raises(NotImplementedError, match=f"implementation = '{name}': expected {device}, not {platform}"):
+        implementations(platform, implementation=name, gradients=gradients)
+
+
+def test_without_jit_too():
+    with pytest.raises(NotImplementedError, match="token_stats: implementation = 'tpu': expected a TPU, not cpu"):
+        token_stats(jnp.ones((4, 8)), jnp.ones((16, 8)), jnp.zeros(4, jnp.int32), implementation="tpu")

@@ -144,7 +144,7 @@ MUTANTS = {
     "a dropped tile of the vocabulary": (gpu.pl, "cdiv", lambda a, b: rounded_down(70, a, b)),
     "a dropped step of the width": (gpu.pl, "cdiv", lambda a, b: rounded_down(35, a, b)),
     "an unmasked tail": (gpu, "_inside", lambda end, start, size: jnp.ones(size, bool)),
-    "columns that are padding": (gpu, "lowest", lambda dtype: 0.0),
+    "columns that are padding": (gpu, "BANNED", 0.0),
     "a missing rescale": (gpu, "absorbed", lambda *inputs: without_rescale(*inputs)),
     "parts added without their maxima": (gpu, "rescaled", lambda sums, top: sums._replace(top=top)),
     "the first part of the vocabulary alone": (gpu.Grid, "place", lambda grid, program: (program % grid.tiles, 0)),
@@ -157,7 +157,7 @@ def rounded_down(size, a, b):
 
 
 def without_rescale(sums, x, is_target):
-    own = absorbed(sums._replace(top=jnp.full_like(sums.top, gpu.lowest(x.dtype))), x, is_target)
+    own = absorbed(sums._replace(top=jnp.full_like(sums.top, gpu.BANNED)), x, is_target)
     return own._replace(top=jnp.maximum(own.top, sums.top))
 
 
@@ -224,7 +224,7 @@ def test_the_kernel_within_a_shard_map_and_under_vmap():
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 def test_the_kernel_elsewhere_is_an_error(platform):
-    with pytest.raises(NotImplementedError, match=f"implementation is 'gpu' in a program for {platform}; it should be"):
+    with pytest.raises(NotImplementedError, match=f"implementation = 'gpu': expected an NVIDIA GPU, not {platform}"):
         lowered(partial(token_stats, implementation="gpu"), *shapes(16, 16, 16), platform=platform)
 
 

@@ -11,7 +11,7 @@ from jax import lax
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from pallas_kernels import token_stats
+from pallas_kernels import TokenStats, token_stats
 from pallas_kernels._vocabulary import vjp
 from tests.kernels.heads import close, example, weights
 
@@ -120,3 +120,29 @@ def test_one_maximum_and_one_sum_over_the_vocabularys_axis():
     text = str(jax.make_jaxpr(sharded((1, 1, 8), "chunked", True))(*head()))
     assert text.count("pmax[") == 1
     assert text.count("psum") == 1
+
+
+@pytest.mark.parametrize("names", [("logp",), ("entropy",), ("proxy",), ("logp", "proxy")], ids="+".join)
+@pytest.mark.parametrize("check", [True, False])
+def test_outputs_that_are_not_read(names, check):
+    """Their cotangents are symbolic zeros, which have no sum over devices."""
+    hidden, unembedding, _, targets, _ = head()
+    mesh = jax.make_mesh((4,), ("tensor",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
+    weight = weights(N, names, jnp.float32)
+
+    specs = {"in_specs": (P(), P("tensor"), P()), "out_specs": P()}
+
+    def gradients_of(function):
+        def loss(hidden, unembedding):
+            stats = function(hidden, unembedding, targets)
+            return sum(jnp.sum(weight[name] * getattr(stats, name)) for name in names)
+
+        return jax.jit(jax.grad(loss, (0, 1)))(hidden, unembedding)
+
+    def shard(hidden, unembedding, targets):
+        stats = token_stats(hidden, unembedding, targets, tile=(8, 8), axis_name="tensor")
+        return TokenStats(*(getattr(stats, name) if name in names else None for name in TokenStats._fields))
+
+    truth = gradients_of(partial(token_stats, implementation="reference"))
+    assert all(np.abs(gradient).max() > 0.1 for gradient in truth)
+    close(gradients_of(jax.shard_map(shard, mesh=mesh, check_vma=check, **specs)), truth, 1e-6)

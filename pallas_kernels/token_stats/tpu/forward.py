@@ -17,8 +17,9 @@ The tile is transposed, zᵀ = W·hᵀ: columns of the vocabulary lie in sublane
     (sublanes)└───────────────┘  to [8, nt]      Grid: (tiles of tokens, tiles of the vocabulary), the latter innermost.
 
 A tile is made in parts.  While the matrix unit makes one part, the vector unit adds the part before it to the sums; the
-last part of a tile is added during the first of the next one, and that of the last tile at the end.  A column that is
-none (padding, or beyond the weight's end) has the lowest logit, which adds nothing once any other has been seen.
+last part of a tile is added during the first of the next one, and that of the last tile at the end.  A banned token's
+logit is the `floor`, at which βz is `BANNED`.  So is the logit of a column that is none (padding, or beyond the
+weight's end): it adds nothing once any other has been seen.
 
 VMEM, in bytes:  hidden states 2·nt·D·b and weight 2·vt·D·b (each twice: one is loaded while the other is read; b bytes
 an element), two parts of logits 2·part·nt·4, sums 5·8·nt·4, outputs 2·8·nt·4, targets 2·8·nt·4,
@@ -32,7 +33,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels._vocabulary.statistics import Sums, lowest, rescaled
+from pallas_kernels._vocabulary.statistics import BANNED, Sums, rescaled
 from pallas_kernels._vocabulary.types import Head, Tile
 from pallas_kernels.token_stats.tpu.generations import (
     FAR,
@@ -53,7 +54,6 @@ from pallas_kernels.token_stats.tpu.generations import (
 )
 
 CHUNK = 256  # tokens whose sums are in registers at a time
-LOWEST = lowest(jnp.float32)
 
 
 def sums(hidden: Array, head: Head, targets: Array, tile: Tile | None) -> Sums:
@@ -114,7 +114,7 @@ def _kernel(present, held, size, scale, h, w, y, *refs, tile: Tile, part: int, c
     """One tile of logits; its last part is added to the sums in the next step."""
     b, out, *logits, found = refs if biased else (None, *refs)
     plan = Visits(present, held, size, scale)
-    beta, cap = scale[0], scale[1]
+    beta, cap, floor = scale[0], scale[1], scale[2]
     i, j = pl.program_id(0), pl.program_id(1)
     parts = tile.vocabulary // part
     first = j * tile.vocabulary
@@ -123,10 +123,9 @@ def _kernel(present, held, size, scale, h, w, y, *refs, tile: Tile, part: int, c
         z = dot(w[pl.ds(p * part, part)], h[...], (1, 1), common)
         if b is not None:
             z = z + in_all_lanes(b[:, pl.ds(p * part, part)])[:, :1]
-        if capped:
-            z = cap * jnp.tanh(z / cap)
+        z = jnp.where(z <= floor, floor, cap * jnp.tanh(z / cap)) if capped else jnp.maximum(z, floor)
         if ragged:
-            z = jnp.where(counted(z.shape, 0) < size[0] - (first + p * part), z, LOWEST)
+            z = jnp.where(counted(z.shape, 0) < size[0] - (first + p * part), z, floor)
         logits[p % 2][...] = z
 
     def add(p: int):
@@ -142,8 +141,8 @@ def _kernel(present, held, size, scale, h, w, y, *refs, tile: Tile, part: int, c
     @pl.when(j == 0)
     def start():
         found[...] = jnp.zeros_like(found)
-        found[0] = jnp.full(found.shape[1:], LOWEST)
-        logits[(parts - 1) % 2][...] = jnp.full((part, tile.tokens), LOWEST)
+        found[0] = jnp.full(found.shape[1:], floor)
+        logits[(parts - 1) % 2][...] = jnp.full((part, tile.tokens), floor)
 
     @pl.when(plan.computes(i, first))
     def compute():
@@ -158,7 +157,8 @@ def _kernel(present, held, size, scale, h, w, y, *refs, tile: Tile, part: int, c
     @pl.when(j == pl.num_programs(1) - 1)
     def write():
         top, target, rest, squares, moment = (found[k] for k in range(len(Sums._fields)))
-        eight = Sums(jnp.where(top > LOWEST, top * beta, LOWEST), target * beta, rest, squares, moment * beta)
+        top, target = (jnp.where(z <= floor, BANNED, z * beta) for z in (top, target))
+        eight = Sums(top, target, rest, squares, moment * beta)
         total = rescaled(eight, jnp.max(eight.top, axis=0, keepdims=True))
         out[...] = jnp.concatenate([total.top, *(jnp.sum(x, axis=0, keepdims=True) for x in total[1:])])
 

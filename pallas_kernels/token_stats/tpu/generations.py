@@ -16,6 +16,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Float, Int
 
 from pallas_kernels._dispatch import require
+from pallas_kernels._vocabulary.statistics import BANNED
 from pallas_kernels._vocabulary.types import ABSENT, Head, Tile, dtypes
 
 LANES = 128
@@ -96,7 +97,7 @@ class Visits(NamedTuple):
     present: Int[Array, " tiles"]  # how many of a tile's tokens have something to learn
     held: Int[Array, " tiles"]  # the last tile of tokens up to here that is computed
     size: Int[Array, " 1"]  # of the head
-    scale: Float[Array, " 2"]  # β, and c where there is a soft cap
+    scale: Float[Array, " 3"]  # β, c (1 without a soft cap), and the logit z of a banned token
 
     def computes(self, i, first):
         """Whether the tile of tokens i by the columns from `first` on is computed."""
@@ -120,7 +121,8 @@ def visits(head: Head, targets, tokens: int) -> Visits:
     held = lax.cummax(jnp.where(present > 0, jnp.arange(rows.shape[0], dtype=jnp.int32), 0))
     cap = jnp.ones_like(head.beta) if head.softcap is None else head.softcap
     size = jnp.asarray(head.size, jnp.int32).reshape(1)
-    return Visits(present, held, size, jnp.stack([head.beta, cap]).astype(jnp.float32))
+    scale = jnp.stack([head.beta, cap, BANNED / head.beta]).astype(jnp.float32)
+    return Visits(present, held, size, scale)
 
 
 def padded(vector, unit: int, value):
