@@ -4,7 +4,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+import numpy as np
+from jax import Array, core, lax
 from jaxtyping import Bool, Float, Int
 
 from rljax.models import Model
@@ -23,7 +24,8 @@ class Samples(NamedTuple):
     mask: Bool[Array, "B T"]
     """True exactly on the completion, its stop token included."""
     old_logp: Float[Array, "B T"]
-    """log π of the tempered, untruncated policy: what training recomputes. 0 off the mask."""
+    """log π of the tempered, untruncated policy over the tokens that are not banned: what training recomputes. 0 off
+    the mask."""
     sampled_logp: Float[Array, "B T"]
     """Log-probability in the truncated distribution drawn from; equal to old_logp without truncation."""
     finished: Bool[Array, " B"]
@@ -52,6 +54,7 @@ def generate(
     config: SamplingConfig,
     *,
     stop_ids: tuple[int, ...],
+    banned: tuple[int, ...] = (),
     budget: Int[Array, " B"] | None = None,
     rows: Int[Array, " B"] | None = None,
 ) -> Samples:
@@ -60,18 +63,21 @@ def generate(
     A row ends after a token of `stop_ids`, or after `budget` tokens (at most, and by default, `max_new_tokens`); the
     loop ends when every row has. A row's draws come from `key`, its number in `rows` (by default its place in the
     batch) and the number of the token: neither padding nor the other rows change them. At temperature 0 the completion
-    is greedy, old_logp is that of temperature 1, and sampled_logp is 0.
+    is greedy, old_logp is that of temperature 1, and sampled_logp is 0. The `banned` tokens have probability 0: π is
+    the softmax over the others.
 
-    Under `jax.jit`, `model`, `config` and `stop_ids` are static. Raises ValueError or TypeError where shapes or dtypes
-    do not fit, or where L + max_new_tokens exceeds the model's max_length.
+    Under `jax.jit`, `model`, `config`, `stop_ids` and `banned` are static. Raises ValueError or TypeError if shapes or
+    dtypes do not fit, L + max_new_tokens exceeds the model's max_length, ids are out of range, or a row of concrete
+    `segment_ids` does not end with its prompt (traced ones are not looked at: `check_left_padded`).
     """
-    B, N = _check(model, prompts, config, stop_ids, budget, rows)
+    B, N = _check(model, prompts, segment_ids, config, stop_ids, banned, budget, rows)
     unembedding = model.unembedding(params)
     keys = row_keys(key, jnp.arange(B, dtype=jnp.int32) if rows is None else rows)
     budget = jnp.full(B, N, jnp.int32) if budget is None else jnp.minimum(budget, N)
 
     def advance(hidden, cache, state: _Progress) -> _Progress:
-        token, *logps = choose(split_rows(_logits(hidden, unembedding), model.rules), _keys_at(keys, state.n), config)
+        logits = _without(split_rows(_logits(hidden, unembedding), model.rules), banned)
+        token, *logps = choose(logits, _keys_at(keys, state.n), config)
         token = jnp.where(state.active, token, 0)
         stopped = state.active & jnp.isin(token, jnp.array(stop_ids, jnp.int32))
         column = (token, state.active, *(jnp.where(state.active, logp, 0) for logp in logps))
@@ -104,6 +110,11 @@ def _logits(hidden: Float[Array, "B D"], unembedding: Float[Array, "V D"]) -> Fl
     return jnp.einsum("bd,vd->bv", hidden, unembedding, preferred_element_type=accumulator(hidden.dtype))
 
 
+def _without(logits: Float[Array, "B V"], banned: tuple[int, ...]) -> Float[Array, "B V"]:
+    """−∞ at the banned tokens."""
+    return jnp.where(np.isin(np.arange(logits.shape[-1]), banned)[None], -jnp.inf, logits) if banned else logits
+
+
 def _samples(prompts: Array, segment_ids: Array, end: _Progress) -> Samples:
     tokens, mask, old_logp, sampled_logp = end.drawn
     completed = jnp.where(mask, segment_ids[:, -1:], 0)
@@ -122,10 +133,29 @@ def _samples(prompts: Array, segment_ids: Array, end: _Progress) -> Samples:
     )
 
 
-def _check(model: Model, prompts, config: SamplingConfig, stop_ids, budget, rows) -> tuple[int, int]:
+def check_left_padded(segment_ids) -> None:
+    """Raises ValueError, naming the row, unless every row is padding (id 0) and then its prompt, to the last column.
+
+    >>> check_left_padded(np.array([[0, 1, 1], [1, 1, 0]]))
+    Traceback (most recent call last):
+    ValueError: segment_ids[1] = [1, 1, 0]: expected padding (0) on the left alone, then the prompt to the last column
+    """
+    present = np.asarray(segment_ids) != 0
+    wrong = np.flatnonzero(~present[:, -1:].any(axis=1) | (present[:, :-1] & ~present[:, 1:]).any(axis=1))
+    if wrong.size:
+        row = np.asarray(segment_ids)[wrong[0]].tolist()
+        raise ValueError(f"segment_ids[{wrong[0]}] = {row}: expected padding (0) on the left alone, then the prompt to "
+                         "the last column")  # fmt: skip
+
+
+def _check(model: Model, prompts, segment_ids, config, stop_ids, banned, budget, rows) -> tuple[int, int]:
     """(B, N), or a plain error."""
     if prompts.ndim != 2:
         raise ValueError(f"prompts has shape {prompts.shape}: expected [B, L]")
+    if segment_ids.shape != prompts.shape:
+        raise ValueError(f"segment_ids has shape {segment_ids.shape}: expected {prompts.shape}, as prompts")
+    if not isinstance(segment_ids, core.Tracer) and getattr(segment_ids, "is_fully_addressable", True):
+        check_left_padded(segment_ids)
     (B, L), N, limit = prompts.shape, config.max_new_tokens, model.max_length
     length = L + N
     if length > limit:
@@ -134,7 +164,9 @@ def _check(model: Model, prompts, config: SamplingConfig, stop_ids, budget, rows
     for name, x in (("budget", budget), ("rows", rows)):
         if x is not None and (x.shape != (B,) or not jnp.issubdtype(x.dtype, jnp.integer)):
             raise ValueError(f"{name} has shape {x.shape} and dtype {x.dtype}: expected ({B},) int32")
-    outside = [token for token in stop_ids if not 0 <= token < model.vocab_size]
-    if outside:
-        raise ValueError(f"stop_ids = {stop_ids}: expected ids in [0, vocab_size = {model.vocab_size})")
+    for name, ids in (("stop_ids", stop_ids), ("banned", banned)):
+        if any(not 0 <= token < model.vocab_size for token in ids):
+            raise ValueError(f"{name} = {ids}: expected ids in [0, vocab_size = {model.vocab_size})")
+    if set(banned) & set(stop_ids) or len(set(banned)) == model.vocab_size:
+        raise ValueError(f"banned = {banned}: expected ids other than stop_ids = {stop_ids}, and not all tokens")
     return B, N

@@ -6,7 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt32
 
 from rljax._checks import check
 
@@ -57,14 +57,44 @@ def top_p(logits: Float[Array, "B V"], p: float) -> Float[Array, "B V"]:
     return jnp.where(kept, logits, -jnp.inf)
 
 
-def draw(log_pi: Float[Array, "B V"], uniform: Float[Array, " B"]) -> Int[Array, " B"]:
-    """The token at which the cumulative distribution of π first exceeds u: one uniform number in [0, 1) a row.
+BLOCK = 512
+"""Tokens of a block of the vocabulary in `draw`."""
 
-    Never a token of probability 0, whatever the rounding of the cumulative sum.
+
+def draw(log_pi: Float[Array, "B V"], bits: UInt32[Array, "B 2"]) -> Int[Array, " B"]:
+    """A token of each row from π, in two levels: a block of the vocabulary from the block sums, then a token of it.
+
+        P(token) = P(block) · P(token | block),   each a multiple of 2⁻³¹ (`_weights`)
+
+    `bits` are 64 random bits per row, 32 for each level. One uniform float32 number, a multiple of 2⁻²³, could not
+    reach most of 150,000 tokens that share 1 % of the mass; nor could a float32 cumulative sum tell them apart. A
+    token of probability 0 is never drawn.
     """
-    pi = jnp.exp(log_pi)
-    reached = jnp.where(pi > 0, jnp.cumsum(pi, axis=-1), 0)
-    return jnp.argmax(reached > uniform[:, None] * jnp.max(reached, axis=-1, keepdims=True), axis=-1).astype(jnp.int32)
+    B, V = log_pi.shape
+    size = min(BLOCK, V)
+    pi = jnp.pad(jnp.exp(log_pi), ((0, 0), (0, -V % size))).reshape(B, -1, size)
+    block = _pick(jnp.sum(pi, axis=-1), bits[:, 0])
+    inside = jnp.take_along_axis(pi, block[:, None, None], axis=1)[:, 0]
+    return block * size + _pick(inside, bits[:, 1])
+
+
+def _pick(masses: Float[Array, "B n"], bits: UInt32[Array, " B"]) -> Int[Array, " B"]:
+    """i with probability `_weights(masses)`_i / 2³¹: the first whose cumulative weight exceeds the first 31 bits."""
+    reached = jnp.cumsum(_weights(masses), axis=-1)
+    return jnp.argmax(reached > (bits >> 1)[:, None], axis=-1).astype(jnp.int32)
+
+
+def _weights(masses: Float[Array, "B n"]) -> UInt32[Array, "B n"]:
+    """2³¹ · masses / Σ masses as integers, whose cumulative sums are exact; the largest takes the rounding.
+
+    They add to 2³¹. A mass of 0 has weight 0, and one below 2⁻³² of the sum may have.
+    """
+    whole = jnp.uint32(2**31)
+    shares = masses / jnp.sum(masses, axis=-1, keepdims=True)
+    weights = jnp.round(shares * 2.0**31).astype(jnp.uint32)
+    largest = jnp.arange(masses.shape[-1])[None] == jnp.argmax(masses, axis=-1, keepdims=True)
+    missing = whole - jnp.sum(weights, axis=-1, keepdims=True, dtype=jnp.uint32)  # modulo 2³², as the next line adds
+    return weights + jnp.where(largest, missing, jnp.uint32(0))
 
 
 def choose(
@@ -84,7 +114,7 @@ def choose(
     kept = top_k(log_pi, config.top_k) if config.top_k else log_pi
     kept = top_p(kept, config.top_p) if config.top_p < 1 else kept
     truncated = log_pi if kept is log_pi else jax.nn.log_softmax(kept, axis=-1)
-    token = draw(truncated, jax.vmap(lambda key: jax.random.uniform(key, dtype=log_pi.dtype))(keys))
+    token = draw(truncated, jax.vmap(lambda key: jax.random.bits(key, (2,), jnp.uint32))(keys))
     return token, _at(log_pi, token), _at(truncated, token)
 
 

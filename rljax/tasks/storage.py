@@ -6,6 +6,7 @@ Importing this imports tensorflow_datasets (never TensorFlow); a task does so wh
 import contextlib
 import dataclasses
 import io
+import json
 import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -27,7 +28,7 @@ def problem_info(builder: tfds.core.DatasetBuilder, description: str) -> tfds.co
 
 def examples(problems: Iterable[Problem]) -> Iterator[tuple[int, dict[str, str]]]:
     """The problems as a builder's `_generate_examples` yields them."""
-    return ((key, dict(vars(problem))) for key, problem in enumerate(problems))
+    return ((key, {**vars(problem), "info": json.dumps(dict(problem.info))}) for key, problem in enumerate(problems))
 
 
 def prepare(
@@ -70,4 +71,5 @@ def read(builder: tfds.core.DatasetBuilder, split: str) -> list[Problem]:
 
 def _problem(record: bytes) -> Problem:
     feature = tf_example_pb2.Example.FromString(record).features.feature  # pyright: ignore[reportAttributeAccessIssue]
-    return Problem(*(feature[name].bytes_list.value[0].decode() for name in _FIELDS))
+    fields: dict = {name: feature[name].bytes_list.value[0].decode() for name in _FIELDS}
+    return Problem(**{**fields, "info": json.loads(fields["info"])})

@@ -4,19 +4,22 @@ import abc
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from rljax._checks import check
-from rljax.tasks.tokenizer import EOS, Tokenizer
+from rljax.tasks.tokenizer import BOS, EOS, PAD, Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A prompt with its answer, a worked solution in text where there is one, and the level it is reported under."""
+    """A prompt with its answer, a worked solution in text if there is one, the level it is reported under, and `info`:
+    anything else that the reward function needs, as JSON values by name."""
 
     prompt: str
     answer: str
     solution: str = ""
     level: str = ""
+    info: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
 
 def full_reward(reward: float) -> bool:
@@ -35,16 +38,25 @@ class TaskData:
     """Problems of stage 2."""
     held_out: Mapping[str, list[Problem]]
     """Problems of the evaluation, by level."""
-    reward: Callable[[str, str, str], float]
-    """`reward(prompt, completion, answer)`, from the completion's text without its stop token."""
+    reward: Callable[..., float]
+    """`reward(prompt, completion, answer)`, from the completion's text without its stop token. It judges a completion
+    that was cut at its budget, too. If it has keyword-only parameters of these names, it is given `finished` (False if
+    the completion was cut), `length` (the completion's tokens, its stop token included) and `info` (the problem's)."""
     solved: Callable[[float], bool] = full_reward
-    """Whether a reward means that the problem is solved, which pass@k counts."""
+    """Whether a reward means that the problem is solved, which pass@k, greedy accuracy and the looks during training
+    count. By default it is a reward of 1 or more: give another function if the full reward is less than 1."""
     headline: str | None = None
     """The held-out level that a report leads with; by default the first."""
     checks: Mapping[str, Callable[[str, str], bool]] = dataclasses.field(default_factory=dict)
     """Further shares that an evaluation reports, by name: `check(prompt, completion)`, beside the reward."""
     stop_ids: tuple[int, ...] = (EOS,)
     """Tokens that end a completion; demonstrations end with the first of them."""
+
+    @property
+    def banned_ids(self) -> tuple[int, ...]:
+        """Tokens that are never sampled: the tokenizer's PAD and BOS, unless they are among `stop_ids`."""
+        ids = (getattr(self.tokenizer, "pad_id", PAD), getattr(self.tokenizer, "bos_id", BOS))  # -1: it has none
+        return tuple(sorted({i for i in ids if i >= 0} - set(self.stop_ids)))
 
     def __post_init__(self):
         if self.headline is None and self.held_out:

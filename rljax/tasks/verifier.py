@@ -1,6 +1,6 @@
 """Rewards that serve several tasks, read from a completion's text without its EOS."""
 
 
-def exact_match(prompt: str, completion: str, answer: str) -> float:
-    """1 where the completion is the answer, up to white space around either; else 0."""
-    return float(completion.strip() == answer.strip())
+def exact_match(prompt: str, completion: str, answer: str, *, finished: bool = True) -> float:
+    """1 if the completion is finished and is the answer, up to white space around either; else 0."""
+    return float(finished and completion.strip() == answer.strip())

@@ -1,7 +1,11 @@
 """Rollouts: prompts in, sampled completions and their verified rewards out."""
 
 import dataclasses
+import decimal
 import functools
+import inspect
+import math
+import numbers
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +16,7 @@ from jax.experimental import multihost_utils
 
 from rljax.models import Model
 from rljax.objective import Rollouts
-from rljax.rollout import Samples, SamplingConfig, generate
+from rljax.rollout import Samples, SamplingConfig, check_left_padded, generate
 from rljax.tasks import Problem, TaskData
 from rljax.training.components import Components
 from rljax.training.errors import RunError
@@ -28,24 +32,45 @@ class Drawn(NamedTuple):
     rewards: np.ndarray
     """[R] float32."""
 
+    @property
+    def finished(self) -> np.ndarray:
+        """[R] bool: False for a completion that was cut at its budget."""
+        return np.asarray(self.samples.finished)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """[R] tokens of each completion, its stop token included."""
+        return np.asarray(self.samples.mask).sum(axis=1)
+
 
 @functools.lru_cache(maxsize=16)
-def _sampling_program(model: Model, config: SamplingConfig, stop_ids: tuple[int, ...]) -> Callable:
+def _sampling_program(model: Model, config: SamplingConfig, stop_ids: tuple, banned: tuple) -> Callable:
     """Compiled once for each shape of prompts, whoever asks for it."""
-    return jax.jit(functools.partial(generate, model, config=config, stop_ids=stop_ids))
+    return jax.jit(functools.partial(generate, model, config=config, stop_ids=stop_ids, banned=banned))
 
 
-def draw(parts: Components, sampling: SamplingConfig, params, rows: dict, problems: Sequence[Problem], key) -> Drawn:
+def draw(
+    parts: Components,
+    sampling: SamplingConfig,
+    params,
+    rows: dict,
+    problems: Sequence[Problem],
+    key,
+    *,
+    cut_reward: float | None = None,
+) -> Drawn:
     """A completion of each row of left-padded prompts, verified.
 
     `rows` holds `tokens` and `segment_ids`, `[R, L]`; `problems` are theirs, in order. Rows beyond the problems are
-    there for the shape: they have no text and no reward.
+    there for the shape: they have no text and no reward. `cut_reward` is as in `verify`.
     """
-    run = _sampling_program(parts.model, sampling, parts.data.stop_ids)
+    check_left_padded(rows["segment_ids"])
+    run = _sampling_program(parts.model, sampling, parts.data.stop_ids, parts.data.banned_ids)
     prompts = parts.rows_to_devices((rows["tokens"], rows["segment_ids"]))
     samples = to_host(run(params, *prompts, key))
     texts = completions(samples, rows["tokens"].shape[1], parts.data)[: len(problems)]
-    return Drawn(samples, texts, verify(problems, texts, samples.finished, parts.data))
+    unrewarded = Drawn(samples, texts, np.zeros(len(texts), np.float32))
+    return unrewarded._replace(rewards=verify(problems, unrewarded, parts.data, cut_reward=cut_reward))
 
 
 def completions(samples: Any, prompt_length: int, data: TaskData) -> list[str]:
@@ -55,34 +80,76 @@ def completions(samples: Any, prompt_length: int, data: TaskData) -> list[str]:
     return [data.tokenizer.decode(row[:n].tolist()) for row, n in zip(tokens, counts, strict=True)]
 
 
-def verify(problems: Sequence[Problem], texts: Sequence[str], finished: np.ndarray, data: TaskData) -> np.ndarray:
-    """Rewards [R], float32. A completion that did not stop within its budget is malformed: 0.
+def verify(problems: Sequence[Problem], drawn: Drawn, data: TaskData, *, cut_reward: float | None = None) -> np.ndarray:
+    """Rewards [R], float32, by the task's reward function, which judges the text of a cut completion too.
 
-    Each process verifies its share and all learn every reward, so a reward function that is slow, or not quite
-    deterministic, leaves the processes in agreement.
+    If `cut_reward` is given, completions that were cut have that reward instead. Each process verifies its share and
+    all learn every reward, so a reward function that is slow, or not quite deterministic, leaves the processes in
+    agreement. Raises RunError, naming prompt, text and answer, if the function raises or returns no finite number.
     """
-    earned = np.zeros(len(texts), np.float32)
-    for i in range(jax.process_index(), len(texts), jax.process_count()):
-        if finished[i]:
-            earned[i] = _reward(problems[i], texts[i], data)
+    finished, lengths = drawn.finished, drawn.lengths
+    earned = np.zeros(len(drawn.texts), np.float32)
+    for i in range(jax.process_index(), len(drawn.texts), jax.process_count()):
+        if cut_reward is not None and not finished[i]:
+            earned[i] = cut_reward
+        else:
+            about = {"finished": bool(finished[i]), "length": int(lengths[i]), "info": problems[i].info}
+            earned[i] = _reward(problems[i], drawn.texts[i], data, about)
     if jax.process_count() > 1:
         earned = np.asarray(multihost_utils.process_allgather(earned)).sum(axis=0)
     if not np.isfinite(earned).all():
         i = int(np.flatnonzero(~np.isfinite(earned))[0])
-        raise RunError(f"reward({problems[i].prompt!r}, {texts[i]!r}, {problems[i].answer!r}) = {earned[i]}: "
-                         "expected a finite number")  # fmt: skip
+        raise RunError(f"{_call(problems[i], drawn.texts[i])} = {earned[i]}: expected a finite number")
     return earned
 
 
-def _reward(problem: Problem, text: str, data: TaskData) -> float:
+def _reward(problem: Problem, text: str, data: TaskData, about: dict[str, Any]) -> float:
     try:
-        return float(data.reward(problem.prompt, text, problem.answer))
+        reward = given(data.reward, about)(problem.prompt, text, problem.answer)
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         raise RunError(
-            f"reward({problem.prompt!r}, {text!r}, {problem.answer!r}) raised {type(error).__name__}: {error} "
+            f"{_call(problem, text)} raised {type(error).__name__}: {error} "
             f"({where.filename}, line {where.lineno}). It must give a number for any text"
         ) from error
+    if (number := _number(reward)) is None:
+        how = "write `return` with a number on every path" if reward is None else "return a single one"
+        raise RunError(f"{_call(problem, text)} = {reward!r}: expected a number, such as 1.0 for a right completion "
+                       f"and 0.0 for a wrong one; {how}")  # fmt: skip
+    return number
+
+
+def _call(problem: Problem, text: str) -> str:
+    return f"reward({problem.prompt!r}, {text!r}, {problem.answer!r})"
+
+
+def _number(value: Any) -> float | None:
+    """A real number, or an array that holds one, as a float; True is 1. None for anything else."""
+    if hasattr(value, "shape") and math.prod(value.shape) == 1:
+        value = value.item()
+    return float(value) if isinstance(value, numbers.Real | decimal.Decimal) else None
+
+
+def given(function: Callable, offered: dict[str, Any]) -> Callable:
+    """The function with those of `offered` bound that it has as keyword-only parameters.
+
+    One with a default is given too; one that `functools.partial` has bound is left.
+
+    >>> given(lambda text, *, length: (text, length), {"length": 3, "finished": True})("abc")
+    ('abc', 3)
+    """
+    bound = function.keywords if isinstance(function, functools.partial) else {}
+    return functools.partial(function, **{name: offered[name] for name in _keyword_only(function) & offered.keys()
+                                          if name not in bound})  # fmt: skip
+
+
+def _keyword_only(function: Callable) -> frozenset[str]:
+    """Names of the keyword-only parameters; none if the function, as some of C's, does not tell them."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return frozenset()
+    return frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
 
 
 def repeated(rows: dict[str, np.ndarray], times: int) -> dict[str, np.ndarray]:
@@ -103,6 +170,14 @@ def rollouts_of(drawn: Drawn, task: np.ndarray) -> Rollouts:
     )
     grouped = jax.tree.map(lambda x: x.reshape(len(task), -1, *x.shape[1:]), rollouts)
     return dataclasses.replace(grouped, task=task)
+
+
+def without_cut(rollouts: Rollouts, finished: np.ndarray) -> Rollouts:
+    """Overlong filtering: the mask is false on completions that were cut at their budget, `finished` [P·G] false.
+
+    They are then absent: from their group's baseline, from the loss and from its denominators.
+    """
+    return dataclasses.replace(rollouts, mask=rollouts.mask & finished.reshape(*rollouts.mask.shape[:2], 1))
 
 
 def with_signal_first(rollouts: Rollouts, signal: np.ndarray, groups: int) -> Rollouts:

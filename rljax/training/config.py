@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -60,6 +61,12 @@ class RolloutConfig:
     train_groups: int = 0
     """Groups of a rollout that are trained on, those with a signal (rewards that differ) first; 0 trains on all. For
     algorithms whose baseline is the group's: to others equal rewards say something too."""
+    cut_reward: float | None = None
+    """Reward of a completion that is cut at its budget; None: the task's reward function judges the cut text, as an
+    evaluation always does."""
+    mask_cut: bool = False
+    """Leave completions that are cut at their budget out of training: of their group's baseline, the loss and its
+    denominators (overlong filtering, DAPO 2503.14476). The metrics `reward` and `finished` count them."""
     minibatches: int = 1
     """Optimizer steps a pass over the rollout; a minibatch holds whole groups. 1 is on-policy."""
     epochs: int = 1
@@ -74,6 +81,10 @@ class RolloutConfig:
     def __post_init__(self):
         for name in ("prompts", "completions", "prompt_length", "minibatches", "epochs", "microbatches"):
             check(getattr(self, name) >= 1, f"rollout.{name}", getattr(self, name), "1 or more")
+        cut = self.cut_reward
+        check(cut is None or math.isfinite(cut), "rollout.cut_reward", cut, "a finite number, or None")
+        check(cut is None or not self.mask_cut, "rollout.mask_cut", self.mask_cut,
+              f"False, since rollout.cut_reward = {cut} rewards completions that are cut")  # fmt: skip
         check(0 <= self.train_groups <= self.prompts, "rollout.train_groups", self.train_groups,
               f"0 (all) to rollout.prompts = {self.prompts}")  # fmt: skip
         check(self.groups % self.minibatches == 0, "rollout.minibatches", self.minibatches,
@@ -188,8 +199,10 @@ class Config:
     evaluation: EvaluationConfig = EvaluationConfig()
     """Held-out problems."""
     reward_map: Annotated[Callable | None, tyro.conf.Fixed] = None
-    """Maps (rewards [P, G], key) to the rewards that are trained on; None leaves them as verified. Greedy completions'
-    rewards, where the algorithm asks for them, pass through it as groups of one, [P, 1]."""
+    """Maps (rewards [P, G], key) to the rewards that are trained on; None leaves them as verified. If it has
+    keyword-only parameters of these names, it is given `finished` [P, G] (False for a completion that was cut) and
+    `lengths` [P, G], in tokens. Greedy completions' rewards, if the algorithm asks for them, pass through it as groups
+    of one, [P, 1]."""
     penalty: Annotated[Callable | None, tyro.conf.Fixed] = None
     """A sum added to the loss: maps (TokenStats, Batch) to a scalar; batch.ref_logp is of the start of stage 2. One
     that requires the keyword `kl` is given the exact KL divergence from there, [*B, T]. It is called a microbatch at

@@ -181,8 +181,8 @@ class Run:
     def _look(self, stage: Stage, n: int) -> None:
         if self.monitor.looked_at(n):
             return
-        accuracy = self.evaluator.watch(stage.state.params, purpose_key(self.key, "watch", n))
-        self.monitor.look(n, accuracy, stage.look())
+        look = self.evaluator.watch(stage.state.params, purpose_key(self.key, "watch", n))
+        self.monitor.look(n, look.accuracy, look.reward, stage.look())
 
     def _evaluate(self, moment: str, params) -> None:
         self.monitor.say(f"evaluating {moment}")

@@ -14,7 +14,7 @@ from rljax.rewards import informative
 from rljax.rollout import SamplingConfig
 from rljax.tasks import Problem
 from rljax.tasks.batching import batches, pack
-from rljax.training.collect import Drawn, draw, repeated, rollouts_of, with_signal_first
+from rljax.training.collect import Drawn, draw, given, repeated, rollouts_of, with_signal_first, without_cut
 from rljax.training.components import Components
 from rljax.training.config import Config
 from rljax.training.keys import purpose_key
@@ -145,11 +145,13 @@ class PolicyStage(Stage):
         problems = [self.parts.data.prompts[i] for i in prompts["index"]]
         asked = [problem for problem in problems for _ in range(settings.completions)]
         drawn = draw(self.parts, settings.sampling, self.state.params, repeated(prompts, settings.completions), asked,
-                     purpose_key(key, "rollout", n))  # fmt: skip
+                     purpose_key(key, "rollout", n), cut_reward=settings.cut_reward)  # fmt: skip
         self._show(drawn, asked)
         sampled = rollouts_of(drawn, prompts["task"])
-        rollouts = self._rewarded(sampled, prompts, problems, n, key)
-        signal: Any = np.asarray(informative(sampled.rewards, sampled.mask))
+        rollouts = self._rewarded(sampled, drawn, prompts, problems, n, key)
+        if settings.mask_cut:
+            rollouts = without_cut(rollouts, drawn.finished)
+        signal: Any = np.asarray(informative(sampled.rewards, rollouts.mask))
         chosen = rollouts
         if settings.train_groups:
             mapped = self.config.reward_map is not None
@@ -160,20 +162,24 @@ class PolicyStage(Stage):
         about |= {"finished": drawn.samples.finished.mean(), "tokens": sampled.mask.sum()}
         return {**metrics, **about}, chosen
 
-    def _rewarded(self, rollouts, prompts: dict, problems: list[Problem], n: int, key: jax.Array):
+    def _rewarded(self, rollouts, drawn: Drawn, prompts: dict, problems: list[Problem], n: int, key: jax.Array):
         """The rollouts with the rewards that are trained on, and with greedy ones if the algorithm asks for them."""
         mapped, reward_key = self.config.reward_map, purpose_key(key, "rewards", n)
 
-        def trained_on(rewards) -> Any:
-            return rewards if mapped is None else np.asarray(mapped(jnp.asarray(rewards), reward_key))
+        def trained_on(rewards, drawn: Drawn) -> Any:
+            if mapped is None:
+                return rewards
+            about = {"finished": drawn.finished, "lengths": drawn.lengths}
+            offered = {name: jnp.asarray(x.reshape(rewards.shape)) for name, x in about.items()}
+            return np.asarray(given(mapped, offered)(jnp.asarray(rewards), reward_key))
 
-        rollouts = dataclasses.replace(rollouts, rewards=trained_on(rollouts.rewards))
+        rollouts = dataclasses.replace(rollouts, rewards=trained_on(rollouts.rewards, drawn))
         if "greedy_rewards" not in self.needs:
             return rollouts
         budget = self.config.rollout.sampling.max_new_tokens
         greedy = draw(self.parts, SamplingConfig(max_new_tokens=budget, temperature=0.0), self.state.params, prompts,
-                      problems, purpose_key(key, "greedy", n))  # fmt: skip
-        return dataclasses.replace(rollouts, greedy_rewards=trained_on(greedy.rewards[:, None])[:, 0])
+                      problems, purpose_key(key, "greedy", n), cut_reward=self.config.rollout.cut_reward)  # fmt: skip
+        return dataclasses.replace(rollouts, greedy_rewards=trained_on(greedy.rewards[:, None], greedy)[:, 0])
 
     def _learn(self, rollouts, n: int) -> dict:
         """The rollout's optimizer steps, and their metrics; minibatch i takes the groups i, i + M, …."""

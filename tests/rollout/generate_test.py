@@ -9,12 +9,12 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rljax.models import Decoder
-from rljax.rollout import SamplingConfig, generate
+from rljax.rollout import SamplingConfig, check_left_padded, generate
 from tests.models.small import CONFIG, hidden_of, log_softmax_at, make, mesh_of, some_tokens
 
 SAMPLING = SamplingConfig(max_new_tokens=10)
 
-program = jax.jit(generate, static_argnames=("model", "config", "stop_ids"))
+program = jax.jit(generate, static_argnames=("model", "config", "stop_ids", "banned"))
 
 
 @functools.cache
@@ -170,6 +170,42 @@ def test_greedy_follows_the_likeliest_token():
     assert (samples.sampled_logp == 0).all()
 
 
+BANNED = 0, 3, 5
+
+
+@pytest.mark.parametrize("change", [{}, {"temperature": 0.0}, {"temperature": 0.7, "top_k": 4, "top_p": 0.9}], ids=str)
+def test_banned_tokens_are_never_sampled_and_have_no_mass(change):
+    model, params = make()
+    prompts, config = [x.repeat(4, axis=0) for x in _prompts()], dataclasses.replace(SAMPLING, **change)
+    samples = _run(model, params, prompts, config, banned=BANNED)
+    assert not np.isin(samples.tokens[samples.mask], BANNED).any()
+    hidden = np.float64(hidden_of(model, params, samples.tokens, samples.segment_ids))
+    logits = np.einsum("btd,vd->btv", hidden, model.unembedding(params)) / (config.temperature or 1)
+    logits[..., BANNED] = -np.inf
+    log_pi = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    expected = np.take_along_axis(log_pi[:, :-1], samples.tokens[:, 1:, None], axis=-1)[..., 0]
+    found, mask = samples.old_logp[:, 1:], samples.mask[:, 1:]
+    assert mask.sum() > 100
+    np.testing.assert_allclose(found[mask], expected[mask], atol=2e-5)  # of float32, over τ = 0.7
+    if config.temperature == 0:
+        np.testing.assert_array_equal(samples.tokens[:, 1:][mask], log_pi[:, :-1].argmax(axis=-1)[mask])
+
+
+RIGHT_PADDED, EMPTY = np.int32([[0, 1, 1], [1, 1, 0]]), np.int32([[0, 0, 1], [0, 0, 0]])
+
+
+@pytest.mark.parametrize(
+    ("ids", "row"), [(RIGHT_PADDED, [1, 1, 0]), (EMPTY, [0, 0, 0]), (np.int32([[0, 1, 1], [1, 0, 1]]), [1, 0, 1])]
+)
+def test_padding_that_is_not_on_the_left_is_refused(ids, row):
+    model, params = make()
+    at = ids.tolist().index(row)
+    with pytest.raises(ValueError, match=rf"segment_ids\[{at}\] = \[{', '.join(map(str, row))}\]: expected padding"):
+        generate(model, params, np.ones_like(ids), ids, _key(), SAMPLING, stop_ids=(1,))
+    with pytest.raises(ValueError, match=rf"segment_ids\[{at}\]"):
+        check_left_padded(jnp.asarray(ids))
+
+
 def test_bfloat16_reports_float32_log_probabilities_close_to_the_forward_pass():
     model, params = make(dataclasses.replace(CONFIG, dtype="bfloat16"))
     samples = _run(model, params, _prompts())
@@ -202,6 +238,9 @@ def test_every_mesh_samples_the_same(shape, rows):
         (15, {}, "prompts of 15 columns and max_new_tokens = 10 make rows of 25 tokens: expected at most the model's "
          "max_length = 24"),
         (6, {"stop_ids": (1, 11)}, r"stop_ids = \(1, 11\): expected ids in \[0, vocab_size = 11\)"),
+        (6, {"banned": (0, -1)}, r"banned = \(0, -1\): expected ids in \[0, vocab_size = 11\)"),
+        (6, {"banned": (0, 1)}, r"banned = \(0, 1\): expected ids other than stop_ids = \(1,\), and not all tokens"),
+        (6, {"banned": tuple(range(11)), "stop_ids": ()}, "and not all tokens"),
         (6, {"budget": np.ones(3, np.int32)}, r"budget has shape \(3,\) and dtype int32: expected \(8,\) int32"),
         (6, {"rows": np.ones(8, np.float32)}, r"rows has shape \(8,\) and dtype float32: expected \(8,\) int32"),
     ],

@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -7,6 +8,7 @@ from rljax.rollout import SamplingConfig, row_keys, sampling
 # Jitted, since each operation by itself is a program to compile.
 top_k, top_p = jax.jit(sampling.top_k, static_argnums=1), jax.jit(sampling.top_p)
 draw, choose = jax.jit(sampling.draw), jax.jit(sampling.choose, static_argnums=2)
+weights = jax.jit(sampling._weights)
 
 
 def _logits(rows=5, vocabulary=9):
@@ -56,26 +58,98 @@ def test_top_p_includes_the_token_that_crosses():
     assert _kept(top_p(np.zeros((1, 4), np.float32), 0.5)) == [{0, 1}]  # of equals, the lower ids
 
 
+def _bits(fraction):
+    """32 random bits, as a number in [0, 1)."""
+    return np.uint32(np.float64(fraction) * 2**32)
+
+
+def _drawn(log_pi):
+    """P(token) that `draw` gives, [B, V] float64: what the integer weights of both levels say."""
+    (rows, vocabulary), size = log_pi.shape, min(sampling.BLOCK, log_pi.shape[1])
+    pi = np.pad(np.exp(log_pi), ((0, 0), (0, -vocabulary % size))).reshape(rows, -1, size)
+    blocks = np.float64(weights(pi.sum(axis=-1)))
+    inside = np.float64(weights(np.where(pi.sum(axis=-1, keepdims=True) > 0, pi, 1).reshape(-1, size)))
+    return (blocks[..., None] / 2**31 * inside.reshape(pi.shape) / 2**31).reshape(rows, -1)[:, :vocabulary]
+
+
+def test_weights_are_the_shares_of_2_to_the_31():
+    assert weights(np.float32([[3, 0, 1, 4], [0, 0, 0, 5]])).tolist() == [
+        [3 * 2**28, 0, 2**28, 2**30],
+        [0, 0, 0, 2**31],
+    ]
+    thirds = np.int64(weights(np.float32([[1, 1, 1, 0], [0, 1, 2, 0]])))
+    np.testing.assert_allclose(thirds, 2**31 * np.array([[1, 1, 1, 0], [0, 1, 2, 0]]) / 3, rtol=1e-7)
+    assert thirds.sum(axis=1).tolist() == [2**31, 2**31]  # rounding and all
+
+
 def test_a_draw_inverts_the_cumulative_distribution():
+    """Within one block, by the second number."""
     with np.errstate(divide="ignore"):
         log_pi = np.log(np.float32([0.0, 0.25, 0.0, 0.5, 0.25, 0.0]))
-    uniform = np.float32([0.0, 0.2499, 0.25, 0.7499, 0.75, 1 - 2**-23])
-    assert draw(np.broadcast_to(log_pi, (6, 6)), uniform).tolist() == [1, 1, 3, 3, 4, 4]
+    bits = np.stack([np.zeros(6, np.uint32), _bits([0.0, 0.2499, 0.25, 0.7499, 0.75, 1 - 2**-32])], axis=1)
+    assert draw(np.broadcast_to(log_pi, (6, 6)), bits).tolist() == [1, 1, 3, 3, 4, 4]
+
+
+def test_a_block_is_drawn_first_and_then_a_token_of_it():
+    size = sampling.BLOCK
+    log_pi = np.full(2 * size + 3, -np.inf, np.float32)
+    log_pi[[5, size, size + 1, 2 * size + 2]] = np.log(np.float32([0.25, 0.125, 0.125, 0.5]))
+    first, second = _bits([0.24, 0.25, 0.49, 0.5, 0.99]), _bits([0.9, 0.49, 0.5, 0.0, 0.9])
+    tokens = draw(np.broadcast_to(log_pi, (5, len(log_pi))), np.stack([first, second], axis=1))
+    assert tokens.tolist() == [5, size, size + 1, 2 * size + 2, 2 * size + 2]
 
 
 def test_evenly_spaced_numbers_draw_each_token_in_proportion():
     log_pi, n = _log_softmax(_logits(1, 50)), 20_000
-    tokens = draw(np.broadcast_to(log_pi, (n, 50)), (np.arange(n, dtype=np.float32) + np.float32(0.5)) / n)
-    counts = np.bincount(tokens, minlength=50)
+    bits = np.stack([np.zeros(n, np.uint32), _bits((np.arange(n) + 0.5) / n)], axis=1)
+    counts = np.bincount(draw(np.broadcast_to(log_pi, (n, 50)), bits), minlength=50)
     assert np.abs(counts - n * np.exp(log_pi[0])).max() < 1.5
+
+
+def test_every_token_of_a_long_tail_is_drawn_as_often_as_it_should():
+    """99 % on one of 151,936 tokens: with one float32 number, 45 % of the others could never be drawn."""
+    rng, vocabulary = np.random.default_rng(1), 151_936
+    tail = np.exp(rng.normal(size=(2, vocabulary)) * [[0.0], [1.0]])
+    tail[:, 70_000] = 0
+    pi = 0.01 * tail / tail.sum(axis=1, keepdims=True)
+    pi[:, 70_000] = 0.99
+    log_pi = np.log(pi).astype(np.float32)
+    exact = np.exp(np.float64(log_pi))
+    exact /= exact.sum(axis=1, keepdims=True)
+    found = _drawn(log_pi)
+    assert (found > 0).all()
+    assert np.abs(found - exact).sum(axis=1).max() / 2 < 2e-7  # total variation
+    # The numbers in the middle of a token's share draw it.
+    tokens = np.append(rng.integers(0, vocabulary, 15), 70_000)
+    size = sampling.BLOCK
+    sums = np.pad(found[1], (0, -vocabulary % size)).reshape(-1, size)
+    blocks, inside = sums.sum(axis=1), sums[tokens // size]
+    middle = np.cumsum(blocks)[tokens // size] - blocks[tokens // size] / 2
+    rows = np.arange(len(tokens))
+    within = (np.cumsum(inside, axis=1)[rows, tokens % size] - inside[rows, tokens % size] / 2) / inside.sum(axis=1)
+    bits = np.stack([_bits(middle), _bits(within)], axis=1)
+    assert draw(np.broadcast_to(log_pi[1], (len(tokens), vocabulary)), bits).tolist() == tokens.tolist()
+
+
+def test_one_number_of_float32_would_not_reach_the_tail():
+    """The mutant: a float32 cumulative sum, at all 2²³ numbers that `jax.random.uniform` gives."""
+    pi = np.full(151_936, np.float32(0.01 / 151_935))
+    pi[0] = 0.99
+    reached = np.asarray(jax.jit(jnp.cumsum)(pi))
+    first = np.ceil(np.append(0, reached[:-1]) / reached[-1] * 2**23)
+    last = np.ceil(reached / reached[-1] * 2**23)
+    assert (first == last).mean() > 0.4
 
 
 def test_a_large_vocabulary_never_draws_what_was_cut():
     rng = np.random.default_rng(1)
     logits = np.where(np.arange(50_000) % 7 == 0, rng.normal(size=50_000), -np.inf)
-    uniform = np.float32([*rng.random(30, np.float32), 0.0, 1 - 2**-23])
-    tokens = np.asarray(draw(np.broadcast_to(_log_softmax(logits), (32, 50_000)), uniform))
+    logits[10_000:20_000] = -np.inf
+    bits = rng.integers(0, 2**32, (34, 2), np.uint32)
+    bits[:4] = np.uint32(2**32 - 1) * np.uint32([[0, 0], [0, 1], [1, 0], [1, 1]])
+    tokens = np.asarray(draw(np.broadcast_to(_log_softmax(logits), (34, 50_000)), bits))
     assert (tokens % 7 == 0).all()
+    assert np.isfinite(logits[tokens]).all()
 
 
 @pytest.mark.parametrize(

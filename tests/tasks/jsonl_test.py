@@ -52,6 +52,21 @@ def test_rows_with_a_solution_are_demonstrations_but_not_where_they_are_held_out
     assert not {p.prompt for p in data.demonstrations} & {p.prompt for p in data.held_out["held out"]}
 
 
+def test_other_fields_are_the_problems_info(tmp_path):
+    rows = [{**row, "tests": [{"input": i}], "info": None, "level": "sums"} for i, row in enumerate(ROWS)]
+    data = load(write(tmp_path / "sums.jsonl", rows))
+    found = {p.prompt: p.info for p in [*data.prompts, *data.held_out["held out"]]}
+    assert found == {row["prompt"]: {"tests": row["tests"], "info": None} for row in rows}
+    assert {p.level for p in data.prompts} == {"sums"}
+
+
+def test_the_task_says_what_is_solved(file):
+    assert load(file, solved=lambda reward: reward > 0.9).solved(0.95)
+    assert not load(file).solved(0.95)
+    with pytest.raises(TypeError, match=r"task\.solved = 0\.9: expected a function"):
+        JsonlTask(file, solved=0.9)
+
+
 def test_equal_prompts_stay_together(tmp_path):
     data = load(write(tmp_path / "twice.jsonl", ROWS + ROWS), held_out_share=0.5)
     assert len(data.prompts) == len(data.held_out["held out"]) == 36

@@ -1,14 +1,21 @@
 """From samples to rollouts: texts, rewards, and the groups that are trained on."""
 
+import dataclasses
+import re
+from decimal import Decimal
+from fractions import Fraction
+from functools import partial
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rljax.objective import Rollouts
-from rljax.tasks import Problem, TaskData, Tokenizer
-from rljax.training.collect import completions, rollouts_of, verify, with_signal_first
+from rljax.tasks import Problem, TaskData, Tokenizer, exact_match
+from rljax.tasks.strings.verifier import last_output
+from rljax.training.collect import Drawn, completions, rollouts_of, verify, with_signal_first
 from rljax.training.errors import RunError
 
 PROBLEMS = [Problem("1+1=", "2"), Problem("1+2=", "3"), Problem("2+2=", "4")]
@@ -38,10 +45,79 @@ def test_texts_are_without_their_stop_token(data):
     assert completions(samples(data, texts, [True, False, True]), 3, data) == texts
 
 
-def test_a_reward_is_the_tasks_and_0_if_the_completion_did_not_stop(data):
-    rewards = verify(PROBLEMS, ["2", "3", "5"], np.array([True, False, True]), data)
+def drawn(data, texts, finished=None):
+    finished = [True] * len(texts) if finished is None else finished
+    return Drawn(samples(data, texts, finished, budget=20), texts, np.zeros(len(texts), np.float32))  # pyright: ignore[reportArgumentType]
+
+
+def test_a_reward_is_the_tasks_of_a_completion_that_was_cut_too(data):
+    rewards = verify(PROBLEMS, drawn(data, ["2", "3", "5"], [True, False, True]), data)
     assert rewards.dtype == np.float32
-    assert rewards.tolist() == [4, 0, 0]
+    assert rewards.tolist() == [4, 4, 0]
+    fixed = verify(PROBLEMS, drawn(data, ["2", "3", "5"], [True, False, True]), data, cut_reward=-0.5)
+    assert fixed.tolist() == [4, -0.5, 0]
+
+
+def test_a_reward_is_given_what_it_names(data):
+    problems = [Problem("1+1=", "2", info={"weight": 3}), Problem("1+2=", "3")]
+    found = []
+
+    def reward(prompt, text, answer, *, finished, length=0, info, scale=10):
+        found.append((text, finished, length, info))
+        return scale
+
+    bound = partial(reward, length=-1)
+    for function, lengths in ((reward, (3, 1)), (bound, (-1, -1))):
+        found.clear()
+        task = dataclasses.replace(data, reward=function)
+        assert verify(problems, drawn(data, ["33", "5"], [True, False]), task).tolist() == [10, 10]
+        assert found == [("33", True, lengths[0], {"weight": 3}), ("5", False, lengths[1], {})]
+
+
+def test_what_only_begins_like_the_answer_is_not_it(data):
+    """A completion that was cut does not match exactly, nor is it a right output of the string task."""
+    for reward, problem, text in (
+        (exact_match, PROBLEMS[0], "2"),
+        (last_output, Problem("f6 f9 stuv;", "vutsw"), "f9 vuts;f6 vutsw"),
+    ):
+        task = dataclasses.replace(data, reward=reward)
+        assert verify([problem] * 2, drawn(data, [text] * 2, [True, False]), task).tolist() == [1, 0]
+
+
+class Unsigned:
+    """A reward function whose parameters cannot be told."""
+
+    __signature__ = "none"
+
+    def __call__(self, prompt, text, answer):
+        return 2
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [(True, 1), (np.bool_(True), 1), (np.float16(0.5), 0.5), (np.int8(-3), -3), (np.array([2.0]), 2),
+     (jnp.float32(0.25), 0.25), (jnp.bfloat16(0.5), 0.5), (Fraction(1, 4), 0.25), (Decimal("0.5"), 0.5)],
+    ids=str,
+)  # fmt: skip
+def test_a_reward_is_any_number(data, value, number):
+    task = dataclasses.replace(data, reward=lambda *_: value)
+    assert verify(PROBLEMS[:1], drawn(data, ["2"]), task).tolist() == [number]
+    assert verify(PROBLEMS[:1], drawn(data, ["2"]), dataclasses.replace(data, reward=Unsigned())).tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("value", "how"),
+    [(None, "write `return` with a number on every path"), ("1.0", "return a single one"),
+     (np.array([1.0, 2.0]), "return a single one"), ([1.0], "return a single one"), (1j, "return a single one"),
+     (np.array("1.0"), "return a single one"), (np.array([]), "return a single one")],
+    ids=repr,
+)  # fmt: skip
+def test_a_reward_that_is_no_number_is_named_with_what_to_write(data, value, how):
+    task = dataclasses.replace(data, reward=lambda *_: value)
+    expected = f"reward('1+1=', '2', '2') = {value!r}: expected a number, such as 1.0 for a right completion "
+    expected += f"and 0.0 for a wrong one; {how}"
+    with pytest.raises(RunError, match=f"^{re.escape(expected)}$"):
+        verify(PROBLEMS[:1], drawn(data, ["2"]), task)
 
 
 @pytest.mark.parametrize(
@@ -49,11 +125,12 @@ def test_a_reward_is_the_tasks_and_0_if_the_completion_did_not_stop(data):
     [
         (lambda *_: float("nan"), r"reward\('1\+1=', '2', '2'\) = nan: expected a finite number"),
         (lambda *_: 1 / 0, r"reward\('1\+1=', '2', '2'\) raised ZeroDivisionError: .* must give a number for any text"),
+        (lambda prompt, text, answer, *, tokens: 1.0, "raised TypeError: .* 'tokens'"),
     ],
 )
-def test_a_reward_that_is_no_number_is_named(data, reward, message):
+def test_a_reward_that_is_not_finite_or_raises_is_named(data, reward, message):
     with pytest.raises(RunError, match=message):
-        verify(PROBLEMS[:1], ["2"], np.array([True]), TaskData(data.tokenizer, [], PROBLEMS, {}, reward))
+        verify(PROBLEMS[:1], drawn(data, ["2"]), dataclasses.replace(data, reward=reward))
 
 
 def test_the_completions_of_a_prompt_are_a_group(data):

@@ -1,14 +1,19 @@
 """The evaluator counts what the task says is solved, and ends completions where the task says."""
 
 import dataclasses
+import io
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
 from rljax.tasks import Problem, Task, TaskData, Tokenizer
+from rljax.tasks.task import full_reward
 from rljax.training.components import make_components
+from rljax.training.errors import RunError
+from rljax.training.evaluation.command import table
 from rljax.training.evaluation.evaluator import Evaluator
 from tests.models.bigram import BigramConfig
 from tests.training.in_process import on_devices
@@ -38,7 +43,8 @@ class LettersTask(Task):
         )
 
 
-def test_solved_checks_and_stop_tokens_are_the_tasks():
+def evaluator_of(**change):
+    """(evaluator, parameters) of a policy that follows `NEXT`; `change` replaces fields of the task's data."""
     evaluation = dataclasses.replace(tiny.evaluation, watch=(), problems=4, samples=2, batch=8)
     likelihood = dataclasses.replace(tiny.likelihood, steps=0)
     config = dataclasses.replace(tiny, task=LettersTask(), model=BigramConfig(), evaluation=evaluation,
@@ -51,9 +57,60 @@ def test_solved_checks_and_stop_tokens_are_the_tasks():
         (i,), (j,) = map(parts.data.tokenizer.encode, (letter, following))
         table[j, i] = 30.0
     params = {"embedding": jnp.eye(vocabulary), "unembedding": jnp.asarray(table)}
-    evaluator, key = Evaluator(config, parts), jax.random.key(0)
+    parts = parts._replace(data=dataclasses.replace(parts.data, **change))
+    return Evaluator(config, parts), params
+
+
+def test_solved_checks_and_stop_tokens_are_the_tasks():
+    (evaluator, params), key = evaluator_of(), jax.random.key(0)
     found = evaluator.evaluate(params, key)
     assert {level: figures["pass@1"][0] for level, figures in found.items()} == {"short": 0.75, "endless": 0.0}
     assert {level: figures["greedy"][0] for level, figures in found.items()} == {"short": 0.75, "endless": 0.0}
     assert {level: figures["one letter"][0] for level, figures in found.items()} == {"short": 1.0, "endless": 0.0}
-    assert evaluator.watch(params, key) == {"short": 0.75, "endless": 0.0}
+    assert evaluator.watch(params, key).accuracy == {"short": 0.75, "endless": 0.0}
+
+
+def test_the_mean_reward_is_reported_beside_what_is_solved():
+    """A reward of .95 everywhere: solved by default, of 1 or more, are none, unless the task says so."""
+    key = jax.random.key(0)
+    for solved, share in ((full_reward, 0.0), (lambda reward: reward > 0.9, 1.0)):
+        evaluator, params = evaluator_of(reward=lambda *_: 0.95, solved=solved, checks={})
+        found = evaluator.evaluate(params, key)
+        for figures in found.values():
+            assert figures["reward"] == pytest.approx([0.95] * 3)
+            assert [figures[name][0] for name in ("pass@1", "pass@2", "greedy")] == [share] * 3
+        accuracy, reward = evaluator.watch(params, key)
+        assert list(accuracy.values()) == [share] * 2
+        assert reward == pytest.approx({"short": 0.95, "endless": 0.95})
+        shown = io.StringIO()
+        Console(file=shown, width=160).print(table("run", found))
+        assert "0.950 [0.950, 0.950]" in shown.getvalue()
+        assert f" {100 * share:.1f} [" in shown.getvalue()
+
+
+def test_a_cut_completion_is_judged_and_its_problem_has_a_spread():
+    """The rewards are −length: 1 letter of 3 problems in 4 and 1, then "d" without end."""
+    evaluator, params = evaluator_of(reward=lambda prompt, text, answer, *, length: -length, checks={})
+    found = evaluator.evaluate(params, jax.random.key(0))
+    budget = tiny.rollout.sampling.max_new_tokens
+    assert found["endless"]["reward"] == [-budget] * 3
+    assert found["short"]["reward"][0] == -2  # the letter and the full stop
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"solved": lambda reward: None}, r"solved\(0\.5\) = None: expected True or False"),
+        ({"checks": {"short": lambda prompt, text: len(text)}}, r"short\('a', 'b'\) = 1: expected True or False"),
+    ],
+)
+def test_what_is_not_true_or_false_is_named(change, message):
+    evaluator, params = evaluator_of(**change)
+    with pytest.raises(RunError, match=message):
+        evaluator.evaluate(params, jax.random.key(0))
+
+
+def test_a_check_has_a_name_of_its_own():
+    for name in ("reward", "pass@2", "samples"):
+        with pytest.raises(ValueError, match=rf"checks = \['{name}'\]: expected names other than"):
+            evaluator_of(checks={name: lambda prompt, text: True})

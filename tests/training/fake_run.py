@@ -3,7 +3,7 @@
 import numpy as np
 
 from rljax.tasks.strings.problems import LEVELS
-from rljax.training.evaluation.intervals import mean_interval, pass_at_k, wilson_interval
+from rljax.training.evaluation.intervals import mean_interval, pass_at_k, reward_interval, wilson_interval
 
 BEFORE, AFTER = (0.99, 0.24, 0.22, 0.10, 0.057, 0.02), (0.97, 0.72, 0.55, 0.17, 0.092, 0.03)
 
@@ -40,7 +40,8 @@ def metrics(likelihood_steps: int, rollouts: int) -> list[dict]:
         if n % 20 == 0:
             accuracy = {level: float(np.clip(b + (a - b) * rise / 0.92 + 0.02 * draw.normal(), 0, 1))
                         for level, b, a in zip(LEVELS[:4], BEFORE, AFTER, strict=False)}  # fmt: skip
-            rows.append({"phase": "eval", "step": n, "accuracy": accuracy, "kl_start": 0.2 * rise})
+            reward = {level: 0.8 * share - 0.1 for level, share in accuracy.items()}
+            rows.append({"phase": "eval", "step": n, "accuracy": accuracy, "reward": reward, "kl_start": 0.2 * rise})
         if n < rollouts:
             rows.append({
                 "phase": "rl", "step": n, "reward": 0.33 + 0.45 * rise + 0.04 * draw.normal(), "reward_std": 0.45,
@@ -62,7 +63,7 @@ def evaluation(rates) -> dict:
         figures[level] = {
             "problems": 256, "samples": 8, "pass@1": mean_interval(pass_at_k(8, solved, 1)),
             "pass@8": mean_interval(pass_at_k(8, solved, 8)), "greedy": wilson_interval(int(256 * rate), 256),
-            "right chain": mean_interval(0.9 * solved / 8),
+            "reward": reward_interval(0.8 * solved / 8 - 0.1), "right chain": mean_interval(0.9 * solved / 8),
         }  # fmt: skip
     return figures
 

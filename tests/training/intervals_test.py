@@ -6,7 +6,14 @@ import json
 import numpy as np
 import pytest
 
-from rljax.training.evaluation.intervals import Z, difference_interval, mean_interval, pass_at_k, wilson_interval
+from rljax.training.evaluation.intervals import (
+    Z,
+    difference_interval,
+    mean_interval,
+    pass_at_k,
+    reward_interval,
+    wilson_interval,
+)
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample():
@@ -97,6 +104,23 @@ def test_mean_interval_is_never_without_width(values):
     assert high - low > 1e-3
 
 
+def test_reward_interval_holds_the_mean_of_any_numbers():
+    draw = np.random.default_rng(0)
+    held = 0
+    for _ in range(1000):
+        value, low, high = reward_interval(draw.exponential(3.0, size=80) - 5)
+        assert low < value < high
+        held += low <= -2 <= high
+    assert 0.92 < held / 1000 < 0.96
+    assert reward_interval([-0.5]) == [-0.5] * 3
+
+
+@pytest.mark.parametrize("values", [[], [0.5, np.nan], [np.inf], [[0.5]]])
+def test_reward_interval_refuses(values):
+    with pytest.raises(ValueError, match="values of shape"):
+        reward_interval(values)
+
+
 def test_difference_interval_holds_the_truth():
     draw = np.random.default_rng(0)
     held = 0
@@ -108,5 +132,10 @@ def test_difference_interval_holds_the_truth():
 
 
 def test_intervals_are_json():
-    made = [mean_interval(np.array([0.0, 0.5])), wilson_interval(1, 2), difference_interval([0, 0, 1], [1, 0, 1])]
+    made = [
+        mean_interval(np.array([0.0, 0.5])),
+        reward_interval([-3.0]),
+        wilson_interval(1, 2),
+        difference_interval([0, 0, 1], [1, 0, 1]),
+    ]
     assert json.loads(json.dumps(made)) == [list(interval) for interval in made]

@@ -70,7 +70,7 @@ def test_a_whole_run_has_every_section(whole):
                  "optimizer.learning_rate", "0.10.2", fake_run.DEVICE, "Entropy", "KL to the start", "Gradient norm",
                  "Clip fraction", "Response length", "mean of the 17 around it"):  # fmt: skip
         assert part in page.text, part
-    assert sum(tag == "svg" for tag, _ in page.tags) == 2 + 8 + 3
+    assert sum(tag == "svg" for tag, _ in page.tags) == 3 + 8 + 3
 
 
 def test_the_headline_is_held_out_level_2_before_and_after(whole):
@@ -81,6 +81,8 @@ def test_the_headline_is_held_out_level_2_before_and_after(whole):
     assert f"{100 * before[0]:.1f}% → {100 * after[0]:.1f}% {100 * (after[0] - before[0]):+.1f} points" in shown
     assert f"before RL [{100 * before[1]:.1f}, {100 * before[2]:.1f}]" in shown
     assert "256 problems" in shown
+    before, after = (evaluations[moment]["level 2 held-out pairs"]["reward"] for moment in ("before RL", "after RL"))
+    assert f"Mean reward: {before[0]:.3f} → {after[0]:.3f} [{after[1]:.3f}, {after[2]:.3f}]." in shown
 
 
 def test_every_figure_of_the_evaluations_is_in_the_table(whole):
@@ -90,6 +92,30 @@ def test_every_figure_of_the_evaluations_is_in_the_table(whole):
             for name in ("pass@1", "pass@8", "greedy", "right chain"):
                 value, low, high = row[name]
                 assert f"{100 * value:.1f}[{100 * low:.1f}, {100 * high:.1f}]" in page.text
+            value, low, high = row["reward"]
+            assert f"{value:.3f}[{low:.3f}, {high:.3f}]" in page.text
+
+
+def test_held_out_reward_has_its_curves_unless_it_is_the_accuracy(tmp_path, whole):
+    _, page = whole
+    assert "Held-out reward by level" in page.text
+    rows = fake_run.metrics(0, 45)
+    for same in ({}, {"reward": rows[0]["accuracy"]}):  # an earlier run's log, and rewards of 0 and 1
+        looked = [{name: x for name, x in rows[0].items() if name != "reward"} | same]
+        changed = {**fake_run.everything(), "metrics": [*looked, *(row for row in rows if row["phase"] == "rl")]}
+        shown = parse(write_report(tmp_path, **changed)).text
+        assert "Held-out accuracy by level" in shown
+        assert "Held-out reward" not in shown
+
+
+def test_evaluations_of_an_earlier_run_without_rewards_are_shown(tmp_path):
+    evaluations = fake_run.everything()["evaluations"]
+    for row in (row for levels in evaluations.values() for row in levels.values()):
+        del row["reward"]
+    mixed = {**evaluations, "again": BEFORE}
+    for shown in (evaluations, mixed):
+        page = parse(write_report(tmp_path, **{**fake_run.everything(), "metrics": [], "evaluations": shown}))
+        assert "Mean reward" not in page.text
 
 
 def test_rewards_are_marked(whole):

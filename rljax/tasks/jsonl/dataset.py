@@ -25,7 +25,7 @@ class JsonlProblems(tfds.core.GeneratorBasedBuilder):
     """One split, `train`: the file's problems in their order."""
 
     builder_config: JsonlConfig
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")  # another one if the stored fields change
 
     def _info(self) -> tfds.core.DatasetInfo:
         return problem_info(self, "Problems of a local jsonl file.")

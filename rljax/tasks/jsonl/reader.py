@@ -8,7 +8,7 @@ from rljax.tasks.task import Problem
 
 
 def read_jsonl(path: Path) -> list[Problem]:
-    """The problems of a file of `{"prompt", "answer"}` lines, `solution` and `level` optional, other fields ignored.
+    """The problems of a file of `{"prompt", "answer"}` lines, `solution` and `level` optional; other fields are `info`.
 
     Raises ValueError that names the file, the line's number and what is wrong with it.
     """
@@ -36,12 +36,13 @@ def _read_line(place: str, line: bytes) -> Problem:
         raise ValueError(f"{place} holds a {type(row).__name__}: expected an object with a prompt and an answer")
     if missing := [name for name in ("prompt", "answer") if name not in row]:
         raise ValueError(f"{place} has no {' and no '.join(missing)}: its fields are {', '.join(row) or 'none'}")
-    fields = {field.name: row[field.name] for field in dataclasses.fields(Problem) if field.name in row}
+    texts = {field.name for field in dataclasses.fields(Problem)} - {"info"}
+    fields = {name: row[name] for name in row if name in texts}
     for name, value in fields.items():
         _check_text(f"{place}: {name}", value)
     if not fields["prompt"]:
         raise ValueError(f"{place}: prompt = '': expected at least one character")
-    return Problem(**fields)
+    return Problem(**fields, info={name: row[name] for name in row if name not in texts})
 
 
 def _check_text(name: str, value) -> None:

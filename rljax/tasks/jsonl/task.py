@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rljax.tasks.jsonl.reader import read_jsonl
-from rljax.tasks.task import Problem, Task, TaskData, as_paths
+from rljax.tasks.task import Problem, Task, TaskData, as_paths, full_reward
 from rljax.tasks.tokenizer import Tokenizer
 from rljax.tasks.verifier import exact_match
 
@@ -31,10 +31,13 @@ class JsonlTask(Task):
     """A jsonl file as a task: rows with a `solution` are demonstrations, and a share of the prompts is held out."""
 
     path: Path
-    """File of {"prompt", "answer"} objects, one a line; optional "solution" and "level"."""
+    """File of {"prompt", "answer"} objects, one per line; optional "solution" and "level". Other fields are the
+    problem's `info`."""
     _: dataclasses.KW_ONLY
-    reward: Callable[[str, str, str], float] = exact_match
-    """(prompt, completion, answer) -> float."""
+    reward: Callable[..., float] = exact_match
+    """(prompt, completion, answer) -> float; it may name `finished`, `length` and `info` (see `TaskData.reward`)."""
+    solved: Callable[[float], bool] = full_reward
+    """Whether a reward means that the problem is solved; by default a reward of 1 or more."""
     held_out_share: float = 0.1
     """Share of the distinct prompts that is never trained on."""
     tokenizer: Path | None = None
@@ -50,6 +53,8 @@ class JsonlTask(Task):
         as_paths(self, "path", "tokenizer", "data_dir")
         if not callable(self.reward):
             raise TypeError(f"task.reward = {self.reward!r}: expected a function (prompt, completion, answer) -> float")
+        if not callable(self.solved):
+            raise TypeError(f"task.solved = {self.solved!r}: expected a function (reward) -> bool")
         if not 0 <= self.held_out_share < 1:
             raise ValueError(f"task.held_out_share = {self.held_out_share}: expected a number in [0, 1)")
 
@@ -69,6 +74,7 @@ class JsonlTask(Task):
             prompts=training,
             held_out={"held out": held_out} if held_out else {},
             reward=self.reward,
+            solved=self.solved,
         )
 
     def _tokenizer(self, problems: list[Problem]) -> Tokenizer:

@@ -32,7 +32,7 @@ class StringFunctions(tfds.core.GeneratorBasedBuilder):
     """Splits `train` (demonstrations), `prompts`, and one for each evaluation level."""
 
     builder_config: StringFunctionsConfig
-    VERSION = tfds.core.Version("1.1.0")  # another one whenever the functions, the splits or the draws change
+    VERSION = tfds.core.Version("1.2.0")  # another one if functions, splits, draws or stored fields change
 
     def _info(self) -> tfds.core.DatasetInfo:
         return problem_info(self, "Compositions of 25 string functions, after arXiv 2509.25123.")

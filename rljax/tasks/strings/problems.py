@@ -68,7 +68,7 @@ def make_problem(names: Sequence[str], text: str, level: str) -> Problem:
     """The problem of applying the functions to the text, with its solution.
 
     >>> make_problem(["f6", "f9"], "stuv", "level 2")
-    Problem(prompt='f6 f9 stuv;', answer='vutsw', solution='f9 vuts;f6 vutsw', level='level 2')
+    Problem(prompt='f6 f9 stuv;', answer='vutsw', solution='f9 vuts;f6 vutsw', level='level 2', info={})
     """
     prompt = "".join(f"{name} " for name in names) + f"{text};"
     steps = []
@@ -85,7 +85,7 @@ def single_step(before: str, name: str, text: str, level: str) -> Problem:
     the first, where a composition's later step has the name of the step before.
 
     >>> single_step("f3", "f9", "stuv", "level 1")
-    Problem(prompt='f3 stuv;f9 ', answer='vuts', solution='vuts', level='level 1')
+    Problem(prompt='f3 stuv;f9 ', answer='vuts', solution='vuts', level='level 1', info={})
     """
     answer = apply([name], text)
     return Problem(f"{before} {text};{name} ", answer, answer, level)

@@ -18,13 +18,14 @@ def read_steps(completion: str) -> list[tuple[str, str]] | None:
     return [(m[1], m[2]) for m in matches if m] if all(matches) else None
 
 
-def last_output(prompt: str, completion: str, answer: str) -> float:
-    """The string task's reward: 1 where what follows the last function name is the answer, else 0; malformed text, 0.
+def last_output(prompt: str, completion: str, answer: str, *, finished: bool = True) -> float:
+    """The string task's reward: 1 if what follows the last function name is the answer, else 0.
 
-    Neither the functions nor the outputs on the way count: this is the outcome alone.
+    Neither the functions nor the outputs on the way count: this is the outcome alone. Malformed text earns 0, and so
+    does a completion that was cut: its last output may only begin like the answer.
     """
     steps = read_steps(completion)
-    return float(steps is not None and steps[-1][1] == answer)
+    return float(finished and steps is not None and steps[-1][1] == answer)
 
 
 def right_chain(prompt: str, completion: str) -> bool:

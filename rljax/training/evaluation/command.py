@@ -10,6 +10,7 @@ from rljax.training.components import make_components
 from rljax.training.config import Config
 from rljax.training.errors import RunError
 from rljax.training.evaluation.evaluator import Evaluator
+from rljax.training.evaluation.intervals import as_text
 from rljax.training.keys import decode_key, purpose_key
 
 
@@ -26,19 +27,19 @@ def evaluate_run(config: Config) -> dict[str, dict]:
     figures = Evaluator(config, parts).evaluate(restored.tree["params"], purpose_key(key, "evaluate"))
     if jax.process_index() == 0:
         measured = {"phase": record["phase"], "step": record["step"]}
-        console = Console(width=None if Console().is_terminal else 120)
+        console = Console(width=None if Console().is_terminal else 160)
         console.print(table(f"{config.run}: {measured['phase']} step {measured['step']}", figures))
         write_json(config.run / "evaluation.json", {**measured, "levels": figures})
     return figures
 
 
 def table(title: str, figures: dict[str, dict]) -> Table:
-    """Figures by level, in percent, with their 95 % intervals."""
-    shown = Table(title=title, caption="percent, [95 % interval]")
+    """Figures by level, with their 95 % intervals."""
+    shown = Table(title=title, caption="percent (reward: its mean), [95 % interval]")
     names = [name for name in next(iter(figures.values()), {}) if name not in ("problems", "samples")]
     for column in ("level", "problems", "samples", *names):
         shown.add_column(column, justify="left" if column == "level" else "right")
     for level, row in figures.items():
-        cells = [f"{100 * v:.1f} [{100 * lo:.1f}, {100 * hi:.1f}]" for v, lo, hi in (row[name] for name in names)]
+        cells = [" ".join(as_text(name, row[name])) for name in names]
         shown.add_row(level, str(row["problems"]), str(row["samples"]), *cells)
     return shown

@@ -1,6 +1,7 @@
-"""Held-out problems, measured: pass@1, pass@k, greedy accuracy and the task's checks, each with its 95 % interval."""
+"""Held-out problems, measured: pass@1, pass@k, greedy accuracy, mean reward and the task's checks, with intervals."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -12,8 +13,29 @@ from rljax.tasks.batching import encode_prompts
 from rljax.training.collect import draw, repeated
 from rljax.training.components import Components
 from rljax.training.config import Config
-from rljax.training.evaluation.intervals import mean_interval, pass_at_k, wilson_interval
+from rljax.training.errors import RunError
+from rljax.training.evaluation.intervals import REWARD, mean_interval, pass_at_k, reward_interval, wilson_interval
 from rljax.training.validation import evaluation_shape
+
+
+class Scores(NamedTuple):
+    """Of completions, `[problems, samples]` each."""
+
+    rewards: np.ndarray
+    """float32, by the task's reward function, whether the completion ended or was cut."""
+    solved: np.ndarray
+    """bool: what the task says of the reward."""
+    checks: dict[str, np.ndarray]
+    """bool, by name."""
+
+
+class Look(NamedTuple):
+    """A cheap measurement during training, by level."""
+
+    accuracy: dict[str, float]
+    """Share solved."""
+    reward: dict[str, float]
+    """Mean reward."""
 
 
 class Evaluator:
@@ -23,9 +45,14 @@ class Evaluator:
         self.config, self.parts, self.data = config, parts, parts.data
         unknown = set(config.evaluation.watch) - set(parts.data.held_out)
         check(not unknown, "evaluation.watch", config.evaluation.watch, f"levels among {list(parts.data.held_out)}")
+        own = {"problems", "samples", "pass@1", f"pass@{config.evaluation.samples}", "greedy", REWARD}
+        check(not own & set(parts.data.checks), "checks", list(parts.data.checks), f"names other than {sorted(own)}")
 
-    def scores(self, params, problems: Sequence[Problem], samples: int, key, *, greedy: bool = False):
-        """(solved, checks): `[problems, samples]` booleans, and for each of the task's checks the same by its name."""
+    def scores(self, params, problems: Sequence[Problem], samples: int, key, *, greedy: bool = False) -> Scores:
+        """Scores of so many samples of each problem, or of its greedy completion, each repeated.
+
+        Raises RunError, with what it was given, if the reward function, `solved` or a check returns what it should not.
+        """
         settings = self.config.evaluation
         length, budget = evaluation_shape(self.config.rollout, self.data, problems)
         sampling = SamplingConfig(max_new_tokens=budget, temperature=0.0 if greedy else settings.temperature)
@@ -40,19 +67,24 @@ class Evaluator:
             rewards.append(drawn.rewards)
             texts += drawn.texts
         shape = (len(problems), samples)
-        solved = np.array([self.data.solved(float(reward)) for reward in np.concatenate(rewards)], bool)
+        earned = np.concatenate(rewards)
+        solved = [_truth("solved", self.data.solved, float(reward)) for reward in earned]
         checks = {
-            name: np.reshape([holds(p.prompt, text) for p, text in zip(asked, texts, strict=True)], shape)
+            name: np.reshape([_truth(name, holds, p.prompt, text) for p, text in zip(asked, texts, strict=True)], shape)
             for name, holds in self.data.checks.items()
         }
-        return solved.reshape(shape), checks
+        return Scores(earned.reshape(shape), np.reshape(solved, shape), checks)
 
-    def watch(self, params, key) -> dict[str, float]:
-        """Share solved by level, from one sample per problem: a cheap look during training."""
+    def watch(self, params, key) -> Look:
+        """Share solved and mean reward by level, from one sample per problem: a cheap look during training."""
         settings = self.config.evaluation
         levels = settings.watch or tuple(self.data.held_out)
         watched = {level: self.data.held_out[level][: settings.watch_problems] for level in levels}
-        return {level: float(self.scores(params, problems, 1, key)[0].mean()) for level, problems in watched.items()}
+        scores = {level: self.scores(params, problems, 1, key) for level, problems in watched.items()}
+        return Look(
+            accuracy={level: float(found.solved.mean()) for level, found in scores.items()},
+            reward={level: float(found.rewards.mean(dtype=np.float64)) for level, found in scores.items()},
+        )
 
     def evaluate(self, params, key) -> dict[str, dict]:
         """Every level's figures, `[value, low, high]` each."""
@@ -67,8 +99,8 @@ class Evaluator:
     def _level(self, params, problems: Sequence[Problem], key) -> dict:
         settings = self.config.evaluation
         problems, k = problems[: settings.problems], settings.samples
-        solved, checks = self.scores(params, problems, k, key)
-        greedy, _ = self.scores(params, problems, 1, key, greedy=True)
+        rewards, solved, checks = self.scores(params, problems, k, key)
+        greedy = self.scores(params, problems, 1, key, greedy=True).solved
         right = solved.sum(axis=1)
         return {
             "problems": len(problems),
@@ -76,5 +108,14 @@ class Evaluator:
             "pass@1": mean_interval(pass_at_k(k, right, 1)),
             f"pass@{k}": mean_interval(pass_at_k(k, right, k)),
             "greedy": wilson_interval(int(greedy.sum()), len(problems)),
+            REWARD: reward_interval(rewards.mean(axis=1, dtype=np.float64)),
             **{name: mean_interval(held.mean(axis=1)) for name, held in checks.items()},
         }
+
+
+def _truth(name: str, function: Callable, *arguments: str | float) -> bool:
+    """The function's answer, True or False."""
+    answer = function(*arguments)
+    if not isinstance(answer, bool | np.bool_):
+        raise RunError(f"{name}({', '.join(map(repr, arguments))}) = {answer!r}: expected True or False")
+    return bool(answer)

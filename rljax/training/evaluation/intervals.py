@@ -13,6 +13,9 @@ from jaxtyping import Float, Int
 Z = 1.959963984540054
 """The normal's 97.5 % quantile: ± Z standard errors hold 95 %."""
 
+REWARD = "reward"
+"""Name of the figure that is not a share of problems or samples: the mean reward."""
+
 
 def pass_at_k(n: int, c: Int[np.ndarray, "*B"], k: int) -> Float[np.ndarray, "*B"]:
     """The probability that at least one of k samples is right, without bias, from n samples of which c were right.
@@ -75,6 +78,36 @@ def mean_interval(values: Float[np.ndarray, " n"] | Sequence[float]) -> list[flo
     p = float(values.mean())
     error = float(values.var(ddof=1)) / n if n > 1 else math.inf
     return _score_interval(p, max(n, p * (1 - p) / error) if error > 1e-12 else n)
+
+
+def reward_interval(values: Float[np.ndarray, " n"] | Sequence[float]) -> list[float]:
+    """`[value, low, high]` of a mean over problems of values without bounds: the mean reward.
+
+        m ± z s/√n,   s² the sample variance between problems
+
+    The normal interval: for few problems it is too narrow, and it has no width for one problem or equal values. Raises
+    ValueError for no values, or values that are not finite.
+
+    >>> [round(x, 3) for x in reward_interval([0.0, 2.0, 4.0, 2.0])]  # s² = 8/3, s/√n = √(2/3)
+    [2.0, 0.4, 3.6]
+    """
+    values = np.asarray(values, dtype=np.float64)
+    n = values.size
+    if n == 0 or values.ndim != 1 or not np.all(np.isfinite(values)):
+        raise ValueError(f"values of shape {values.shape}: expected one finite number for each problem, got {values}")
+    mean, half = float(values.mean()), Z * float(values.std(ddof=1)) / math.sqrt(n) if n > 1 else 0.0
+    return [mean, mean - half, mean + half]
+
+
+def as_text(name: str, interval: Sequence[float]) -> tuple[str, str]:
+    """(value, interval) of a figure as a table shows it: percent, and the mean reward as it is.
+
+    >>> as_text("pass@1", [0.5, 0.25, 0.75]), as_text("reward", [0.5, 0.25, 0.75])
+    (('50.0', '[25.0, 75.0]'), ('0.500', '[0.250, 0.750]'))
+    """
+    factor, digits = (1, 3) if name == REWARD else (100, 1)
+    value, low, high = (f"{factor * x:.{digits}f}" for x in interval)
+    return value, f"[{low}, {high}]"
 
 
 def difference_interval(before: Sequence[float], after: Sequence[float]) -> list[float]:

@@ -25,7 +25,7 @@ _DIAGNOSTICS = (
 
 
 def learning_curves(rows: Sequence[Mapping], config: Mapping, colors: Mapping[str, str]) -> str:
-    """Reward, and held-out accuracy by level, over the rollouts of RL."""
+    """Reward, and held-out accuracy by level, over the rollouts of RL; held-out reward, too, if it is not the same."""
     rollouts, rewards = series(rows, "rl", "reward")
     if not len(rollouts):
         return '<h2>Learning curves</h2><p class="note">RL has not begun.</p>'
@@ -38,6 +38,12 @@ def learning_curves(rows: Sequence[Mapping], config: Mapping, colors: Mapping[st
             "Held-out accuracy by level", _looks(config),
             _panel(level_curves(rows, colors), "held-out accuracy by level over rollouts", wide=True, **_SHARE),
             _legend({level: y[-1] for level, (_, y) in looks.items()}, colors),
+        ))  # fmt: skip
+    if any(row.get("reward") and row["reward"] != row.get("accuracy") for row in rows if row["phase"] == "eval"):
+        figures.append(_figure(
+            "Held-out reward by level", "mean of one sample a problem",
+            _panel(level_curves(rows, colors, "reward"), "held-out reward by level over rollouts", wide=True),
+            _legend({level: y[-1] for level, (_, y) in by_level(rows, "reward").items()}, colors, "{:.3g}"),
         ))  # fmt: skip
     return f'<h2>Learning curves</h2><div class="wide">{"".join(figures)}</div>'
 
@@ -101,12 +107,12 @@ def _smoothing_legend(window: int) -> str:
             f'<li><i style="{bold}"></i>mean of the {window} around it</li></ul>')  # fmt: skip
 
 
-def _legend(last: Mapping[str, float], colors: Mapping[str, str]) -> str:
+def _legend(last: Mapping[str, float], colors: Mapping[str, str], form: str = "{:.0%}") -> str:
     items = []
     for level, value in sorted(last.items(), key=lambda item: -np.nan_to_num(item[1])):
         name = ' class="headline"' if colors[level] == SERIES[0] else ""
         color = f"var(--c{SERIES.index(colors[level])})"
-        items.append(f'<li{name}><i style="--color:{color}"></i>{text(level)} {value:.0%}</li>')
+        items.append(f'<li{name}><i style="--color:{color}"></i>{text(level)} {form.format(value)}</li>')
     return f'<ul class="legend">{"".join(items)}</ul>'
 
 

@@ -63,10 +63,10 @@ def noisy(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], color: str = S
     return [Curve(x, y, color, width=0.8, alpha=0.35), Curve(x, smooth(y, window), color, width=1.9)]
 
 
-def level_curves(rows: Sequence[Mapping], colors: Mapping[str, str]) -> list[Curve]:
-    """Held-out accuracy by level; the leading level's line is the strongest, and on top."""
+def level_curves(rows: Sequence[Mapping], colors: Mapping[str, str], figure: str = "accuracy") -> list[Curve]:
+    """Held-out accuracy or mean `reward` by level; the leading level's line is the strongest, and on top."""
     curves = [Curve(x, y, colors[level], 2.2 if colors[level] == SERIES[0] else 1.3, marker="o")
-              for level, (x, y) in by_level(rows).items()]  # fmt: skip
+              for level, (x, y) in by_level(rows, figure).items()]  # fmt: skip
     return sorted(curves, key=lambda curve: curve.width)
 
 

@@ -33,9 +33,9 @@ def level_colors(levels: Sequence[str], headline: str | None) -> dict[str, str]:
     return dict(zip(ordered, colors, strict=False))
 
 
-def by_level(rows: Sequence[Mapping]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """(rollouts, accuracies) of each level, from the looks at held-out problems during RL."""
-    looks = [{"phase": "eval", "step": row["step"], **(row.get("accuracy") or {})} for row in rows
+def by_level(rows: Sequence[Mapping], figure: str = "accuracy") -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """(rollouts, values) of each level's accuracy or mean `reward`, from the looks at held-out problems during RL."""
+    looks = [{"phase": "eval", "step": row["step"], **(row.get(figure) or {})} for row in rows
              if row["phase"] == "eval"]  # fmt: skip
     levels = dict.fromkeys(name for look in looks for name in look if name not in ("phase", "step"))
     return {level: series(looks, "eval", level) for level in levels}

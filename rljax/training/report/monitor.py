@@ -86,12 +86,13 @@ class Monitor:
         """Whether the look at the held-out problems before rollout `step` is on record, from before an interruption."""
         return bool(multihost_utils.broadcast_one_to_all(np.int32(step in self._looks)))  # all decide alike
 
-    def look(self, step: int, accuracy: dict[str, float], more: dict[str, float]) -> None:
-        """A look at the held-out problems, before rollout `step`, with more metrics of the stage."""
+    def look(self, step: int, accuracy: dict[str, float], reward: dict[str, float], more: dict[str, float]) -> None:
+        """A look at the held-out problems, before rollout `step`: accuracy, mean reward, and metrics of the stage."""
         if self._log is not None:
-            self._log.write("eval", step, {"accuracy": accuracy, **more})
+            self._log.write("eval", step, {"accuracy": accuracy, "reward": reward, **more})
             self.progress.update("eval", step, {"accuracy": accuracy})
-            shown = "  ".join(f"{level} {value:.3f}" for level, value in accuracy.items())
+            differ = {level: f" (reward {reward[level]:.3f})" for level in reward if reward[level] != accuracy[level]}
+            shown = "  ".join(f"{level} {value:.3f}{differ.get(level, '')}" for level, value in accuracy.items())
             self.progress.say(f"held out, before rollout {step}: {shown}")
 
     def evaluated(self, stage: str, figures: dict) -> None:

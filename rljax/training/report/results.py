@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from rljax.training.evaluation.intervals import difference_interval
+from rljax.training.evaluation.intervals import REWARD, as_text, difference_interval
 from rljax.training.report.levels import SERIES, leading
 from rljax.training.report.template import text
 
@@ -34,6 +34,10 @@ def learned(evaluations: Mapping[str, Mapping], headline: str | None) -> str:
         said = (f"{basis}: {text(moments[0])} {_interval(before)}, {text(moments[-1])} {_interval(after)}. "
                 "Brackets are 95% intervals over problems; the gain's takes the two evaluations as "
                 "independent.")  # fmt: skip
+    if all(REWARD in row for row in rows):
+        ends = [rows[0], rows[-1]] if len(rows) > 1 else rows
+        means = " → ".join(as_text(REWARD, row[REWARD])[0] for row in ends)
+        said += f" Mean reward: {means} {as_text(REWARD, rows[-1][REWARD])[1]}."
     return (f'<section class="card learned"><div><b>{text(level)}</b></div><div class="figure">{number}</div>'
             f'<p class="note">{said}</p></section>')  # fmt: skip
 
@@ -51,7 +55,7 @@ def evaluation(evaluations: Mapping[str, Mapping], colors: Mapping[str, str]) ->
     return (
         f"<h2>Evaluation by level</h2>{_ranges(moments, levels, names[0], colors)}"
         f'<div class="card scroll">{_table(moments, levels, names)}<p class="note">Percent, with 95% intervals over '
-        f"problems{drawn}.</p></div>"
+        f"problems{drawn}; reward is the mean reward.</p></div>"
     )
 
 
@@ -91,7 +95,7 @@ def _table(moments: Mapping[str, Mapping], levels: Sequence[str], names: Sequenc
         for i, moment in enumerate(present):
             row = moments[moment][level]
             label = f'<th rowspan="{len(present)}">{text(level)}</th>' if i == 0 else ""
-            cells = "".join(f'<td class="number">{_cell(row.get(name))}</td>' for name in names)
+            cells = "".join(f'<td class="number">{_cell(name, row.get(name))}</td>' for name in names)
             kind = ' class="last"' if moment == list(moments)[-1] else ""
             rows.append(f'<tr{kind}>{label}<td>{text(moment)}</td><td class="number">{text(row.get("problems", "–"))}'
                         f"</td>{cells}</tr>")  # fmt: skip
@@ -134,5 +138,5 @@ def _interval(triple: Sequence[float], sign: str = "") -> str:
     return f"[{100 * triple[1]:{sign}.1f}, {100 * triple[2]:{sign}.1f}]"
 
 
-def _cell(triple: Sequence[float] | None) -> str:
-    return "–" if triple is None else f"{100 * triple[0]:.1f}<small>{_interval(triple)}</small>"
+def _cell(name: str, triple: Sequence[float] | None) -> str:
+    return "–" if triple is None else "{}<small>{}</small>".format(*as_text(name, triple))

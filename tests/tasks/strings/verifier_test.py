@@ -26,6 +26,12 @@ def test_wrong_or_malformed_earns_nothing(completion):
     assert last_output(PROMPT, completion, ANSWER) == 0.0
 
 
+def test_a_cut_completion_earns_nothing():
+    assert last_output(PROMPT, "f9 vuts;f6 vutsw", ANSWER, finished=True) == 1.0
+    assert last_output(PROMPT, "f9 vuts;f6 vutsw", ANSWER, finished=False) == 0.0
+    assert exact_match("6 x 7 =", "42", "42", finished=False) == 0.0
+
+
 def test_right_chain_asks_for_the_functions_in_their_order_alone():
     assert right_chain(PROMPT, "f9 vuts;f6 vutsw")
     assert right_chain(PROMPT, "f9 s;f6 t")  # wrong outputs: another measure
