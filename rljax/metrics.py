@@ -1,6 +1,7 @@
 """Training metrics computed from ℓ, f, A, w, the mask and ∂L/∂logp; the same code serves every algorithm.
 
-`policy_sums` of microbatches (or shards) add; `policy_summary` of their total divides once.
+`policy_sums` of microbatches (or shards, or optimizer steps) add; `policy_summary` of their total divides once. A mean
+over nothing is NaN.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -53,7 +54,7 @@ def policy_sums(logp: Float[Array, "*B T"], batch: Batch, ratio: Callable) -> di
 
 
 def policy_summary(sums: Mapping[str, Float[Array, ""]]) -> dict[str, Float[Array, ""]]:
-    """The metrics of an optimizer step, from the sums over all its tokens; a step without tokens gives zeros.
+    """The metrics of one or more optimizer steps, from the sums over all their tokens; NaN without any.
 
     - `clip_share`: Σw of the tokens with w·A ≠ 0 and ∂L/∂logp = 0, over Σw; of it `clip_share_positive` where A > 0
       and `clip_share_negative` where A < 0;
@@ -69,12 +70,12 @@ def policy_summary(sums: Mapping[str, Float[Array, ""]]) -> dict[str, Float[Arra
     """
 
     return {
-        "clip_share": _over(sums["clipped"], sums["weight"]),
-        "clip_share_positive": _over(sums["clipped_positive"], sums["weight"]),
-        "clip_share_negative": _over(sums["clipped"] - sums["clipped_positive"], sums["weight"]),
-        "kl": _over(sums["k3"], sums["tokens"]),
-        "kl_k1": _over(sums["k1"], sums["tokens"]),
-        "ratio_mean": _over(sums["ratio"], sums["tokens"]),
+        "clip_share": _mean(sums["clipped"], sums["weight"]),
+        "clip_share_positive": _mean(sums["clipped_positive"], sums["weight"]),
+        "clip_share_negative": _mean(sums["clipped"] - sums["clipped_positive"], sums["weight"]),
+        "kl": _mean(sums["k3"], sums["tokens"]),
+        "kl_k1": _mean(sums["k1"], sums["tokens"]),
+        "ratio_mean": _mean(sums["ratio"], sums["tokens"]),
         "effective_samples": _effective(sums["ratio"], sums["ratio_squared"], sums["tokens"]),
     }
 
@@ -116,7 +117,7 @@ def position_sums(
 
 
 def position_summary(sums: Mapping[str, Float[Array, "K"]]) -> dict[str, Float[Array, "K"]]:
-    """By position, from `position_sums`: 0 where no token is.
+    """By position, from `position_sums`; NaN at positions without tokens.
 
     - `clip_share_positive`, `clip_share_negative`: Σw of the tokens cut where A > 0 and A < 0, over the position's Σw;
     - `drift`, `spread`: mean and standard deviation of Σ_{j≤t} ℓ_j, which prefix ratios clip.
@@ -126,12 +127,12 @@ def position_summary(sums: Mapping[str, Float[Array, "K"]]) -> dict[str, Float[A
     >>> {name: x.tolist() for name, x in position_summary(sums).items()}
     {'clip_share_positive': [0.5], 'clip_share_negative': [0.0], 'drift': [0.5], 'spread': [0.5]}
     """
-    drift = _over(sums["cumulative"], sums["tokens"])
-    square = _over(sums["cumulative_squared"], sums["tokens"])
+    drift = _mean(sums["cumulative"], sums["tokens"])
+    square = _mean(sums["cumulative_squared"], sums["tokens"])
     variance = jnp.where(jnp.isfinite(square), square - drift**2, square)
     return {
-        "clip_share_positive": _over(sums["clipped_positive"], sums["weight"]),
-        "clip_share_negative": _over(sums["clipped_negative"], sums["weight"]),
+        "clip_share_positive": _mean(sums["clipped_positive"], sums["weight"]),
+        "clip_share_negative": _mean(sums["clipped_negative"], sums["weight"]),
         "drift": drift,
         "spread": jnp.sqrt(jnp.maximum(variance, 0.0)),
     }
@@ -188,11 +189,16 @@ def _over(numerator: Array, denominator: Array) -> Array:
     return jnp.where(empty, 0.0, numerator / jnp.where(empty, 1, denominator).astype(numerator.dtype))
 
 
+def _mean(total: Array, count: Array) -> Array:
+    """The quotient, NaN if nothing was counted."""
+    return jnp.divide(total, count)
+
+
 def _effective(total: Array, squares: Array, count: Array) -> Array:
     """(Σr)²/(n Σr²), 0 where Σr² overflows."""
     overflows = jnp.isinf(squares)
     total, squares = jnp.where(overflows, 0.0, total), jnp.where(overflows, 1.0, squares)
-    return _over(_over(total, count) * total, squares)
+    return _mean(_mean(total, count) * total, squares)
 
 
 def reward_summary(
@@ -200,7 +206,7 @@ def reward_summary(
 ) -> dict[str, Float[Array, ""]]:
     """Of a rollout's present completions: `reward` and `reward_std` (over all of them, divided by their number),
     `length` in trained tokens, and `informative`, the share of groups with a `signal`, by default those whose rewards
-    differ.
+    differ. NaN if no completion is present.
 
     >>> found = reward_summary(jnp.array([[1.0, 0.0], [1.0, 1.0]]), jnp.ones((2, 2, 3), bool))
     >>> {name: float(x) for name, x in found.items()}
@@ -214,8 +220,7 @@ def reward_summary(
     present, lengths = jnp.any(mask, axis=-1), jnp.sum(mask, axis=-1).astype(rewards.dtype)
 
     def share(values, among):
-        count = jnp.maximum(jnp.sum(among), 1).astype(rewards.dtype)
-        return jnp.sum(jnp.where(among, values, 0.0)) / count
+        return _mean(jnp.sum(jnp.where(among, values, 0.0)), jnp.sum(among).astype(rewards.dtype))
 
     mean = share(rewards, present)
     return {

@@ -45,11 +45,17 @@ def test_sums_of_microbatches_add():
     jax.tree.map(lambda a, b, c: np.testing.assert_allclose(a + b, c, rtol=1e-5), *parts, whole)
 
 
-def test_an_empty_batch_gives_zeros():
+def test_a_mean_over_nothing_is_nan_and_adds_nothing_to_a_mean_over_something():
     zero = np.zeros((2, 4))
     batch = Batch(mask=zero > 0, old_logp=zero * np.nan, advantages=zero, weights=zero)
-    _, summary = policy(zero, batch)
-    assert all(value == 0 for value in summary.values())
+    none, summary = policy(zero, batch)
+    assert all(np.isnan(value) for value in summary.values())
+    assert all(np.isnan(x) for x in metrics.reward_summary(zero[:, :1], zero[:, None] > 0).values())
+    l, A, w, mask = papers.random_batch(2)
+    some, summary = policy(l, Batch(mask=mask, old_logp=np.zeros_like(l), advantages=A, weights=w))
+    both = metrics.policy_summary(jax.tree.map(np.add, some, none))
+    jax.tree.map(np.testing.assert_array_equal, both, summary)
+    assert summary["ratio_mean"] > 0.5
 
 
 def test_reward_summary_counts_what_is_present():
@@ -76,11 +82,11 @@ def test_positions_by_hand():
 
     sums, summary = positions(l, batch)
     np.testing.assert_array_equal(sums["tokens"], [4, 4, 0])
-    np.testing.assert_allclose(summary["clip_share_positive"], [0.25, 0.25, 0], rtol=1e-6)
-    np.testing.assert_allclose(summary["clip_share_negative"], [0.25, 0, 0], rtol=1e-6)
+    np.testing.assert_allclose(summary["clip_share_positive"], [0.25, 0.25, np.nan], rtol=1e-6)
+    np.testing.assert_allclose(summary["clip_share_negative"], [0.25, 0, np.nan], rtol=1e-6)
     first, later = [0.1, 0.4, -0.1, -0.6], [0.9, 0.7, -0.5, -0.4]
-    np.testing.assert_allclose(summary["drift"], [np.mean(first), np.mean(later), 0], rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(summary["spread"], [np.std(first), np.std(later), 0], rtol=1e-5)
+    np.testing.assert_allclose(summary["drift"], [np.mean(first), np.mean(later), np.nan], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(summary["spread"], [np.std(first), np.std(later), np.nan], rtol=1e-5)
     with pytest.raises(ValueError, match=r"edges = \(8, 2\)"):
         metrics.position_sums(l, batch, CLIP, edges=(8, 2))
 

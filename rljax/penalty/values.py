@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from rljax._checks import require_between
+from rljax._checks import require_at_least
 from rljax.objective import Batch
 from rljax.penalty._weighted import Tokens, weighted, weighted_sum
 
@@ -36,7 +36,7 @@ def exact_kl(kl: Tokens, batch: Batch) -> Float[Array, ""]:
 def value_loss(
     values: Tokens, batch: Batch, *, returns: Tokens, old_values: Tokens, limit: float | Array
 ) -> Float[Array, ""]:
-    """PPO's value loss, clipped about the values of the rollout (1707.06347). limit ≥ 0.
+    """PPO's value loss, clipped about the values of the rollout (1707.06347). limit ≥ 0; inf never clips.
 
     Σ w · ½ max((v − R)², (clip(v, v_old − limit, v_old + limit) − R)²)
 
@@ -46,7 +46,7 @@ def value_loss(
     >>> float(value_loss(jnp.array([1.0, 2.0]), batch, returns=returns, old_values=old_values, limit=0.5))
     0.3125
     """
-    require_between("limit", limit, 0)
+    require_at_least("limit", limit, 0)
     values, returns, old_values, weights, live = weighted(batch, values=values, returns=returns, old_values=old_values)
     limit, moved = jnp.asarray(limit, values.dtype), values - old_values
     near = jnp.where(jnp.abs(moved) <= limit, values, old_values + jnp.sign(moved) * limit)  # NaN if either is

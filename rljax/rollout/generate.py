@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array, core, lax
 from jaxtyping import Bool, Float, Int
 
 from rljax.models import Model
@@ -154,7 +154,7 @@ def _check(model: Model, prompts, segment_ids, config, stop_ids, banned, budget,
         raise ValueError(f"prompts has shape {prompts.shape}: expected [B, L]")
     if segment_ids.shape != prompts.shape:
         raise ValueError(f"segment_ids has shape {segment_ids.shape}: expected {prompts.shape}, as prompts")
-    if not isinstance(segment_ids, jax.core.Tracer) and getattr(segment_ids, "is_fully_addressable", True):
+    if not isinstance(segment_ids, core.Tracer) and getattr(segment_ids, "is_fully_addressable", True):
         check_left_padded(segment_ids)
     (B, L), N, limit = prompts.shape, config.max_new_tokens, model.max_length
     length = L + N

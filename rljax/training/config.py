@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax.numpy as jnp
 import tyro
 
 from rljax._checks import check
@@ -75,6 +76,10 @@ class RolloutConfig:
     """Passes over the rollout."""
     microbatches: int = 1
     """Parts in which a minibatch's rows pass through the model; changes memory, not the gradient."""
+    rescore: bool | None = None
+    """Take log π_old from the training programs in place of the sampler's, which differs by rounding: from the
+    optimizer step itself if the rollout has but one, else from a pass over the rollout before the first. None: if the
+    model computes below float32."""
 
     def __post_init__(self):
         for name in ("prompts", "completions", "prompt_length", "minibatches", "epochs", "microbatches"):
@@ -109,6 +114,15 @@ class RolloutConfig:
     def microbatch_rows(self) -> int:
         """Rows that pass through the model at once."""
         return self.minibatch_rows // self.microbatches
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Optimizer steps of one rollout."""
+        return self.minibatches * self.epochs
+
+    def rescores(self, dtype) -> bool:
+        """Whether log π_old is recomputed, of a model that computes in `dtype`."""
+        return jnp.finfo(dtype).bits < 32 if self.rescore is None else self.rescore
 
 
 @dataclasses.dataclass(frozen=True)

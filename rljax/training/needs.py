@@ -47,12 +47,17 @@ NOT_THE_GROUPS = frozenset({"values", "greedy_rewards"})
 """What an advantage names if its baseline is not that of its group."""
 
 
+def fields_of_rollouts(algorithm: PolicyGradient) -> frozenset[str]:
+    """The fields of `Rollouts` that an algorithm names."""
+    functions = [algorithm.advantage, algorithm.aggregation]
+    functions += [algorithm.carried.update] if algorithm.carried else []
+    return frozenset().union(*map(required_fields, functions))
+
+
 def needs_of(algorithm: PolicyGradient, penalty: Callable | None) -> frozenset[str]:
     """The names that the functions of an algorithm and the penalty require, those of a carried state left out."""
-    functions = [algorithm.advantage, algorithm.aggregation, algorithm.ratio]
-    functions += [algorithm.carried.update] if algorithm.carried else []
-    functions += [penalty] if penalty else []
-    return frozenset().union(*map(required_fields, functions)) - CARRIED.keys()
+    named = fields_of_rollouts(algorithm) | required_fields(algorithm.ratio)
+    return (named | (required_fields(penalty) if penalty else frozenset())) - CARRIED.keys()
 
 
 def check_needs(algorithm: PolicyGradient, penalty: Callable | None) -> None:

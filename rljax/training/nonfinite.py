@@ -9,8 +9,12 @@ from rljax.training.errors import RunError
 
 
 def require_finite(metrics: dict[str, float], phase: str, step: int, batch, folder: Path) -> None:
-    """Raises RunError on a NaN or infinite loss or gradient, after saving the step's batch for inspection."""
-    bad = [name for name in ("loss", "grad_norm") if not np.isfinite(metrics[name])]
+    """Raises RunError on a NaN or infinite loss or gradient, after saving the step's batch for inspection.
+
+    A rollout without an optimizer step (`optimizer_steps` is 0) has no gradient.
+    """
+    names = ("loss", "grad_norm") if metrics.get("optimizer_steps", 1) else ("loss",)
+    bad = [name for name in names if not np.isfinite(metrics[name])]
     if not bad:
         return
     path = folder / "nonfinite" / f"{phase}-{step}.npz"

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from rljax import penalty
 from rljax.metrics import reward_summary
@@ -23,6 +25,7 @@ from rljax.training.placement import to_host
 from rljax.training.step.accumulation import State
 from rljax.training.step.likelihood import make_update as make_likelihood_update
 from rljax.training.step.policy import make_update as make_policy_update
+from rljax.training.step.policy import summarize
 from rljax.training.step.scoring import Scorer, make_prepare, make_score
 
 SAMPLES_SHOWN = 12
@@ -112,8 +115,9 @@ class PolicyStage(Stage):
         self.first_checkpoint = config.likelihood.steps + 1
         self.look_every = config.evaluation.every
         self.reference: Any = None  # parameters at the start of the stage
-        self.dropping = False  # the state of an algorithm's hysteresis
-        self._rollouts = None
+        self.carried: Any = ()  # the state that the algorithm carries from rollout to rollout
+        self._start: tuple[Any, Any] | None = None
+        """log π − log π_start of the rollout before a look, and its mask."""
         scorer = Scorer(parts.model, parts.mesh, config.rollout.sampling.temperature)
         self._score = jax.jit(make_score(scorer, config.rollout.microbatch_rows))
         self._prepare = make_prepare(config, scorer)
@@ -121,21 +125,30 @@ class PolicyStage(Stage):
 
     def begin(self, params) -> None:
         self.reference = jax.tree.map(jnp.copy, params)
+        self.carried = self.parts.to_devices(jax.tree.map(np.asarray, self._initial()))
         super().begin(params)
 
+    def _initial(self) -> Any:
+        """The state that the algorithm carries, before the first rollout."""
+        carried = self.config.algorithm_at(0).carried
+        return carried.init() if carried else ()
+
     def state_tree(self) -> dict:
-        return {**super().state_tree(), "reference": self.reference}
+        return {**super().state_tree(), "reference": self.reference, "carried": self.carried}
 
     def abstract_tree(self) -> dict:
-        tree = super().abstract_tree()
-        return {**tree, "reference": tree["params"]}
+        tree, whole = super().abstract_tree(), NamedSharding(self.parts.mesh, P())
+        carried = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), jax.eval_shape(self._initial)
+        )
+        return {**tree, "reference": tree["params"], "carried": carried}
 
     def record(self) -> dict:
-        return {**super().record(), "samples": self.samples, "dropping": self.dropping}
+        return {**super().record(), "samples": self.samples}
 
     def restore(self, record: dict, tree: dict) -> None:
         super().restore(record, tree)
-        self.reference, self.samples, self.dropping = tree["reference"], record["samples"], record["dropping"]
+        self.reference, self.carried, self.samples = tree["reference"], tree["carried"], record["samples"]
 
     def step(self, n: int, key: jax.Array) -> tuple[dict, Any]:
         settings = self.config.rollout
@@ -180,29 +193,30 @@ class PolicyStage(Stage):
         return dataclasses.replace(rollouts, greedy_rewards=trained_on(greedy.rewards[:, None], greedy)[:, 0])
 
     def _learn(self, rollouts, n: int) -> dict:
-        """The rollout's optimizer steps, and the mean of their metrics; minibatch i takes the groups i, i + M, …."""
-        settings, step = self.config.rollout, jnp.int32(n)
-        self._rollouts = rollouts = self.parts.to_devices(rollouts)
-        params, dropping = self.state.params, jnp.bool_(self.dropping)
-        prepared, dropping = self._prepare(params, self.reference, rollouts, dropping, step)
-        self.dropping = bool(to_host(dropping))
+        """The rollout's optimizer steps, and their metrics; minibatch i takes the groups i, i + M, …."""
+        settings, params = self.config.rollout, self.state.params
+        algorithm = jax.tree.map(float, self.config.algorithm_at(n))  # the same on every process
+        rollouts = self.parts.to_devices(rollouts)
+        if n + 1 == self.steps or (self.look_every and (n + 1) % self.look_every == 0):
+            ours, start = (self._score(of, rollouts).stats.logp for of in (params, self.reference))
+            self._start = ours - start, rollouts.mask
+        prepared, self.carried = self._prepare(params, self.reference, rollouts, self.carried, algorithm)
         reference = self.reference if "kl" in self.needs else None
         history = []
         for _ in range(settings.epochs):
             for i in range(settings.minibatches):
-                part = jax.tree.map(lambda x: x[i :: settings.minibatches], (rollouts, prepared))  # noqa: B023
-                self.state, metrics = self._update(self.state, reference, *part, step)
-                history.append(metrics)
-        return jax.tree.map(lambda *values: sum(values) / len(values), *history)
+                part = jax.tree.map(lambda x: x[i :: settings.minibatches] if x.ndim else x, prepared)  # noqa: B023
+                self.state, sums = self._update(self.state, reference, part, algorithm)
+                history.append(sums)
+        return summarize(history)
 
     def look(self) -> dict[str, float]:
         """`kl_start`: mean k3 over the last rollout's tokens, an estimate of KL(π ‖ π at the start of RL), nats."""
-        if self._rollouts is None:
+        if self._start is None:
             return {}
-        old_logp, mask = to_host((self._rollouts.old_logp, self._rollouts.mask))
+        log_ratio, mask = to_host(self._start)
         if not mask.any():
             return {}
-        log_ratio = old_logp - to_host(self._score(self.reference, self._rollouts).stats.logp)
         return {"kl_start": float(np.mean(penalty.k3(log_ratio[mask])))}
 
     def _show(self, drawn: Drawn, problems: list[Problem]) -> None:

@@ -16,7 +16,7 @@ from rljax.training import Config, RolloutConfig
 from rljax.training.optimizer import init_state
 from rljax.training.placement import to_devices
 from rljax.training.step.accumulation import State
-from rljax.training.step.policy import make_update
+from rljax.training.step.policy import make_update, summarize
 from rljax.training.step.scoring import Scorer, make_prepare
 from tests.models.small import mesh_of
 
@@ -93,8 +93,8 @@ def one_step(config, sizes, step=0):
         State(params, init_state(optimizer, params)),
         jax.tree.map(jnp.copy, params),
     )  # the state is donated
-    state, metrics = make_update(config, scorer, optimizer)(state, reference, rollouts, prepared, jnp.int32(step))
-    return jax.device_get(metrics), jax.tree.map(lambda a, b: a - b, start, jax.device_get(state.params))
+    state, sums = make_update(config, scorer, optimizer)(state, reference, rollouts, prepared, jnp.int32(step))
+    return jax.device_get(summarize([sums])), jax.tree.map(lambda a, b: a - b, start, jax.device_get(state.params))
 
 
 def assert_same_step(ours, theirs, rtol):

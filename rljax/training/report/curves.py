@@ -17,6 +17,7 @@ _DIAGNOSTICS = (
     ("kl", "KL within a rollout", "to the sampling policy, nats a token", _NUMBER),
     ("grad_norm", "Gradient norm", "before clipping", _NUMBER),
     ("clip_share", "Clip fraction", "weight whose gradient is cut", _PERCENT),
+    ("skipped_steps", "Skipped steps", "optimizer steps without anything to learn from", _NUMBER),
     ("length", "Response length", "tokens", _NUMBER),
     ("informative", "Groups with a signal", "rewards within the group differ", _SHARE),
     ("finished", "Finished", "ended within the token budget", _SHARE),

@@ -99,9 +99,10 @@ class Progress:
             print(text, file=self._console.file, flush=True)
 
     def _numbers(self) -> list[tuple[str, str]]:
-        """(label, value) of what is shown of the last step; a reward makes the loss, which says little, give way."""
+        """(label, value) of the metrics shown of the last step: not of a NaN, and of the loss only without a reward."""
+        absent = {"loss"} if "reward" in self._shown else set()
         shown = [(label, form(float(self._shown[name]))) for name, label, form in _SHOWN
-                 if name in self._shown and not (name == "loss" and "reward" in self._shown)]  # fmt: skip
+                 if name not in absent and math.isfinite(self._shown.get(name, math.nan))]  # fmt: skip
         left = self._time_left()
         return shown if left is None else [*shown, ("left", duration(left))]
 

@@ -32,7 +32,11 @@ def accumulate(loss: Callable, params, rows, microbatches: int):
     return total
 
 
-def apply(optimizer: optax.GradientTransformation, state: State, gradient) -> tuple[State, jax.Array]:
-    """One optimizer step, and the global norm of the gradient before any clipping."""
-    updates, opt = optimizer.update(gradient, state.opt, state.params)
-    return State(optax.apply_updates(state.params, updates), opt), optax.tree.norm(gradient)
+def apply(optimizer: optax.GradientTransformation, state: State, gradient, taken: jax.Array) -> tuple[State, jax.Array]:
+    """One optimizer step if `taken`, else the same state; and the global norm of the gradient before any clipping."""
+
+    def step(state: State) -> State:
+        updates, opt = optimizer.update(gradient, state.opt, state.params)
+        return State(optax.apply_updates(state.params, updates), opt)
+
+    return lax.cond(taken, step, lambda state: state, state), optax.tree.norm(gradient)

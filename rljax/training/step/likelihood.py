@@ -25,7 +25,7 @@ def make_update(microbatches: int, scorer: Scorer, optimizer: optax.GradientTran
         weights = mask / jnp.maximum(jnp.sum(mask), 1).astype(jnp.float32)
         rows = {**rows, "weights": weights}
         (value, sure), gradient = accumulate(loss, state.params, rows, microbatches)
-        state, norm = apply(optimizer, state, gradient)
+        state, norm = apply(optimizer, state, gradient, jnp.any(mask))
         return state, {"loss": value, "confident": sure, "grad_norm": norm}
 
     return update

@@ -1,6 +1,7 @@
 """Stage 2's optimizer step: weights over the whole step, one gradient, one update."""
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -9,43 +10,30 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from rljax import aggregation, metrics, penalty
-from rljax.objective import Batch, Rollouts, policy_loss
+from rljax import metrics, penalty
+from rljax.objective import PolicyGradient, earns, policy_loss, weighted_batch
 from rljax.training.config import Config
 from rljax.training.step.accumulation import State, accumulate, apply
-from rljax.training.step.scoring import Prepared, Scorer, flat
-
-
-def make_batch(algorithm, rollouts: Rollouts, prepared: Prepared) -> Batch:
-    """The rows [P·G, T] of one optimizer step, with their weights: a measure over this step's tokens."""
-    weights = algorithm.aggregation(rollouts.mask, aggregation.side(prepared.advantages, rollouts.mask))
-    return flat(
-        Batch(
-            mask=rollouts.mask,
-            old_logp=rollouts.old_logp,
-            advantages=prepared.advantages,
-            weights=weights,
-            segment_ids=rollouts.segment_ids,
-            tokens=rollouts.tokens,
-            ref_logp=prepared.ref_logp,
-        )
-    )
+from rljax.training.step.scoring import Extra, Prepared, Scorer, flat
 
 
 def make_loss(config: Config, scorer: Scorer):
-    """`loss(params, (batch, prepared), ratio, reference) -> (sum, sums)`: policy, penalty and value loss of some rows.
+    """`loss(params, (batch, extra), ratio, reference) -> (sum, sums)`: policy, penalty and value loss of some rows.
 
     `reference` holds parameters if the penalty asks for the exact KL from there.
     """
-    critic, penalty_of = config.critic, config.penalty
+    penalty_of, own = config.penalty, config.rollout.optimizer_steps == 1
 
-    def loss(params, rows: tuple[Any, Prepared], ratio, reference):
-        batch, prepared = rows
+    def loss(params, rows: tuple[Any, Extra], ratio, reference):
+        batch, extra = rows
         hidden = scorer.model.hidden(params, batch.tokens, batch.segment_ids)
         stats = scorer.stats(params, hidden, batch.tokens, batch.mask)
-        if prepared.likeliest is not None:
+        if own and config.rollout.rescores(hidden.dtype):  # π_old is π_θ
+            old_logp = lax.stop_gradient(stats.logp)
+            batch = dataclasses.replace(batch, old_logp=old_logp, divergence=jnp.zeros_like(old_logp))
+        elif extra.likeliest is not None:
             constant = lax.stop_gradient((params, hidden, batch.tokens, stats.logp))
-            batch = dataclasses.replace(batch, divergence=scorer.divergence(*constant, prepared.likeliest))
+            batch = dataclasses.replace(batch, divergence=scorer.divergence(*constant, extra.likeliest))
         value = policy_loss(stats.logp, batch, ratio)
         sums = {
             "policy": metrics.policy_sums(lax.stop_gradient(stats.logp), batch, ratio),
@@ -55,31 +43,52 @@ def make_loss(config: Config, scorer: Scorer):
             exact = "kl" in config.needs
             rows_of = (reference, batch.tokens, batch.segment_ids, batch.mask)
             value += penalty_of(stats, batch, **({"kl": scorer.kl(params, hidden, *rows_of)} if exact else {}))
-        if prepared.values is not None and prepared.returns is not None:
-            sums["value_loss"] = penalty.value_loss(scorer.values(params, hidden), batch, returns=prepared.returns,
-                                                    old_values=prepared.values, limit=critic.limit)  # fmt: skip
-            value += critic.coefficient * sums["value_loss"]
+        if extra.returns is not None:
+            sums["value_loss"] = penalty.value_loss(scorer.values(params, hidden), batch, returns=extra.returns,
+                                                    old_values=extra.values, limit=config.critic.limit)  # fmt: skip
+            value += config.critic.coefficient * sums["value_loss"]
         return value, sums
 
     return loss
 
 
 def make_update(config: Config, scorer: Scorer, optimizer: optax.GradientTransformation):
-    """The jitted step `update(state, reference, rollouts, prepared, step) -> state, metrics` on one minibatch."""
+    """The jitted step `update(state, reference, prepared, algorithm) -> state, sums` on one minibatch.
+
+    The step is not taken (nor momentum applied, nor counted by a schedule) if it has nothing to learn from: w·A is 0
+    at every token, and there is neither a penalty nor a critic; or there is no token. `summarize` reads its sums.
+    """
     loss = make_loss(config, scorer)
 
     @partial(jax.jit, donate_argnums=0)
-    def update(state: State, reference, rollouts: Rollouts, prepared: Prepared, step):
-        algorithm = config.algorithm_at(step)
-        rows = make_batch(algorithm, rollouts, prepared), flat(prepared)
+    def update(state: State, reference, prepared: Prepared, algorithm: PolicyGradient):
+        batch = weighted_batch(algorithm.aggregation, prepared.rollouts, prepared.advantages)
+        rows = flat((batch, prepared.extra))
         of_rows = partial(loss, ratio=algorithm.ratio, reference=reference)
         (value, sums), gradient = accumulate(of_rows, state.params, rows, config.rollout.microbatches)
-        state, norm = apply(optimizer, state, gradient)
-        tokens = jnp.maximum(jnp.sum(rollouts.mask), 1)
-        critic = {name: sums[name] for name in ("value_loss",) if name in sums}
-        return state, {
-            "loss": value, "grad_norm": norm, "entropy": sums["entropy"] / tokens, **critic,
-            **metrics.policy_summary(sums["policy"]),
-        }  # fmt: skip
+        more = config.penalty is not None or prepared.extra.returns is not None
+        taken = jnp.any(batch.mask if more else earns(batch))
+        state, norm = apply(optimizer, state, gradient, taken)
+        return state, {"loss": value, "grad_norm": norm, "taken": taken.astype(norm.dtype), **sums}
 
     return update
+
+
+@jax.jit
+def summarize(steps: Sequence[dict]) -> dict[str, jax.Array]:
+    """The metrics of a rollout, from the sums of its optimizer steps, which add: each mean divides once.
+
+    `loss` and `value_loss` are sums over the steps; `grad_norm` is a mean over the steps taken; `entropy` and those of
+    `metrics.policy_summary` are means over tokens. `mismatch` is the root mean square of ℓ in the first step, where the
+    parameters have not moved yet and all of ℓ is rounding, as √(2 · mean k3), nats. A mean over nothing is NaN.
+    """
+    total, first = jax.tree.map(lambda *parts: sum(parts), *steps), metrics.policy_summary(steps[0]["policy"])
+    return {
+        **{name: total[name] for name in ("loss", "value_loss") if name in total},
+        "grad_norm": total["grad_norm"] / total["taken"],
+        "optimizer_steps": total["taken"],
+        "skipped_steps": len(steps) - total["taken"],
+        "entropy": total["entropy"] / total["policy"]["tokens"],
+        "mismatch": jnp.sqrt(2 * jnp.maximum(first["kl"], 0)),
+        **metrics.policy_summary(total["policy"]),
+    }

@@ -4,18 +4,19 @@ import dataclasses
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from pallas_kernels import TokenStats
+from rljax.carried import advance
 from rljax.distillation import top_tokens
 from rljax.divergence import total_variation
 from rljax.logprobs import delayed, logps_at, preceding, token_kls, token_logps
 from rljax.models import Model
-from rljax.objective import Rollouts, advantages_of
+from rljax.objective import PolicyGradient, Rollouts, advantages_of
 from rljax.training.config import Config
+from rljax.training.needs import fields_of_rollouts
 
 
 class Likeliest(NamedTuple):
@@ -78,14 +79,21 @@ class Scored(NamedTuple):
     likeliest: Likeliest | None
 
 
-class Prepared(NamedTuple):
-    """What the steps read beside the rollout, [P, G, T] each; None if nothing asks for it."""
+class Extra(NamedTuple):
+    """Arrays that an optimizer step reads beside its batch, [P, G, T] each; None if nothing asks for it."""
 
-    advantages: Array
-    ref_logp: Array | None
     values: Array | None
     returns: Array | None
     likeliest: Likeliest | None
+
+
+class Prepared(NamedTuple):
+    """A rollout as its optimizer steps read it."""
+
+    rollouts: Rollouts
+    """With every field that the algorithm names."""
+    advantages: Array
+    extra: Extra
 
 
 def make_score(scorer: Scorer, rows: int, needs: frozenset[str] = frozenset(), top_k: int | None = None):
@@ -109,34 +117,37 @@ def make_score(scorer: Scorer, rows: int, needs: frozenset[str] = frozenset(), t
 
 
 def make_prepare(config: Config, scorer: Scorer):
-    """The jitted `prepare(params, reference, rollouts, dropping, step) -> (Prepared, dropping)`.
+    """The jitted `prepare(params, reference, rollouts, carried, algorithm) -> (Prepared, carried)`.
 
-    The extra pass is made only if something asks for it: the advantage or the ratio by a parameter, or the algorithm's
-    hysteresis (whose state is `dropping`). Any penalty is given the reference's log-probabilities, by another pass.
+    `carried` is the state that the algorithm carries, updated once, before the advantage. A pass over the rollout is
+    made only if something asks for it: the algorithm by a field, or log π_old, if that is recomputed and the optimizer
+    step's own does not do. The reference's log-probabilities are another pass, for a penalty or what names `ref_logp`.
     """
-    rows = config.rollout.microbatch_rows
-    asked = config.needs & {"proxy", "entropy", "values", "divergence"}
+    settings, needs = config.rollout, config.needs
+    rows, own = settings.microbatch_rows, settings.optimizer_steps == 1
     score_reference = make_score(scorer, rows)
 
     @jax.jit
-    def prepare(params, reference, rollouts: Rollouts, dropping, step):
-        algorithm = config.algorithm_at(step)
-        top_k = algorithm.top_k if "divergence" in asked else None
-        score = make_score(scorer, rows, asked, top_k)
-        scored = score(params, rollouts) if asked or algorithm.hysteresis else None
-        if scored is not None:
-            proxy, entropy = scored.stats.proxy, scored.stats.entropy
-            rollouts = dataclasses.replace(rollouts, proxy=proxy, entropy=entropy, values=scored.values)
-            if algorithm.hysteresis is not None:
-                mean = jnp.sum(entropy) / jnp.maximum(jnp.sum(rollouts.mask), 1)
-                dropping = algorithm.hysteresis(dropping, mean)
-        rollouts = dataclasses.replace(rollouts, dropping=dropping)
-        return Prepared(
-            advantages=advantages_of(algorithm.advantage, rollouts),
-            ref_logp=None if config.penalty is None else score_reference(reference, rollouts).stats.logp,
-            values=rollouts.values,
-            returns=None if rollouts.values is None else config.critic.returns(rollouts.rewards, rollouts.mask),
-            likeliest=scored.likeliest if scored else None,
-        ), dropping
+    def prepare(params, reference, rollouts: Rollouts, carried, algorithm: PolicyGradient):
+        rescored = settings.rescores(scorer.model.head(params).table.dtype)
+        asked = needs & {"proxy", "entropy", "values", "divergence"}
+        if rescored and own:  # π_old is π_θ in the step, so the divergence is 0
+            asked -= {"divergence"}
+        if rescored and (not own or "old_logp" in fields_of_rollouts(algorithm)):
+            asked |= {"old_logp"}
+        scored = None
+        if asked:
+            scored = make_score(scorer, rows, asked, algorithm.top_k if "divergence" in asked else None)(
+                params, rollouts
+            )
+            found = {"proxy": scored.stats.proxy, "entropy": scored.stats.entropy, "values": scored.values}
+            found |= {"old_logp": scored.stats.logp} if rescored else {}
+            rollouts = dataclasses.replace(rollouts, **found)
+        if config.penalty is not None or "ref_logp" in needs:
+            rollouts = dataclasses.replace(rollouts, ref_logp=score_reference(reference, rollouts).stats.logp)
+        rollouts, carried = advance(algorithm.carried, carried, rollouts)
+        returns = None if rollouts.values is None else config.critic.returns(rollouts.rewards, rollouts.mask)
+        extra = Extra(rollouts.values, returns, scored.likeliest if scored else None)
+        return Prepared(rollouts, advantages_of(algorithm.advantage, rollouts), extra), carried
 
     return prepare
