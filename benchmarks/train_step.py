@@ -69,14 +69,13 @@ def ours(microbatches):
         old_logp=jnp.where(mask, -math.log(V), 0.0),
         segment_ids=jnp.ones(tokens.shape, jnp.int32),
     )
-    zero = jnp.int32(0)
-    prepared, _ = make_prepare(config, scorer)(params, params, rollouts, False, zero)
+    prepared, _ = make_prepare(config, scorer)(params, params, rollouts, (), config.algorithm)
     state = State(params, init_state(optimizer(), params))
     update = make_update(config, scorer, optimizer())
-    step = update.lower(state, None, rollouts, prepared, zero).compile()
+    step = update.lower(state, None, prepared, config.algorithm).compile()
 
     def run(state):
-        state, _ = step(state, None, rollouts, prepared, zero)
+        state, _ = step(state, None, prepared, config.algorithm)
         return state
 
     return step, run, state

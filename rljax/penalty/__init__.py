@@ -28,9 +28,10 @@ With samples of an older policy all of these are off, and `kl_corrected` is not.
 
 from rljax.penalty.estimators import k1, k2, k3, kl, kl_corrected, kl_cov, quadratic, straight_through
 from rljax.penalty.selection import clip_cov, confident_negatives, covariance, top_entropy
-from rljax.penalty.values import entropy_bonus, exact_kl, value_loss
+from rljax.penalty.values import adaptive_entropy, entropy_bonus, exact_kl, value_loss
 
 __all__ = [
+    "adaptive_entropy",
     "clip_cov",
     "confident_negatives",
     "covariance",

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float
 
-from rljax._checks import accumulators, require_mask, require_shape
+from rljax import objective
+from rljax._checks import accumulators, require_shape
 from rljax.objective import Batch
 
 Tokens = Float[Array, "*B T"]
@@ -12,11 +13,7 @@ Tokens = Float[Array, "*B T"]
 
 def trained(batch: Batch) -> Bool[Array, "*B T"]:
     """True at the trained tokens: mask true, and a segment id that is not 0."""
-    mask = require_mask(batch.mask)
-    if batch.segment_ids is None:
-        return mask
-    require_shape(mask.shape, "mask", segment_ids=batch.segment_ids)
-    return mask & (jnp.asarray(batch.segment_ids) != 0)
+    return objective.trained(batch.mask, batch.segment_ids)
 
 
 def weighted(batch: Batch, **arrays) -> tuple[Array, ...]:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from rljax._checks import require_at_least
+from rljax._checks import require_between
 from rljax.objective import Batch
 from rljax.penalty._weighted import Tokens, weighted, weighted_sum
 
@@ -19,6 +19,25 @@ def entropy_bonus(entropy: Tokens, batch: Batch) -> Float[Array, ""]:
     """
     entropy, weights, live = weighted(batch, entropy=entropy)
     return -weighted_sum(weights, entropy, live)
+
+
+def adaptive_entropy(entropy: Tokens, batch: Batch) -> Float[Array, ""]:
+    """−Σ_t w_t c_t H_t: an entropy bonus whose coefficient c is `batch.entropy_coefficient`, a constant.
+
+    `carried.target_entropy` writes it (Skywork-OR1). Raises ValueError if the batch has none.
+
+    >>> batch = Batch(mask=jnp.ones(2, bool), old_logp=jnp.zeros(2), advantages=jnp.ones(2), weights=jnp.full(2, 0.5),
+    ...               entropy_coefficient=jnp.full(2, 0.5))
+    >>> float(adaptive_entropy(jnp.array([1.0, 3.0]), batch))
+    -1.0
+    """
+    if batch.entropy_coefficient is None:
+        raise ValueError("adaptive_entropy requires Batch.entropy_coefficient, and it is None: give "
+                         "PolicyGradient(carried=carried.target_entropy())")  # fmt: skip
+    entropy, coefficient, weights, live = weighted(
+        batch, entropy=entropy, entropy_coefficient=batch.entropy_coefficient
+    )
+    return -weighted_sum(weights * coefficient, entropy, live)
 
 
 def exact_kl(kl: Tokens, batch: Batch) -> Float[Array, ""]:
@@ -46,7 +65,7 @@ def value_loss(
     >>> float(value_loss(jnp.array([1.0, 2.0]), batch, returns=returns, old_values=old_values, limit=0.5))
     0.3125
     """
-    require_at_least("limit", limit, 0)
+    require_between("limit", limit, 0)
     values, returns, old_values, weights, live = weighted(batch, values=values, returns=returns, old_values=old_values)
     limit, moved = jnp.asarray(limit, values.dtype), values - old_values
     near = jnp.where(jnp.abs(moved) <= limit, values, old_values + jnp.sign(moved) * limit)  # NaN if either is

@@ -29,8 +29,13 @@ class Drawn(NamedTuple):
     samples: Samples
     texts: list[str]
     """Without their stop tokens."""
-    rewards: np.ndarray
-    """[R] float32."""
+    components: np.ndarray
+    """[R, K] float32: the numbers that the reward function returns, of which the reward is the sum."""
+
+    @property
+    def rewards(self) -> np.ndarray:
+        """[R] float32."""
+        return self.components.sum(axis=1)
 
     @property
     def finished(self) -> np.ndarray:
@@ -69,8 +74,8 @@ def draw(
     prompts = parts.rows_to_devices((rows["tokens"], rows["segment_ids"]))
     samples = to_host(run(params, *prompts, key))
     texts = completions(samples, rows["tokens"].shape[1], parts.data)[: len(problems)]
-    unrewarded = Drawn(samples, texts, np.zeros(len(texts), np.float32))
-    return unrewarded._replace(rewards=verify(problems, unrewarded, parts.data, cut_reward=cut_reward))
+    unrewarded = Drawn(samples, texts, np.zeros((len(texts), 1), np.float32))
+    return unrewarded._replace(components=verify(problems, unrewarded, parts.data, cut_reward=cut_reward))
 
 
 def completions(samples: Any, prompt_length: int, data: TaskData) -> list[str]:
@@ -81,29 +86,41 @@ def completions(samples: Any, prompt_length: int, data: TaskData) -> list[str]:
 
 
 def verify(problems: Sequence[Problem], drawn: Drawn, data: TaskData, *, cut_reward: float | None = None) -> np.ndarray:
-    """Rewards [R], float32, by the task's reward function, which judges the text of a cut completion too.
+    """Rewards [R, K], float32, by the task's reward function, which judges the text of a cut completion too.
 
-    If `cut_reward` is given, completions that were cut have that reward instead. Each process verifies its share and
+    K is 1, or the number of rewards if the function returns a tuple or list of them; then the reward is their sum. If
+    `cut_reward` is given, completions that were cut have that reward instead. Each process verifies its share and
     all learn every reward, so a reward function that is slow, or not quite deterministic, leaves the processes in
-    agreement. Raises RunError, naming prompt, text and answer, if the function raises or returns no finite number.
+    agreement. Raises RunError, naming prompt, text and answer, if the function raises, or returns anything
+    but finite numbers, always as many.
     """
     finished, lengths = drawn.finished, drawn.lengths
-    earned = np.zeros(len(drawn.texts), np.float32)
+    judged: dict[int, tuple[float, ...]] = {}
     for i in range(jax.process_index(), len(drawn.texts), jax.process_count()):
-        if cut_reward is not None and not finished[i]:
-            earned[i] = cut_reward
-        else:
+        if cut_reward is None or finished[i]:
             about = {"finished": bool(finished[i]), "length": int(lengths[i]), "info": problems[i].info}
-            earned[i] = _reward(problems[i], drawn.texts[i], data, about)
+            judged[i] = _reward(problems[i], drawn.texts[i], data, about)
+    width = max(map(len, judged.values()), default=1)
+    if jax.process_count() > 1:
+        width = int(np.max(multihost_utils.process_allgather(np.int32(width))))
+    earned = np.zeros((len(drawn.texts), width), np.float32)
+    for i, found in judged.items():
+        if len(found) != width:
+            raise RunError(f"{_call(problems[i], drawn.texts[i])} = {found}: expected {width} numbers, as for other "
+                           "completions")  # fmt: skip
+        earned[i] = found
     if jax.process_count() > 1:
         earned = np.asarray(multihost_utils.process_allgather(earned)).sum(axis=0)
+    if cut_reward is not None:
+        earned[~finished[: len(earned)], 0] = cut_reward
     if not np.isfinite(earned).all():
-        i = int(np.flatnonzero(~np.isfinite(earned))[0])
-        raise RunError(f"{_call(problems[i], drawn.texts[i])} = {earned[i]}: expected a finite number")
+        i = int(np.argwhere(~np.isfinite(earned))[0, 0])
+        shown = earned[i].tolist() if width > 1 else earned[i, 0]
+        raise RunError(f"{_call(problems[i], drawn.texts[i])} = {shown}: expected a finite number")
     return earned
 
 
-def _reward(problem: Problem, text: str, data: TaskData, about: dict[str, Any]) -> float:
+def _reward(problem: Problem, text: str, data: TaskData, about: dict[str, Any]) -> tuple[float, ...]:
     try:
         reward = given(data.reward, about)(problem.prompt, text, problem.answer)
     except Exception as error:
@@ -112,11 +129,12 @@ def _reward(problem: Problem, text: str, data: TaskData, about: dict[str, Any]) 
             f"{_call(problem, text)} raised {type(error).__name__}: {error} "
             f"({where.filename}, line {where.lineno}). It must give a number for any text"
         ) from error
-    if (number := _number(reward)) is None:
-        how = "write `return` with a number on every path" if reward is None else "return a single one"
+    found = tuple(map(_number, reward)) if isinstance(reward, tuple | list) else (_number(reward),)
+    if not found or None in found:
+        how = "write `return` with a number on every path" if reward is None else "return one, or a tuple of them"
         raise RunError(f"{_call(problem, text)} = {reward!r}: expected a number, such as 1.0 for a right completion "
                        f"and 0.0 for a wrong one; {how}")  # fmt: skip
-    return number
+    return found  # pyright: ignore[reportReturnType]
 
 
 def _call(problem: Problem, text: str) -> str:
@@ -167,6 +185,7 @@ def rollouts_of(drawn: Drawn, task: np.ndarray) -> Rollouts:
         old_logp=samples.old_logp,
         segment_ids=samples.segment_ids,
         sampled_logp=samples.sampled_logp,
+        components=drawn.components,  # pyright: ignore[reportArgumentType]
     )
     grouped = jax.tree.map(lambda x: x.reshape(len(task), -1, *x.shape[1:]), rollouts)
     return dataclasses.replace(grouped, task=task)

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from rljax import algorithms, penalty
 from rljax.models import initialize, without_value_head
+from rljax.objective import weighted_batch
 from rljax.rollout import SamplingConfig
 from rljax.tasks.batching import encode_prompts
 from rljax.training.collect import draw
@@ -22,10 +23,19 @@ from rljax.training.optimizer import init_state
 from rljax.training.placement import to_devices
 from rljax.training.stages import LikelihoodStage, PolicyStage
 from rljax.training.step.accumulation import State
-from rljax.training.step.policy import make_batch, make_loss, make_update, summarize
-from rljax.training.step.scoring import flat, make_prepare
+from rljax.training.step.policy import make_loss, make_update, summarize
+from rljax.training.step.scoring import flat
 from tests.training.in_process import on_devices, train
-from tests.training.one_step import MESHES, assert_same_step, config_of, one_step, params_of, rollouts_of, scorer_of
+from tests.training.one_step import (
+    MESHES,
+    assert_same_step,
+    config_of,
+    one_step,
+    params_of,
+    prepare,
+    rollouts_of,
+    scorer_of,
+)
 from tests.training.subprocesses import metrics
 from tests.training.tiny import config as tiny
 
@@ -33,12 +43,11 @@ pytestmark = [pytest.mark.standard_promotion, pytest.mark.filterwarnings("ignore
 
 
 def prepared_of(config, seed=0):
-    """(scorer, params, rollouts, Prepared, dropping) on one device."""
+    """(scorer, params, Prepared, carried state) on one device."""
     scorer = scorer_of(config)
     params = params_of(scorer, seed)
     rollouts = to_devices(rollouts_of(config), scorer.mesh, P())
-    prepared, dropping = make_prepare(config, scorer)(params, params, rollouts, False, jnp.int32(0))
-    return scorer, params, rollouts, prepared, dropping
+    return scorer, params, *prepare(config, scorer, params, rollouts)
 
 
 def test_the_critic_learns_the_reward_to_go():
@@ -62,13 +71,13 @@ def test_what_is_supplied_is_the_same_on_a_mesh(config):
 def test_likeliest_tokens_and_the_divergence_since_the_rollout():
     """The vocabulary has fewer than 20 tokens, so they hold all mass. A budget of 0 drops nothing until π moves."""
     config = config_of(algorithms.cppo(limit=0.0, slack=0.0))
-    scorer, params, rollouts, prepared, _ = prepared_of(config)
-    mass = jnp.sum(jnp.exp(prepared.likeliest.logp), axis=-1)
-    np.testing.assert_allclose(np.asarray(mass)[np.asarray(rollouts.mask)], 1.0, rtol=1e-5)
+    scorer, params, prepared, _ = prepared_of(config)
+    mass = jnp.sum(jnp.exp(prepared.extra.likeliest.logp), axis=-1)
+    np.testing.assert_allclose(np.asarray(mass)[np.asarray(prepared.rollouts.mask)], 1.0, rtol=1e-5)
     update = make_update(config, scorer, optax.sgd(1.0))
     state = State(params, init_state(optax.sgd(1.0), params))
-    state, at_rest = update(state, None, rollouts, prepared, jnp.int32(0))
-    _, moved = update(state, None, rollouts, prepared, jnp.int32(0))
+    state, at_rest = update(state, None, prepared, config.algorithm)
+    _, moved = update(state, None, prepared, config.algorithm)
     assert summarize([at_rest])["clip_share"] == 0
     assert 0.2 < summarize([moved])["clip_share"] < 0.8
 
@@ -104,10 +113,11 @@ def test_negatives_are_left_out_once_the_entropy_is_high():
 
 def test_a_penalty_may_ask_for_the_exact_kl():
     config = config_of(algorithms.grpo(), penalty=lambda stats, batch, *, kl: penalty.exact_kl(kl, batch))
-    scorer, params, rollouts, prepared, _ = prepared_of(config)
+    scorer, params, prepared, _ = prepared_of(config)
     model = scorer.model
     reference = params_of(scorer, 1)
-    rows = make_batch(config.algorithm, rollouts, prepared), flat(prepared)
+    batch = weighted_batch(config.algorithm.aggregation, prepared.rollouts, prepared.advantages)
+    rows = flat((batch, prepared.extra))
 
     def value(config):
         loss = make_loss(config, scorer)
@@ -178,9 +188,9 @@ def test_a_stage_is_released_before_the_next_and_its_figures_are_of_the_verified
 
 def test_the_state_of_an_algorithm_is_saved_with_the_run(tmp_path, data):
     config, stage = trained(tmp_path / "aepo", data, algorithms.aepo(entropy_low=0.01, entropy_high=0.02))
-    assert stage.dropping
+    assert stage.carried
     again = train(config)  # restored, at its end
-    assert again.dropping
+    assert again.carried
 
 
 def test_a_critic_begins_from_a_run_without_one_and_the_other_way(tmp_path, data):

@@ -4,7 +4,6 @@ import dataclasses
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -36,8 +35,8 @@ def steps_on(config, batches, sizes=MESHES[0], optimizer=ADAMW):
     states, steps = [jax.device_get(state)], []
     for batch in batches:
         batch = to_devices(batch, scorer.mesh, P())
-        prepared, _ = prepare(state.params, state.params, batch, False, jnp.int32(0))
-        state, sums = update(state, None, batch, prepared, jnp.int32(0))
+        prepared, _ = prepare(state.params, state.params, batch, (), config.algorithm)
+        state, sums = update(state, None, prepared, config.algorithm)
         states.append(jax.device_get(state))
         steps.append(sums)
     return states, steps

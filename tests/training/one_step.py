@@ -82,18 +82,25 @@ def params_of(scorer, seed=0):
     return jax.device_put(_host_params(scorer.model, seed), shardings)
 
 
+def prepare(config, scorer, params, rollouts, step=0):
+    """(Prepared, carried state) of rollouts sampled by `params`, which are the reference too; made for one rollout."""
+    algorithm = config.algorithm_at(step)
+    state = algorithm.carried.init() if algorithm.carried else ()
+    return make_prepare(config, scorer)(params, params, rollouts, state, algorithm)
+
+
 @functools.cache
 def one_step(config, sizes, step=0):
     """(metrics, change of the parameters) of one optimizer step by plain gradient descent; made once per config."""
     scorer, optimizer = scorer_of(config, sizes), optax.sgd(1.0)
     params, start = params_of(scorer), _host_params(scorer.model, 0)
     rollouts = to_devices(rollouts_of(config), scorer.mesh, P())
-    prepared, _ = make_prepare(config, scorer)(params, params, rollouts, False, jnp.int32(step))
+    prepared, _ = prepare(config, scorer, params, rollouts, step)
     state, reference = (
         State(params, init_state(optimizer, params)),
         jax.tree.map(jnp.copy, params),
     )  # the state is donated
-    state, sums = make_update(config, scorer, optimizer)(state, reference, rollouts, prepared, jnp.int32(step))
+    state, sums = make_update(config, scorer, optimizer)(state, reference, prepared, config.algorithm_at(step))
     return jax.device_get(summarize([sums])), jax.tree.map(lambda a, b: a - b, start, jax.device_get(state.params))
 
 

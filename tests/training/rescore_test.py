@@ -10,13 +10,12 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from rljax import algorithms
-from rljax.objective import PolicyGradient
+from rljax.objective import PolicyGradient, weighted_batch
 from rljax.training.optimizer import init_state
 from rljax.training.placement import to_devices
 from rljax.training.step.accumulation import State
-from rljax.training.step.policy import make_batch, make_update, summarize
-from rljax.training.step.scoring import make_prepare
-from tests.training.one_step import MESHES, config_of, params_of, rollouts_of, scorer_of
+from rljax.training.step.policy import make_update, summarize
+from tests.training.one_step import MESHES, config_of, params_of, prepare, rollouts_of, scorer_of
 
 pytestmark = pytest.mark.standard_promotion
 
@@ -33,13 +32,13 @@ def first_step(config, sizes=MESHES[0]):
     scorer, optimizer = scorer_of(config, sizes), optax.sgd(1.0)
     params = params_of(scorer)
     rollouts = to_devices(rollouts_of(config), scorer.mesh, P())
-    prepared, _ = make_prepare(config, scorer)(params, params, rollouts, False, jnp.int32(0))
+    prepared, _ = prepare(config, scorer, params, rollouts)
     tokens, segment_ids, mask = (x.reshape(32, 12) for x in (rollouts.tokens, rollouts.segment_ids, rollouts.mask))
     hidden = scorer.model.hidden(params, tokens, segment_ids)
     logp = jax.device_get(scorer.stats(params, hidden, tokens, mask).logp).reshape(4, 8, 12)
-    minibatch = jax.tree.map(lambda x: x[:: config.rollout.minibatches], (rollouts, prepared))
+    minibatch = jax.tree.map(lambda x: x[:: config.rollout.minibatches], prepared)
     state = State(params, init_state(optimizer, params))
-    _, sums = make_update(config, scorer, optimizer)(state, None, *minibatch, jnp.int32(0))
+    _, sums = make_update(config, scorer, optimizer)(state, None, minibatch, config.algorithm)
     return jax.device_get(summarize([sums])), prepared, rollouts, logp
 
 
@@ -51,9 +50,9 @@ def reads_old_logp(rewards, mask, *, old_logp):
 @pytest.mark.parametrize("microbatches", [1, 4])
 def test_an_on_policy_step_is_exactly_on_policy(sizes, microbatches):
     """GSPO clips at 3e-4: the sampler's rounding alone, .02 nats a token in bfloat16, would be cut."""
-    found, prepared, *_ = first_step(config(algorithms.gspo(), microbatches=microbatches), sizes)
+    found, prepared, rollouts, _ = first_step(config(algorithms.gspo(), microbatches=microbatches), sizes)
     assert (found["ratio_mean"], found["clip_share"], found["kl"], found["mismatch"]) == (1, 0, 0, 0)
-    assert prepared.old_logp is None  # and no pass is made
+    assert np.array_equal(prepared.rollouts.old_logp, rollouts.old_logp)  # no pass is made
     assert found["grad_norm"] > 1e-2
     as_sampled, *_ = first_step(config(algorithms.gspo(), microbatches=microbatches, rescore=False), sizes)
     assert as_sampled["clip_share"] > 0.1
@@ -64,7 +63,7 @@ def test_an_on_policy_step_is_exactly_on_policy(sizes, microbatches):
 def test_with_several_steps_a_pass_comes_first(more):
     found, prepared, rollouts, logp = first_step(config(algorithms.gspo(), **more))
     mask = np.asarray(rollouts.mask)
-    np.testing.assert_allclose(np.asarray(prepared.old_logp)[mask], logp[mask], atol=0.05)
+    np.testing.assert_allclose(np.asarray(prepared.rollouts.old_logp)[mask], logp[mask], atol=0.05)
     assert np.abs(np.asarray(rollouts.old_logp) - logp)[mask].mean() > 0.1
     assert found["mismatch"] < 0.05
     np.testing.assert_allclose(found["ratio_mean"], 1, atol=0.01)
@@ -72,15 +71,15 @@ def test_with_several_steps_a_pass_comes_first(more):
 
 
 def test_float32_takes_the_samplers_unless_asked():
-    as_sampled, prepared, *_ = first_step(config(algorithms.grpo(), "float32"))
-    assert prepared.old_logp is None
+    as_sampled, prepared, rollouts, _ = first_step(config(algorithms.grpo(), "float32"))
+    assert np.array_equal(prepared.rollouts.old_logp, rollouts.old_logp)
     assert as_sampled["mismatch"] > 0.1
     asked, *_ = first_step(config(algorithms.grpo(), "float32", rescore=True))
     assert asked["ratio_mean"] == 1
     several, prepared, rollouts, logp = first_step(config(algorithms.grpo(), "float32", rescore=True, minibatches=2))
     assert several["mismatch"] < 1e-4
     mask = np.asarray(rollouts.mask)
-    np.testing.assert_allclose(np.asarray(prepared.old_logp)[mask], logp[mask], rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(prepared.rollouts.old_logp)[mask], logp[mask], rtol=1e-5)
 
 
 def test_an_advantage_that_reads_old_logp_reads_the_new_one():
@@ -88,7 +87,10 @@ def test_an_advantage_that_reads_old_logp_reads_the_new_one():
     _, prepared, rollouts, logp = first_step(config(algorithm))
     expected = reads_old_logp(np.asarray(rollouts.rewards), np.asarray(rollouts.mask), old_logp=logp)
     np.testing.assert_allclose(prepared.advantages, expected, atol=0.005)
-    assert np.array_equal(make_batch(algorithm, rollouts, prepared).old_logp.reshape(4, 8, 12), prepared.old_logp)
+    batch = weighted_batch(algorithm.aggregation, prepared.rollouts, prepared.advantages)
+    np.testing.assert_allclose(
+        np.asarray(batch.old_logp)[np.asarray(rollouts.mask)], logp[np.asarray(rollouts.mask)], atol=0.05
+    )
 
 
 def test_the_divergence_from_oneself_is_zero():
@@ -96,10 +98,10 @@ def test_the_divergence_from_oneself_is_zero():
     likeliest tokens and old_logp alike."""
     algorithm = algorithms.cppo(limit=0.0, slack=0.0)
     found, prepared, *_ = first_step(config(algorithm))
-    assert prepared.likeliest is None
+    assert prepared.extra.likeliest is None
     assert found["clip_share"] == 0
     _, prepared, rollouts, _ = first_step(config(algorithm, minibatches=2))
     mask = np.asarray(rollouts.mask)
-    here = np.asarray(prepared.likeliest.ids) == np.asarray(rollouts.tokens)[..., None]
-    listed = np.sum(np.where(here, prepared.likeliest.logp, 0), axis=-1)
-    np.testing.assert_allclose(listed[mask], np.asarray(prepared.old_logp)[mask], atol=1e-5)
+    here = np.asarray(prepared.extra.likeliest.ids) == np.asarray(rollouts.tokens)[..., None]
+    listed = np.sum(np.where(here, prepared.extra.likeliest.logp, 0), axis=-1)
+    np.testing.assert_allclose(listed[mask], np.asarray(prepared.rollouts.old_logp)[mask], atol=1e-5)

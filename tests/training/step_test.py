@@ -60,8 +60,8 @@ def test_a_mean_over_microbatch_means_would_be_seen():
         part = to_devices(jax.tree.map(lambda x, half=half: x[half], rollouts_of(DAPO)), scorer.mesh, P())
         params = params_of(scorer)
         start = jax.device_get(params)
-        prepared, _ = prepare(params, params, part, False, jnp.int32(0))
-        state, _ = update(State(params, init_state(optimizer, params)), None, part, prepared, jnp.int32(0))
+        prepared, _ = prepare(params, params, part, (), DAPO.algorithm)
+        state, _ = update(State(params, init_state(optimizer, params)), None, prepared, DAPO.algorithm)
         halves.append(jax.tree.map(lambda a, b: a - b, start, jax.device_get(state.params)))
     mean = jax.tree.map(jnp.add, *halves)
     assert length(less(mean, whole)) > 1e-2 * length(whole)
@@ -86,8 +86,8 @@ def test_a_penalty_is_simply_added():
     assert length(less(bonus, jax.tree.map(lambda x: 2 * x, less(half[1], plain[1])))) < 1e-3 * length(bonus)
 
 
-def test_a_schedule_is_traced():
-    """p = schedule(step) inside the jitted step: another step, another p."""
+def test_a_schedule_changes_an_argument():
+    """p = schedule(step), an argument of the jitted step: another step, another p."""
 
     def annealed(step):
         return algorithms.holder_po(p=algorithms.holder_schedule(step, start=2.0, end=-2.0, steps=10))
