@@ -14,6 +14,7 @@ SOURCES = ROOT / "rljax/algorithms"
 ALGORITHM = re.compile(r"^\{\{ (\w+) \}\}$", flags=re.M)
 FIELDS = re.compile(r"^\{\{ fields: (\w+) \}\}$", flags=re.M)
 README = re.compile(r"^\{\{ readme: (.+) \}\}$", flags=re.M)
+NEEDS = re.compile(r"^\{\{ needs: (\w+) \}\}$", flags=re.M)
 ROW = re.compile(r"^\| `((\w+)(?:\([^`]*\))?)` \|", flags=re.M)
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', flags=re.S)
 PAPER = re.compile(r"\b(\d{4}\.\d{5})\b")
@@ -21,7 +22,8 @@ UNLINKED = re.compile(r"<(a|pre|code|title)\b.*?</\1>|<[^>]*>", flags=re.S)
 
 
 def on_page_markdown(markdown: str, page, **_) -> str:
-    """Replaces `{{ grpo }}` by that algorithm, `{{ fields: Batch }}` by a class, `{{ readme: Title }}` by a section.
+    """Replaces `{{ grpo }}` by that algorithm, `{{ fields: Batch }}` by a class, `{{ readme: Title }}` by a section,
+    `{{ needs: BATCH }}` by a table of the trainer's.
 
     An algorithm that its family's page does not mention is shown at the end of the page.
     """
@@ -32,7 +34,7 @@ def on_page_markdown(markdown: str, page, **_) -> str:
     elif folder == "algorithms" and (SOURCES / f"{name}.py").exists():
         rest = [x for x in exported(SOURCES / f"{name}.py") if x not in ALGORITHM.findall(markdown)]
         markdown += "".join(f"\n\n{{{{ {x} }}}}\n" for x in rest)
-    for marker, text in ((README, section), (FIELDS, fields), (ALGORITHM, algorithm)):
+    for marker, text in ((README, section), (FIELDS, fields), (NEEDS, needs), (ALGORITHM, algorithm)):
         markdown = marker.sub(lambda found, text=text: text(found[1]), markdown)
     return markdown
 
@@ -71,6 +73,15 @@ def fields(name: str) -> str:
     (found,) = (node for node in ast.parse(text).body if isinstance(node, ast.ClassDef) and node.name == name)
     lines = text.splitlines()[found.body[1].lineno - 1 : found.end_lineno]
     return "```python\n" + inspect.cleandoc("\n" + "\n".join(lines)) + "\n```"
+
+
+def needs(name: str) -> str:
+    """A table of rljax.training.needs, the names that the trainer supplies, in Markdown."""
+    tree = ast.parse((ROOT / "rljax/training/needs.py").read_text(encoding="utf-8"))
+    assigned = (node for node in tree.body if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == name)
+    (table,) = (node.value.args[0] for node in assigned if isinstance(node.value, ast.Call))
+    rows = (f"| `{field}` | {source} |" for field, source in ast.literal_eval(table).items())
+    return "\n".join(["| field | supplied by the trainer |", "|---|---|", *rows])
 
 
 def on_page_content(content: str, **_) -> str:
