@@ -54,8 +54,8 @@ def dppo(*, low: float | Array = 0.15, high: float | Array = 0.15, cap: float | 
 
         A = Z,    w = 1/M,    e^f = 0 where A > 0 and p − q > high, or A < 0 and p − q < −low;  else sg(min(r, cap))
 
-    Its other form bounds a KL divergence, `ratio.kl_mask` with low = high = 0.05. The ratio and its defaults are verl's;
-    advantage and aggregation are ours, not verified from the paper.
+    Its other form bounds a KL divergence, `ratio.kl_mask` with low = high = 0.05. The ratio and its defaults are as in
+    verl; advantage and aggregation are ours, not verified from the paper.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask, q = jnp.array([0.5, 1.0, 2.0]), jnp.ones(3), jnp.ones(3, bool), jnp.array([0.5, 0.5, 0.4])

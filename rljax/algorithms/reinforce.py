@@ -34,8 +34,8 @@ def reinforce_plus_plus(*, low: float | Array = 0.2, high: float | Array = 0.2) 
 
         A = whiten(G_t),    w = 1/M,    e^f = clip_A(r)
 
-    Undiscounted. With groups, its baseline form is `advantage.reinforce_plus_plus_baseline`. Whitening over tokens as in
-    verl; the bounds are PPO's, and the paper's KL penalty on the rewards is not included.
+    Undiscounted. With groups, its baseline form is `advantage.reinforce_plus_plus_baseline`. The whitening over tokens
+    is as in verl, the bounds are PPO's, and the paper's KL penalty on the rewards is not included.
 
     >>> import jax.numpy as jnp
     >>> print(reinforce_plus_plus().advantage(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool)))  # ±1 over √(6/5)
