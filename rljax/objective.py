@@ -40,7 +40,7 @@ class Rollouts:
     greedy_rewards: Float[Array, "P"] | None = None  # of the prompt's greedy completion
     components: Float[Array, "P G K"] | None = None  # the rewards that `rewards` is made of
     task: Int[Array, "P"] | None = None
-    dropping: Bool[Array, ""] | None = None  # whether completions of A < 0 are left out (`carried.hysteresis`)
+    dropping: Bool[Array, ""] | None = None  # whether completions of A < 0 are left out (`carried.entropy_hysteresis`)
     entropy_coefficient: Float[Array, "P G T"] | None = None  # of an entropy bonus (`carried.target_entropy`)
 
 

@@ -1,5 +1,6 @@
 """What the documentation shows is true and whole: doctests, docstrings, the reference's pages, the families'."""
 
+import dataclasses
 import doctest
 import importlib
 import importlib.util
@@ -8,7 +9,10 @@ import pkgutil
 import re
 import runpy
 from collections import Counter
+from functools import partial
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 import pallas_kernels
@@ -157,3 +161,32 @@ def test_the_task_of_the_contributing_page_loads():
     data = names["config"].task.load()
     assert len(data.demonstrations) == len(data.prompts) == len(data.held_out["sums"]) == 60
     assert data.reward("1+2=", "3", "3") == 1
+
+
+@pytest.mark.parametrize("page", ["algebra.md", "algorithms/correction.md", "algorithms/entropy.md"])
+def test_the_code_of_a_page_runs(page):
+    """Its blocks, one after the other; those with prompts print what the page shows."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+    assert blocks
+    names = on_the_pages()
+    for block in blocks:
+        if block.startswith(">>> "):
+            test = doctest.DocTestParser().get_doctest(block, names, page, None, 0)
+            assert not doctest.DocTestRunner(checker=Rounded()).run(test, clear_globs=False).failed
+        else:
+            exec(block, names)
+
+
+def on_the_pages() -> dict:
+    """What the code of the pages takes as given: modules, a rollout and the arrays of a step."""
+    full = partial(jnp.full, (1, 2, 3))
+    rollouts = rljax.Rollouts(
+        tokens=full(0), mask=full(True), rewards=jnp.array([[1.0, 0.0]]), old_logp=full(-1.0), sampled_logp=full(-1.25),
+        ref_logp=full(-1.5), entropy=full(0.5), proxy=full(0.5),
+    )  # fmt: skip
+    arrays = {name: getattr(rollouts, name) for name in ("mask", "old_logp", "sampled_logp")}
+    return {name: getattr(rljax, name) for name in rljax.__all__} | arrays | {
+        "dataclasses": dataclasses, "jax": jax, "jnp": jnp, "partial": partial, "rollouts": rollouts,
+        "logp": full(-0.75), "sign": jnp.array([[1, -1]]), "key": jax.random.key(0), "algorithm": algorithms.dapo(),
+        "batch": rljax.make_batch(algorithms.dapo(), rollouts),
+    }  # fmt: skip

@@ -85,7 +85,7 @@ ALGORITHMS = {
     "holder_po_two_sided": Example(
         (OF_GROUPS, BY_SEQUENCE, chain(papers.clamp(np.log(1.2)), papers.power_mean(2.0), PPO_CLIP)), BOTH
     ),
-    "luspo": Example((OF_GROUPS, papers.constant(1), chain(papers.sequence_mean, clip(3e-4, 4e-4))), POSITIVE),
+    "luspo": Example((OF_GROUPS, papers.constant(1), chain(papers.sequence_mean, clip(2e-3, 2.5e-3))), POSITIVE),
     # token baselines
     "otb": Example((papers.optimal_token_baseline, ALIKE, PPO_CLIP), POSITIVE),
 }

@@ -1,12 +1,13 @@
-"""The algorithms of the field: each an advantage, an aggregation and a ratio, with its paper's hyper-parameters.
+"""Published algorithms: functions that return a `PolicyGradient` with the paper's hyper-parameters as defaults.
 
 To make another, write another expression; to schedule one, make it from the step:
 `lambda step: holder_po(p=holder_schedule(step))`. Each file is a family, with a page in docs/algorithms; its `__all__`
-lists the algorithms.
+lists the algorithms. Each docstring names the defaults that are ours and what was not verified from the source. KL
+penalties, sampling rules and reward shaping of a paper are not part of its algorithm here: see `penalty`, `rewards`.
 
-In what each says of itself: R is a completion's reward and R_t a token's, G_t the reward-to-go, Z = (R − mean R)/(std R
-+ 1e-6) over the group of G; n a sequence's trained tokens, N the step's sequences, M its tokens; r = e^ℓ, and
-clip_A(r) = min(r, 1 + high) where A ≥ 0, max(r, 1 − low) where A < 0.
+Symbols in the docstrings: R is a completion's reward and R_t a token's, G_t the reward-to-go, Z = (R − mean R)/(std R
++ 1e-6) over the group of G; n the trained tokens of a sequence, N and M the sequences and the trained tokens of the
+optimizer step; r = e^ℓ, and clip_A(r) = min(r, 1 + high) where A ≥ 0, max(r, 1 − low) where A < 0.
 """
 
 from rljax.algorithms import critics, entropy, groups, prefixes, regions, reinforce, sequences, token_baselines

@@ -1,4 +1,4 @@
-"""GRPO and variants of its normalizers, of its clip's bounds, and of what the two sides of a group weigh."""
+"""GRPO and its variants: other normalizers, other clip bounds, other weights of the two sides of a group."""
 
 from functools import partial
 
@@ -11,9 +11,11 @@ __all__ = ["balanced_grpo", "dapo", "dr_grpo", "grpo", "max_rl"]
 
 
 def grpo(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradient:
-    """GRPO (2402.03300): standardised rewards, a mean over sequences of token means, PPO's clip on every token.
+    """GRPO (2402.03300): standardized rewards, a mean over sequences of token means, PPO's clip on every token.
 
         A = Z,    w = 1/(N n),    e^f = clip_A(r)
+
+    The bounds are PPO's: the paper gives none, according to TRL's index of papers. Its KL penalty is `penalty.kl`.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([0.5, 1.0, 2.0]), jnp.ones(3), jnp.ones(3, bool)
@@ -32,6 +34,8 @@ def dr_grpo(*, max_length: float, low: float | Array = 0.2, high: float | Array 
 
         A = R − mean R,    w = 1/(N · max_length),    e^f = clip_A(r)
 
+    The bounds are PPO's; the paper's were not verified.
+
     >>> import jax.numpy as jnp
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
     >>> dr_grpo(max_length=4).aggregation(lengths_1_and_3, jnp.array([[1, -1]])).tolist()
@@ -45,11 +49,12 @@ def dr_grpo(*, max_length: float, low: float | Array = 0.2, high: float | Array 
 
 
 def dapo(*, low: float | Array = 0.2, high: float | Array = 0.28, dual: float | Array | None = None) -> PolicyGradient:
-    """DAPO (2503.14476): GRPO with a token mean and a higher upper clip; `rewards` has its sampling and penalty.
+    """DAPO (2503.14476): GRPO with a token mean and a higher upper clip.
 
         A = Z,    w = 1/M,    e^f = clip_A(r)
 
-    `dual`, a ceiling of r where A < 0 (the dual clip, 1912.09729), is not DAPO's: several trainers add it, at 3.
+    Its dynamic sampling is `rewards.informative`, its length penalty `rewards.overlong_penalty`. `dual`, a ceiling of
+    r where A < 0 (the dual clip, 1912.09729), is not DAPO's: several trainers add it, at 3.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([0.5, 1.0, 2.0]), jnp.ones(3), jnp.ones(3, bool)
@@ -68,6 +73,8 @@ def balanced_grpo(*, low: float | Array = 0.2, high: float | Array = 0.2) -> Pol
 
         A = Z,    w = (members of the side / G) / (tokens of the side), over the groups,    e^f = clip_A(r)
 
+    The bounds are those of `grpo`; the paper's were not verified.
+
     >>> import jax.numpy as jnp
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
     >>> print(balanced_grpo().aggregation(lengths_1_and_3, jnp.array([[1, -1]])))
@@ -82,7 +89,7 @@ def balanced_grpo(*, low: float | Array = 0.2, high: float | Array = 0.2) -> Pol
 
 
 def max_rl(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradient:
-    """MaxRL (2602.02710): rewards over their group's mean, so that a group weighs more the rarer its successes.
+    """MaxRL (2602.02710): rewards over their group's mean, so that the rarer a success, the larger its advantage.
 
         A = (R − mean R)/mean R, 0 if the mean is 0,    w = 1/M,    e^f = clip_A(r)
 

@@ -22,7 +22,8 @@ def ctpo(
         A = Z,    w = 1/M,    e^f = Π_{j≤t} r_j, with each token's own gradient, at most e^{log_high·t^power} where
         A ≥ 0; at least e^{−log_low·t^power} and at most e^{log_dual·t^power} where A < 0
 
-    Aggregated by token mean as the authors' code does; the equation has `aggregation.sequence_mean`.
+    Defaults and token mean as in the authors' code; the paper's equation has `aggregation.sequence_mean`. With
+    log_dual = log_high, the default, the region is two-sided where A < 0.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([0.5, 3.0, 0.5]), jnp.ones(3), jnp.ones(3, bool)

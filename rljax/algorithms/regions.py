@@ -15,6 +15,9 @@ def cispo(*, low: float | Array | None = None, high: float | Array = 0.28) -> Po
 
         A = Z,    w = 1/M,    e^f = min(r, 1 + high), as a constant that multiplies ∇log π
 
+    No lower bound, as in the paper; `low` adds one. high = 0.28 is a default of trainers: the paper tunes it, and its
+    value was not verified.
+
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([0.5, 1.0, 2.0]), jnp.ones(3), jnp.ones(3, bool)
     >>> print(jnp.exp(cispo().ratio(jnp.log(r), A, mask)))
@@ -31,6 +34,8 @@ def sapo(*, positive: float | Array = 1.0, negative: float | Array = 1.05) -> Po
     """SAPO (2511.20347): a smooth gate of each token's ratio in place of a clip.
 
         A = Z,    w = 1/(N n),    e^f = (4/τ) σ(τ(r − 1)),  τ = positive where A > 0, negative elsewhere
+
+    The temperatures are the paper's.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([0.7, 1.0, 1.3]), jnp.ones(3), jnp.ones(3, bool)
@@ -49,7 +54,8 @@ def dppo(*, low: float | Array = 0.15, high: float | Array = 0.15, cap: float | 
 
         A = Z,    w = 1/M,    e^f = 0 where A > 0 and p − q > high, or A < 0 and p − q < −low;  else sg(min(r, cap))
 
-    Its other form bounds a KL divergence, `ratio.kl_mask` with low = high = 0.05.
+    Its other form bounds a KL divergence, `ratio.kl_mask` with low = high = 0.05. The ratio and its defaults are as in
+    verl; advantage and aggregation are ours, not verified from the paper.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask, q = jnp.array([0.5, 1.0, 2.0]), jnp.ones(3), jnp.ones(3, bool), jnp.array([0.5, 0.5, 0.4])
@@ -66,13 +72,13 @@ def dppo(*, low: float | Array = 0.15, high: float | Array = 0.15, cap: float | 
 def cppo(
     *, limit: float | Array = 0.15, slack: float | Array = 0.02, least: float | Array = 0.8, top_k: int = 20
 ) -> PolicyGradient:
-    """CPPO (2606.10968): a budget of divergence that a sequence spends as it goes. Needs `Batch.divergence`.
+    """CPPO (2606.10968): a budget of divergence for each sequence, spent token by token. Needs `Batch.divergence`.
 
         A = Z,    w = 1/M,    e^f = r where A(r − 1) ≤ 0, or c_t D_t ≤ limit and S_t ≤ limit + slack·C_{t−1};  else 0
         c_t from 1 down to `least`,  S_t = Σ_{j≤t} c_j D_j,  C_t = Σ_{j≤t} c_j
 
-    `divergence.total_variation` over the old policy's `top_k` likeliest tokens is the paper's. slack 0.015 to 0.02;
-    advantage and aggregation are ours: not verified from the source.
+    D is `divergence.total_variation` over the old policy's `top_k` likeliest tokens, as in the paper, whose slack is
+    0.015 to 0.02. Advantage and aggregation are ours, not verified from the source.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.full(3, 1.1), jnp.ones(3), jnp.ones(3, bool)
@@ -88,13 +94,14 @@ def cppo(
 
 
 def topr() -> PolicyGradient:
-    """TOPR (2503.14286): no importance weight where A > 0, one truncated at 1 where A < 0.
+    """TOPR (2503.14286): no importance weight where A ≥ 0, one truncated at 1 where A < 0.
 
         A = R − mean R,    w = 1/N,    e^f = 1 where A ≥ 0, min(1, (Π_t r_t)^{1/n}) where A < 0, as a constant that
         multiplies ∇log π
 
-    The group's mean as baseline and the sum over tokens are ours. Not verified from the paper: the weight was read in
-    ROLL's code.
+    Ours: the group's mean as baseline and the sum over tokens. Not verified from the paper: the weight was read in
+    ROLL's code, which quotes an equation with the ratio of the whole sequence, Π_t r_t, in place of its n-th root, and
+    with the sign of the reward in place of that of A.
 
     >>> import jax.numpy as jnp
     >>> r, mask = jnp.array([[0.25, 1.0], [0.25, 1.0]]), jnp.ones((2, 2), bool)
@@ -119,9 +126,10 @@ def vespo(
     """VESPO (2602.10693): a smooth weight of the whole sequence's ratio, in place of a clip.
 
         A = Z,    w = 1/M,    e^f = R^k e^{λ(1 − R)},  R = Π_t r_t, as a constant that multiplies ∇log π
-        (k, λ) = (k_positive, lam_positive) where A ≥ 0, (k_negative, lam_negative) elsewhere; each ℓ within ±20
+        (k, λ) = (k_positive, lam_positive) where A ≥ 0, (k_negative, lam_negative) elsewhere
+        each ℓ within ±20, log R within log 1e-8, 20
 
-    Not verified from the paper: read in TRL's code.
+    Not verified from the paper: weight, defaults and token mean were read in TRL's code; the advantage is GRPO's.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([4.0, 0.5]), jnp.ones(2), jnp.ones(2, bool)

@@ -1,4 +1,4 @@
-"""Policy gradients whose baseline needs no critic: the other completions, a greedy one, the batch."""
+"""Policy gradients whose baseline is not learned: the other completions, a greedy one, or the batch."""
 
 from functools import partial
 
@@ -15,7 +15,7 @@ def rloo(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradie
 
         A = R_i − mean_{j≠i} R_j,    w = 1/N,    e^f = clip_A(Π_t r_t), with each token's own gradient
 
-    On-policy it is REINFORCE on whole sequences; the clip off-policy is ours.
+    On-policy it is REINFORCE on whole sequences. The clip off-policy and its bounds are ours.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([0.5, 1.0, 2.2]), jnp.ones(3), jnp.ones(3, bool)
@@ -34,7 +34,8 @@ def reinforce_plus_plus(*, low: float | Array = 0.2, high: float | Array = 0.2) 
 
         A = whiten(G_t),    w = 1/M,    e^f = clip_A(r)
 
-    With groups, its baseline form is `advantage.reinforce_plus_plus_baseline`.
+    Undiscounted. With groups, its baseline form is `advantage.reinforce_plus_plus_baseline`. The whitening over tokens
+    is as in verl, the bounds are PPO's, and the paper's KL penalty on the rewards is not included.
 
     >>> import jax.numpy as jnp
     >>> print(reinforce_plus_plus().advantage(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool)))  # ±1 over √(6/5)
@@ -52,6 +53,8 @@ def opo() -> PolicyGradient:
     """OPO (2505.23585): the length-weighted baseline, for exactly on-policy steps: nothing is clipped.
 
         A = R_i − Σ_j n_j R_j / Σ_j n_j,    w = 1/M,    e^f = r
+
+    The token mean is ours, not verified from the paper.
 
     >>> import jax.numpy as jnp
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)

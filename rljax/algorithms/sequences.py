@@ -1,4 +1,4 @@
-"""One ratio for the sequence: its geometric, power or exact mean."""
+"""One ratio per sequence: the geometric or the power mean of its tokens' ratios."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,9 +14,11 @@ __all__ = ["gmpo", "gspo", "gspo_token", "holder_po", "holder_po_token_clip", "h
 
 
 def gspo(*, low: float | Array = 3e-4, high: float | Array = 4e-4) -> PolicyGradient:
-    """GSPO (2507.18071): the length-normalised ratio of the sequence, then a narrow clip.
+    """GSPO (2507.18071): the length-normalized ratio of the sequence, then a narrow clip.
 
         A = Z,    w = 1/(N n),    e^f = clip_A((Π_t r_t)^{1/n})
+
+    The bounds are the paper's, section 5.1.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([1.0, 1.0, 1.331]), jnp.ones(3), jnp.ones(3, bool)
@@ -47,12 +49,12 @@ def gspo_token(*, low: float | Array = 3e-4, high: float | Array = 4e-4) -> Poli
     )
 
 
-def luspo(*, low: float | Array = 3e-4, high: float | Array = 4e-4) -> PolicyGradient:
+def luspo(*, low: float | Array = 2e-3, high: float | Array = 2.5e-3) -> PolicyGradient:
     """LUSPO (2602.05261): GSPO with sums over tokens in place of means, so that a long sequence counts more.
 
         A = Z,    w = 1/N,    e^f = clip_A((Π_t r_t)^{1/n})
 
-    Not verified from the paper: read in TRL's code; the bounds are GSPO's.
+    Not verified from the paper: read in TRL's code, and the bounds in its index of papers (the paper's section 5.1).
 
     >>> import jax.numpy as jnp
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
@@ -67,7 +69,7 @@ def luspo(*, low: float | Array = 3e-4, high: float | Array = 4e-4) -> PolicyGra
 
 
 def gmpo(*, low: float | Array = 0.4, high: float | Array = 0.4) -> PolicyGradient:
-    """GMPO (2507.20673): the geometric mean of clipped token ratios. low and high bound ℓ itself, in nats.
+    """GMPO (2507.20673): the geometric mean of clipped token ratios. The paper's low and high bound ℓ itself, in nats.
 
         A = Z,    w = 1/(N n),    e^f = (Π_t c_t)^{1/n},  c = min(r, e^high) where A ≥ 0, max(r, e^−low) where A < 0
 
@@ -88,8 +90,8 @@ def holder_po(*, p: float | Array = 2.0, low: float | Array = 0.2, high: float |
 
         A = Z,    w = 1/(N n),    e^f = clip_A(((1/n) Σ_t r_t^p)^{1/p})
 
-    p is annealed over training (`holder_schedule`, at whose start the default stands), constant within a rollout's
-    updates; it may be traced. p → 0 is GSPO with these bounds.
+    The paper anneals p over training (`holder_schedule`; the default is its start) and keeps it constant within a
+    rollout's updates; p may be traced. p → 0 is GSPO with these bounds.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([1.0, 1.0, 2.5]), jnp.ones(3), jnp.ones(3, bool)
@@ -135,7 +137,7 @@ def holder_po_two_sided(
 
         A = Z,    w = 1/(N n),    e^f = clip_A(((1/n) Σ_t c_t^p)^{1/p}),  c = r within 1/(1 + limit), 1 + limit
 
-    No single token can then rule the mean at large |p|; one beyond the limit has no gradient. limit ≥ 0.
+    So no single token dominates the mean at large |p|; one beyond the limit has no gradient. limit ≥ 0.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([0.5, 1.0, 2.0]), jnp.ones(3), jnp.ones(3, bool)
@@ -161,8 +163,8 @@ def holder_schedule(
 
         p(step) = start + (end − start) · shape(min(step/steps, 1))
 
-    Linear as in the paper's main run; `schedule.cosine`, `.power(n)` and `.cubic` are its others by name, the
-    formulas ours. (ALFWorld: 1 to −1.)
+    Linear as in the paper's main run (1 to −1 for ALFWorld). `schedule.cosine`, `.power(n)` and `.cubic` are named in
+    the paper; their formulas are ours.
 
     >>> [float(holder_schedule(step)) for step in (0, 125, 250, 500, 900)]
     [2.0, 1.0, 0.0, -2.0, -2.0]

@@ -1,4 +1,4 @@
-"""Baselines that vary from token to token."""
+"""Algorithms whose baseline varies from token to token."""
 
 from functools import partial
 
@@ -17,7 +17,8 @@ def otb(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradien
         W_t = Σ_{j≤t} (1 − 2π(y_j) + Σ_v π(v)²)
 
     Its advantage varies within the sequence: pool ratios under `local_gradient` only. The unbiased baseline is
-    `advantage.leave_one_out_token_baseline`; which has less variance depends on the group's size (see there).
+    `advantage.leave_one_out_token_baseline`; which has less variance depends on the group's size (see there). The clip,
+    its bounds and the token mean are ours.
 
     >>> import jax.numpy as jnp
     >>> proxy = jnp.array([[[1.5], [0.5]]])  # B = 3/4

@@ -24,15 +24,15 @@ STYLE = {
 local = ratio.local_gradient
 POINTWISE = {
     "clip (PPO, GRPO)\nlow 0.2, high 0.2": partial(ratio.clip, low=0.2, high=0.2),
-    "clip (DAPO)\nlow 0.2, high 0.28, dual 3": partial(ratio.clip, low=0.2, high=0.28, dual=3.0),
-    "log_clip (GMPO)\nlow 0.4, high 0.4": partial(ratio.log_clip, low=0.4, high=0.4),
+    "clip, with a dual bound\nlow 0.2, high 0.28, dual 3": partial(ratio.clip, low=0.2, high=0.28, dual=3.0),
+    "log_clip (GMPO)\nlog_low 0.4, log_high 0.4": partial(ratio.log_clip, log_low=0.4, log_high=0.4),
     "token (OPO)": ratio.token,
     "soft_gate (SAPO)\npositive 1, negative 1.05": ratio.soft_gate,
     "local two_sided_clip (CISPO)\nhigh 0.28": local(partial(ratio.two_sided_clip, high=0.28)),
 }
-POSITION = partial(ratio.position_clip, low=0.025, high=0.05, dual=0.05)
+POSITION = partial(ratio.position_clip, log_low=0.025, log_high=0.05, log_dual=0.05)
 TV, KL = partial(ratio.total_variation_mask, low=0.15, high=0.15), partial(ratio.kl_mask, low=0.05, high=0.05)
-REGIONS = {  # and what the curve is drawn at: the token's ordinal t, or its old probability q
+REGIONS = {  # (ratio, ordinal t of the token, its old probability q); a ratio alone is at t = 1, q = 0.25
     "position_clip (CTPO)\nat t = 1": POSITION,
     "position_clip (CTPO)\nat t = 16": (POSITION, 16, 0.25),
     "position_clip (CTPO)\nat t = 256": (POSITION, 256, 0.25),
@@ -43,7 +43,7 @@ REGIONS = {  # and what the curve is drawn at: the token's ordinal t, or its old
 
 
 def curves(f, t: int, q: float, sign: float, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """e^f and the weight of ∇log π, of a t-th token at the ratios r, where the tokens before it did not move."""
+    """e^f and the weight of ∇log π of the t-th token at the ratios r; the tokens before it have ratio 1."""
     old_logp = jnp.full((len(r), t), jnp.log(q))
     logp = old_logp.at[:, -1].add(jnp.log(jnp.asarray(r)))
     last = jnp.zeros_like(logp).at[:, -1].set(1.0)
@@ -103,7 +103,7 @@ def credit(name: str = "credit") -> None:
 
 
 def weights(name: str = "aggregations") -> None:
-    """The weights of two groups of three completions, a cell a token."""
+    """The weights of two groups of three completions, one cell per token."""
     lengths, sign = np.array([[2, 4, 8], [3, 4, 6]]), np.array([[1, 1, -1], [1, 0, -1]])
     mask = np.arange(8) < lengths[..., None]
     named = {

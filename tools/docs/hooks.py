@@ -1,4 +1,4 @@
-"""What mkdocs does beyond its plugins: algorithms' own words on their pages, links to papers, formulas as MathML."""
+"""Hooks of mkdocs: docstrings of algorithms on the pages of their families, links to papers, formulas as MathML."""
 
 import ast
 import html
@@ -14,6 +14,7 @@ SOURCES = ROOT / "rljax/algorithms"
 ALGORITHM = re.compile(r"^\{\{ (\w+) \}\}$", flags=re.M)
 FIELDS = re.compile(r"^\{\{ fields: (\w+) \}\}$", flags=re.M)
 README = re.compile(r"^\{\{ readme: (.+) \}\}$", flags=re.M)
+NEEDS = re.compile(r"^\{\{ needs: (\w+) \}\}$", flags=re.M)
 ROW = re.compile(r"^\| `((\w+)(?:\([^`]*\))?)` \|", flags=re.M)
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', flags=re.S)
 PAPER = re.compile(r"\b(\d{4}\.\d{5})\b")
@@ -21,9 +22,10 @@ UNLINKED = re.compile(r"<(a|pre|code|title)\b.*?</\1>|<[^>]*>", flags=re.S)
 
 
 def on_page_markdown(markdown: str, page, **_) -> str:
-    """`{{ grpo }}` is that algorithm, `{{ fields: Batch }}` and `{{ readme: Title }}` what they say.
+    """Replaces `{{ grpo }}` by that algorithm, `{{ fields: Batch }}` by a class, `{{ readme: Title }}` by a section,
+    `{{ needs: BATCH }}` by a table of the trainer's.
 
-    An algorithm that its family's page does not mention is shown at the page's end.
+    An algorithm that its family's page does not mention is shown at the end of the page.
     """
     folder, _, name = page.file.src_uri.removesuffix(".md").rpartition("/")
     if page.file.src_uri == "algorithms/index.md":
@@ -32,7 +34,7 @@ def on_page_markdown(markdown: str, page, **_) -> str:
     elif folder == "algorithms" and (SOURCES / f"{name}.py").exists():
         rest = [x for x in exported(SOURCES / f"{name}.py") if x not in ALGORITHM.findall(markdown)]
         markdown += "".join(f"\n\n{{{{ {x} }}}}\n" for x in rest)
-    for marker, text in ((README, section), (FIELDS, fields), (ALGORITHM, algorithm)):
+    for marker, text in ((README, section), (FIELDS, fields), (NEEDS, needs), (ALGORITHM, algorithm)):
         markdown = marker.sub(lambda found, text=text: text(found[1]), markdown)
     return markdown
 
@@ -45,30 +47,41 @@ def exported(path: Path) -> list[str]:
 
 
 def algorithm(name: str) -> str:
-    """What it says of itself, and the expression that it is."""
+    """The docstring of an algorithm and its expression, with the assignments before it."""
     for path in sorted(SOURCES.glob("*.py")):
         text = path.read_text(encoding="utf-8")
         for function in ast.parse(text).body:
             if isinstance(function, ast.FunctionDef) and function.name == name:
                 says = inspect.cleandoc(ast.get_docstring(function) or "").split("\n>>>")[0].strip()
                 (value,) = (node.value for node in function.body if isinstance(node, ast.Return))
-                expression = inspect.cleandoc("    " + (ast.get_source_segment(text, value) or ""))
+                named = [node for node in function.body if isinstance(node, ast.Assign)]
+                sources = [ast.get_source_segment(text, node) or "" for node in (*named, value)]
+                expression = "\n".join(inspect.cleandoc("    " + source) for source in sources)
                 return f"## [`{name}`][rljax.algorithms.{name}] {{ #{name} }}\n\n{says}\n\n```python\n{expression}\n```"
     raise ValueError(f"no algorithm is called {name}")
 
 
 def section(title: str) -> str:
-    """The body of README's section, without its links to files that the site does not hold."""
+    """The body of a section of README, without its links to files that are not part of the site."""
     body = (ROOT / "README.md").read_text(encoding="utf-8").split(f"\n## {title}\n")[1].split("\n## ")[0].strip()
     return re.sub(r"\[([^\]]*)\]\((?!http)[^)]*\)", r"\1", body)
 
 
 def fields(name: str) -> str:
-    """The class of rljax.objective as it is written: its fields' comments say what each is."""
+    """The source of a class of rljax.objective, whose comments describe its fields."""
     text = (ROOT / "rljax/objective.py").read_text(encoding="utf-8")
     (found,) = (node for node in ast.parse(text).body if isinstance(node, ast.ClassDef) and node.name == name)
     lines = text.splitlines()[found.body[1].lineno - 1 : found.end_lineno]
     return "```python\n" + inspect.cleandoc("\n" + "\n".join(lines)) + "\n```"
+
+
+def needs(name: str) -> str:
+    """A table of rljax.training.needs, the names that the trainer supplies, in Markdown."""
+    tree = ast.parse((ROOT / "rljax/training/needs.py").read_text(encoding="utf-8"))
+    assigned = (node for node in tree.body if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == name)
+    (table,) = (node.value.args[0] for node in assigned if isinstance(node.value, ast.Call))
+    rows = (f"| `{field}` | {source} |" for field, source in ast.literal_eval(table).items())
+    return "\n".join(["| field | supplied by the trainer |", "|---|---|", *rows])
 
 
 def on_page_content(content: str, **_) -> str:
