@@ -68,3 +68,15 @@ def as_paths(task: Task, *fields: str) -> None:
         value = getattr(task, field)
         if isinstance(value, str):
             object.__setattr__(task, field, Path(value))
+
+
+def require_task(value) -> Task:
+    """The value, if it is a task; raises ValueError, showing what to write, for anything else."""
+    if isinstance(value, Task):
+        return value
+    example = "JsonlTask(path='problems.jsonl')"
+    if isinstance(value, str | Path):
+        example = f"JsonlTask(path={str(value)!r})"
+    elif isinstance(value, type) and issubclass(value, Task):
+        example = f"{value.__name__}()"
+    raise ValueError(f"task = {value!r}: expected a task, such as {example}")

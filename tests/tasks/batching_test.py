@@ -106,6 +106,23 @@ def test_an_iterator_goes_on_exactly_from_its_state_through_json(after):
     assert draw(batches(ROWS, 4, seed=0), 7) != expected or after == 0
 
 
+@pytest.mark.parametrize("after", [1, 2, 3, 4, 5])
+def test_an_iterator_goes_on_exactly_around_the_end_of_an_epoch(after):
+    """Two batches of 5 take the 10 rows once: states before, at and after the ends of the first two epochs."""
+    undisturbed = [next(iterator) for iterator in [batches(ROWS, 5, seed=0)] for _ in range(9)]
+    iterator = batches(ROWS, 5, seed=0)
+    draw(iterator, after)
+    other = batches(ROWS, 5, seed=0)
+    other.set_state(json.loads(json.dumps(iterator.get_state())))
+    for expected in undisturbed[after:]:
+        batch = next(other)
+        for name in ROWS:
+            np.testing.assert_array_equal(batch[name], expected[name])
+    for epoch in range(4):
+        first, second = undisturbed[2 * epoch : 2 * epoch + 2]
+        assert sorted([*first["index"], *second["index"]]) == list(range(10))
+
+
 @pytest.mark.parametrize("arrays", [{}, {"a": np.zeros((0, 3))}, {"a": np.zeros(3), "b": np.zeros(4)}])
 def test_arrays_that_do_not_fit_are_named(arrays):
     with pytest.raises(ValueError, match=r"arrays have .* rows: expected the same number"):

@@ -1,8 +1,11 @@
 """A task's data: what has a default, and what is refused."""
 
+from pathlib import Path
+
 import pytest
 
-from rljax.tasks import Problem, TaskData, Tokenizer
+from rljax.tasks import JsonlTask, Problem, StringsTask, TaskData, Tokenizer
+from rljax.tasks.task import require_task
 from rljax.tasks.tokenizer import EOS
 
 TOKENIZER = Tokenizer.train(["ab"], vocab_size=270)
@@ -35,3 +38,18 @@ def test_a_completion_ends_with_some_token():
 
 def test_a_task_without_held_out_problems_has_no_headline():
     assert TaskData(TOKENIZER, [], [], {}, lambda prompt, text, answer: 0.0).headline is None
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("x.jsonl", r"task = 'x\.jsonl': expected a task, such as JsonlTask\(path='x\.jsonl'\)"),
+        (Path("a/x.jsonl"), r"task = PosixPath\('a/x\.jsonl'\): .* JsonlTask\(path='a/x\.jsonl'\)"),
+        (StringsTask, r"task = <class .*StringsTask'>: expected a task, such as StringsTask\(\)"),
+        (None, r"task = None: expected a task, such as JsonlTask\(path='problems\.jsonl'\)"),
+    ],
+)
+def test_what_is_not_a_task_is_refused_with_what_to_write(value, message):
+    with pytest.raises(ValueError, match=message):
+        require_task(value)
+    assert require_task(task := JsonlTask("x.jsonl")) is task

@@ -159,10 +159,13 @@ def test_data_that_changed_since_are_not_gone_on_with(tmp_path, run_tiny):
     data.write_text("".join(f'{{"prompt": "{i}", "answer": "b"}}\n' for i in range(20)))
     code, output = run_tiny(run, recipe=recipe)
     assert code == 0, output
-    data.write_text(data.read_text() + '{"prompt": "new words", "answer": "c"}\n')
+    data.write_text(data.read_text().replace('{"prompt": "7", "answer": "b"}', '{"prompt": "7", "answer": "c"}'))
     code, output = run_tiny(run, "--steps", "2", recipe=recipe)
     assert code == 1
-    assert "has changed since" in output
+    assert (
+        "was trained with other task data: 1 of 18 prompts differ from those of the run; the tokenizer differs. Give"
+        in output
+    )
     assert len(list((run / "checkpoints").glob("[0-9]*"))) > 0
 
 

@@ -1,5 +1,7 @@
 """Runs that are killed, asked to stop, moved to another mesh: they go on as if nothing had happened."""
 
+import dataclasses
+import json
 import os
 import random
 import shutil
@@ -14,7 +16,8 @@ import pytest
 
 from rljax.training import commands
 from rljax.training.report.monitor import Monitor
-from tests.training.in_process import call
+from tests.training import tiny
+from tests.training.in_process import call, train
 from tests.training.subprocesses import TINY, finish, metrics, start, steps_logged, wait_for_steps
 
 pytestmark = [pytest.mark.standard_promotion, pytest.mark.filterwarnings("ignore:Sharding info not provided")]
@@ -199,14 +202,37 @@ def test_a_corrupt_checkpoint_gives_way_to_the_one_before(undisturbed, data, tmp
     shutil.copytree(undisturbed, run)
     os.remove(run / "finished.json")
     newest = max((run / "checkpoints").iterdir(), key=lambda path: int(path.name) if path.name.isdigit() else -1)
-    for path in (newest / "state").rglob("*"):
+    for path in newest.rglob("*"):
         if path.is_file() and path.stat().st_size > 0:
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     code, output = run_tiny(run, data)
     assert code == 0, output
     assert f"checkpoint {newest.name} in" in output
-    assert "cannot be read" in output
+    assert "is damaged: record/" in output
     assert "going on from rl step 5" in output
+    assert_same_run(run, undisturbed)
+
+
+def test_a_flipped_bit_is_said_and_the_checkpoint_before_is_taken(undisturbed, data, tmp_path):
+    """By the training, which then ends as if undisturbed, and by the evaluation."""
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    os.remove(run / "finished.json")
+    arrays = max((run / "checkpoints/19/state").rglob("d/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(arrays.read_bytes())
+    content[len(content) // 2] ^= 4
+    arrays.write_bytes(content)
+    name = arrays.relative_to(run / "checkpoints/19")
+    said = f"checkpoint 19 in {run / 'checkpoints'} is damaged: {name} has changed since it was written; going back to"
+    code, output = call(commands.evaluate, run, "--task.data-dir", data, cwd=tmp_path)
+    assert code == 0, output
+    assert f"{said} checkpoint 18" in output.replace("\n", "")
+    assert json.loads((run / "evaluation.json").read_text())["step"] == 5
+    code, output = run_tiny(run, data)
+    assert code == 0, output
+    assert f"{said} checkpoint 18" in output.replace("\n", "")
+    assert "going on from rl step 5" in output
+    assert (run / "corrupt-checkpoints-19").is_dir()
     assert_same_run(run, undisturbed)
 
 
@@ -239,6 +265,20 @@ def test_every_nth_checkpoints_parameters_are_kept_for_good(undisturbed, data, t
     code, output = run_tiny(run, data, "--keep-every", "1", "--steps", 1)
     assert code == 0, output
     assert kept_numbers(run) == [10, 13, 14]  # those of the run before are gone
+
+
+def test_a_run_goes_on_bit_for_bit_around_the_end_of_an_epoch(data, tmp_path):
+    """Two rollouts take the 16 prompts once: stopped one before the end of the second epoch, at it, and one after."""
+    task = dataclasses.replace(tiny.config.task, prompts=16, data_dir=data)
+    likelihood = dataclasses.replace(tiny.config.likelihood, steps=0)
+    config = dataclasses.replace(tiny.config, task=task, likelihood=likelihood, steps=7)
+    whole = train(dataclasses.replace(config, run=tmp_path / "whole"))
+    assert len(whole.parts.data.prompts) == 2 * config.rollout.prompts
+    run = tmp_path / "run"
+    for steps in (3, 4, 5, 7):
+        train(dataclasses.replace(config, run=run, steps=steps))
+    assert steps_logged(run) == 7
+    assert_same_run(run, tmp_path / "whole")
 
 
 def kept_numbers(run):
