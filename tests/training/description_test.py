@@ -175,7 +175,7 @@ def described(run, hash_seed):
 def test_a_description_is_the_same_in_every_process_and_its_run_goes_on(tmp_path):
     first, second = described(tmp_path / "run", "0"), described(tmp_path / "run", "1")
     assert differences(json.loads(first), json.loads(second)) == []
-    assert first == second
+    assert json.loads(first) == json.loads(second)
     assert " at 0x" not in first
 
 
@@ -198,6 +198,10 @@ def test_descriptions_read_as_what_they_are_of():
         "module": "json", "builtin": "max", "path": "a/b", "dtype": "float32", "nan": "nan", "infinity": "-inf",
         "long double": "0.5",
     }  # fmt: skip
+
+
+def test_keywords_are_in_the_order_in_which_they_were_given():
+    assert list(describe(functools.partial(reward, zebra=1, ant=2))["bound"][0]) == ["zebra", "ant"]
 
 
 def test_differences_are_named_by_their_fields():
