@@ -30,7 +30,7 @@ def describe(value) -> Any:
     they are large. An object within itself, and one without a state to be had, is the name of its type.
 
     >>> describe({"stop": {"b", "a"}, "reward": functools.partial(max, 0.5)})
-    {'reward': {'function': 'max', 'bound': [0.5, {}]}, 'stop': ['a', 'b']}
+    {'stop': ['a', 'b'], 'reward': {'function': 'max', 'bound': [0.5, {}]}}
     """
     return _describe(value, ())
 
@@ -54,7 +54,7 @@ def _describe(value, above: tuple[int, ...]) -> Any:
     if isinstance(value, functools.partial):
         return {"function": item(value.func), "bound": [*map(item, value.args), item(value.keywords)]}
     if isinstance(value, dict):
-        return dict(sorted((_key(key, item), item(entry)) for key, entry in value.items()))
+        return {_key(key, item): item(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [item(entry) for entry in value]
     if isinstance(value, set | frozenset):

@@ -20,7 +20,7 @@ def join_workers() -> None:
         if missing:
             raise ValueError(f"JAX_COORDINATOR_ADDRESS = {address!r} is set but {' and '.join(missing)} is not: "
                              "each worker needs all three")  # fmt: skip
-        jax.distributed.initialize(address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"]))
+        jax.distributed.initialize(address, _integer("JAX_NUM_PROCESSES"), _integer("JAX_PROCESS_ID"))
     elif _tasks() > 1:
         jax.distributed.initialize()
     elif _on_tpu_host():
@@ -49,7 +49,16 @@ def _read(path: Path) -> str:
 
 
 def _tasks() -> int:
-    return max(int(os.environ.get(name, 1)) for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
+    return max(_integer(name) for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
+
+
+def _integer(variable: str) -> int:
+    """The value of an environment variable, 1 if it is not set; raises ValueError if it is not an integer."""
+    value = os.environ.get(variable, "1")
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError(f"{variable} = {value!r}: expected an integer") from None
 
 
 class Preemption:

@@ -147,22 +147,35 @@ def fixed():
     }  # fmt: skip
 
 
-def described(hash_seed):
-    program = """if True:
-        import json
-        from tests.training.description_test import describe, fixed, values
-        print(json.dumps(describe({**values(), **fixed()}), allow_nan=False))
-    """
-    done = subprocess.run([sys.executable, "-c", program], env=environment(PYTHONHASHSEED=hash_seed), cwd=ROOT,
-                          capture_output=True, text=True, encoding="utf-8", timeout=120)  # fmt: skip
+PROGRAM = """if True:
+    import dataclasses, functools, json, sys
+    from pathlib import Path
+    from rljax.tasks import JsonlTask
+    from rljax.training.checkpoint.folder import RunFolder
+    from tests.training import tiny
+    from tests.training.description_test import Plain, describe, fixed, reward, values
+    print(json.dumps(describe({**values(), **fixed()}), allow_nan=False))
+    bound = functools.partial(reward, stop={"x", "yy", "zzz"}, other=Plain("x", "yy"))
+    task = JsonlTask("x.jsonl", reward=bound)
+    folder = RunFolder(Path(sys.argv[1]))
+    folder.hold()
+    (folder.path / "checkpoints" / "1").mkdir(parents=True, exist_ok=True)
+    folder.claim(dataclasses.replace(tiny.config, task=task), Path("recipe.py"), [])
+"""
+
+
+def described(run, hash_seed):
+    """What a process prints that describes a config, and then takes or goes on with the run of another."""
+    done = subprocess.run([sys.executable, "-c", PROGRAM, str(run)], env=environment(PYTHONHASHSEED=hash_seed),
+                          cwd=ROOT, capture_output=True, text=True, encoding="utf-8", timeout=120)  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_a_description_is_the_same_in_every_process():
-    first, second = described("0"), described("1")
+def test_a_description_is_the_same_in_every_process_and_its_run_goes_on(tmp_path):
+    first, second = described(tmp_path / "run", "0"), described(tmp_path / "run", "1")
     assert differences(json.loads(first), json.loads(second)) == []
-    assert first == second
+    assert json.loads(first) == json.loads(second)
     assert " at 0x" not in first
 
 
@@ -185,6 +198,10 @@ def test_descriptions_read_as_what_they_are_of():
         "module": "json", "builtin": "max", "path": "a/b", "dtype": "float32", "nan": "nan", "infinity": "-inf",
         "long double": "0.5",
     }  # fmt: skip
+
+
+def test_keywords_are_in_the_order_in_which_they_were_given():
+    assert list(describe(functools.partial(reward, zebra=1, ant=2))["bound"][0]) == ["zebra", "ant"]
 
 
 def test_differences_are_named_by_their_fields():

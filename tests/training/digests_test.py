@@ -1,5 +1,6 @@
 """Damage to a checkpoint's files is found before anything is restored from them."""
 
+import errno
 import json
 import random
 import shutil
@@ -121,6 +122,16 @@ def test_an_added_file_and_a_missing_item_are_found(saved, tmp_path):
                                    "was written; going back to checkpoint 1"])  # fmt: skip
     shutil.rmtree(folder / "2/state")
     assert digests.find_fault(folder / "2") == "state/digests.process_0.json is missing"
+
+
+def test_a_file_that_cannot_be_read_is_a_fault_and_no_error(saved, monkeypatch):
+    """On one of several processes an error would leave the others waiting."""
+
+    def unreadable(path):
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(digests, "_digest", unreadable)
+    assert digests.find_fault(saved / "2") == "record/metadata cannot be read (Input/output error)"
 
 
 def test_the_writer_puts_a_damaged_checkpoint_aside(saved, tmp_path):

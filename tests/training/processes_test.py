@@ -44,3 +44,16 @@ def test_half_of_an_address_is_refused(monkeypatch):
     monkeypatch.setenv("JAX_PROCESS_ID", "0")
     with pytest.raises(ValueError, match="JAX_NUM_PROCESSES is not"):
         processes.join_workers()
+
+
+@pytest.mark.parametrize("variable", ["JAX_NUM_PROCESSES", "JAX_PROCESS_ID"])
+def test_a_number_of_processes_that_is_none_is_named(monkeypatch, variable):
+    for name, value in (
+        ("JAX_COORDINATOR_ADDRESS", "localhost:1"),
+        ("JAX_NUM_PROCESSES", "2"),
+        ("JAX_PROCESS_ID", "0"),
+    ):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv(variable, "two")
+    with pytest.raises(ValueError, match=f"{variable} = 'two': expected an integer"):
+        processes.join_workers()

@@ -84,18 +84,20 @@ def find_fault(checkpoint: Path, share: int = 0, shares: int = 1) -> str:
     Reads every file once; of several processes each reads its share of them, one of `shares`.
     """
     for item in ITEMS:
-        fault = _item_fault(checkpoint / item, share, shares)
+        folder = checkpoint / item
+        try:
+            fault = _item_fault(folder, share, shares)
+        except OSError as error:
+            fault = f"{os.path.relpath(error.filename or folder, folder)} cannot be read ({error.strerror})"
+        except ValueError as error:
+            fault = str(error)
         if fault:
             return f"{item}/{fault}"
     return ""
 
 
 def _item_fault(folder: Path, share: int, shares: int) -> str:
-    try:
-        recorded = _recorded(folder)
-    except (OSError, ValueError) as error:
-        return str(error)
-    own = _name(0)
+    recorded, own = _recorded(folder), _name(0)
     if not (folder / own).is_file():
         return f"{own} is missing"
     found = _files(folder) - {own}
