@@ -10,7 +10,10 @@ import pytest
 from rich.console import Console
 
 from rljax.tasks import Problem, Task, TaskData, Tokenizer
+from rljax.tasks.batching import encode_prompts
 from rljax.tasks.task import full_reward
+from rljax.tasks.tokenizer import BOS, PAD
+from rljax.training.collect import draw
 from rljax.training.components import make_components
 from rljax.training.errors import RunError
 from rljax.training.evaluation.command import table
@@ -68,6 +71,22 @@ def test_solved_checks_and_stop_tokens_are_the_tasks():
     assert {level: figures["greedy"][0] for level, figures in found.items()} == {"short": 0.75, "endless": 0.0}
     assert {level: figures["one letter"][0] for level, figures in found.items()} == {"short": 1.0, "endless": 0.0}
     assert evaluator.watch(params, key).accuracy == {"short": 0.75, "endless": 0.0}
+
+
+def test_padding_and_bos_are_never_sampled():
+    evaluator, params = evaluator_of()
+    (a,) = evaluator.data.tokenizer.encode("a")
+    found = {**params, "unembedding": params["unembedding"].at[jnp.array([PAD, BOS]), a].set(60.0)}
+    assert evaluator.watch(found, jax.random.key(0)).accuracy == {"short": 0.75, "endless": 0.0}
+
+
+def test_prompts_that_are_padded_on_the_right_are_refused():
+    evaluator, params = evaluator_of()
+    problems = [Problem("a", "b")] * 8
+    rows = encode_prompts(problems, evaluator.data.tokenizer, 2)
+    rows = {name: array[:, ::-1] for name, array in rows.items()}
+    with pytest.raises(ValueError, match=r"segment_ids\[0\] = \[1, 0\]: expected padding \(0\) on the left alone"):
+        draw(evaluator.parts, tiny.rollout.sampling, params, rows, problems, jax.random.key(0))
 
 
 def test_the_mean_reward_is_reported_beside_what_is_solved():
