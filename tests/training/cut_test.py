@@ -10,6 +10,7 @@ import pytest
 
 from rljax import algorithms
 from rljax.tasks import Problem, Task, TaskData, Tokenizer
+from rljax.tasks.tokenizer import BOS, PAD
 from rljax.training import OptimizerConfig, RolloutConfig
 from rljax.training.components import make_components
 from rljax.training.stages import PolicyStage
@@ -121,6 +122,14 @@ def test_groups_that_differ_only_by_a_masked_completion_have_no_signal():
     assert float(metrics["reward"]) > 0.05
     assert float(metrics["informative"]) == 0
     assert not np.asarray(chosen.mask).any()
+
+
+def test_padding_and_bos_are_never_sampled():
+    stage = stage_of()
+    unembedding = stage.state.params["unembedding"].at[jnp.array([PAD, BOS]), 0].set(15.0)
+    stage.state = stage.state._replace(params={**stage.state.params, "unembedding": unembedding})
+    _, rollouts = stage.step(0, key())
+    assert not np.isin(np.asarray(rollouts.tokens)[np.asarray(rollouts.mask)], (PAD, BOS)).any()
 
 
 def test_a_reward_map_may_ask_for_lengths_and_finished():

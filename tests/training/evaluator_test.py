@@ -10,7 +10,10 @@ import pytest
 from rich.console import Console
 
 from rljax.tasks import Problem, Task, TaskData, Tokenizer
+from rljax.tasks.batching import encode_prompts
 from rljax.tasks.task import full_reward
+from rljax.tasks.tokenizer import BOS, PAD
+from rljax.training.collect import draw
 from rljax.training.components import make_components
 from rljax.training.errors import RunError
 from rljax.training.evaluation.command import table
@@ -70,6 +73,22 @@ def test_solved_checks_and_stop_tokens_are_the_tasks():
     assert evaluator.watch(params, key).accuracy == {"short": 0.75, "endless": 0.0}
 
 
+def test_padding_and_bos_are_never_sampled():
+    evaluator, params = evaluator_of()
+    (a,) = evaluator.data.tokenizer.encode("a")
+    found = {**params, "unembedding": params["unembedding"].at[jnp.array([PAD, BOS]), a].set(60.0)}
+    assert evaluator.watch(found, jax.random.key(0)).accuracy == {"short": 0.75, "endless": 0.0}
+
+
+def test_prompts_that_are_padded_on_the_right_are_refused():
+    evaluator, params = evaluator_of()
+    problems = [Problem("a", "b")] * 8
+    rows = encode_prompts(problems, evaluator.data.tokenizer, 2)
+    rows = {name: array[:, ::-1] for name, array in rows.items()}
+    with pytest.raises(ValueError, match=r"segment_ids\[0\] = \[1, 0\]: expected padding \(0\) on the left alone"):
+        draw(evaluator.parts, tiny.rollout.sampling, params, rows, problems, jax.random.key(0))
+
+
 def test_the_mean_reward_is_reported_beside_what_is_solved():
     """A reward of .95 everywhere: solved by default, of 1 or more, are none, unless the task says so."""
     key = jax.random.key(0)
@@ -77,14 +96,16 @@ def test_the_mean_reward_is_reported_beside_what_is_solved():
         evaluator, params = evaluator_of(reward=lambda *_: 0.95, solved=solved, checks={})
         found = evaluator.evaluate(params, key)
         for figures in found.values():
-            assert figures["reward"] == pytest.approx([0.95] * 3)
+            value, low, high = figures["reward"]
+            assert value == pytest.approx(0.95)
+            assert low < value < high
             assert [figures[name][0] for name in ("pass@1", "pass@2", "greedy")] == [share] * 3
         accuracy, reward = evaluator.watch(params, key)
         assert list(accuracy.values()) == [share] * 2
         assert reward == pytest.approx({"short": 0.95, "endless": 0.95})
         shown = io.StringIO()
         Console(file=shown, width=160).print(table("run", found))
-        assert "0.950 [0.950, 0.950]" in shown.getvalue()
+        assert "0.950 [0.4" in shown.getvalue()
         assert f" {100 * share:.1f} [" in shown.getvalue()
 
 

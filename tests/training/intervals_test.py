@@ -113,6 +113,7 @@ def test_reward_interval_holds_the_mean_of_any_numbers():
         held += low <= -2 <= high
     assert 0.92 < held / 1000 < 0.96
     assert reward_interval([-0.5]) == [-0.5] * 3
+    assert reward_interval([0.0, 0.95, 1.0]) == mean_interval([0.0, 0.95, 1.0])
 
 
 @pytest.mark.parametrize("values", [[], [0.5, np.nan], [np.inf], [[0.5]]])

@@ -81,12 +81,13 @@ def mean_interval(values: Float[np.ndarray, " n"] | Sequence[float]) -> list[flo
 
 
 def reward_interval(values: Float[np.ndarray, " n"] | Sequence[float]) -> list[float]:
-    """`[value, low, high]` of a mean over problems of values without bounds: the mean reward.
+    """`[value, low, high]` of a mean over problems of values of any range: the mean reward.
 
         m ± z s/√n,   s² the sample variance between problems
 
-    The normal interval: for few problems it is too narrow, and it has no width for one problem or equal values. Raises
-    ValueError for no values, or values that are not finite.
+    The normal interval: for few problems it is too narrow, and it has no width for one problem or equal values. If all
+    values are in [0, 1] it is `mean_interval`, which has one. Raises ValueError for no values, or values that are not
+    finite.
 
     >>> [round(x, 3) for x in reward_interval([0.0, 2.0, 4.0, 2.0])]  # s² = 8/3, s/√n = √(2/3)
     [2.0, 0.4, 3.6]
@@ -95,6 +96,8 @@ def reward_interval(values: Float[np.ndarray, " n"] | Sequence[float]) -> list[f
     n = values.size
     if n == 0 or values.ndim != 1 or not np.all(np.isfinite(values)):
         raise ValueError(f"values of shape {values.shape}: expected one finite number for each problem, got {values}")
+    if np.all((values >= 0) & (values <= 1)):
+        return mean_interval(values)
     mean, half = float(values.mean()), Z * float(values.std(ddof=1)) / math.sqrt(n) if n > 1 else 0.0
     return [mean, mean - half, mean + half]
 
