@@ -1,6 +1,8 @@
 """Log-probabilities of a model's tokens, and what the optimizer steps of a rollout share."""
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -46,8 +48,9 @@ class Scorer:
     def stats(self, params, hidden: Float[Array, "B T D"], tokens: Int[Array, "B T"], mask: Array) -> TokenStats:
         """log π_t(tokens[t]), entropy and proxy where the mask is true, 0 elsewhere; each [B, T]."""
         table, vocab_size, split = self.model.head(params)
-        return token_logps(hidden, table, tokens, mask, temperature=self.temperature, bias=self._bias(table.shape[0]),
-                           vocab_size=vocab_size, mesh=self.mesh, split=split)  # fmt: skip
+        options = {"temperature": self.temperature, "bias": self._bias(table.shape[0]), "mesh": self.mesh}
+        logps = partial(token_logps, **options, vocab_size=vocab_size, split=split)
+        return _compiled(logps)(hidden, table, tokens, mask)
 
     def values(self, params, hidden: Float[Array, "B T D"]) -> Float[Array, "B T"]:
         """V of the state before each token."""
@@ -76,8 +79,18 @@ class Scorer:
         """KL(π_t ‖ π_ref) over the whole vocabulary, nats, from the model with the parameters `reference`."""
         theirs = self.model.hidden(reference, tokens, segment_ids)
         unembeddings = (self.model.unembedding(p) for p in (params, reference))
-        return token_kls(hidden, next(unembeddings), theirs, next(unembeddings), mask, temperature=self.temperature,
-                         bias=self._bias(self.model.vocab_size), mesh=self.mesh)  # fmt: skip
+        options = {"temperature": self.temperature, "bias": self._bias(self.model.vocab_size), "mesh": self.mesh}
+        return _compiled(partial(token_kls, **options))(hidden, next(unembeddings), theirs, next(unembeddings), mask)
+
+
+def _compiled(function: Callable) -> Callable:
+    """The function under jit, even if that is disabled: JAX runs a `shard_map` of our custom gradients only there."""
+
+    def run(*arrays):
+        with jax.disable_jit(False):
+            return jax.jit(function)(*arrays)
+
+    return run
 
 
 def flat(tree):
