@@ -74,7 +74,11 @@ def require_ordered(low: float | Array, high: float | Array, least: float) -> No
 
 def require_at_least(name: str, value: float | Array, low: float) -> None:
     """Raises unless low ≤ value ≤ inf; a traced value is not looked at."""
-    if isinstance(value, jax.core.Tracer) or value != float("inf"):
+    try:
+        unbounded = float(value) == float("inf")
+    except jax.errors.ConcretizationTypeError:
+        return
+    if not unbounded:
         require_between(name, value, low)
 
 
