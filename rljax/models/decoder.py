@@ -217,7 +217,8 @@ def _require_integers(name: str, x: Array, shape: tuple[int, ...]) -> None:
 def initialize(model: Model, mesh: Mesh, key: Array):
     """Fresh parameters, made in place on the mesh: from one key the same values on every mesh, to rounding."""
     shardings = jax.tree.map(lambda x: x.sharding, model.abstract_params(mesh))
-    return jax.jit(model.initialize, out_shardings=shardings)(key)
+    with jax.disable_jit(False):  # without jit there are no shardings
+        return jax.jit(model.initialize, out_shardings=shardings)(key)
 
 
 def create(config: DecoderConfig, mesh: Mesh, key: Array, rules: ShardingRules = RULES):

@@ -107,4 +107,5 @@ def abstract_state(optimizer: optax.GradientTransformation, params):
 def init_state(optimizer: optax.GradientTransformation, params):
     """The optimizer's first state, sharded (a plain jit of `init` would replicate the moments)."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(optimizer, params))
-    return jax.jit(optimizer.init, out_shardings=shardings)(params)
+    with jax.disable_jit(False):  # without jit there are no shardings
+        return jax.jit(optimizer.init, out_shardings=shardings)(params)

@@ -95,7 +95,8 @@ class LikelihoodStage(Stage):
         rows = pack(data.demonstrations, data.tokenizer, settings.row_length, end=data.stop_ids[0])
         super().__init__(settings.optimizer, batches(rows, settings.rows, config.seed), parts)
         self.steps, self.checkpoint_every, self.first_checkpoint = settings.steps, 10 * config.checkpoint_every, 0
-        self._update = make_likelihood_update(settings.microbatches, Scorer(parts.model, parts.mesh), self.optimizer)
+        scorer = Scorer(parts.model, parts.mesh)  # over all tokens: a demonstration may hold one that is never sampled
+        self._update = make_likelihood_update(settings.microbatches, scorer, self.optimizer)
 
     def step(self, n: int, key: jax.Array) -> tuple[dict, Any]:
         batch = next(self.iterator)
@@ -118,7 +119,7 @@ class PolicyStage(Stage):
         self.carried: Any = ()  # the state that the algorithm carries from rollout to rollout
         self._start: tuple[Any, Any] | None = None
         """log π − log π_start of the rollout before a look, and its mask."""
-        scorer = Scorer(parts.model, parts.mesh, config.rollout.sampling.temperature)
+        scorer = Scorer(parts.model, parts.mesh, config.rollout.sampling.temperature, parts.data.banned_ids)
         self._score = jax.jit(make_score(scorer, config.rollout.microbatch_rows))
         self._prepare = make_prepare(config, scorer)
         self._update = make_policy_update(config, scorer, self.optimizer)

@@ -42,3 +42,16 @@ def test_moments_lie_where_their_parameters_do():
     moments = [x for x in jax.tree.leaves(state) if x.shape == (8, 2)]
     assert len(moments) == 2
     assert all(x.sharding.is_equivalent_to(split, 2) for x in moments)
+
+
+def test_an_infinite_norm_never_clips():
+    """Two gradients of different size, so that Adam's step depends on their scale."""
+
+    def second_step(clip_norm):
+        optimizer = make_optimizer(OptimizerConfig(learning_rate=0.1, clip_norm=clip_norm))
+        params = {"matrix": jnp.ones((2, 2))}
+        _, state = optimizer.update({"matrix": jnp.full((2, 2), 30.0)}, optimizer.init(params), params)
+        return optimizer.update({"matrix": jnp.full((2, 2), -1.0)}, state, params)[0]["matrix"]
+
+    np.testing.assert_array_equal(second_step(np.inf), second_step(1e9))
+    assert abs(second_step(np.inf) - second_step(1.0)).min() > 1e-3

@@ -36,7 +36,8 @@ def apply(optimizer: optax.GradientTransformation, state: State, gradient, taken
     """One optimizer step if `taken`, else the same state; and the global norm of the gradient before any clipping."""
 
     def step(state: State) -> State:
-        updates, opt = optimizer.update(gradient, state.opt, state.params)
-        return State(optax.apply_updates(state.params, updates), opt)
+        with jax.numpy_dtype_promotion("standard"):  # Optax relies on it
+            updates, opt = optimizer.update(gradient, state.opt, state.params)
+            return State(optax.apply_updates(state.params, updates), opt)
 
     return lax.cond(taken, step, lambda state: state, state), optax.tree.norm(gradient)

@@ -17,12 +17,12 @@ def make_update(microbatches: int, scorer: Scorer, optimizer: optax.GradientTran
         hidden = scorer.model.hidden(params, rows["tokens"], rows["segment_ids"])
         stats = scorer.stats(params, hidden, rows["tokens"], rows["mask"])
         sure = jnp.where(rows["mask"], stats.logp > jnp.log(0.5), False)
-        return -jnp.sum(rows["weights"] * stats.logp), jnp.sum(rows["weights"] * sure)
+        return -jnp.sum(rows["weights"] * stats.logp), jnp.sum(jnp.where(sure, rows["weights"], 0.0))
 
     @partial(jax.jit, donate_argnums=0)
     def update(state: State, rows):
         mask = rows["mask"]
-        weights = mask / jnp.maximum(jnp.sum(mask), 1).astype(jnp.float32)
+        weights = mask.astype(jnp.float32) / jnp.maximum(jnp.sum(mask), 1).astype(jnp.float32)
         rows = {**rows, "weights": weights}
         (value, sure), gradient = accumulate(loss, state.params, rows, microbatches)
         state, norm = apply(optimizer, state, gradient, jnp.any(mask))

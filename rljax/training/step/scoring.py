@@ -1,16 +1,19 @@
 """Log-probabilities of a model's tokens, and what the optimizer steps of a rollout share."""
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from pallas_kernels import TokenStats
+from pallas_kernels import TokenStats, token_topk
 from rljax.carried import advance
-from rljax.distillation import top_tokens
 from rljax.divergence import total_variation
 from rljax.logprobs import delayed, logps_at, preceding, token_kls, token_logps
 from rljax.models import Model
@@ -28,17 +31,28 @@ class Likeliest(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Scorer:
-    """π_t = softmax(hidden[t−1] · Wᵀ/τ) of a model at temperature τ, from hidden states of rows split over a mesh."""
+    """π_t = softmax(hidden[t−1] · Wᵀ/τ) of a model at temperature τ, from hidden states of rows split over a mesh.
+
+    `banned` tokens have probability 0: the softmax is over the others, as in sampling.
+    """
 
     model: Model
     mesh: Mesh
     temperature: float = 1.0
+    banned: tuple[int, ...] = ()
+
+    def _bias(self, size: int) -> Float[Array, " V"] | None:
+        """Added to the logits of so many tokens: −∞ at the banned ones, else 0; None if there is none."""
+        if not self.banned:
+            return None
+        return jnp.asarray(np.where(np.isin(np.arange(size), self.banned), -np.inf, 0.0), jnp.float32)
 
     def stats(self, params, hidden: Float[Array, "B T D"], tokens: Int[Array, "B T"], mask: Array) -> TokenStats:
         """log π_t(tokens[t]), entropy and proxy where the mask is true, 0 elsewhere; each [B, T]."""
         table, vocab_size, split = self.model.head(params)
-        return token_logps(hidden, table, tokens, mask, temperature=self.temperature, vocab_size=vocab_size,
-                           mesh=self.mesh, split=split)  # fmt: skip
+        options = {"temperature": self.temperature, "bias": self._bias(table.shape[0]), "mesh": self.mesh}
+        logps = partial(token_logps, **options, vocab_size=vocab_size, split=split)
+        return _compiled(logps)(hidden, table, tokens, mask)
 
     def values(self, params, hidden: Float[Array, "B T D"]) -> Float[Array, "B T"]:
         """V of the state before each token."""
@@ -46,23 +60,39 @@ class Scorer:
 
     def likeliest(self, params, hidden, tokens, logp: Float[Array, "B T"], k: int) -> Likeliest:
         """The k likeliest tokens at each position, from the log-probability `logp` of the position's own token."""
-        unembedding = self.model.unembedding(params)
-        ids, _ = top_tokens(preceding(hidden), unembedding, k=min(k, self.model.vocab_size))
-        ids = ids.reshape(*tokens.shape, -1)
-        return Likeliest(ids, logps_at(hidden, unembedding, ids, tokens, logp, temperature=self.temperature))
+        rows, unembedding = preceding(hidden), self.model.unembedding(params)
+        size = self.model.vocab_size
+        with jax.default_matmul_precision("highest"):
+            _, top = token_topk(rows, unembedding, jnp.zeros(len(rows), jnp.int32), k=min(k, size - len(self.banned)),
+                                bias=self._bias(size), tile=(max(len(rows), 1), 512))  # fmt: skip
+        ids = top.ids.reshape(*tokens.shape, -1)
+        return Likeliest(ids, self._logps_at(hidden, unembedding, ids, tokens, logp))
 
     def divergence(self, params, hidden, tokens, logp, likeliest: Likeliest) -> Float[Array, "B T"]:
         """Total variation between π_t and the sampling policy, over its likeliest tokens and the rest."""
-        unembedding = self.model.unembedding(params)
-        now = logps_at(hidden, unembedding, likeliest.ids, tokens, logp, temperature=self.temperature)
+        now = self._logps_at(hidden, self.model.unembedding(params), likeliest.ids, tokens, logp)
         return total_variation(now, likeliest.logp)
+
+    def _logps_at(self, hidden, unembedding, ids, tokens, logp) -> Float[Array, "B T K"]:
+        bias = self._bias(self.model.vocab_size)
+        return logps_at(hidden, unembedding, ids, tokens, logp, temperature=self.temperature, bias=bias)
 
     def kl(self, params, hidden, reference, tokens, segment_ids, mask) -> Float[Array, "B T"]:
         """KL(π_t ‖ π_ref) over the whole vocabulary, nats, from the model with the parameters `reference`."""
         theirs = self.model.hidden(reference, tokens, segment_ids)
         unembeddings = (self.model.unembedding(p) for p in (params, reference))
-        return token_kls(hidden, next(unembeddings), theirs, next(unembeddings), mask, temperature=self.temperature,
-                         mesh=self.mesh)  # fmt: skip
+        options = {"temperature": self.temperature, "bias": self._bias(self.model.vocab_size), "mesh": self.mesh}
+        return _compiled(partial(token_kls, **options))(hidden, next(unembeddings), theirs, next(unembeddings), mask)
+
+
+def _compiled(function: Callable) -> Callable:
+    """The function under jit, even if that is disabled: JAX runs a `shard_map` of our custom gradients only there."""
+
+    def run(*arrays):
+        with jax.disable_jit(False):
+            return jax.jit(function)(*arrays)
+
+    return run
 
 
 def flat(tree):
