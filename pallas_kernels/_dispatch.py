@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from functools import partial, reduce, wraps
 from inspect import signature
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,8 @@ from jax.experimental import pallas as pl
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 PLATFORMS = {"tpu": ("tpu",), "gpu": ("cuda",)}  # an implementation, and what XLA calls its platforms
 DEVICES = {"tpu": "a TPU", "gpu": "an NVIDIA GPU"}
@@ -83,7 +85,9 @@ def only_on(kernel: str, implementation: str, function: Callable[..., Any]) -> C
 
 def _interpreted() -> bool:
     """Whether Pallas' interpreter is in force."""
-    kernel = pl.pallas_call(lambda out: None, jax.ShapeDtypeStruct((8, 128), jnp.float32))
+    unvarying = jax.typeof(jnp.zeros(())).manual_axis_type  # what a shard_map wants to be told
+    out = jax.ShapeDtypeStruct((8, 128), jnp.float32, manual_axis_type=unvarying)
+    kernel = pl.pallas_call(lambda out: None, out)
     return any(equation.params.get("interpret") for equation in jax.make_jaxpr(kernel)().eqns)
 
 
@@ -131,14 +135,14 @@ def varying_over(axes: frozenset, *arrays: Array | None) -> tuple[Any, ...]:
     return tuple(map(spread, arrays))
 
 
-def on_explicit_axes(spec: Callable[[PartitionSpec], PartitionSpec]) -> Callable[..., Any]:
+def on_explicit_axes(spec: Callable[[PartitionSpec], PartitionSpec]) -> Callable[[Function], Function]:
     """A decorator for functions whose loops slice axes that an explicit mesh may shard.
 
     If an argument is on a mesh with axes of AxisType.Explicit, these are Auto within the function, and its outputs are
     sharded by `spec` of the first argument's PartitionSpec.
     """
 
-    def decorate(function):
+    def decorate(function: Function) -> Function:
         @wraps(function)
         def call(*arguments, **options):
             leaves, tree = jax.tree.flatten((arguments, options))
@@ -155,7 +159,7 @@ def on_explicit_axes(spec: Callable[[PartitionSpec], PartitionSpec]) -> Callable
             sharding = NamedSharding(mesh, spec(jax.typeof(first).sharding.spec))
             return jax.sharding.auto_axes(within, axes=mesh.explicit_axes, out_sharding=sharding)(arrays)
 
-        return call
+        return cast(Function, call)
 
     return decorate
 

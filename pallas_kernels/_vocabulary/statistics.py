@@ -130,10 +130,11 @@ def slope_of(cotangents: Sequence[Array | SymbolicZero], stats: TokenStats, norm
 def scaled(z, beta, softcap):
     """(x, ∂x/∂z/β) of the logits z; the latter is None if it is 1."""
     x = z * beta
+    banned = x <= BANNED  # false for NaN, which a maximum would not keep on every device
     if softcap is None:
-        return jnp.maximum(x, BANNED), None
+        return jnp.where(banned, BANNED, x), None
     t = jnp.tanh(z / softcap)
-    return jnp.where(x <= BANNED, BANNED, t * (softcap * beta)), 1 - t * t
+    return jnp.where(banned, BANNED, t * (softcap * beta)), 1 - t * t
 
 
 def absorbed(sums: Sums, x, is_target, is_column=None, target=None) -> Sums:
@@ -161,7 +162,8 @@ def absorbed(sums: Sums, x, is_target, is_column=None, target=None) -> Sums:
 
 def slope_at(slope: Slope, x, is_target):
     """β ∂L/∂x of a tile x [n, v], from coefficients [n, 1]."""
-    log_pi = jnp.minimum((x - slope.top) - slope.log_total, 0)  # where x is no column's, π stays finite
+    log_pi = (x - slope.top) - slope.log_total
+    log_pi = jnp.where(log_pi > 0, 0, log_pi)  # where x is no column's, π stays finite; NaN stays NaN
     pi = jnp.exp(log_pi)
     within = slope.constant
     if slope.log_pi is not None:

@@ -46,7 +46,7 @@ def token_stats(
     of that axis.  `width_axis` is the axis over which D of the unembedding is split; it is gathered slab by slab.
 
     `implementation` is None, the best one for the platform that the program is lowered for, or one by name:
-    "reference" (dense, the definition), "chunked" (any device), "tpu", "gpu" (their platform alone, else an error).
+    "reference" (dense, the definition), "chunked" (any device), "tpu", "gpu" (their platform alone).
     `tile` is (tokens, vocabulary), the logits that it holds at a time; the default takes little memory.
 
     All three outputs are differentiable in `hidden`, `unembedding` and `bias`, by reverse mode only (twice with None or
@@ -58,7 +58,8 @@ def token_stats(
     without a gradient; if all tokens are, the entropy is 0 and the proxy is 1.  Other logits must be within ±10²⁹; NaN
     gives NaN.  `hidden` and `unembedding` must be finite: it is the bias that may be −∞.
 
-    Raises ValueError for ranks, sizes, a temperature or an implementation that do not fit, TypeError for dtypes.
+    Raises ValueError for ranks, sizes, a temperature or an implementation that do not fit, TypeError for dtypes, and
+    NotImplementedError for "tpu" or "gpu" if the program is lowered for another platform.
 
     >>> import jax.numpy as jnp
     >>> stats = token_stats(jnp.zeros((3, 8)), jnp.ones((4, 8)), jnp.array([0, 3, -1]))

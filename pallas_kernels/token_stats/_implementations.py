@@ -11,6 +11,7 @@ from pallas_kernels._dispatch import by_platform, chosen, only_on
 from pallas_kernels._vocabulary.types import Head, Tile, TokenStats
 from pallas_kernels._vocabulary.vjp import Passes, Plan, rule, shard
 from pallas_kernels.token_stats import chunked, gpu, gpu_xla, reference, tpu
+from pallas_kernels.token_stats.tpu.generations import require_products
 
 KERNEL = "token_stats"
 
@@ -35,6 +36,8 @@ def implementation_of(
     name = chosen(KERNEL, name, (None, "reference", *PASSES))
     if name == "reference":
         return jax.named_scope(f"{KERNEL}_reference")(partial(_dense, vocabulary, axis_name, width_axis))
+    if name == "tpu":
+        require_products(dtype)
     passes = _best(dtype) if name is None else PASSES[name]
     return rule(Plan(passes, tile, vocabulary, axis_name, width_axis))
 

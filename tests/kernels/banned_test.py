@@ -214,6 +214,19 @@ def test_token_topk_is_that_of_the_other_tokens(implementation, case):
     agree(top.logp, np.where(MASK[:, None], logp, 0))
 
 
+@pytest.mark.parametrize("implementation", ["reference", "chunked"])
+def test_token_topk_of_nothing_and_of_nan(implementation):
+    """All tokens banned: the lowest ids, of logp −∞. A NaN logit: NaN for every logp of the row."""
+    for value, logp in ((-np.inf, -np.inf), (np.nan, np.nan)):
+        bias = bans(CASES[0], columns=np.arange(V) if np.isinf(value) else BANNED)
+        bias[11] = value
+        run = jax.jit(partial(token_topk, k=4, mask=MASK, tile=(4, 8), implementation=implementation))
+        _, top = run(*head()[:2], TARGETS, bias=bias)
+        np.testing.assert_array_equal(top.logp, np.where(MASK[:, None], np.full((N, 4), logp), 0))
+        if np.isinf(value):
+            np.testing.assert_array_equal(top.ids, np.where(MASK[:, None], np.arange(4), 0))
+
+
 # ----------------------------------------------------------------------------------------------------------- token_kl
 
 

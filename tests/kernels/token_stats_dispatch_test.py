@@ -5,6 +5,8 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import token_stats
 from tests.kernels.heads import enable_x64
@@ -67,3 +69,19 @@ def test_another_platform_is_an_error_that_names_the_device(name, platform, devi
 def test_without_jit_too():
     with pytest.raises(NotImplementedError, match="token_stats: implementation = 'tpu': expected a TPU, not cpu"):
         token_stats(jnp.ones((4, 8)), jnp.ones((16, 8)), jnp.zeros(4, jnp.int32), implementation="tpu")
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_a_name_within_a_shard_map(check_vma):
+    mesh = jax.make_mesh((4,), ("v",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
+
+    def shard(hidden, unembedding, targets):
+        return token_stats(hidden, unembedding, targets, axis_name="v", implementation="tpu")
+
+    run = jax.shard_map(shard, mesh=mesh, in_specs=(P(), P("v"), P()), out_specs=P(), check_vma=check_vma)
+    shapes = [((16, 8), P(), jnp.float32), ((32, 8), P("v"), jnp.float32), ((16,), P(), jnp.int32)]
+    given = [jax.ShapeDtypeStruct(size, dtype, sharding=NamedSharding(mesh, spec)) for size, spec, dtype in shapes]
+    traced = jax.jit(jax.grad(lambda *inputs: jnp.sum(run(*inputs).logp))).trace(*given)
+    assert "tpu_custom_call" in traced.lower(lowering_platforms=("tpu",)).as_text()
+    with pytest.raises(NotImplementedError, match="implementation = 'tpu': expected a TPU, not cpu"):
+        traced.lower(lowering_platforms=("cpu",))

@@ -123,7 +123,7 @@ def _kernel(present, held, size, scale, h, w, y, *refs, tile: Tile, part: int, c
         z = dot(w[pl.ds(p * part, part)], h[...], (1, 1), common)
         if b is not None:
             z = z + in_all_lanes(b[:, pl.ds(p * part, part)])[:, :1]
-        z = jnp.where(z <= floor, floor, cap * jnp.tanh(z / cap)) if capped else jnp.maximum(z, floor)
+        z = jnp.where(z <= floor, floor, cap * jnp.tanh(z / cap) if capped else z)  # NaN stays NaN
         if ragged:
             z = jnp.where(counted(z.shape, 0) < size[0] - (first + p * part), z, floor)
         logits[p % 2][...] = z

@@ -167,11 +167,16 @@ def counted(shape: tuple[int, ...], axis: int):
 
 
 def common_dtype(hidden, head: Head) -> Any:
-    """Raises TypeError where a TPU has no products of it."""
+    """Raises TypeError if a TPU has no products of it."""
     common = dtypes(hidden, head.unembedding)[0]
+    require_products(common)
+    return common
+
+
+def require_products(common) -> None:
+    """Raises TypeError if a TPU has no products of the dtype."""
     fits = common in (jnp.bfloat16, jnp.float32)
     require(fits, "token_stats", "hidden with unembedding", f"of dtype {common}", "bfloat16 or float32", TypeError)
-    return common
 
 
 def like(source, shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
