@@ -5,6 +5,8 @@ An algorithm is a value, three functions: an `advantage` (A), an `aggregation` (
 This core imports jax and jaxtyping only.
 """
 
+__version__ = "0.1.0"
+
 from rljax import (
     advantage,
     aggregation,

@@ -1,0 +1,122 @@
+"""Check of the built distribution: `make test-install`.
+
+Builds the sdist, and from it the wheel; installs the wheel into empty environments, without extras and with `train`, in
+the versions of requirements.lock; and uses it there, outside of the checkout.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILD = ROOT / "build" / "install"
+ELSEWHERE = BUILD / "elsewhere"
+REMEDY = "pip install 'rljax-llm[train]'"
+
+# Rewards 1 and 0 have mean 1/2 and standard deviation √½, so advantages ±√½; both tokens have weight 1/2. At ratio 1
+# the loss is −Σ w·A = 0 and its gradient −w·A = ∓√½/2. Equal logits of five tokens give log-probability −log 5.
+BASE = """
+import importlib.metadata, importlib.util, math, pathlib, sys
+import jax, jax.numpy as jnp
+import pallas_kernels, rljax, rljax.logprobs
+from rljax import Batch, aggregation, algorithms, policy_loss
+
+algorithm, mask, logp = algorithms.grpo(), jnp.ones((1, 2, 1), bool), jnp.zeros((1, 2, 1))
+advantages = algorithm.advantage(jnp.array([[1.0, 0.0]]), mask)
+weights = algorithm.aggregation(mask, aggregation.side(advantages, mask))
+batch = Batch(mask=mask, old_logp=logp, advantages=advantages, weights=weights)
+loss, gradient = jax.value_and_grad(lambda logp: policy_loss(logp, batch, algorithm.ratio))(logp)
+assert abs(loss) < 1e-6, loss
+assert jnp.allclose(gradient.ravel(), math.sqrt(0.5) / 2 * jnp.array([-1, 1]), atol=1e-4), gradient
+statistics = pallas_kernels.token_stats(jnp.ones((3, 4)), jnp.ones((5, 4)), jnp.array([0, 1, 2]))
+assert jnp.allclose(statistics[0], -math.log(5)), statistics
+
+for module in (rljax, pallas_kernels):
+    folder = pathlib.Path(module.__file__).parent
+    assert folder.is_relative_to(sys.prefix), folder
+    assert (folder / "py.typed").exists(), folder
+assert rljax.__version__ == importlib.metadata.version("rljax-llm")
+assert importlib.util.find_spec("flax") is None
+try:
+    import rljax.training
+except ImportError as error:
+    assert REMEDY in str(error), error
+else:
+    raise AssertionError("rljax.training was imported without its packages")
+print("base:", *sorted(d.name for d in importlib.metadata.distributions()))
+"""
+SMALL = (
+    "--steps=2", "--likelihood.steps=5", "--model.width=32", "--model.layers=1", "--rollout.prompts=4",
+    "--rollout.completions=4", "--evaluation.problems=8", "--evaluation.samples=2", "--evaluation.watch-problems=8",
+    "--evaluation.batch=16",
+)  # fmt: skip
+
+
+def run(*command: str | Path, fails: bool = False, **options) -> str:
+    """Output of a command run outside of the checkout; raises AssertionError if its exit status is not as expected."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, **{"cwd": ELSEWHERE, "env": environment, **options}, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+    assert (done.returncode != 0) == fails, f"{command} ended with {done.returncode}:\n{done.stdout}"
+    return done.stdout
+
+
+def built() -> Path:
+    """The wheel, built from the sdist."""
+    stale = ROOT / "rljax_llm.egg-info"  # setuptools adds the files listed there to the sdist
+    shutil.rmtree(stale, ignore_errors=True)
+    code = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    run(sys.executable, "-c", code, BUILD, cwd=ROOT)
+    shutil.rmtree(stale)
+    (sdist,) = BUILD.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"LICENSE", "CHANGELOG.md", "rljax/py.typed", "pallas_kernels/py.typed", "configs/strings.py"} <= held, held
+    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", BUILD, sdist)
+    (wheel,) = BUILD.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert [name for name in archive.namelist() if name.endswith("licenses/LICENSE")], archive.namelist()
+    return wheel
+
+
+def environment(name: str, requirement: str) -> Path:
+    """The folder of commands of a new environment with the requirement and what it needs, as locked."""
+    lock = re.sub(r" \\$|^ +--hash.*\n", "", (ROOT / "requirements.lock").read_text(), flags=re.M)
+    (BUILD / "constraints.txt").write_text(lock)
+    run(sys.executable, "-m", "venv", BUILD / name)
+    uv, python = Path(sys.executable).parent / "uv", BUILD / name / "bin" / "python"
+    install = (uv, "pip", "install", "--python", python) if uv.exists() else (python, "-m", "pip", "install")
+    run(*install, "--quiet", "--constraint", BUILD / "constraints.txt", requirement)
+    return python.parent
+
+
+def check_base(wheel: Path) -> None:
+    commands = environment("base", f"rljax-llm @ {wheel.as_uri()}")
+    print(run(commands / "python", "-c", f"REMEDY = {REMEDY!r}\n{BASE}"), end="")
+    for command in ("rljax-train", "rljax-evaluate"):
+        output = run(commands / command, "--help", fails=True)
+        assert REMEDY in output, output
+        assert "Traceback" not in output, output
+
+
+def check_train(wheel: Path) -> None:
+    commands = environment("train", f"rljax-llm[train] @ {wheel.as_uri()}")
+    assert "--likelihood.steps" in run(commands / "rljax-train", "--help")
+    folder = ELSEWHERE / "run"
+    run(commands / "rljax-train", "--run", folder, *SMALL)
+    assert (folder / "report.html").stat().st_size > 0
+    print("train:", run(commands / "rljax-evaluate", folder).splitlines()[-1])
+
+
+if __name__ == "__main__":
+    shutil.rmtree(BUILD, ignore_errors=True)
+    ELSEWHERE.mkdir(parents=True)
+    wheel = built()
+    check_base(wheel)
+    check_train(wheel)
+    shutil.rmtree(BUILD)
