@@ -6,8 +6,6 @@ import platform
 import sys
 from types import ModuleType
 
-import jax
-
 
 def train() -> None:
     """`rljax-train [RECIPE] [--field value …]`: trains from a recipe, going on from where its run stands."""
@@ -45,7 +43,7 @@ def keep_freed_memory() -> None:
     accelerator, whose host has other work, if the C library is not glibc, or if the environment configures it.
     """
     configured = "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ)
-    computes_on_cpu = jax.config.jax_platforms == "cpu" or not any(map(os.path.exists, _ACCELERATORS))
+    computes_on_cpu = os.environ.get("JAX_PLATFORMS") == "cpu" or not any(map(os.path.exists, _ACCELERATORS))
     if configured or not computes_on_cpu or platform.libc_ver()[0] != "glibc":
         return
     mallopt = ctypes.CDLL(None).mallopt

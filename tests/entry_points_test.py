@@ -45,13 +45,12 @@ def test_memory_that_a_step_frees_is_there_in_the_next():
     assert int(done.stdout) < 64
 
 
-def calls(monkeypatch, *, environment=(), platforms="cpu", libc="glibc", devices=()) -> dict[int, int]:
+def calls(monkeypatch, *, environment=(), libc="glibc", devices=()) -> dict[int, int]:
     """What would be given to mallopt."""
     given = {}
-    monkeypatch.setattr(_entry_points.os, "environ", dict.fromkeys(environment, "1"))
+    monkeypatch.setattr(_entry_points.os, "environ", dict.fromkeys(environment, "cpu"))
     monkeypatch.setattr(_entry_points.os.path, "exists", lambda path: path in devices)
     monkeypatch.setattr(_entry_points.platform, "libc_ver", lambda: (libc, ""))
-    monkeypatch.setattr(_entry_points.jax, "config", SimpleNamespace(jax_platforms=platforms))
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=given.__setitem__))
     _entry_points.keep_freed_memory()
     return given
@@ -62,10 +61,9 @@ ALL = {-8: 1, -4: 0, -1: 2**31 - 1}
 
 @pytest.mark.parametrize(("case", "expected"), [
     ({}, ALL),
-    ({"platforms": None}, ALL),
-    ({"platforms": "cpu", "devices": ("/dev/accel0",)}, ALL),
-    ({"platforms": None, "devices": ("/dev/accel0",)}, {}),
-    ({"platforms": None, "devices": ("/dev/nvidiactl",)}, {}),
+    ({"devices": ("/dev/accel0",)}, {}),
+    ({"devices": ("/dev/nvidiactl",)}, {}),
+    ({"devices": ("/dev/accel0",), "environment": ("JAX_PLATFORMS",)}, ALL),
     ({"environment": ("MALLOC_ARENA_MAX",)}, {}),
     ({"environment": ("GLIBC_TUNABLES",)}, {}),
     ({"environment": ("PATH",)}, ALL),

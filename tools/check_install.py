@@ -52,8 +52,8 @@ print("base:", *sorted(d.name for d in importlib.metadata.distributions()))
 """
 SMALL = (
     "--steps=2", "--likelihood.steps=5", "--model.width=32", "--model.layers=1", "--rollout.prompts=4",
-    "--rollout.completions=4", "--evaluation.problems=8", "--evaluation.samples=2", "--evaluation.watch-problems=8",
-    "--evaluation.batch=16",
+    "--rollout.completions=8", "--rollout.train-groups=0", "--evaluation.problems=8", "--evaluation.samples=2",
+    "--evaluation.watch-problems=8", "--evaluation.batch=16",
 )  # fmt: skip
 
 
