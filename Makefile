@@ -61,7 +61,7 @@ test-next:  # the core alone, on Python 3.12 with its newer jax, where there is 
 test-lowest: .venv-lowest/.ready  # the core alone, on the oldest jax and jaxtyping that pyproject.toml allows
 	.venv-lowest/bin/python -m pytest $(WORKERS) -m "not slow" $(CORE_TESTS)
 
-test-install: .venv/.ready  # the built wheel in empty environments, without extras and with `train`
+test-install: .venv/.ready  # the built wheel in empty environments, without extras and with the oldest `train`
 	$(BIN)/python tools/check_install.py
 
 tpu-compile: .venv/.tpu  # every kernel, for every TPU generation; no TPU is needed
@@ -119,7 +119,7 @@ lock: .venv/.ready
 		jax jaxtyping numpy pytest pytest-xdist hypothesis beartype
 	touch $@
 
-.venv-lowest/.ready: requirements.lock pyproject.toml .venv/.ready  # Python 3.12 if there is one: test is on 3.11
+.venv-lowest/.ready: requirements.lock pyproject.toml .venv/.ready  # on Python 3.12 if there is one
 	rm -rf .venv-lowest
 	$(or $(NEXT),$(PYTHON)) -m venv .venv-lowest
 	grep -v -e '--hash' requirements.lock | sed 's/ \\$$//' > .venv-lowest/constraints.txt

@@ -1,7 +1,8 @@
 """Check of the built distribution: `make test-install`.
 
-Builds the sdist, and from it the wheel; installs the wheel into empty environments, without extras and with `train`, in
-the versions of requirements.lock; and uses it there, outside of the checkout.
+Builds the sdist, and from it the wheel; installs the wheel into empty environments, without extras in the versions of
+requirements.lock and with `train` in the oldest versions that pyproject.toml allows; and uses it there, outside of the
+checkout.
 """
 
 import os
@@ -10,12 +11,15 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "install"
 ELSEWHERE = BUILD / "elsewhere"
+UV = Path(sys.executable).parent / "uv"
 REMEDY = "pip install 'rljax-llm[train]'"
 
 # Rewards 1 and 0 have mean 1/2 and standard deviation √½, so advantages ±√½; both tokens have weight 1/2. At ratio 1
@@ -84,19 +88,27 @@ def built() -> Path:
     return wheel
 
 
-def environment(name: str, requirement: str) -> Path:
-    """The folder of commands of a new environment with the requirement and what it needs, as locked."""
-    lock = re.sub(r" \\$|^ +--hash.*\n", "", (ROOT / "requirements.lock").read_text(), flags=re.M)
-    (BUILD / "constraints.txt").write_text(lock)
-    run(sys.executable, "-m", "venv", BUILD / name)
-    uv, python = Path(sys.executable).parent / "uv", BUILD / name / "bin" / "python"
-    install = (uv, "pip", "install", "--python", python) if uv.exists() else (python, "-m", "pip", "install")
-    run(*install, "--quiet", "--constraint", BUILD / "constraints.txt", requirement)
-    return python.parent
+def environment(name: str) -> Path:
+    """The folder of commands of a new environment."""
+    run(sys.executable, "-m", "venv", "--without-pip", BUILD / name)
+    return BUILD / name / "bin"
+
+
+def install(commands: Path, *requirements: str | Path, free: Iterable[str] = ()) -> None:
+    """Installs the requirements, and what they need as locked, except for the distributions in `free`."""
+    pins = re.findall(r"^[\w.-]+.*==[^\\\n]+", (ROOT / "requirements.lock").read_text(), flags=re.M)
+    constraints = BUILD / "constraints.txt"
+    constraints.write_text("\n".join(pin for pin in pins if distribution(pin) not in free))
+    run(UV, "pip", "install", "--quiet", "--python", commands / "python", "--constraint", constraints, *requirements)
+
+
+def distribution(requirement: str) -> str:
+    return re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-")
 
 
 def check_base(wheel: Path) -> None:
-    commands = environment("base", f"rljax-llm @ {wheel.as_uri()}")
+    commands = environment("base")
+    install(commands, wheel)
     print(run(commands / "python", "-c", f"REMEDY = {REMEDY!r}\n{BASE}"), end="")
     for command in ("rljax-train", "rljax-evaluate"):
         output = run(commands / command, "--help", fails=True)
@@ -105,7 +117,11 @@ def check_base(wheel: Path) -> None:
 
 
 def check_train(wheel: Path) -> None:
-    commands = environment("train", f"rljax-llm[train] @ {wheel.as_uri()}")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    direct = [*project["dependencies"], *project["optional-dependencies"]["train"]]
+    commands = environment("train")
+    install(commands, *direct, "--resolution=lowest-direct", free={distribution(needed) for needed in direct})
+    install(commands, f"rljax-llm[train] @ {wheel.as_uri()}", free={distribution(needed) for needed in direct})
     assert "--likelihood.steps" in run(commands / "rljax-train", "--help")
     folder = ELSEWHERE / "run"
     run(commands / "rljax-train", "--run", folder, *SMALL)
