@@ -37,10 +37,10 @@ _ACCELERATORS = ("/dev/accel0", "/dev/vfio/0", "/dev/nvidiactl")
 def keep_freed_memory() -> None:
     """Lets this process keep the host memory that it frees, if it computes on a CPU.
 
-    XLA allocates the temporaries of each step anew. By default glibc maps and unmaps them, so that the kernel zeroes all
-    of their pages in every step (docs/benchmarks.md). There is one arena because XLA allocates on its worker threads,
-    and only the main arena grows without mapping. Nothing is changed if there is an accelerator, which holds the
-    temporaries itself, if the C library is not glibc, or if the environment has settings for its allocator.
+    XLA allocates the temporaries of each step anew. By default glibc maps and unmaps them, so that the kernel zeroes
+    all of their pages in every step (docs/benchmarks.md). There is one arena because XLA allocates on its worker
+    threads, and only the main arena grows without mapping. Nothing is changed if there is an accelerator, which holds
+    the temporaries itself, if the C library is not glibc, or if the environment has settings for its allocator.
     """
     configured = "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ)
     computes_on_cpu = os.environ.get("JAX_PLATFORMS") == "cpu" or not any(map(os.path.exists, _ACCELERATORS))
