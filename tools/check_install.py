@@ -15,10 +15,9 @@ import tomllib
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parents[1]
-BUILD = ROOT / "build" / "install"
-ELSEWHERE = BUILD / "elsewhere"
 UV = Path(sys.executable).parent / "uv"
 REMEDY = "pip install 'rljax-llm[train]'"
 
@@ -61,79 +60,81 @@ SMALL = (
 )  # fmt: skip
 
 
-def run(*command: str | Path, fails: bool = False, **options) -> str:
-    """Output of a command run outside of the checkout; raises AssertionError if its exit status is not as expected."""
+def run(folder: Path, *command: str | Path, fails: bool = False) -> str:
+    """Output of a command run in the folder; raises AssertionError if its exit status is not as expected."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(command, **{"cwd": ELSEWHERE, "env": environment, **options}, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+    done = subprocess.run(command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT)  # fmt: skip
     assert (done.returncode != 0) == fails, f"{command} ended with {done.returncode}:\n{done.stdout}"
     return done.stdout
 
 
-def built() -> Path:
-    """The wheel, built from the sdist."""
+def built(folder: Path) -> Path:
+    """The wheel, built from the sdist, both in the folder."""
     stale = ROOT / "rljax_llm.egg-info"  # setuptools adds the files listed there to the sdist
     shutil.rmtree(stale, ignore_errors=True)
     code = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
-    run(sys.executable, "-c", code, BUILD, cwd=ROOT)
+    run(ROOT, sys.executable, "-c", code, folder)
     shutil.rmtree(stale)
-    (sdist,) = BUILD.glob("*.tar.gz")
+    (sdist,) = folder.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
     assert {"LICENSE", "CHANGELOG.md", "rljax/py.typed", "pallas_kernels/py.typed", "configs/strings.py"} <= held, held
-    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", BUILD, sdist)
-    (wheel,) = BUILD.glob("*.whl")
+    run(folder, sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", sdist)
+    (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         assert [name for name in archive.namelist() if name.endswith("licenses/LICENSE")], archive.namelist()
     return wheel
 
 
-def environment(name: str) -> Path:
+def environment(folder: Path) -> Path:
     """The folder of commands of a new environment."""
-    run(sys.executable, "-m", "venv", "--without-pip", BUILD / name)
-    return BUILD / name / "bin"
+    run(folder, sys.executable, "-m", "venv", "--without-pip", "environment")
+    return folder / "environment" / "bin"
 
 
 def install(commands: Path, *requirements: str | Path, free: Iterable[str] = ()) -> None:
     """Installs the requirements, and what they need as locked, except for the distributions in `free`."""
     pins = re.findall(r"^[\w.-]+.*==[^\\\n]+", (ROOT / "requirements.lock").read_text(), flags=re.M)
-    constraints = BUILD / "constraints.txt"
+    constraints = commands / "constraints.txt"
     constraints.write_text("\n".join(pin for pin in pins if distribution(pin) not in free))
-    run(UV, "pip", "install", "--quiet", "--python", commands / "python", "--constraint", constraints, *requirements)
+    python = commands / "python"
+    run(commands, UV, "pip", "install", "--quiet", "--python", python, "--constraint", constraints, *requirements)
 
 
 def distribution(requirement: str) -> str:
     return re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-")
 
 
-def check_base(wheel: Path) -> None:
-    commands = environment("base")
+def check_base(wheel: Path, folder: Path) -> None:
+    """Without extras: the losses, the kernels, and what the commands say."""
+    commands = environment(folder)
     install(commands, wheel)
-    print(run(commands / "python", "-c", f"REMEDY = {REMEDY!r}\n{BASE}"), end="")
+    print(run(folder, commands / "python", "-c", f"REMEDY = {REMEDY!r}\n{BASE}"), end="")
     for command in ("rljax-train", "rljax-evaluate"):
-        output = run(commands / command, "--help", fails=True)
+        output = run(folder, commands / command, "--help", fails=True)
         assert REMEDY in output, output
         assert "Traceback" not in output, output
 
 
-def check_train(wheel: Path) -> None:
+def check_train(wheel: Path, folder: Path) -> None:
+    """With the oldest versions that `train` allows: a small run, and its evaluation."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     direct = [*project["dependencies"], *project["optional-dependencies"]["train"]]
-    commands = environment("train")
+    commands = environment(folder)
     install(commands, *direct, "--resolution=lowest-direct", free={distribution(needed) for needed in direct})
     install(commands, f"rljax-llm[train] @ {wheel.as_uri()}", free={distribution(needed) for needed in direct})
-    assert "--likelihood.steps" in run(commands / "rljax-train", "--help")
-    folder = ELSEWHERE / "run"
-    run(commands / "rljax-train", "--run", folder, *SMALL)
-    assert (folder / "report.html").stat().st_size > 0
-    assert "pass@1" in run(commands / "rljax-evaluate", folder)
+    assert "--likelihood.steps" in run(folder, commands / "rljax-train", "--help")
+    run(folder, commands / "rljax-train", "--run", "small", *SMALL)
+    assert (folder / "small" / "report.html").stat().st_size > 0
+    assert "95 % interval" in run(folder, commands / "rljax-evaluate", "small")
     print("train:", *sorted(direct))
 
 
 if __name__ == "__main__":
-    shutil.rmtree(BUILD, ignore_errors=True)
-    ELSEWHERE.mkdir(parents=True)
-    wheel = built()
-    check_base(wheel)
-    check_train(wheel)
-    shutil.rmtree(BUILD)
+    with TemporaryDirectory() as root:
+        for name in ("built", "base", "train"):
+            (Path(root) / name).mkdir()
+        wheel = built(Path(root) / "built")
+        check_base(wheel, Path(root) / "base")
+        check_train(wheel, Path(root) / "train")
