@@ -20,7 +20,8 @@ export TPU_ACCELERATOR_TYPE ?= v5litepod-4
 export TPU_WORKER_HOSTNAMES ?= localhost
 endif
 
-.PHONY: train test test-all mutants check smoke reproduce examples test-next tpu-compile tpu-compile-all docs generate format lock
+.PHONY: train test test-all mutants check smoke reproduce examples test-next test-lowest test-install \
+	tpu-compile tpu-compile-all docs generate format lock
 
 train: .venv/.ready
 	$(BIN)/python launch/tpu_train.py
@@ -57,6 +58,12 @@ test-next:  # the core alone, on Python 3.12 with its newer jax, where there is 
 	@if [ -z "$(NEXT)" ]; then echo "test-next: no Python 3.12 here, nothing run"; else $(MAKE) .venv-next/.ready && \
 		.venv-next/bin/python -m pytest $(WORKERS) $(CORE_TESTS); fi
 
+test-lowest: .venv-lowest/.ready  # the core alone, on the oldest jax and jaxtyping that pyproject.toml allows
+	.venv-lowest/bin/python -m pytest $(WORKERS) -m "not slow" $(CORE_TESTS)
+
+test-install: .venv/.ready  # the built wheel in empty environments, without extras and with the oldest `train`
+	$(BIN)/python tools/check_install.py
+
 tpu-compile: .venv/.tpu  # every kernel, for every TPU generation; no TPU is needed
 	$(BIN)/python benchmarks/tpu_compile.py
 
@@ -76,7 +83,7 @@ format: .venv/.ready
 	$(BIN)/ruff format .
 
 lock: .venv/.ready
-	$(BIN)/uv pip compile --universal --python-version 3.11 --extra test --extra tb --generate-hashes --quiet \
+	$(BIN)/uv pip compile --universal --python-version 3.11 --extra test --generate-hashes --quiet \
 		pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile --universal --python-version 3.11 --extra tpu -c requirements.lock --generate-hashes --quiet \
 		--no-header --no-annotate pyproject.toml | awk '/^[^ ]/ {kept = /^libtpu==/} kept' > requirements-tpu.lock
@@ -110,6 +117,15 @@ lock: .venv/.ready
 	grep -v -e '--hash' requirements.lock | sed 's/ \\$$//' > .venv-next/constraints.txt
 	$(BIN)/uv pip install --quiet --python .venv-next/bin/python -c .venv-next/constraints.txt \
 		jax jaxtyping numpy pytest pytest-xdist hypothesis beartype
+	touch $@
+
+.venv-lowest/.ready: requirements.lock pyproject.toml .venv/.ready  # on Python 3.12 if there is one
+	rm -rf .venv-lowest
+	$(or $(NEXT),$(PYTHON)) -m venv .venv-lowest
+	grep -v -e '--hash' requirements.lock | sed 's/ \\$$//' > .venv-lowest/constraints.txt
+	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python -c .venv-lowest/constraints.txt \
+		pytest pytest-xdist hypothesis beartype
+	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct -r pyproject.toml
 	touch $@
 
 .venv-docs/.ready: tools/docs/requirements.txt

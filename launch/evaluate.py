@@ -1,6 +1,6 @@
 """Measures a run's newest checkpoint on the held-out problems: `python launch/evaluate.py RUN`."""
 
-from rljax.training.commands import evaluate
+from rljax._entry_points import evaluate
 
 if __name__ == "__main__":
     evaluate()

@@ -1,6 +1,6 @@
 """Trains from a recipe, alone or as one worker of a pod: `python launch/tpu_train.py [RECIPE] [--field value]`."""
 
-from rljax.training.commands import train
+from rljax._entry_points import train
 
 if __name__ == "__main__":
     train()

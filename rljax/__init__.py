@@ -24,6 +24,8 @@ from rljax import (
 )
 from rljax.objective import Batch, Carried, PolicyGradient, Rollouts, advantages_of, make_batch, policy_loss
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Batch",
     "Carried",

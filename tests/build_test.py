@@ -56,7 +56,7 @@ def test_the_core_is_light(targets):
 
 @pytest.mark.parametrize(("file", "dependency"), [
     ("rljax/_segments.py", ":pallas_kernels"), ("rljax/models/layers.py", "@pypi//flax"),
-    ("launch/tpu_train.py", ":rljax/training"), ("tests/ratio_test.py", ":rljax"),
+    ("launch/tpu_train.py", ":rljax/_entry_points"), ("tests/ratio_test.py", ":rljax"),
     ("rljax/training/checkpoint/checkpoints.py", "@pypi//orbax_checkpoint"),
 ])  # fmt: skip
 def test_an_import_is_a_dependency_of_its_target(file, dependency, targets):

@@ -33,6 +33,7 @@ LAYERS = (
     {"rljax.training.report"},
     {"rljax.training.run"},
     {"rljax.training.commands"},
+    {"rljax._entry_points"},
     {"configs", "launch"},
 )  # fmt: skip
 APART = ("rljax.models", "rljax.tasks")  # of one layer, and do not know each other

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 from tools.imports import FOLDERS, ROOT, files, graph, imported
 
-TRAINER = ("models", "rollout", "tasks", "training")  # packages of rljax that are targets of their own
+TRAINER = ("_entry_points", "models", "rollout", "tasks", "training")  # parts of rljax that are targets of their own
 DISTRIBUTION = {"orbax": "orbax_checkpoint", "tensorboardX": "tensorboardx"}  # if not named as the module
 UNSEEN = {  # needed, but not imported
     ":rljax/tasks": ("@pypi//array_record", "@pypi//importlib_resources"),  # by tensorflow_datasets
@@ -41,7 +41,8 @@ def target_of(file: str) -> str:
     if is_test(file):
         return f":{path.with_suffix('')}"
     if path.parts[0] == "rljax":
-        return f":rljax/{path.parts[1]}" if path.parts[1] in TRAINER else ":rljax"
+        part = path.parts[1].removesuffix(".py")
+        return f":rljax/{part}" if part in TRAINER else ":rljax"
     return f":{path.parent}" if path.parts[0] == "tests" else f":{path.parts[0]}"
 
 

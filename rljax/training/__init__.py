@@ -1,5 +1,14 @@
 """The trainer: configs, the two stages, checkpoints, and what a person sees."""
 
+from importlib.util import find_spec
+
+_NEEDED = (
+    "filelock", "flax", "grain", "matplotlib", "numpy", "optax", "orbax", "rich", "sentencepiece",
+    "tensorflow_datasets", "tyro",
+)  # fmt: skip
+if _missing := [name for name in _NEEDED if find_spec(name) is None]:
+    raise ImportError(f"rljax.training needs {', '.join(_missing)}: pip install 'rljax-llm[train]'", name=__name__)
+
 from rljax.models import MeshConfig, ShardingRules
 from rljax.training.config import (
     Config,

@@ -45,16 +45,21 @@ def test_texts_are_without_their_stop_token(data):
     assert completions(samples(data, texts, [True, False, True]), 3, data) == texts
 
 
+def rewards_of(problems, drawn, data, **more):
+    """The sums of what `verify` gives."""
+    return verify(problems, drawn, data, **more).sum(axis=1)
+
+
 def drawn(data, texts, finished=None):
     finished = [True] * len(texts) if finished is None else finished
-    return Drawn(samples(data, texts, finished, budget=20), texts, np.zeros(len(texts), np.float32))  # pyright: ignore[reportArgumentType]
+    return Drawn(samples(data, texts, finished, budget=20), texts, np.zeros((len(texts), 1)))  # pyright: ignore[reportArgumentType]
 
 
 def test_a_reward_is_the_tasks_of_a_completion_that_was_cut_too(data):
-    rewards = verify(PROBLEMS, drawn(data, ["2", "3", "5"], [True, False, True]), data)
+    rewards = rewards_of(PROBLEMS, drawn(data, ["2", "3", "5"], [True, False, True]), data)
     assert rewards.dtype == np.float32
     assert rewards.tolist() == [4, 4, 0]
-    fixed = verify(PROBLEMS, drawn(data, ["2", "3", "5"], [True, False, True]), data, cut_reward=-0.5)
+    fixed = rewards_of(PROBLEMS, drawn(data, ["2", "3", "5"], [True, False, True]), data, cut_reward=-0.5)
     assert fixed.tolist() == [4, -0.5, 0]
 
 
@@ -70,7 +75,7 @@ def test_a_reward_is_given_what_it_names(data):
     for function, lengths in ((reward, (3, 1)), (bound, (-1, -1))):
         found.clear()
         task = dataclasses.replace(data, reward=function)
-        assert verify(problems, drawn(data, ["33", "5"], [True, False]), task).tolist() == [10, 10]
+        assert rewards_of(problems, drawn(data, ["33", "5"], [True, False]), task).tolist() == [10, 10]
         assert found == [("33", True, lengths[0], {"weight": 3}), ("5", False, lengths[1], {})]
 
 
@@ -81,7 +86,7 @@ def test_what_only_begins_like_the_answer_is_not_it(data):
         (last_output, Problem("f6 f9 stuv;", "vutsw"), "f9 vuts;f6 vutsw"),
     ):
         task = dataclasses.replace(data, reward=reward)
-        assert verify([problem] * 2, drawn(data, [text] * 2, [True, False]), task).tolist() == [1, 0]
+        assert rewards_of([problem] * 2, drawn(data, [text] * 2, [True, False]), task).tolist() == [1, 0]
 
 
 class Unsigned:
@@ -101,15 +106,15 @@ class Unsigned:
 )  # fmt: skip
 def test_a_reward_is_any_number(data, value, number):
     task = dataclasses.replace(data, reward=lambda *_: value)
-    assert verify(PROBLEMS[:1], drawn(data, ["2"]), task).tolist() == [number]
-    assert verify(PROBLEMS[:1], drawn(data, ["2"]), dataclasses.replace(data, reward=Unsigned())).tolist() == [2]
+    assert rewards_of(PROBLEMS[:1], drawn(data, ["2"]), task).tolist() == [number]
+    assert rewards_of(PROBLEMS[:1], drawn(data, ["2"]), dataclasses.replace(data, reward=Unsigned())).tolist() == [2]
 
 
 @pytest.mark.parametrize(
     ("value", "how"),
-    [(None, "write `return` with a number on every path"), ("1.0", "return a single one"),
-     (np.array([1.0, 2.0]), "return a single one"), ([1.0], "return a single one"), (1j, "return a single one"),
-     (np.array("1.0"), "return a single one"), (np.array([]), "return a single one")],
+    [(None, "write `return` with a number on every path"), ("1.0", "return one, or a tuple of them"),
+     (np.array([1.0, 2.0]), "return one, or a tuple of them"), ([], "return one, or a tuple of them"), ([1.0, "a"], "return one, or a tuple of them"), (1j, "return one, or a tuple of them"),
+     (np.array("1.0"), "return one, or a tuple of them"), (np.array([]), "return one, or a tuple of them")],
     ids=repr,
 )  # fmt: skip
 def test_a_reward_that_is_no_number_is_named_with_what_to_write(data, value, how):
@@ -117,7 +122,7 @@ def test_a_reward_that_is_no_number_is_named_with_what_to_write(data, value, how
     expected = f"reward('1+1=', '2', '2') = {value!r}: expected a number, such as 1.0 for a right completion "
     expected += f"and 0.0 for a wrong one; {how}"
     with pytest.raises(RunError, match=f"^{re.escape(expected)}$"):
-        verify(PROBLEMS[:1], drawn(data, ["2"]), task)
+        rewards_of(PROBLEMS[:1], drawn(data, ["2"]), task)
 
 
 @pytest.mark.parametrize(
@@ -130,15 +135,30 @@ def test_a_reward_that_is_no_number_is_named_with_what_to_write(data, value, how
 )
 def test_a_reward_that_is_not_finite_or_raises_is_named(data, reward, message):
     with pytest.raises(RunError, match=message):
-        verify(PROBLEMS[:1], drawn(data, ["2"]), dataclasses.replace(data, reward=reward))
+        rewards_of(PROBLEMS[:1], drawn(data, ["2"]), dataclasses.replace(data, reward=reward))
 
 
 def test_the_completions_of_a_prompt_are_a_group(data):
-    drawn = SimpleNamespace(samples=samples(data, ["1", "2", "3", "4"], [True] * 4), rewards=np.arange(4.0))
+    drawn = SimpleNamespace(samples=samples(data, ["1", "2", "3", "4"], [True] * 4), components=np.stack([np.arange(4.0) - 1, np.ones(4)], axis=1),
+                            rewards=np.arange(4.0))  # fmt: skip
     rollouts = rollouts_of(drawn, np.array([7, 8]))
     assert rollouts.tokens.shape == (2, 2, 9)
     assert np.asarray(rollouts.rewards).tolist() == [[0, 1], [2, 3]]
     assert np.asarray(rollouts.task).tolist() == [7, 8]
+    assert np.asarray(rollouts.components).tolist() == [[[-1, 1], [0, 1]], [[1, 1], [2, 1]]]
+
+
+def test_a_reward_of_several_numbers_is_their_sum(data):
+    def reward(prompt, text, answer):
+        return float(text == answer), -0.25 * len(text)
+
+    task = dataclasses.replace(data, reward=reward)
+    found = verify(PROBLEMS, drawn(data, ["2", "33", "5"], [True, False, True]), task, cut_reward=-1.0)
+    assert found[:, 1].tolist() == [-0.25, 0, -0.25]
+    assert found[1].tolist() == [-1, 0]
+    uneven = dataclasses.replace(data, reward=lambda prompt, text, answer: (1.0,) * len(text))
+    with pytest.raises(RunError, match=r"expected 2 numbers, as for other completions"):
+        verify(PROBLEMS, drawn(data, ["2", "33", "5"]), uneven)
 
 
 def test_groups_with_a_signal_come_first_and_the_others_are_absent():

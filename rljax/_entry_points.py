@@ -1,0 +1,52 @@
+"""Entry points of the commands `rljax-train` and `rljax-evaluate`, and of the scripts in `launch`."""
+
+import ctypes
+import os
+import platform
+import sys
+from types import ModuleType
+
+
+def train() -> None:
+    """`rljax-train [RECIPE] [--field value …]`: trains from a recipe, going on from where its run stands."""
+    keep_freed_memory()
+    _commands().train()
+
+
+def evaluate() -> None:
+    """`rljax-evaluate RUN [--field value …]`: measures a run's newest checkpoint on the held-out problems."""
+    keep_freed_memory()
+    _commands().evaluate()
+
+
+def _commands() -> ModuleType:
+    """The trainer's commands. Ends the process with one line if the packages of the extra `train` are missing."""
+    try:
+        from rljax.training import commands
+    except ImportError as error:
+        if error.name != "rljax.training":
+            raise
+        sys.exit(f"error: {error}")
+    return commands
+
+
+_M_ARENA_MAX, _M_MMAP_MAX, _M_TRIM_THRESHOLD = -8, -4, -1  # of glibc's malloc.h
+_ACCELERATORS = ("/dev/accel0", "/dev/vfio/0", "/dev/nvidiactl")
+
+
+def keep_freed_memory() -> None:
+    """Lets this process keep the host memory that it frees, if it computes on a CPU.
+
+    XLA allocates the temporaries of each step anew. By default glibc maps and unmaps them, so that the kernel zeroes
+    all of their pages in every step (docs/benchmarks.md). There is one arena because XLA allocates on its worker
+    threads, and only the main arena grows without mapping. Nothing is changed if there is an accelerator, which holds
+    the temporaries itself, if the C library is not glibc, or if the environment has settings for its allocator.
+    """
+    configured = "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ)
+    computes_on_cpu = os.environ.get("JAX_PLATFORMS") == "cpu" or not any(map(os.path.exists, _ACCELERATORS))
+    if configured or not computes_on_cpu or platform.libc_ver()[0] != "glibc":
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(_M_ARENA_MAX, 1)
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
