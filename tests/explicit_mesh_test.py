@@ -77,9 +77,7 @@ def test_its_values_are_those_of_one_device(name, layout):
 def test_what_needs_automatic_axes_says_so():
     hidden, unembedding = (sharded(np.ones((8, 4), np.float32), "P") for _ in range(2))
     with jax.set_mesh(mesh()):
-        with pytest.raises(
-            ValueError, match=r"hidden has sharding .*`jax\.sharding\.auto_axes`"
-        ):
+        with pytest.raises(ValueError, match=r"hidden has sharding .*`jax\.sharding\.auto_axes`"):
             distillation.top_tokens(hidden, unembedding, k=2)
         auto = jax.sharding.auto_axes(partial(distillation.top_tokens, k=2), out_sharding=P("data"))
         ids, _ = auto(hidden, unembedding)
