@@ -51,9 +51,9 @@ def same_number(shown: re.Match, found: re.Match) -> bool:
     ("[0.866 1.]", "[0.86600006 1.        ]", True), ("[0.867 1.]", "[0.86600006 1.]", False), ("1.0", "1.06", False),
     ("[True, False]", "[True, True]", False), ("[1.0]", "[1.0, 1.0]", False), ("nan", "1.0", False), ("2", "3", False),
     ("0.0", "-0.04", False), ("-0.0", "0.0", True), ("[0.693 0.   ]", "[0.693147 0.0004  ]", False),
-    ("1.", "1.4", False), ("0.6931", "0.69314718", True), ("0.6931", "0.69316", False), ("0.693", "0.6936", False), 
-    ("0.2", "0.200000003", True), ("0.5", "0.52", False), ("1.234e-05", "1.2341e-05", True), ("1.234e-05", "1.24e-05", False),
-    ("1e-05", "2e-05", False), ("12.5", "12.5001", False), ("[1 2]", "[12]", False),
+    ("1.", "1.4", False), ("0.6931", "0.69314718", True), ("0.6931", "0.69316", False), ("0.693", "0.6936", False),
+    ("0.2", "0.200000003", True), ("0.5", "0.52", False), ("1.234e-05", "1.2341e-05", True),
+    ("1.234e-05", "1.24e-05", False), ("1e-05", "2e-05", False), ("12.5", "12.5001", False), ("[1 2]", "[12]", False),
 ])  # fmt: skip
 def test_a_number_counts_to_the_digits_shown(want, got, same):
     assert Rounded().check_output(want, got, 0) == same

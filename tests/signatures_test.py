@@ -30,8 +30,8 @@ from rljax import (
 
 CHECKER = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as to a type checker
 MODULES = (
-    ratio, advantage, aggregation, penalty, metrics, rewards, correction, distillation, divergence, regression, schedule,
-    logprobs, pallas_kernels,
+    ratio, advantage, aggregation, penalty, metrics, rewards, correction, distillation, divergence, regression,
+    schedule, logprobs, pallas_kernels,
 )  # fmt: skip
 FUNCTIONS = {
     f"{module.__name__}.{name}": function
