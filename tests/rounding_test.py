@@ -1,4 +1,4 @@
-"""Rounding is no signal: rewards that are equal but for their last digits give an advantage of 0, whatever their scale."""
+"""Rounding is no signal: rewards that are equal but for their last digits give an advantage of 0, at any scale."""
 
 import inspect
 from functools import partial
