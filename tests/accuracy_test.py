@@ -25,6 +25,7 @@ CORRECTIONS = [name for name in correction.__all__ if name not in ("batch_normal
 EXACT = ("Support", "intersection", "ordinary", "students", "teachers", "union")  # ids and masks, no arithmetic
 PENALTIES = {
     **{f"kl, {e.__name__}": partial(penalty.kl, estimator=e) for e in (penalty.k1, penalty.k2, penalty.k3)},
+    "kl_corrected": penalty.kl_corrected,
     "quadratic": penalty.quadratic,
     "entropy_bonus": penalty.entropy_bonus,
     "value_loss": lambda v, batch: penalty.value_loss(v, batch, returns=batch.ref_logp, old_values=v + 0.1, limit=0.2),
@@ -106,6 +107,8 @@ def distillations(student, teacher, ids):
     found = {f"distillation.{f.__name__}": with_gradient(f) for f in (logits_at, support_kl, support_loss)}
     found["distillation.top_tokens"] = distillation.top_tokens(*teacher, k=8)[1], None
     log_pi, log_q = logits_at(hidden), goal
+    weighted = distillation.importance_weighted(log_pi, log_q, ids >= 0)
+    found["distillation.importance_weighted"] = weighted, None
     found["distillation.sampled_token"] = distillation.sampled_token(log_pi, log_q, ids >= 0), None
     return found
 

@@ -205,6 +205,9 @@ def test_arguments_that_do_not_fit(name):
 
 def test_hyper_parameters_out_of_range():
     rewards, mask, _ = papers.random_rollouts(0)
+    for gamma in (99, -1, float("nan"), 1 + 1e-6):
+        with pytest.raises(ValueError, match=rf"gamma = {gamma}: expected a number in \[0, 1\]"):
+            advantage.reinforce_plus_plus(rewards, mask, gamma=gamma)
     with pytest.raises(ValueError, match=r"gamma = 1\.2"):
         advantage.discounted_returns(rewards, mask, gamma=1.2)
     with pytest.raises(ValueError, match=r"lam = -0\.1"):

@@ -31,24 +31,33 @@ PUBLIC = {module.__name__: module for module in CORE} | {
     for module in (rljax, pallas_kernels, *CORE)
     for name in getattr(module, "__all__", ())
 }
-NUMBER = re.compile(r"-?\d+\.?(\d*)(?:e[-+]?\d+)?")
+NUMBER = re.compile(r"-?\d+\.?(\d*)(?:e([-+]?\d+))?")
 DIRECTIVE = re.compile(r"^::: (\S+)((?:\n +.*)*)", flags=re.M)
 
 
 class Rounded(doctest.OutputChecker):
-    """Takes a number that the docstring rounds, and any spaces; all else has to be as it is written."""
+    """Takes a number that the docstring rounds to three decimals or more, and any spaces; all else as it is written."""
 
     def check_output(self, want: str, got: str, optionflags: int) -> bool:
         rest = ["".join(NUMBER.sub("#", text).split()) for text in (want, got)]
-        pairs = zip(NUMBER.finditer(want), NUMBER.finditer(got), strict=False)
-        return rest[0] == rest[1] and all(
-            abs(float(shown[0]) - float(found[0])) <= 0.51 * 10.0 ** -max(len(shown[1]), 1) for shown, found in pairs
-        )
+        numbers = [list(NUMBER.finditer(text)) for text in (want, got)]
+        return rest[0] == rest[1] and len(numbers[0]) == len(numbers[1]) and all(map(same_number, *numbers))
+
+
+def same_number(shown: re.Match, found: re.Match) -> bool:
+    """Within half a unit of the last digit shown; one of less than three decimals is exact, to 1e-6."""
+    value, decimals = float(shown[0]), len(shown[1])
+    half = 0.5 * 10.0 ** (int(shown[2] or 0) - decimals) if decimals > 2 else 0.0
+    return abs(value - float(found[0])) <= half + 1e-6 * (abs(value) or 0.1)
 
 
 @pytest.mark.parametrize(("want", "got", "same"), [
     ("[0.866 1.]", "[0.86600006 1.        ]", True), ("[0.867 1.]", "[0.86600006 1.]", False), ("1.0", "1.06", False),
     ("[True, False]", "[True, True]", False), ("[1.0]", "[1.0, 1.0]", False), ("nan", "1.0", False), ("2", "3", False),
+    ("0.0", "-0.04", False), ("-0.0", "0.0", True), ("[0.693 0.   ]", "[0.693147 0.0004  ]", False),
+    ("1.", "1.4", False), ("0.6931", "0.69314718", True), ("0.6931", "0.69316", False), ("0.693", "0.6936", False),
+    ("0.2", "0.200000003", True), ("0.5", "0.52", False), ("1.234e-05", "1.2341e-05", True),
+    ("1.234e-05", "1.24e-05", False), ("1e-05", "2e-05", False), ("12.5", "12.5001", False), ("[1 2]", "[12]", False),
 ])  # fmt: skip
 def test_a_number_counts_to_the_digits_shown(want, got, same):
     assert Rounded().check_output(want, got, 0) == same

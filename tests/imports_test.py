@@ -33,7 +33,7 @@ def test_the_kernels_know_nothing_of_rljax():
 def test_public_names_have_docstrings():
     assert set(rljax.__all__) == {
         "Batch", "PolicyGradient", "Rollouts", "advantage", "aggregation", "algorithms", "correction", "distillation",
-        "divergence", "metrics", "penalty", "policy_loss", "ratio", "rewards", "schedule",
+        "divergence", "metrics", "penalty", "policy_loss", "ratio", "regression", "rewards", "schedule",
     }  # fmt: skip
     for module in filter(inspect.ismodule, map(partial(getattr, rljax), rljax.__all__)):
         for name in module.__all__:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rljax import Batch, correction, distillation, metrics, penalty, policy_loss, ratio, rewards
+from rljax import Batch, correction, distillation, metrics, penalty, policy_loss, ratio, regression, rewards
 from tests import papers, papers_losses
 from tests.together import together
 
@@ -61,6 +61,14 @@ PENALTIES = {name: kl(name) for name in ESTIMATORS} | {
         lambda y, x: penalty.exact_kl(y, batch_of(x)),
         lambda x: papers_losses.exact_kl(x["logp"], x["w"], x["mask"]),
     ),
+    "kl_corrected": (
+        lambda y, x: penalty.kl_corrected(y, batch_of(x)),
+        lambda x: papers_losses.kl_corrected(x["logp"], x["ref_logp"], x["old_logp"], x["w"], x["mask"]),
+    ),
+    "a2po": (
+        lambda y, x: regression.a2po(y, batch_of(x), beta=0.3),
+        lambda x: papers_losses.a2po(x["logp"], x["ref_logp"], x["A"], x["w"], x["mask"], 0.3),
+    ),
     "value_loss": (
         lambda y, x: penalty.value_loss(y, batch_of(x), returns=x["v"], old_values=x["old_logp"], limit=0.2),
         lambda x: papers_losses.value_loss(x["logp"], x["v"], x["old_logp"], x["w"], x["mask"], 0.2),
@@ -70,7 +78,13 @@ PENALTIES = {name: kl(name) for name in ESTIMATORS} | {
         lambda x: papers_losses.kl_cov(x["logp"], x["old_logp"], x["A"], x["w"], x["mask"], 0.2),
     ),
 }
-SELECTIONS = ("covariance", "confident_negatives", "clip_cov")  # here or, by hand, in penalty_test
+SELECTIONS = (
+    "covariance",
+    "confident_negatives",
+    "clip_cov",
+    "hysteresis",
+    "top_entropy",
+)  # here or, by hand, in penalty_test
 ROWS = {"token_truncated": {}, "sequence_truncated": {}, "icepop": {}, "sequence_masked": {}}
 KEPT = {"geometric": {"low": 0.9, "high": 1.1}, "k3": {"limit": 0.1}, "veto": {"least": 0.5}}
 
@@ -80,7 +94,7 @@ def functions(module):
 
 
 def test_every_function_is_compared_with_a_formula():
-    assert {name.split()[0] for name in PENALTIES} | {"kl", *SELECTIONS} == functions(penalty)
+    assert {name.split()[0] for name in PENALTIES} | {"kl", *SELECTIONS} == functions(penalty) | {"a2po"}
     assert {*ROWS, *KEPT, "batch_normalised", "report"} == functions(correction)
     written = {name for name, _ in inspect.getmembers(papers_losses, inspect.isfunction)}
     chance = {"permute_within_group"}
@@ -109,14 +123,18 @@ def test_selections_are_the_papers():
     @jax.jit
     def selections(x):
         batch = batch_of(x)
-        return penalty.covariance(x["logp"], batch), penalty.confident_negatives(x["v"], batch, threshold=0.3)
+        kept = penalty.confident_negatives(x["v"], batch, threshold=0.3)
+        return penalty.covariance(x["logp"], batch), kept, penalty.top_entropy(x["v"], x["mask"], share=0.3)
 
     with jax.enable_x64(True):
         for seed in SEEDS:
             x = tokens(seed)
-            covariance, kept = selections(x)
+            covariance, kept, top = selections(x)
             assert papers.agree(covariance, papers_losses.covariance(x["logp"], x["A"], x["mask"]))
-            np.testing.assert_array_equal(kept, papers_losses.confident_negatives(x["v"], x["A"], 0.3))
+            dropped = ~papers_losses.confident_negatives(x["v"], x["A"], 0.3) & x["mask"]
+            np.testing.assert_array_equal(kept, ~dropped)
+            np.testing.assert_array_equal(top, papers_losses.top_entropy(x["v"], x["mask"], 0.3))
+            assert 0 < np.sum(top) < x["mask"].sum()
             assert 0 < np.sum(~np.asarray(kept)) < kept.size
 
 
@@ -200,11 +218,15 @@ def test_distillation_and_its_gradient_are_the_papers(name):
 
 def test_the_sampled_token_is_the_papers():
     sampled_token = jax.jit(distillation.sampled_token)
+    weighted = jax.jit(partial(distillation.importance_weighted, gamma=0.7))
     for seed in SEEDS:
         x = tokens(seed)
+        given = x["old_logp"], x["ref_logp"], x["mask"]
         with jax.enable_x64(True):
-            A = sampled_token(x["old_logp"], x["ref_logp"], x["mask"])
-        assert papers.agree(A, papers_losses.sampled_token(x["old_logp"], x["ref_logp"], x["mask"]))
+            A, A_weighted = sampled_token(*given), weighted(*given)
+        assert papers.agree(A, papers_losses.sampled_token(*given))
+        assert papers.agree(A_weighted, papers_losses.importance_weighted(*given, 0.7))
+        assert not papers.agree(A, A_weighted, 0.1)
 
 
 def test_what_happens_to_rewards_is_the_papers():

@@ -47,6 +47,34 @@ def quadratic(logp, old_logp, w, mask):
     return weighted(w, mask, lambda t: ((logp[t] - old_logp[t]) ** 2 / 2, logp[t] - old_logp[t]))
 
 
+def kl_corrected(logp, ref_logp, old_logp, w, mask):
+    def one(t):
+        r, (value, slope) = np.exp(logp[t] - old_logp[t]), k3(logp[t] - ref_logp[t])
+        return r * value, r * value + r * slope
+
+    return weighted(w, mask, one)
+
+
+def a2po(logp, ref_logp, A, w, mask, beta):
+    """Σ_t w_t (β s − A_t)² over rows, each one sequence."""
+    total, gradient = 0.0, np.zeros(mask.shape)
+    for b, m in enumerate(mask):
+        s = sum(logp[b, t] - ref_logp[b, t] for t in np.flatnonzero(m))
+        for t in np.flatnonzero(m):
+            total += w[b, t] * (beta * s - A[b, t]) ** 2
+            gradient[b, m] += w[b, t] * 2 * beta * (beta * s - A[b, t])
+    return total, gradient
+
+
+def optimal_advantage(rewards, mask, reference_rewards, beta):
+    out = np.zeros(mask.shape)
+    for p, own in enumerate(reference_rewards):
+        value = beta * np.log(sum(np.exp(r / beta) for r in own) / len(own))
+        for g, m in enumerate(mask[p]):
+            out[p, g, m] = rewards[p, g] - value
+    return out
+
+
 def entropy_bonus(entropy, w, mask):
     return weighted(w, mask, lambda t: (-entropy[t], -1.0))
 
@@ -80,6 +108,14 @@ def kl_cov(logp, old_logp, A, w, mask, share):
     places = sorted(zip(*np.nonzero(mask), strict=True), key=lambda t: -c[t])[: max(1, int(share * mask.sum()))]
     l = {t: logp[t] - old_logp[t] for t in places}
     return weighted(w, mask, lambda t: (abs(l[t]), np.sign(l[t])) if t in l else (0.0, 0.0))
+
+
+def top_entropy(entropy, mask, share):
+    places = sorted(zip(*np.nonzero(mask), strict=True), key=lambda t: -entropy[t])
+    out = np.zeros(mask.shape, bool)
+    for t in places[: max(1, int(share * len(places)))]:
+        out[t] = True
+    return out
 
 
 def confident_negatives(entropy, A, threshold):
@@ -125,6 +161,14 @@ def support_loss(student, teacher, weights, valid):
 
 def sampled_token(old_logp, teacher_logp, mask):
     return weighted(np.ones(mask.shape), mask, lambda t: (0.0, teacher_logp[t] - old_logp[t]))[1]
+
+
+def importance_weighted(old_logp, teacher_logp, mask, gamma):
+    out = np.zeros(mask.shape)
+    for b, m in enumerate(mask):
+        a = [teacher_logp[b, t] - old_logp[b, t] for t in np.flatnonzero(m)]
+        out[b, m] = [(1 + gamma * (1 - sum(map(abs, a[:t])) / sum(map(abs, a)))) * a[t] for t in range(len(a))]
+    return out
 
 
 # Rewards, `[P, G]`.

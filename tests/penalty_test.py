@@ -74,6 +74,61 @@ def test_estimators_are_unbiased_and_k2_has_the_gradient_of_the_kl():
     np.testing.assert_allclose(found["k1"][1], np.zeros(3), atol=1e-15)
 
 
+POLICIES = {"on-policy": np.zeros(4), "off-policy": np.array([0.6, -0.4, 0.3, -0.8])}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_the_gradient_of_the_kl_by_enumeration(name):
+    """Of KL(π ‖ π_ref) over a vocabulary of four, whose tokens weigh what the sampling policy gives them.
+
+    The gradient of the default is exact on-policy, that of the corrected one on any; k3's is another there and here.
+    """
+    theta, ref = np.array([0.3, -0.5, 1.0, 0.1]), np.log([0.1, 0.4, 0.2, 0.3])
+    old = np.asarray(theta + POLICIES[name])
+    old = old - np.log(np.sum(np.exp(old)))
+
+    def exact(theta):
+        return jnp.sum(jax.nn.softmax(theta) * (jax.nn.log_softmax(theta) - ref))
+
+    def forward(theta):
+        return jnp.sum(np.exp(ref) * (ref - jax.nn.log_softmax(theta)))
+
+    @jax.jit
+    def run(theta):
+        batch = Batch(mask=np.ones(4, bool), old_logp=old, advantages=ref, weights=np.exp(old), ref_logp=ref)
+        estimates = {"default": penalty.kl, "k2": partial(penalty.kl, estimator=penalty.k2),
+                     "k3": partial(penalty.kl, estimator=penalty.k3), "corrected": penalty.kl_corrected}  # fmt: skip
+        found = {
+            k: jax.value_and_grad(lambda t, f=f: f(jax.nn.log_softmax(t), batch))(theta) for k, f in estimates.items()
+        }
+        return jax.value_and_grad(exact)(theta), jax.grad(forward)(theta), found
+
+    with jax.enable_x64(True):
+        (value, gradient), forwards, found = jax.device_get(run(theta))
+    off = {k: np.linalg.norm(slope - gradient) / np.linalg.norm(gradient) for k, (_, slope) in found.items()}
+    np.testing.assert_allclose(found["corrected"][0], value, rtol=1e-12)
+    assert off["corrected"] < 1e-12
+    assert off["k3"] > 0.2
+    if name == "on-policy":
+        np.testing.assert_allclose(found["default"][0], value, rtol=1e-12)
+        assert off["default"] < 1e-12
+        np.testing.assert_allclose(found["k3"][1], forwards, rtol=1e-12)
+    else:
+        assert off["default"] == off["k2"] > 0.2
+
+
+def test_the_corrected_kl_far_from_either_policy():
+    """r k3 = e^{λ − ℓ} (1 − e^ℓ + ℓ e^ℓ): neither factor alone is a float32."""
+    batch = Batch(mask=np.ones(3, bool), old_logp=np.float32([0, -100, 0]), advantages=np.ones(3, np.float32),
+                  weights=np.ones(3, np.float32), ref_logp=np.float32([0, 0, 5]))  # fmt: skip
+    logp = np.float32([-100, -100, 5])
+    value, gradient = jax.jit(jax.value_and_grad(penalty.kl_corrected))(logp, batch)
+    assert np.isposinf(value)  # of the second token alone
+    np.testing.assert_allclose(gradient, [-100 * np.exp(-100), -100, 0], rtol=1e-6, atol=1e-37)
+    held = dataclasses.replace(batch, weights=np.float32([1, 0, 1]))
+    np.testing.assert_allclose(jax.jit(penalty.kl_corrected)(logp, held), 1.0, rtol=1e-6)
+
+
 def test_k3_keeps_its_gradient_far_from_the_reference():
     np.testing.assert_allclose(jax.jit(jax.grad(penalty.k3))(-5.0), 1 - np.exp(5.0), rtol=1e-6)
 

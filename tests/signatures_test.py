@@ -23,14 +23,15 @@ from rljax import (
     objective,
     penalty,
     ratio,
+    regression,
     rewards,
     schedule,
 )  # fmt: skip
 
 CHECKER = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as to a type checker
 MODULES = (
-    ratio, advantage, aggregation, penalty, metrics, rewards, correction, distillation, divergence, schedule, logprobs,
-    pallas_kernels,
+    ratio, advantage, aggregation, penalty, metrics, rewards, correction, distillation, divergence, regression,
+    schedule, logprobs, pallas_kernels,
 )  # fmt: skip
 FUNCTIONS = {
     f"{module.__name__}.{name}": function
@@ -104,6 +105,7 @@ ARGUMENTS = dict.fromkeys(
     "targets": array(np.arange(4), jnp.int32),
     "segment_ids": array(MASK, jnp.int32),
     "tokens": array(MASK, jnp.int32),
+    "reference_rewards": array(np.asarray(TOKENS)[:, 0, :4]),
     "components": array(np.asarray(TOKENS)[..., :2]),
     "greedy_rewards": array(np.asarray(TOKENS)[:, 0, 0]),
     "task": array(np.arange(P), jnp.int32),

@@ -8,7 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rljax import Batch, advantage, aggregation, correction, distillation, metrics, penalty, ratio, rewards
+from rljax import (
+    Batch,
+    advantage,
+    aggregation,
+    correction,
+    distillation,
+    metrics,
+    penalty,
+    ratio,
+    regression,
+    rewards,
+)
 from tests.together import together
 
 LOG = np.log
@@ -71,6 +82,7 @@ ADVANTAGES = {  # of rewards 1, 0, .5 and lengths 2, 2, 1: at the first token an
     "mean_baseline": (advantage.mean_baseline, [[0.5, 0.5], [-0.5, -0.5], [0, 0]]),
     "leave_one_out": (advantage.leave_one_out, [[0.75, 0.75], [-0.75, -0.75], [0, 0]]),
     "length_weighted": (advantage.length_weighted, [[0.5, 0.5], [-0.5, -0.5], [0, 0]]),
+    "max_rl": (advantage.max_rl, [[1, 1], [-1, -1], [0, 0]]),  # over a mean of ½
     "pass_at_k": (advantage.pass_at_k, [[0.5, 0.5], [0, 0], [0, 0]]),
     "task_relative": (partial(advantage.task_relative, task=np.array([3])), [[1, 1], [-1, -1], [0, 0]]),
     "without_negatives": (
@@ -163,6 +175,26 @@ OTHERS = {
     "k2": (lambda: penalty.k2(jnp.float32(-0.5)), 0.125),
     "k3": (lambda: penalty.k3(jnp.float32(-LOG(2))), 1 - LOG(2)),
     "kl": (lambda: penalty.kl(LOGP, BATCH), 0.5 * (LOG(2) - 0.5) + 0.25 * (1 - LOG(2))),
+    "kl_corrected": (  # r = 2 and ½, k3 as above
+        lambda: penalty.kl_corrected(LOGP, BATCH),
+        2 * 0.5 * (LOG(2) - 0.5) + 0.5 * 0.25 * (1 - LOG(2)),
+    ),
+    "top_entropy": (lambda: penalty.top_entropy(H, BATCH.mask, share=0.5), [[False, True, False]]),
+    "importance_weighted": (  # |a| = log 2 twice: w = 3/2 and 5/4
+        lambda: distillation.importance_weighted(BATCH.old_logp, LOGP, BATCH.mask),
+        [[1.5 * LOG(2), -1.25 * LOG(2), 0]],
+    ),
+    "optimal_advantage": (  # V* = ½ log((e² + 1)/2)
+        lambda: regression.optimal_advantage(
+            jnp.ones((1, 1)), jnp.ones((1, 1, 1), bool), reference_rewards=jnp.array([[1.0, 0.0]])
+        ),
+        [[[1 - 0.5 * LOG((np.exp(2) + 1) / 2)]]],
+    ),
+    "solvable": (lambda: regression.solvable(jnp.array([[0.0, 1.0], [0.0, -1.0]])), [True, False]),
+    "a2po": (  # s = log 2 − log 2
+        lambda: regression.a2po(LOGP, BATCH, beta=2.0),
+        0.5 * 1 + 0.25 * 1,
+    ),
     "quadratic": (lambda: penalty.quadratic(LOGP, BATCH), 0.75 * LOG(2) ** 2 / 2),
     "entropy_bonus": (lambda: penalty.entropy_bonus(H, BATCH), -(0.5 * 0.5 + 0.25 * 1.0)),
     "exact_kl": (lambda: penalty.exact_kl(H, BATCH), 0.5 * 0.5 + 0.25 * 1.0),
@@ -249,7 +281,7 @@ def test_every_public_function_has_a_worked_number():
     written = {
         name.split(",")[0] for table in (RATIOS, ADVANTAGES, AGGREGATIONS, CORRECTIONS, OTHERS) for name in table
     }
-    modules = (ratio, advantage, aggregation, correction, penalty, distillation, rewards, metrics)
+    modules = (ratio, advantage, aggregation, correction, penalty, distillation, rewards, regression, metrics)
     public = {name for m in modules for name in m.__all__ if inspect.isfunction(getattr(m, name))}
     assert public <= written
 

@@ -65,7 +65,8 @@ def exact_energy_baseline(rewards: Rewards, mask: Mask, *, energy: Tokens) -> Ad
     """
     mask = require_mask(mask, "P G T")
     require_shape(mask.shape, "mask", energy=energy)
-    energy = gathered(*accumulators(energy=energy), 1, 2)
+    (energy,) = accumulators(energy=energy)
+    energy = gathered(energy, 1, 2)
     return _token_baseline(rewards, mask, partial(_held, jnp.maximum(energy, 0.0)), _everyone)
 
 

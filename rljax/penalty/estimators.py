@@ -101,7 +101,9 @@ def kl_corrected(logp: Tokens, batch: Batch) -> Float[Array, ""]:
     l, moved = finite(logp - ref_logp), finite(logp - old_logp)
     down = jnp.minimum(l, 0.0)  # e^{−ℓ} and r are multiplied before either overflows
     k3_less = jnp.where(l < 0, down * jnp.exp(down) - jnp.expm1(down), jnp.expm1(down - l) + l - down)  # k3 e^down
-    return weighted_sum(weights, jnp.exp(moved - down) * k3_less, live)
+    value = lax.stop_gradient(jnp.exp(moved - down) * k3_less)
+    # In r k3 = π_ref/π_old − r + r ℓ the first term is constant, so ∂(r k3) = r ℓ ∂logp, which is that of sg(r) k2.
+    return weighted_sum(weights, with_gradient_of(value, lax.stop_gradient(jnp.exp(moved)) * k2(l)), live)
 
 
 def _reference(batch: Batch) -> Array:

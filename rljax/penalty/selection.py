@@ -74,10 +74,10 @@ def confident_negatives(entropy: Tokens, batch: Batch, *, threshold: float | Arr
     >>> confident_negatives(jnp.array([0.5, 2.0, 2.0]), batch, threshold=1.0).tolist()
     [True, False, True]
     """
-    mask = require_mask(batch.mask)
+    mask = trained(batch)
     require_shape(mask.shape, "mask", entropy=entropy, advantages=batch.advantages)
     (entropy,) = accumulators(entropy=entropy)
-    return ~((batch.advantages < 0) & (entropy > jnp.asarray(threshold, entropy.dtype)))
+    return ~(mask & (batch.advantages < 0) & (entropy > jnp.asarray(threshold, entropy.dtype)))
 
 
 def top_entropy(
