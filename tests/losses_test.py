@@ -57,6 +57,10 @@ PENALTIES = {name: kl(name) for name in ESTIMATORS} | {
         lambda y, x: penalty.entropy_bonus(y, batch_of(x)),
         lambda x: papers_losses.entropy_bonus(x["logp"], x["w"], x["mask"]),
     ),
+    "adaptive_entropy": (
+        lambda y, x: penalty.adaptive_entropy(y, dataclasses.replace(batch_of(x), entropy_coefficient=0.5 + 0 * x["w"])),
+        lambda x: papers_losses.entropy_bonus(x["logp"], 0.5 * x["w"], x["mask"]),
+    ),
     "exact_kl": (
         lambda y, x: penalty.exact_kl(y, batch_of(x)),
         lambda x: papers_losses.exact_kl(x["logp"], x["w"], x["mask"]),
@@ -82,7 +86,6 @@ SELECTIONS = (
     "covariance",
     "confident_negatives",
     "clip_cov",
-    "hysteresis",
     "top_entropy",
 )  # here or, by hand, in penalty_test
 ROWS = {"token_truncated": {}, "sequence_truncated": {}, "icepop": {}, "sequence_masked": {}}

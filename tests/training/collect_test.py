@@ -112,11 +112,15 @@ def test_a_reward_is_any_number(data, value, number):
 
 @pytest.mark.parametrize(
     ("value", "how"),
-    [(None, "write `return` with a number on every path"), ("1.0", "return one, or a tuple of them"),
-     (np.array([1.0, 2.0]), "return one, or a tuple of them"), ([], "return one, or a tuple of them"), ([1.0, "a"], "return one, or a tuple of them"), (1j, "return one, or a tuple of them"),
-     (np.array("1.0"), "return one, or a tuple of them"), (np.array([]), "return one, or a tuple of them")],
+    [
+        (None, "write `return` with a number on every path"),
+        *(
+            (value, "return one, or a tuple of them")
+            for value in ("1.0", np.array([1.0, 2.0]), [], [1.0, "a"], 1j, np.array("1.0"), np.array([]))
+        ),
+    ],
     ids=repr,
-)  # fmt: skip
+)
 def test_a_reward_that_is_no_number_is_named_with_what_to_write(data, value, how):
     task = dataclasses.replace(data, reward=lambda *_: value)
     expected = f"reward('1+1=', '2', '2') = {value!r}: expected a number, such as 1.0 for a right completion "
@@ -139,8 +143,9 @@ def test_a_reward_that_is_not_finite_or_raises_is_named(data, reward, message):
 
 
 def test_the_completions_of_a_prompt_are_a_group(data):
-    drawn = SimpleNamespace(samples=samples(data, ["1", "2", "3", "4"], [True] * 4), components=np.stack([np.arange(4.0) - 1, np.ones(4)], axis=1),
-                            rewards=np.arange(4.0))  # fmt: skip
+    components = np.stack([np.arange(4.0) - 1, np.ones(4)], axis=1)
+    sampled = samples(data, ["1", "2", "3", "4"], [True] * 4)
+    drawn = Drawn(sampled, [], components)  # pyright: ignore[reportArgumentType]
     rollouts = rollouts_of(drawn, np.array([7, 8]))
     assert rollouts.tokens.shape == (2, 2, 9)
     assert np.asarray(rollouts.rewards).tolist() == [[0, 1], [2, 3]]
