@@ -1,4 +1,4 @@
-"""Banned tokens in scoring and training: every number is that of a softmax over the others, and nothing is NaN."""
+"""Banned tokens in scoring and training: every number is that of a softmax over the others, and none is NaN."""
 
 import dataclasses
 

@@ -74,3 +74,8 @@ def test_other_processes_show_nothing(terminal):
 def test_an_unknown_phase_is_named():
     with pytest.raises(ValueError, match=r"phase = 'r1': expected one of \['rl'\]"):
         run({"rl": 1}, [("r1", 0, STEP)])
+
+
+def test_a_metric_without_a_value_is_left_out():
+    nothing = {**STEP, "kl": float("nan"), "clip_share": float("nan")}
+    assert run({"rl": 1}, [("rl", 0, nothing)]).splitlines()[0] == "rl 1/1  reward 0.500  tokens/s 17,512"

@@ -30,8 +30,9 @@ def short(folder, data, **more):
 ], ids=["dapo", "ppo in bfloat16"])  # fmt: skip
 def test_dtypes_are_written_out(tmp_path, data, more):
     assert jax.numpy_dtype_promotion.value == "strict"
-    train(short(tmp_path, data, **more))
+    stage = train(short(tmp_path, data, **more))
     assert metrics(tmp_path, "rl")[0]["optimizer_steps"] >= 1
+    assert stage.look() == {"kl_start": 0.0}  # the only rollout is of the start: both log π come from one program
 
 
 @pytest.mark.slow
