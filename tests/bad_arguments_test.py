@@ -14,13 +14,6 @@ from tests.signatures_test import ARGUMENTS, BATCH, COMBINATORS, FUNCTIONS, OTHE
 
 # Of one array, of any shape or number of groups.
 FREE = ("k1", "k2", "k3", "overlong_penalty", "permute_within_group", "solvable")
-    "k1",
-    "k2",
-    "k3",
-    "overlong_penalty",
-    "permute_within_group",
-    "solvable",
-)  # one array, of any shape or number of groups
 NO_TOKENS = ("batch", "key", "support", "ids", "teacher_ids", "student_ids", "hidden", "unembedding", "history")
 # A value that each bound refuses, whatever the function.
 REFUSED = {
