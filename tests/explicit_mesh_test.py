@@ -22,7 +22,7 @@ def mesh():
 
 
 def single(x):
-    return np.asarray(x, np.float32) if getattr(x, "dtype", None) == np.dtype(float) else x
+    return np.asarray(x, np.float32) if isinstance(x, np.ndarray | np.floating) and x.dtype.kind == "f" else x
 
 
 def sharded(x, layout):
