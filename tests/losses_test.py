@@ -1,5 +1,6 @@
 """Penalties, corrections, distillation, rewards and metrics against plain loops at float64, values and gradients."""
 
+import dataclasses
 import inspect
 from functools import partial
 
@@ -58,7 +59,9 @@ PENALTIES = {name: kl(name) for name in ESTIMATORS} | {
         lambda x: papers_losses.entropy_bonus(x["logp"], x["w"], x["mask"]),
     ),
     "adaptive_entropy": (
-        lambda y, x: penalty.adaptive_entropy(y, dataclasses.replace(batch_of(x), entropy_coefficient=0.5 + 0 * x["w"])),
+        lambda y, x: penalty.adaptive_entropy(
+            y, dataclasses.replace(batch_of(x), entropy_coefficient=0.5 + 0 * x["w"])
+        ),
         lambda x: papers_losses.entropy_bonus(x["logp"], 0.5 * x["w"], x["mask"]),
     ),
     "exact_kl": (
