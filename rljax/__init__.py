@@ -6,6 +6,7 @@ This core imports jax and jaxtyping only.
 """
 
 import importlib
+from typing import TYPE_CHECKING
 
 from rljax import (
     advantage,
@@ -23,6 +24,9 @@ from rljax import (
     schedule,
 )
 from rljax.objective import Batch, Carried, PolicyGradient, Rollouts, advantages_of, make_batch, policy_loss
+
+if TYPE_CHECKING:
+    from rljax import logprobs
 
 __version__ = "0.1.0"
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 SHARE = (0.0, math.nextafter(1.0, 2.0))
 """The range [0, 1], for `ranges`."""
@@ -107,7 +108,7 @@ def require_range(name: str, value: float | Array, low: float, high: float = flo
 
     Where high is infinite, infinity itself is in the range.
     """
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return
     numbers = np.asarray(value)
     if not np.issubdtype(numbers.dtype, np.number) or np.iscomplexobj(numbers):

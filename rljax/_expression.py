@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 from rljax._checks import require_range
 
@@ -182,7 +183,7 @@ def shown(value: Any) -> str:
     """An argument as one would write it: functions by name, numbers in their shortest decimal form."""
     if isinstance(value, functools.partial):
         return shown(as_value(value))
-    if isinstance(value, jax.core.Tracer) or not isinstance(value, Array | np.ndarray | np.generic):
+    if isinstance(value, Tracer) or not isinstance(value, Array | np.ndarray | np.generic):
         plain = callable(value) and isinstance(getattr(value, "__name__", None), str) and not isinstance(value, Bound)
         return name_of(value) if plain else repr(value)
     array = np.asarray(value)
@@ -217,7 +218,7 @@ def _key(value: Bound) -> tuple:
 
 def _constant(leaf: Any) -> tuple:
     """A leaf by its dtype, shape and bytes."""
-    if isinstance(leaf, jax.core.Tracer):
+    if isinstance(leaf, Tracer):
         raise TypeError(f"{leaf}: expected concrete hyper-parameters, since traced ones have no equality and no hash")
     if isinstance(leaf, float):
         return float, leaf

@@ -64,9 +64,9 @@ def check_needs(algorithm: PolicyGradient, penalty: Callable | None) -> None:
     """Raises ValueError, naming function and field, if an algorithm or a penalty asks for what nothing supplies."""
     carried = CARRIED if algorithm.carried else {}
     places = [
-        ("algorithm.advantage", algorithm.advantage, ROLLOUTS | carried),
-        ("algorithm.aggregation", algorithm.aggregation, ROLLOUTS | carried),
-        ("algorithm.ratio", algorithm.ratio, BATCH | carried),
+        ("algorithm.advantage", algorithm.advantage, {**ROLLOUTS, **carried}),
+        ("algorithm.aggregation", algorithm.aggregation, {**ROLLOUTS, **carried}),
+        ("algorithm.ratio", algorithm.ratio, {**BATCH, **carried}),
     ]
     places += [("algorithm.carried.update", algorithm.carried.update, ROLLOUTS)] if algorithm.carried else []
     places += [("penalty", penalty, PENALTY)] if penalty else []

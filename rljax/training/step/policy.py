@@ -43,7 +43,7 @@ def make_loss(config: Config, scorer: Scorer):
             exact = "kl" in config.needs
             rows_of = (reference, batch.tokens, batch.segment_ids, batch.mask)
             value += penalty_of(stats, batch, **({"kl": scorer.kl(params, hidden, *rows_of)} if exact else {}))
-        if extra.returns is not None:
+        if extra.values is not None and extra.returns is not None:
             sums["value_loss"] = penalty.value_loss(scorer.values(params, hidden), batch, returns=extra.returns,
                                                     old_values=extra.values, limit=config.critic.limit)  # fmt: skip
             value += config.critic.coefficient * sums["value_loss"]
