@@ -185,7 +185,7 @@ def test_no_other_penalty_is_nan():
 
     @jax.jit
     def run(logp, batch, key):
-        losses = [jax.value_and_grad(f)(logp, batch) for f in (penalty.quadratic, penalty.kl_cov)]
+        losses = [jax.value_and_grad(f)(logp, batch) for f in (penalty.quadratic, penalty.kl_cov, penalty.kl_corrected)]
         return losses, penalty.clip_cov(logp, batch, ratio=CLIP, share=0.5, key=key)
 
     losses, kept = run(logp, batch, jax.random.key(0))
