@@ -233,10 +233,10 @@ def position_summary(logp, old_logp, A, w, mask, gradient, edges):
             bins[sum(ordinal > e for e in edges)].append((spent, w[b, t], cut * (A[b, t] > 0), cut * (A[b, t] < 0)))
     sums, weight, up, down = zip(*(np.array(x, float).reshape(-1, 4).T for x in bins), strict=True)
     return {
-        "clip_share_positive": [np.dot(x, c) / sum(x) if len(x) else 0.0 for x, c in zip(weight, up, strict=True)],
-        "clip_share_negative": [np.dot(x, c) / sum(x) if len(x) else 0.0 for x, c in zip(weight, down, strict=True)],
-        "drift": [np.mean(x) if len(x) else 0.0 for x in sums],
-        "spread": [np.std(x) if len(x) else 0.0 for x in sums],
+        "clip_share_positive": [np.dot(x, c) / sum(x) if len(x) else np.nan for x, c in zip(weight, up, strict=True)],
+        "clip_share_negative": [np.dot(x, c) / sum(x) if len(x) else np.nan for x, c in zip(weight, down, strict=True)],
+        "drift": [np.mean(x) if len(x) else np.nan for x in sums],
+        "spread": [np.std(x) if len(x) else np.nan for x in sums],
     }
 
 
