@@ -28,7 +28,7 @@ from jaxtyping import Bool, Float, Int
 
 from rljax import _segments
 from rljax._checks import accumulators, ranges, require_mask, require_ordered, require_shape
-from rljax._expression import combinator
+from rljax._expression import combinator, name_of
 from rljax._guards import finite
 from rljax.objective import required_fields, requiring, trained
 
@@ -259,7 +259,11 @@ def _of_rollouts(function: Callable, mask, sign, old_logp, sampled_logp) -> Arra
     """A weight or a rejection of rollouts, whose rows are one sequence each, as [P, G, T] or [P, G, 1]."""
     require_shape(mask.shape, "mask", old_logp=old_logp, sampled_logp=sampled_logp)
     old_logp, sampled_logp = accumulators(old_logp=old_logp, sampled_logp=sampled_logp)
-    sides = (sign,) if "sign" in inspect.signature(function).parameters else ()
+    asks = "sign" in inspect.signature(function).parameters
+    if asks and sign is None:
+        raise ValueError(f"{name_of(function)} requires the side of the advantage, which is not known before it: "
+                         "expected a rejection of (mismatch, mask)")  # fmt: skip
+    sides = (sign,) if asks else ()
     found = function(old_logp - sampled_logp, mask, *sides)
     return found[..., None] if found.ndim == mask.ndim - 1 else found
 

@@ -19,7 +19,8 @@ NO_TOKENS = ("batch", "key", "support", "ids", "teacher_ids", "student_ids", "hi
 REFUSED = {
     "low": -0.1, "high": -0.1, "dual": -0.1, "cap": -0.1, "limit": -0.1, "slack": -0.1, "least": -0.1, "gamma": 1.5,
     "lam": -0.1, "share": 1.5, "alpha": -0.1, "max_length": 0.0, "buffer": 0.0, "slope": -1.0, "positive": 0.0,
-    "negative": -1.0,
+    "negative": -1.0, "log_low": -0.1, "log_high": -0.1, "log_dual": -0.1, "k_positive": -1.0, "k_negative": -1.0,
+    "lam_positive": -1.0, "lam_negative": -1.0,
 }  # fmt: skip
 ONE_MINUS = ("clip", "two_sided_clip")  # where 1 − low is the bound
 FUNCTIONS = {
