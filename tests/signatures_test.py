@@ -66,7 +66,8 @@ def ones(*shape, dtype=jnp.float32):
 
 TOKENS = array(np.linspace(-1.0, 1.0, P * G * T).reshape(P, G, T))
 MASK = array(np.arange(P * G * T).reshape(P, G, T) % 4 > 0, bool)
-BATCH = Batch(mask=MASK, old_logp=TOKENS, advantages=TOKENS, weights=TOKENS, ref_logp=array(-np.asarray(TOKENS)))
+BATCH = Batch(mask=MASK, old_logp=TOKENS, advantages=TOKENS, weights=TOKENS, ref_logp=array(-np.asarray(TOKENS)),
+              entropy_coefficient=ones(P, G, T))  # fmt: skip
 LOGITS, IDS = ones(4, 3), array(np.arange(12).reshape(4, 3) % V, jnp.int32)
 SUPPORT = distillation.Support(IDS, ones(4, 3, dtype=bool))
 SUMS, POSITIONS = (
