@@ -104,7 +104,7 @@ def replaced(**functions) -> PolicyGradient:
     [
         (algorithms.grpo, TypeError, r"algorithm = grpo: expected a PolicyGradient.*call it, grpo\(…\)"),
         (replaced(advantage=lambda rewards, mask: rewards), ValueError, r"advantage <lambda> returned shape \(2, 3\)"),
-        (replaced(advantage=lambda rewards, mask: mask.astype("int32")), TypeError, "advantage <lambda> returned dtype int"),
+        (replaced(advantage=lambda rewards, mask: mask.astype("int32")), TypeError, "returned dtype int"),
         (replaced(aggregation=lambda mask, sign: mask.sum()), ValueError, r"aggregation <lambda> returned shape \(\)"),
         (replaced(aggregation=lambda mask, sign: mask), TypeError, "aggregation <lambda> returned dtype bool"),
         (replaced(aggregation=lambda mask, sign, *, entropy: mask), ValueError, "requires 'entropy', and Rollouts.ent"),

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import tyro
 
 from rljax._checks import check
+from rljax._expression import shown
 from rljax.advantage import discounted_returns
 from rljax.models import MeshConfig, ModelConfig, ShardingRules, TransformerConfig
 from rljax.objective import PolicyGradient, require_algorithm
@@ -22,6 +23,19 @@ from rljax.tasks import Task
 from rljax.tasks.task import require_task
 from rljax.training.needs import check_groups, check_needs, needs_of
 from rljax.training.optimizer import Optimizer, OptimizerConfig, checked
+
+
+def _cannot_be_parsed(arguments: list[str]) -> Any:
+    raise ValueError("an algorithm is written in a recipe")
+
+
+_AS_IT_PRINTS = tyro.constructors.PrimitiveConstructorSpec(  # one field of --help, not the fields of a dataclass
+    nargs=1,
+    metavar="",
+    instance_from_str=_cannot_be_parsed,
+    is_instance=lambda value: True,
+    str_from_instance=lambda value: [shown(value)],
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +188,7 @@ class Config:
 
     task: Task
     """What is learned: problems, tokenizer, reward."""
-    algorithm: Annotated[Any, tyro.conf.Fixed]  # tyro's hints fail on the union of a dataclass and a function
+    algorithm: Annotated[Any, _AS_IT_PRINTS, tyro.conf.Fixed]
     """The objective of stage 2: a PolicyGradient, or a function of the rollout's step that returns one, whose functions
     need the same fields at every step."""
     run: Path = Path("runs/default")
