@@ -297,19 +297,9 @@ def terms(logp: Float[Array, "*B T"], batch: Batch) -> Terms:
     return Terms(mask, segments, advantages, weights, log_ratio, live)
 
 
-def segments_of(batch: Batch) -> Array:
-    """`segments` as ratios read them: the mask, or ids that are 0 where the mask is false."""
-    return terms(batch.old_logp, batch).segments
-
-
 def earns(batch: Batch) -> Bool[Array, "*B T"]:
     """True at the tokens that contribute to the loss, as `Terms.live`."""
     return terms(batch.old_logp, batch).live
-
-
-def log_ratios(logp: Float[Array, "*B T"], batch: Batch) -> Float[Array, "*B T"]:
-    """ℓ = log π_θ − log π_old, in at least float32, as `Terms.log_ratio`."""
-    return terms(logp, batch).log_ratio
 
 
 def policy_loss(logp: Float[Array, "*B T"], batch: Batch, ratio: Callable) -> Float[Array, ""]:

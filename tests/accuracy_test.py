@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rljax import Batch, advantage, aggregation, correction, distillation, penalty, policy_loss, ratio
-from rljax.objective import bind, log_ratios, required_fields, segments_of
+from rljax.objective import bind, required_fields, terms
 from tests import papers
 from tests.examples import bound
 from tests.laws_test import COMBINATORS
@@ -21,7 +21,8 @@ RATIOS = {name: bound(ratio, name) for name in ratio.__all__ if name not in COMB
 ADVANTAGES = {name: bound(advantage, name) for name in advantage.__all__ if name not in COMBINATORS}
 ADVANTAGES = {name: f for name, f in ADVANTAGES.items() if not name.startswith("without")}
 AGGREGATIONS = {name: bound(aggregation, name) for name in aggregation.__all__ if name != "side"}
-CORRECTIONS = [name for name in correction.__all__ if name not in ("batch_normalised", "report")]  # of λ alone
+NOT_OF_THE_MISMATCH = ("batch_normalised", "report", "opsm", "weighted", "aggregation_of_kept", "advantage_of_kept")
+CORRECTIONS = [name for name in correction.__all__ if name not in NOT_OF_THE_MISMATCH]
 EXACT = ("Support", "intersection", "ordinary", "students", "teachers", "union")  # ids and masks, no arithmetic
 PENALTIES = {
     **{f"kl, {e.__name__}": partial(penalty.kl, estimator=e) for e in (penalty.k1, penalty.k2, penalty.k3)},
@@ -66,7 +67,8 @@ def outputs(logp, batch, rewards, mask, fields, rollout, heads):
     """By name: e^f, A, w or another function's value, and the gradient where there is one."""
     out = corrections(*rollout, mask) | distillations(*heads)
     for name, f in RATIOS.items():
-        values = bind(f, batch)(log_ratios(logp, batch), batch.advantages, segments_of(batch))
+        found = terms(logp, batch)
+        values = bind(f, batch)(found.log_ratio, batch.advantages, found.segments)
         out[f"ratio.{name}"] = jnp.where(batch.mask, jnp.exp(values), 0), jax.grad(policy_loss)(logp, batch, f)
     for name, f in ADVANTAGES.items():
         out[f"advantage.{name}"] = f(rewards, mask, **{field: fields[field] for field in required_fields(f)}), None

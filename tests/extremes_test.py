@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rljax import Batch, correction, distillation, metrics, penalty, policy_loss, ratio
-from rljax.objective import bind, log_ratios, segments_of
+from rljax.objective import bind, terms
 from tests.examples import ALGORITHMS
 from tests.laws_test import RATIOS
 from tests.metrics_test import CLIP
@@ -37,6 +37,7 @@ ESTIMATORS = {
     },
 }
 NORMALISED = "batch_normalised"  # of weights, not of a mismatch
+CORRECTED = ("weighted", "aggregation_of_kept", "advantage_of_kept")  # functions of functions
 every_ratio = pytest.mark.parametrize("name", RATIOS)
 
 
@@ -47,7 +48,8 @@ def test_every_ratio_is_known_to_be_bounded_or_not():
 
 def look(logp, batch, f):
     """The value that a loss exponentiates, and the gradient."""
-    values = bind(f, batch)(log_ratios(logp, batch), batch.advantages, segments_of(batch))
+    found = terms(logp, batch)
+    values = bind(f, batch)(found.log_ratio, batch.advantages, found.segments)
     return values, jax.grad(policy_loss)(logp, batch, f)
 
 
@@ -197,7 +199,9 @@ def test_no_other_penalty_is_nan():
 
 @together
 def corrections(mismatch, mask):
-    found = {name: getattr(correction, name)(mismatch, mask) for name in correction.__all__ if name != NORMALISED}
+    opsm = partial(correction.opsm, sign=jnp.full(mask.shape[:-1], -1), limit=0.1)
+    functions = {name: getattr(correction, name) for name in correction.__all__} | {"opsm": opsm}
+    found = {n: f(mismatch, mask) for n, f in functions.items() if n not in (NORMALISED, *CORRECTED)}
     return found | {NORMALISED: correction.batch_normalised(found["icepop"], mask)}
 
 
@@ -205,7 +209,7 @@ def corrections(mismatch, mask):
 def test_no_correction_is_nan(sign):
     logp, batch = far_rows()
     found = corrections(sign * (logp - batch.old_logp), batch.mask)
-    assert found.keys() == set(correction.__all__)
+    assert found.keys() | set(CORRECTED) == set(correction.__all__)
     for name, out in found.items():
         for x in jax.tree.leaves(out):
             assert not np.isnan(x).any()

@@ -1,7 +1,9 @@
 """Pools: the ratio of a token from the tokens of its sequence."""
 
 import math
+from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -103,32 +105,52 @@ def power_mean(log_ratio: Tokens, advantages: Tokens, segments: Segments, *, p: 
     """
     log_ratio, _, segments = checked(log_ratio, advantages, segments)
     p = jnp.asarray(p, log_ratio.dtype)
-    mean = _segments.mean(log_ratio, segments)
-    deviation = jnp.where(_segments.trained(segments), log_ratio - mean, 0.0)
+    center = lax.stop_gradient(_segments.mean(log_ratio, segments))  # any constant would do
+    deviation = jnp.where(_segments.trained(segments), log_ratio - center, 0.0)
     near = _segments.maximum(jnp.abs(lax.stop_gradient(p * deviation)), segments) <= 1
-    close, far = _power_mean_near(deviation, near, p, segments), _power_mean_far(log_ratio, near, p, segments)
-    return _on_tokens(jnp.where(near, mean + close, far), segments)
+    mean = _segments.mean(_exponential(jnp.where(near, deviation, 0.0), p), segments)
+    close, far = center + _logarithm(mean, p), _power_mean_far(log_ratio, near, p, segments)
+    return _on_tokens(jnp.where(near, close, far), segments)
 
 
-def _power_mean_near(deviation: Array, near: Array, p: Array, segments: Segments) -> Array:
-    """The power mean less the mean of ℓ, from d = ℓ − mean ℓ, where |pd| ≤ 1; smooth in p, through p = 0.
-
-    (1/p) log (1/n) Σ e^{pd} = pV · log(1 + p²V)/(p²V),    V = (1/n) Σ d²·(e^{pd} − 1 − pd)/(pd)²
-    """
-    d = jnp.where(near, deviation, 0.0)
-    v = _segments.mean(d * d * _exp_remainder(p * d), segments)
-    u = p * p * v
-    small = u < 1e-6 if u.dtype == jnp.float32 else u < 1e-12
-    quotient = jnp.where(small, 1 - u / 2, jnp.log1p(u) / jnp.where(small, 1.0, u))
-    return p * v * quotient
+@jax.custom_jvp
+def _exponential(d: Array, p: Array) -> Array:
+    """(e^{pd} − 1)/p for |pd| ≤ 1, d at p = 0: smooth in p. Its derivative by d is one product, so ∞·0 cannot arise."""
+    return d * _series(p * d, lambda k: 1 / math.factorial(k + 1))
 
 
-def _exp_remainder(x: Array) -> Array:
-    """(e^x − 1 − x)/x² = Σ_k x^k/(k + 2)!, for |x| ≤ 1."""
-    terms = 18  # the next is below 1e-18
+@_exponential.defjvp
+def _(primals, tangents):
+    (d, p), (d_dot, p_dot) = primals, tangents
+    by_p = d * d * _series(p * d, lambda k: (k + 1) / math.factorial(k + 2))  # ((x − 1) e^x + 1)/x² at x = pd
+    return _exponential(d, p), jnp.exp(p * d) * d_dot + by_p * p_dot
+
+
+@jax.custom_jvp
+def _logarithm(m: Array, p: Array) -> Array:
+    """log(1 + pm)/p, m at p = 0: the inverse of `_exponential`."""
+    u = p * m
+    return m * jnp.where(u == 0, 1.0, jnp.log1p(u) / jnp.where(u == 0, 1.0, u))
+
+
+@_logarithm.defjvp
+def _(primals, tangents):
+    (m, p), (m_dot, p_dot) = primals, tangents
+    u = p * m
+    small = jnp.abs(u) < 0.1
+    v = jnp.where(small, 1.0, u)
+    closed = (v / (1 + v) - jnp.log1p(v)) / (v * v)
+    by_p = (
+        m * m * jnp.where(small, _series(jnp.where(small, u, 0.0), lambda k: -((-1) ** k) * (k + 1) / (k + 2)), closed)
+    )
+    return _logarithm(m, p), m_dot / (1 + u) + by_p * p_dot
+
+
+def _series(x: Array, coefficient: Callable[[int], float]) -> Array:
+    """Σ_k c_k x^k to 18 terms, which is float64's precision where it is used."""
     total = jnp.zeros_like(x)
-    for k in reversed(range(terms)):
-        total = total * x + 1 / math.factorial(k + 2)
+    for k in reversed(range(18)):
+        total = total * x + coefficient(k)
     return total
 
 
