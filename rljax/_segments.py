@@ -66,7 +66,8 @@ def row_cumulative(x: Float[Array, "*B T"]) -> Float[Array, "*B T"]:
     if axes := sharding.mesh.explicit_axes:  # an axis that is split there cannot be reshaped
         automatic: Callable = jax.sharding.auto_axes(row_cumulative, axes=axes, out_sharding=sharding)
         return automatic(x)
-    tiles = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]).reshape(*x.shape[:-1], -1, 64)
+    count = -(-x.shape[-1] // 64)
+    tiles = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 64)]).reshape(*x.shape[:-1], count, 64)
     within = jnp.matmul(tiles, jnp.triu(jnp.ones((64, 64), x.dtype)), precision=lax.Precision.HIGHEST)
     totals = within[..., -1:]
-    return (within + jnp.cumsum(totals, axis=-2) - totals).reshape(*x.shape[:-1], -1)[..., : x.shape[-1]]
+    return (within + jnp.cumsum(totals, axis=-2) - totals).reshape(*x.shape[:-1], 64 * count)[..., : x.shape[-1]]

@@ -198,3 +198,13 @@ def test_nan_shows():
     for weight in (correction.token_truncated, correction.sequence_truncated, correction.icepop,
                    correction.sequence_masked):  # fmt: skip
         assert np.isnan(weight(unknown, ones)).all(), weight
+
+
+@pytest.mark.parametrize("name", [n for n in ALGORITHMS if n not in ("aepo", "cppo", "otb", "ppo", "remax")])
+def test_no_prompts_are_a_loss_of_zero(name):
+    algorithm, empty = make(name), np.zeros((0, G, T), np.float32)
+    rollouts = Rollouts(empty.astype(np.int32), empty.astype(bool), empty[..., 0], empty, ref_logp=empty)
+    batch = make_batch(algorithm, rollouts)
+    value, gradient = jax.value_and_grad(policy_loss)(empty, batch, algorithm.ratio)
+    assert value == 0
+    assert gradient.shape == (0, G, T)
