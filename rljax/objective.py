@@ -182,6 +182,12 @@ def advantages_of(advantage: Callable, rollouts: Rollouts) -> Float[Array, "P G 
 
     Raises ValueError if a field that it names is missing or shapes do not fit, TypeError if the mask is not boolean or
     the advantages are not floating-point numbers.
+
+    >>> from rljax import advantage
+    >>> rollouts = Rollouts(tokens=jnp.zeros((1, 2, 1), int), mask=jnp.ones((1, 2, 1), bool),
+    ...                     rewards=jnp.array([[1.0, 0.0]]), old_logp=jnp.zeros((1, 2, 1)))
+    >>> advantages_of(advantage.mean_baseline, rollouts).tolist()
+    [[[0.5], [-0.5]]]
     """
     _require_function("advantage", advantage)
     require_mask(rollouts.mask, "P G T")

@@ -17,7 +17,8 @@ from tests.papers import random_mask
 SIZES = {"P": 4, "G": 3, "T": 8, "K": 2, "N": 6, "D": 4, "V": 12}
 AXES = {
     **dict.fromkeys(("log_ratio", "logp", "entropy", "values", "returns", "old_values", "proxy", "x"), "P G T"),
-    **dict.fromkeys(("old_logp", "teacher_logp", "ref_logp", "advantages", "weights", "kl"), "P G T"),
+    **dict.fromkeys(("old_logp", "teacher_logp", "ref_logp", "advantages", "weights", "kl",
+                     "entropy_coefficient"), "P G T"),
     **dict.fromkeys(("energy", "importance"), "P G T"),
     **dict.fromkeys(("rewards", "lengths"), "P G"),
     **dict.fromkeys(("student_logits", "teacher_logits"), "N K"),
@@ -28,6 +29,7 @@ DIFFERENTIATED = {
     "k1": {"log_ratio"}, "k2": {"log_ratio"}, "k3": {"log_ratio"}, "straight_through": {"log_ratio"},
     "kl": {"logp"}, "kl_corrected": {"logp"}, "kl_cov": {"logp"}, "quadratic": {"logp"}, "a2po": {"logp"},
     "entropy_bonus": {"entropy"}, "exact_kl": {"kl"}, "value_loss": {"values"},
+    "adaptive_entropy": {"entropy"}, "exact_kl": {"kl"}, "value_loss": {"values"},
     "support_kl": {"student_logits"}, "support_loss": {"student_logits"}, "logits_at": {"hidden", "unembedding"},
 }  # fmt: skip
 """The arguments that have a gradient; all others are constants."""

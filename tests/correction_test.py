@@ -124,3 +124,17 @@ def test_bounds_in_the_wrong_order(f):
     with pytest.raises(ValueError, match=r"low = 2\.0: expected at most high = 1\.0"):
         f(jnp.zeros((2, 3)), jnp.ones((2, 3), bool), low=2.0, high=1.0)
     jax.eval_shape(lambda low: f(jnp.zeros((2, 3)), jnp.ones((2, 3), bool), low=low, high=1.0), jnp.float32(2))
+
+
+def test_off_policy_sequences_of_negative_advantage_are_masked():
+    """By loops, float64: kept if A ≥ 0 or mean(log q − log p) ≤ limit over the sequence's trained tokens."""
+    rng = np.random.default_rng(0)
+    mismatch, mask, sign = rng.normal(0, 0.3, (6, 5, 7)), rng.random((6, 5, 7)) > 0.3, rng.integers(-1, 2, (6, 5))
+    with jax.enable_x64(True):
+        found = jax.jit(partial(correction.opsm, limit=0.05))(mismatch, mask, sign)
+    expected = np.zeros((6, 5), bool)
+    for p, g in np.ndindex(6, 5):
+        divergence = [-mismatch[p, g, t] for t in range(7) if mask[p, g, t]]
+        expected[p, g] = sign[p, g] >= 0 or sum(divergence) / max(len(divergence), 1) <= 0.05
+    np.testing.assert_array_equal(found, expected)
+    assert 0 < np.sum(~expected) < np.sum(sign < 0)

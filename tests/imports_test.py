@@ -32,8 +32,9 @@ def test_the_kernels_know_nothing_of_rljax():
 
 def test_public_names_have_docstrings():
     assert set(rljax.__all__) == {
-        "Batch", "PolicyGradient", "Rollouts", "advantage", "aggregation", "algorithms", "correction", "distillation",
-        "divergence", "metrics", "penalty", "policy_loss", "ratio", "regression", "rewards", "schedule",
+        "Batch", "Carried", "PolicyGradient", "Rollouts", "advantage", "advantages_of", "aggregation", "algorithms",
+        "carried", "correction", "distillation", "divergence", "logprobs", "make_batch", "metrics", "penalty",
+        "policy_loss", "ratio", "regression", "rewards", "schedule",
     }  # fmt: skip
     for module in filter(inspect.ismodule, map(partial(getattr, rljax), rljax.__all__)):
         for name in module.__all__:

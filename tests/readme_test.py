@@ -46,6 +46,7 @@ def test_the_losses_in_your_own_code():
     old_logp = -jax.random.uniform(key, mask.shape)
     names = {
         "rewards": jnp.array([[1.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]]),
+        "tokens": jnp.zeros(mask.shape, jnp.int32),
         "mask": jnp.asarray(mask),
         "old_logp": old_logp,
         "logp": old_logp,

@@ -1,5 +1,6 @@
 """A worked number for every public function, by hand: what it gives for three or four tokens."""
 
+import dataclasses
 import inspect
 from functools import partial
 
@@ -168,6 +169,10 @@ OTHERS = {
     "opsm": (  # the sampler's log-probability is higher by ½ on both
         lambda: correction.opsm(np.full((2, 1), -0.5), np.ones((2, 1), bool), np.array([1, -1]), limit=0.25),
         [True, False],
+    ),
+    "adaptive_entropy": (
+        lambda: penalty.adaptive_entropy(H, dataclasses.replace(BATCH, entropy_coefficient=jnp.full((1, 3), 0.5))),
+        -0.5 * (0.5 * 0.5 + 0.25 * 1.0),
     ),
     "side": (lambda: aggregation.side(np.array([[[0.5, 1.0], [0.5, -1.0]]]), np.ones((1, 2, 2), bool)), [[1, -1]]),
     "straight_through": (lambda: jax.grad(penalty.straight_through(penalty.k3))(2.0), 2.0),  # k2's

@@ -63,7 +63,7 @@ SMALL = (
 def run(folder: Path, *command: str | Path, fails: bool = False) -> str:
     """Output of a command run in the folder; raises AssertionError if its exit status is not as expected."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE,
+    done = subprocess.run(command, cwd=folder, env=environment, encoding="utf-8", stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT)  # fmt: skip
     assert (done.returncode != 0) == fails, f"{command} ended with {done.returncode}:\n{done.stdout}"
     return done.stdout
@@ -77,7 +77,7 @@ def built(folder: Path) -> Path:
     run(ROOT, sys.executable, "-c", code, folder)
     shutil.rmtree(stale)
     (sdist,) = folder.glob("*.tar.gz")
-    with tarfile.open(sdist) as archive:
+    with tarfile.TarFile.gzopen(sdist) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
     assert {"LICENSE", "CHANGELOG.md", "rljax/py.typed", "pallas_kernels/py.typed", "configs/strings.py"} <= held, held
     run(folder, sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", sdist)
@@ -95,9 +95,9 @@ def environment(folder: Path) -> Path:
 
 def install(commands: Path, *requirements: str | Path, free: Iterable[str] = ()) -> None:
     """Installs the requirements, and what they need as locked, except for the distributions in `free`."""
-    pins = re.findall(r"^[\w.-]+.*==[^\\\n]+", (ROOT / "requirements.lock").read_text(), flags=re.M)
+    pins = re.findall(r"^[\w.-]+.*==[^\\\n]+", (ROOT / "requirements.lock").read_text(encoding="utf-8"), flags=re.M)
     constraints = commands / "constraints.txt"
-    constraints.write_text("\n".join(pin for pin in pins if distribution(pin) not in free))
+    constraints.write_text("\n".join(pin for pin in pins if distribution(pin) not in free), encoding="utf-8")
     python = commands / "python"
     run(commands, UV, "pip", "install", "--quiet", "--python", python, "--constraint", constraints, *requirements)
 
@@ -119,7 +119,7 @@ def check_base(wheel: Path, folder: Path) -> None:
 
 def check_train(wheel: Path, folder: Path) -> None:
     """With the oldest versions that `train` allows: a small run, and its evaluation."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     direct = [*project["dependencies"], *project["optional-dependencies"]["train"]]
     free = {distribution(needed) for needed in direct}
     commands = environment(folder)

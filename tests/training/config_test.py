@@ -17,7 +17,6 @@ from rljax.training import (
     RolloutConfig,
     ShardingRules,
 )  # fmt: skip
-from rljax.training.validation import check_algorithm
 from tests.training.tiny import config as tiny
 
 
@@ -89,12 +88,44 @@ def test_groups_are_chosen_by_their_signal_only_where_the_baseline_is_theirs():
     rollout = RolloutConfig(prompts=4, train_groups=2)
     for algorithm, needed in ((algorithms.remax(), "greedy_rewards"), (algorithms.ppo(), "values")):
         with pytest.raises(ValueError, match=rf"rollout.train_groups = 2: expected 0: .*needs {needed}"):
-            check_algorithm(Config(task=StringsTask(), algorithm=algorithm, rollout=rollout))
-    check_algorithm(Config(task=StringsTask(), algorithm=algorithms.grpo(), rollout=rollout))
+            Config(task=StringsTask(), algorithm=algorithm, rollout=rollout)
+    Config(task=StringsTask(), algorithm=algorithms.grpo(), rollout=rollout)
 
 
 def test_a_divergence_needs_its_number_of_tokens():
-    check_algorithm(Config(task=StringsTask(), algorithm=algorithms.cppo()))
+    Config(task=StringsTask(), algorithm=algorithms.cppo())
     unsaid = dataclasses.replace(algorithms.cppo(), top_k=None)
     with pytest.raises(ValueError, match=r"algorithm\.top_k = None: expected the number of likeliest tokens"):
-        check_algorithm(Config(task=StringsTask(), algorithm=unsaid))
+        Config(task=StringsTask(), algorithm=unsaid)
+
+
+def difficult(rewards, mask, *, difficulty):
+    return rewards
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"algorithm": algorithms.grpo}, r"algorithm = grpo: expected a PolicyGradient, .*; call it, grpo\(…\)"),
+        ({"algorithm": 3}, r"algorithm = 3: expected a PolicyGradient"),
+        ({"algorithm": lambda step: None}, r"algorithm = None: expected a PolicyGradient"),
+        ({"task": "x.jsonl"}, r"task = 'x\.jsonl': expected a task, such as JsonlTask\(path='x\.jsonl'\)"),
+        ({"algorithm": dataclasses.replace(algorithms.grpo(), advantage=difficult)},
+         r"algorithm\.advantage = difficult: requires 'difficulty', which the trainer does not supply: .*proxy"),
+        ({"algorithm": dataclasses.replace(algorithms.grpo(), aggregation=difficult)},
+         r"algorithm\.aggregation = difficult: requires 'difficulty'"),
+        ({"algorithm": dataclasses.replace(algorithms.aepo(entropy_low=0.1, entropy_high=0.2), carried=None)},
+         r"requires 'dropping', which `carried\.entropy_hysteresis` writes"),
+        ({"penalty": lambda stats, batch, *, margin: 0.0}, r"penalty = <lambda>: requires 'margin'.*expected kl"),
+        ({"rollout": RolloutConfig(completions=1)},
+         r"rollout\.completions = 1: expected 2 or more: group_relative of a group of one is 0"),
+    ],
+)  # fmt: skip
+def test_a_need_that_cannot_be_met_is_refused_when_the_config_is_built(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Config(**{"task": StringsTask(), "algorithm": algorithms.grpo()} | settings)
+
+
+def test_one_completion_is_enough_for_a_baseline_that_is_not_the_groups():
+    for algorithm in (algorithms.ppo(), algorithms.remax(), algorithms.reinforce_plus_plus(), algorithms.max_rl()):
+        Config(task=StringsTask(), algorithm=algorithm, rollout=RolloutConfig(completions=1))
