@@ -28,8 +28,7 @@ AXES = {
 DIFFERENTIATED = {
     "k1": {"log_ratio"}, "k2": {"log_ratio"}, "k3": {"log_ratio"}, "straight_through": {"log_ratio"},
     "kl": {"logp"}, "kl_corrected": {"logp"}, "kl_cov": {"logp"}, "quadratic": {"logp"}, "a2po": {"logp"},
-    "entropy_bonus": {"entropy"}, "exact_kl": {"kl"}, "value_loss": {"values"},
-    "adaptive_entropy": {"entropy"}, "exact_kl": {"kl"}, "value_loss": {"values"},
+    "entropy_bonus": {"entropy"}, "adaptive_entropy": {"entropy"}, "exact_kl": {"kl"}, "value_loss": {"values"},
     "support_kl": {"student_logits"}, "support_loss": {"student_logits"}, "logits_at": {"hidden", "unembedding"},
 }  # fmt: skip
 """The arguments that have a gradient; all others are constants."""
