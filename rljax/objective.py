@@ -107,7 +107,7 @@ class PolicyGradient:
     ratio: Callable[..., Float[Array, "*B T"]]
     """f, from log-ratios to log-ratios: `f(log_ratio, advantages, segments, **fields of Batch) -> log_ratio`."""
     carried: Carried | None = None
-    """State carried from one rollout to the next, if there is any."""
+    """State carried from one rollout to the next, if there is any; any object with `init` and `update` is accepted."""
     top_k: int | None = None
     """Number of the sampling policy's likeliest tokens that `Batch.divergence` is taken over, if the ratio needs it."""
 
@@ -116,7 +116,10 @@ class PolicyGradient:
         for name in ("advantage", "aggregation", "ratio"):
             _require_function(f"PolicyGradient.{name}", getattr(self, name))
         if self.carried is not None and not isinstance(self.carried, Carried):
-            raise TypeError(f"PolicyGradient.carried = {self.carried!r}: expected a Carried(init, update)")
+            init, update = (getattr(self.carried, name, None) for name in ("init", "update"))
+            if not (callable(init) and callable(update)):
+                raise TypeError(f"PolicyGradient.carried = {self.carried!r}: expected a Carried(init, update)")
+            object.__setattr__(self, "carried", Carried(init, update))
 
     def __repr__(self):
         return _expression(self)

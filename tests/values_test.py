@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rljax import PolicyGradient, advantage, aggregation, algorithms, ratio
+from rljax import Carried, PolicyGradient, advantage, aggregation, algorithms, ratio
 from tests.examples import ALGORITHMS, make
 
 NAMES = sorted(ALGORITHMS)
@@ -206,6 +206,22 @@ def test_what_is_not_a_function_or_not_a_parameter_is_refused():
         PolicyGradient(advantage.group_relative, aggregation.token_mean, partial(ratio.clip, lowest=0.2))
     with pytest.raises(TypeError, match=r"carried = 3: expected a Carried"):
         PolicyGradient(advantage.group_relative, aggregation.token_mean, ratio.token, carried=3)  # pyright: ignore
+
+
+class Counting:
+    """A state with `init` and `update`, of no class of ours."""
+
+    def init(self):
+        return jnp.zeros((), jnp.int32)
+
+    def update(self, state, rollouts):
+        return rollouts, state + 1
+
+
+def test_any_object_with_init_and_update_is_carried():
+    counting = Counting()
+    algorithm = PolicyGradient(advantage.group_relative, aggregation.token_mean, ratio.token, carried=counting)  # pyright: ignore[reportArgumentType]
+    assert algorithm.carried == Carried(counting.init, counting.update)
 
 
 def mine(log_ratio, advantages, segments, *, scale, power):
