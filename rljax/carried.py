@@ -83,6 +83,13 @@ def average_reward(*, decay: float | Array = 0.95) -> Carried:
 
     The average is over the completions with a trained token, one b for all (the paper has one for each agent and role).
     decay in [0, 1). For outcome rewards [P, G]. Not verified from the paper: read in notes on it.
+
+    >>> rollouts = Rollouts(tokens=jnp.zeros((1, 2, 1), int), mask=jnp.ones((1, 2, 1), bool),
+    ...                     rewards=jnp.array([[3.0, 1.0]]), old_logp=jnp.zeros((1, 2, 1)))
+    >>> carried = average_reward(decay=0.75)
+    >>> rollouts, average = advance(carried, carried.init(), rollouts)
+    >>> float(average), rollouts.rewards.tolist()  # ¼ · 2
+    (0.5, [[2.5, 0.5]])
     """
     return Carried(init=zero, update=partial(subtract_average, decay=decay))
 

@@ -204,6 +204,12 @@ def test_what_is_not_a_function_or_not_a_parameter_is_refused():
         PolicyGradient(advantage.group_relative, aggregation.token_mean, 0.2)  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="lowest"):
         PolicyGradient(advantage.group_relative, aggregation.token_mean, partial(ratio.clip, lowest=0.2))
+    with pytest.raises(
+        TypeError, match=r"PolicyGradient\.ratio = <lambda>: expected a function of \(log_ratio, advantages"
+    ):
+        PolicyGradient(advantage.group_relative, aggregation.token_mean, lambda log_ratio, A: log_ratio)
+    with pytest.raises(TypeError, match=r"advantage = <lambda>: expected a function of \(rewards, mask\): missing"):
+        PolicyGradient(lambda rewards, mask, gamma: gamma * mask, aggregation.token_mean, ratio.token)
     with pytest.raises(TypeError, match=r"carried = 3: expected a Carried"):
         PolicyGradient(advantage.group_relative, aggregation.token_mean, ratio.token, carried=3)  # pyright: ignore
 
@@ -228,8 +234,8 @@ def mine(log_ratio, advantages, segments, *, scale, power):
     return scale * log_ratio**power
 
 
-def both(log_ratio, advantages, segments, *, ratios):
-    return sum(f(log_ratio, advantages, segments) for f in ratios)
+def both(log_ratio, advantages, segments, *, ratios) -> jax.Array:
+    return sum((f(log_ratio, advantages, segments) for f in ratios), jnp.zeros(()))
 
 
 def test_functions_of_ones_own():
