@@ -53,7 +53,7 @@ class Bound:
         keywords = _canonical(function, keywords)
         _require_ranges(function, keywords)
         self.function, self.names = function, tuple(keywords)
-        found, tree = jax.tree.flatten((tuple(map(as_value, args)), tuple(keywords.values())))
+        found, tree = jax.tree.flatten(as_value((args, tuple(keywords.values()))))
         self.leaves = tuple(x for x in found if is_number(x))
         self.template = jax.tree.unflatten(tree, [NUMBER if is_number(x) else x for x in found])
 
@@ -155,7 +155,13 @@ def functions(cls):
             object.__setattr__(value, name, field)
         return value
 
+    def equal(self, other):
+        if type(other) is not type(self):
+            return NotImplemented
+        return all([getattr(self, name) == getattr(other, name) for name in names])  # of all, so that tracers raise
+
     jax.tree_util.register_pytree_node(cls, flatten, unflatten)
+    cls.__eq__ = equal  # that of dataclasses compares tuples, which takes one object to be equal to itself
     return cls
 
 
@@ -166,10 +172,12 @@ def convert_fields(value) -> None:
 
 
 def as_value(argument: Any) -> Any:
-    """A `functools.partial` as a value; anything else as it is."""
-    if isinstance(argument, functools.partial):
-        return Bound(argument.func, *argument.args, **argument.keywords)
-    return argument
+    """Each `functools.partial` of a pytree as a value; anything else as it is."""
+
+    def converted(leaf):
+        return Bound(leaf.func, *leaf.args, **leaf.keywords) if isinstance(leaf, functools.partial) else leaf
+
+    return jax.tree.map(converted, argument, is_leaf=lambda x: isinstance(x, functools.partial))
 
 
 def name_of(function: Any) -> str:
@@ -183,6 +191,11 @@ def shown(value: Any) -> str:
     """An argument as one would write it: functions by name, numbers in their shortest decimal form."""
     if isinstance(value, functools.partial):
         return shown(as_value(value))
+    if type(value) in (list, tuple):
+        inside = ", ".join(map(shown, value))
+        return f"[{inside}]" if type(value) is list else f"({inside},)" if len(value) == 1 else f"({inside})"
+    if type(value) is dict:
+        return "{" + ", ".join(f"{key!r}: {shown(item)}" for key, item in value.items()) + "}"
     if isinstance(value, Tracer) or not isinstance(value, Array | np.ndarray | np.generic):
         plain = callable(value) and isinstance(getattr(value, "__name__", None), str) and not isinstance(value, Bound)
         return name_of(value) if plain else repr(value)
@@ -231,15 +244,15 @@ def _rebuilt(cls, function, names, template, leaves):
 
 
 def _canonical(function: Callable, keywords: dict[str, Any]) -> dict[str, Any]:
-    """Keywords in one form: `partial`s as values, floats where floats are declared, no None that is the default."""
+    """Keywords in one form: in the signature's order, floats if floats are declared, no None that is the default."""
     parameters = inspect.signature(function).parameters
-    found = {}
-    for name, argument in keywords.items():
-        parameter = parameters.get(name)
+    order, found = list(parameters), {}
+    for name in sorted(keywords, key=lambda name: (order.index(name) if name in order else len(order), name)):
+        parameter, argument = parameters.get(name), keywords[name]
         if argument is None and parameter is not None and parameter.default is None:
             continue
         floating = parameter is not None and _declares_float(parameter.annotation)
-        found[name] = _floating(argument) if floating else as_value(argument)
+        found[name] = _floating(argument) if floating else argument
     return found
 
 
@@ -260,5 +273,5 @@ def _floating(argument: Any) -> Any:
 
 def _require_ranges(function: Callable, keywords: dict[str, Any]) -> None:
     for name, (low, high) in getattr(function, "ranges", {}).items():
-        if keywords.get(name) is not None:
+        if name in keywords:
             require_range(name, keywords[name], low, high)

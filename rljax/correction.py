@@ -2,7 +2,7 @@
 
 λ_t = log π_train(y_t) − log π_rollout(y_t), of the same parameters: `Rollouts.old_logp − Rollouts.sampled_logp`.
 A *weight* w̄ [P, G, T] multiplies the aggregation's weights; a *rejection* is a boolean [P, G], true for the sequences
-that are kept. All are constants, over rows `[*B, T]`.
+that are kept. All are constants, over rows `[*B, T]`: the derivative by their bounds is 0, too.
 
     weights = aggregation.token_mean(mask, sign) * correction.token_truncated(mismatch, mask)
 

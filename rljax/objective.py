@@ -75,8 +75,8 @@ class Carried:
 
     def __post_init__(self):
         convert_fields(self)
-        for name in ("init", "update"):
-            _require_function(f"Carried.{name}", getattr(self, name))
+        _require_function("Carried.init", self.init)
+        _require_function("Carried.update", self.update, "state", "rollouts")
 
     def __repr__(self):
         return _expression(self)
@@ -89,8 +89,11 @@ class PolicyGradient:
 
     It is a value: two algorithms are equal, with equal hashes, if their functions and hyper-parameters are, and its
     repr reads as the expression that made it. It is a pytree: the numbers bound to its functions are its leaves, so
-    they may be traced, mapped by `jax.vmap` and differentiated; functions, counts and None are structure. Comparing
+    they may be traced, mapped by `jax.vmap` and differentiated; functions, counts and None are structure. Only those of
+    the ratio have a derivative in `policy_loss`: A and w are constants, whatever they were computed from. Comparing
     traced hyper-parameters raises TypeError. Functions may be plain ones or `functools.partial`s of them.
+
+    Raises TypeError if a field is not a function that takes the arguments below.
 
     >>> from functools import partial
     >>> from rljax import advantage, aggregation, ratio
@@ -107,24 +110,37 @@ class PolicyGradient:
     ratio: Callable[..., Float[Array, "*B T"]]
     """f, from log-ratios to log-ratios: `f(log_ratio, advantages, segments, **fields of Batch) -> log_ratio`."""
     carried: Carried | None = None
-    """State carried from one rollout to the next, if there is any."""
+    """State carried from one rollout to the next, if there is any; any object with `init` and `update` is accepted."""
     top_k: int | None = None
     """Number of the sampling policy's likeliest tokens that `Batch.divergence` is taken over, if the ratio needs it."""
 
     def __post_init__(self):
         convert_fields(self)
-        for name in ("advantage", "aggregation", "ratio"):
-            _require_function(f"PolicyGradient.{name}", getattr(self, name))
-        if self.carried is not None and not isinstance(self.carried, Carried):
-            raise TypeError(f"PolicyGradient.carried = {self.carried!r}: expected a Carried(init, update)")
+        _require_function("PolicyGradient.advantage", self.advantage, "rewards", "mask")
+        _require_function("PolicyGradient.aggregation", self.aggregation, "mask", "sign")
+        _require_function("PolicyGradient.ratio", self.ratio, "log_ratio", "advantages", "segments")
+        carried: Any = self.carried
+        if carried is not None and not isinstance(carried, Carried):
+            if not all(callable(getattr(carried, name, None)) for name in ("init", "update")):
+                raise TypeError(f"PolicyGradient.carried = {carried!r}: expected a Carried(init, update)")
+            object.__setattr__(self, "carried", Carried(carried.init, carried.update))
 
     def __repr__(self):
         return _expression(self)
 
 
-def _require_function(name: str, value: object) -> None:
+def _require_function(name: str, value: object, *arguments: str) -> None:
+    """Raises TypeError unless it can be called with these positional arguments and the fields that it requires."""
     if not callable(value):
         raise TypeError(f"{name} = {value!r}: expected a function")
+    try:
+        signature = inspect.signature(value)
+    except ValueError:  # some functions of C have none
+        return
+    try:
+        signature.bind(*arguments, **dict.fromkeys(required_fields(value)))
+    except TypeError as error:
+        raise TypeError(f"{name} = {shown(value)}: expected a function of ({', '.join(arguments)}): {error}") from None
 
 
 def _expression(value) -> str:
@@ -189,7 +205,7 @@ def advantages_of(advantage: Callable, rollouts: Rollouts) -> Float[Array, "P G 
     >>> advantages_of(advantage.mean_baseline, rollouts).tolist()
     [[[0.5], [-0.5]]]
     """
-    _require_function("advantage", advantage)
+    _require_function("advantage", advantage, "rewards", "mask")
     require_mask(rollouts.mask, "P G T")
     mask = trained(rollouts.mask, rollouts.segment_ids)
     advantages = bind(advantage, rollouts)(lax.stop_gradient(rollouts.rewards), mask)
@@ -223,18 +239,18 @@ def make_batch(algorithm: PolicyGradient, rollouts: Rollouts) -> Batch:
 def weighted_batch(aggregation: Callable, rollouts: Rollouts, advantages: Float[Array, "P G T"]) -> Batch:
     """The batch of one optimizer step from advantages that were computed over its whole rollout; see `make_batch`."""
     mask = trained(rollouts.mask, rollouts.segment_ids)
+    named = ("tokens", "old_logp", "ref_logp", "entropy_coefficient")
+    fields = {name: x for name in named if (x := getattr(rollouts, name)) is not None}
+    require_shape(mask.shape, "mask", advantages=advantages, **fields)
     weights = bind(aggregation, rollouts)(mask, aggregations.side(advantages, mask))
     _require_result("aggregation", aggregation, weights, mask)
     return lax.stop_gradient(
         Batch(
             mask=mask,
-            old_logp=rollouts.old_logp,
             advantages=advantages,
             weights=jnp.where(mask, weights, 0.0),
             segment_ids=rollouts.segment_ids,
-            tokens=rollouts.tokens,
-            ref_logp=rollouts.ref_logp,
-            entropy_coefficient=rollouts.entropy_coefficient,
+            **fields,
         )
     )
 

@@ -115,6 +115,13 @@ def test_what_a_function_returns_is_checked(algorithm, error, message):
         make_batch(algorithm, ROLLOUTS)
 
 
+@pytest.mark.parametrize("name", ["tokens", "old_logp", "ref_logp", "entropy_coefficient"])
+def test_what_a_batch_takes_from_rollouts_has_the_masks_shape(name):
+    wrong = dataclasses.replace(ROLLOUTS, **{name: np.zeros((P, G, T + 1), np.float32)})
+    with pytest.raises(ValueError, match=rf"{name} has shape \(2, 3, 5\): expected \(2, 3, 4\), as mask"):
+        make_batch(REINFORCE, wrong)
+
+
 def test_what_a_ratio_returns_is_checked():
     batch = make_batch(REINFORCE, ROLLOUTS)
     with pytest.raises(ValueError, match=r"ratio <lambda> returned shape \(2, 3, 1\): expected \(2, 3, 4\)"):

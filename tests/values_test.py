@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rljax import PolicyGradient, advantage, aggregation, algorithms, ratio
+from rljax import Carried, PolicyGradient, advantage, aggregation, algorithms, ratio
 from tests.examples import ALGORITHMS, make
 
 NAMES = sorted(ALGORITHMS)
@@ -58,6 +58,10 @@ def test_its_repr_is_the_expression_that_makes_it():
         assert "0x" not in repr(make(name)), name
 
 
+def clipped(**bounds):
+    return PolicyGradient(advantage.group_relative, aggregation.token_mean, partial(ratio.clip, **bounds))
+
+
 def test_hyper_parameters_tell_algorithms_apart():
     assert algorithms.grpo(low=0.1) != algorithms.grpo()
     assert algorithms.grpo(low=0, high=1) == algorithms.grpo(low=0.0, high=1.0)  # numbers are floating-point
@@ -68,6 +72,8 @@ def test_hyper_parameters_tell_algorithms_apart():
     assert arrays[0] == arrays[1] != arrays[2]
     assert hash(arrays[0]) == hash(arrays[1])
     assert algorithms.grpo() != "grpo"
+    assert clipped(low=0.1, high=0.3) == clipped(high=0.3, low=0.1) != clipped(low=0.3, high=0.1)
+    assert jax.tree.structure(clipped(low=0.1, high=0.3)) == jax.tree.structure(clipped(high=0.3, low=0.1))
     assert jax.tree.leaves(algorithms.dr_grpo(max_length=8)) == [8.0, 0.2, 0.2]
 
 
@@ -83,6 +89,8 @@ def test_traced_hyper_parameters_have_no_equality():
     def compared(algorithm):
         with pytest.raises(TypeError, match="expected concrete hyper-parameters"):
             assert algorithm == algorithms.grpo()
+        with pytest.raises(TypeError, match="expected concrete hyper-parameters"):
+            assert algorithm == algorithm  # not even with itself
         with pytest.raises(TypeError, match="expected concrete hyper-parameters"):
             hash(algorithm)
         return 0
@@ -138,6 +146,18 @@ def test_the_derivative_by_p_is_exact(p):
     np.testing.assert_allclose(single, expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("p", [-2.0, 0.0, 1e-25, 3.0])
+@pytest.mark.parametrize("dtype", [bool, jnp.int32])
+def test_the_derivative_by_p_beside_a_sequence_without_tokens(p, dtype):
+    """An absent completion, or a hole in a packed row, has nothing to be the greatest of: no NaN."""
+    x, mask = jnp.array([[0.1, 0.3, -0.25, 9.0], [0.0] * 4]), jnp.array([[True, True, True, False], [False] * 4])
+
+    def slope(x, segments):
+        return jax.grad(lambda p: ratio.power_mean(x, jnp.ones_like(x), segments, p=p).sum())(p)
+
+    np.testing.assert_allclose(slope(x, mask.astype(dtype)), slope(x[:1, :3], mask[:1, :3]), rtol=1e-5)
+
+
 def test_derivatives_by_bounds():
     def loss(algorithm):
         return algorithm.ratio(jnp.log(jnp.array([2.0, 0.25])), jnp.array([1.0, -1.0]), MASK[:2]).sum()
@@ -163,6 +183,7 @@ def test_stacked_algorithms_are_mapped():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: algorithms.grpo(low=None), r"low = None: expected a number in \[0, 1\)"),
         (lambda: algorithms.grpo(low=1.5), r"low = 1\.5: expected a number in \[0, 1\)"),
         (lambda: algorithms.dr_grpo(max_length=0), r"max_length = 0"),
         (lambda: algorithms.gspo(high=-1.0), r"high = -1\.0"),
@@ -174,7 +195,7 @@ def test_stacked_algorithms_are_mapped():
     ],
 )
 def test_hyper_parameters_are_checked_when_an_algorithm_is_built(make, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         make()
 
 
@@ -183,12 +204,38 @@ def test_what_is_not_a_function_or_not_a_parameter_is_refused():
         PolicyGradient(advantage.group_relative, aggregation.token_mean, 0.2)  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="lowest"):
         PolicyGradient(advantage.group_relative, aggregation.token_mean, partial(ratio.clip, lowest=0.2))
+    with pytest.raises(
+        TypeError, match=r"PolicyGradient\.ratio = <lambda>: expected a function of \(log_ratio, advantages"
+    ):
+        PolicyGradient(advantage.group_relative, aggregation.token_mean, lambda log_ratio, A: log_ratio)
+    with pytest.raises(TypeError, match=r"advantage = <lambda>: expected a function of \(rewards, mask\): missing"):
+        PolicyGradient(lambda rewards, mask, gamma: gamma * mask, aggregation.token_mean, ratio.token)
     with pytest.raises(TypeError, match=r"carried = 3: expected a Carried"):
         PolicyGradient(advantage.group_relative, aggregation.token_mean, ratio.token, carried=3)  # pyright: ignore
 
 
+class Counting:
+    """A state with `init` and `update`, of no class of ours."""
+
+    def init(self):
+        return jnp.zeros((), jnp.int32)
+
+    def update(self, state, rollouts):
+        return rollouts, state + 1
+
+
+def test_any_object_with_init_and_update_is_carried():
+    counting = Counting()
+    algorithm = PolicyGradient(advantage.group_relative, aggregation.token_mean, ratio.token, carried=counting)  # pyright: ignore[reportArgumentType]
+    assert algorithm.carried == Carried(counting.init, counting.update)
+
+
 def mine(log_ratio, advantages, segments, *, scale, power):
     return scale * log_ratio**power
+
+
+def both(log_ratio, advantages, segments, *, ratios) -> jax.Array:
+    return sum((f(log_ratio, advantages, segments) for f in ratios), jnp.zeros(()))
 
 
 def test_functions_of_ones_own():
@@ -200,6 +247,12 @@ def test_functions_of_ones_own():
     assert algorithm == PolicyGradient(advantage.group_relative, aggregation.token_mean, algorithm.ratio)
     positional = PolicyGradient(advantage.group_relative, aggregation.token_mean, jax.tree_util.Partial(ratio.token))
     assert positional.ratio(ℓ, ONES, MASK) is not None
+    pairs = [(partial(ratio.clip, low=0.25, high=0.5), ratio.token) for _ in range(2)]
+    first, second = (PolicyGradient(advantage.group_relative, aggregation.token_mean, partial(both, ratios=pair))
+                     for pair in pairs)  # fmt: skip
+    assert first == second  # partials within a tuple are values too
+    assert jax.tree.leaves(first) == [0.25, 0.5]
+    assert repr(first.ratio) == "both(ratios=(clip(low=0.25, high=0.5), token))"
     plain = PolicyGradient(advantage.group_relative, aggregation.token_mean, lambda log_ratio, *_: log_ratio)
     assert plain == plain
     assert plain.ratio(ℓ, ONES, MASK) is ℓ

@@ -1,5 +1,9 @@
 """Published algorithms: functions that return a `PolicyGradient` with the paper's hyper-parameters as defaults.
 
+The derivative of `policy_loss` by a hyper-parameter of the ratio is exact, but 0 if the ratio is under `local_gradient`
+(`cispo`, `minpro_cispo`, `vespo`) or the hyper-parameter is a threshold (`dppo`, `cppo`). It is 0 by those of the
+advantage (`ppo`), the aggregation (`dr_grpo`) and the carried state (`aepo`), since A and w are constants.
+
 To make another, write another expression; to schedule one, make it from the step:
 `lambda step: holder_po(p=holder_schedule(step))`. Each file is a family, with a page in docs/algorithms; its `__all__`
 lists the algorithms. Each docstring names the defaults that are ours and what was not verified from the source. KL

@@ -22,7 +22,8 @@ def ppo(
         A = whiten(Σ_{k≥0} (γλ)^k δ_{t+k}),  δ_t = R_t + γV_{t+1} − V_t,    w = 1/M,    e^f = clip_A(r)
 
     The critic's own loss is `penalty.value_loss`; no group is needed. low, high and lam are the paper's; gamma = 1, the
-    whitening and the token mean follow language-model trainers (verl).
+    whitening and the token mean follow language-model trainers (verl). A is a constant, so the derivative by gamma and
+    by lam is 0.
 
     >>> import jax.numpy as jnp
     >>> ones = jnp.ones((1, 2, 1))

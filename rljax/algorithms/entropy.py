@@ -23,8 +23,9 @@ def aepo(
         A = (R − mean R)/(std of the task's R + 1e-6), 0 where it is < 0 while dropping,    w = 1/M,    e^f = clip_A(r)
         dropping ← H > entropy_high, or dropping and H ≥ entropy_low
 
-    The advantage is the paper's task-relative one. The thresholds are unpublished, so they have no defaults. Ours, not
-    verified from the source: the aggregation, the clip, and that completions left out still count in the denominators.
+    The advantage is the paper's task-relative one. The thresholds are unpublished, so they have no defaults; the
+    derivative by them is 0. Ours, not verified from the source: the aggregation, the clip, and that completions left
+    out still count in the denominators.
 
     >>> import jax.numpy as jnp
     >>> algorithm, mask = aepo(entropy_low=0.2, entropy_high=0.6), jnp.ones((1, 2, 1), bool)

@@ -34,7 +34,8 @@ def dr_grpo(*, max_length: float, low: float | Array = 0.2, high: float | Array 
 
         A = R − mean R,    w = 1/(N · max_length),    e^f = clip_A(r)
 
-    The bounds are PPO's; the paper's were not verified.
+    The bounds are PPO's; the paper's were not verified. w is a constant, so the derivative by
+    max_length is 0.
 
     >>> import jax.numpy as jnp
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)

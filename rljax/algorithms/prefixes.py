@@ -65,7 +65,8 @@ def minpro_cispo(*, high: float | Array = 0.28) -> PolicyGradient:
 
         A = Z,    w = 1/M,    e^f = min(r_t · min_{j<t} r_j, 1 + high), as a constant that multiplies ∇log π
 
-    Not verified from the source: the ratio is from notes on the paper; `high` and the aggregation are CISPO's.
+    So the derivative by `high` is 0. Not verified from the source: the ratio is from notes on the paper; `high` and the
+    aggregation are CISPO's.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([2.0, 1.2, 0.5]), jnp.ones(3), jnp.ones(3, bool)

@@ -15,8 +15,8 @@ def cispo(*, low: float | Array | None = None, high: float | Array = 0.28) -> Po
 
         A = Z,    w = 1/M,    e^f = min(r, 1 + high), as a constant that multiplies ∇log π
 
-    No lower bound, as in the paper; `low` adds one. high = 0.28 is a default of trainers: the paper tunes it, and its
-    value was not verified.
+    So the derivative by the bounds is 0. No lower bound, as in the paper; `low` adds one. high = 0.28 is a default of
+    trainers: the paper tunes it, and its value was not verified.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([0.5, 1.0, 2.0]), jnp.ones(3), jnp.ones(3, bool)
@@ -55,7 +55,7 @@ def dppo(*, low: float | Array = 0.15, high: float | Array = 0.15, cap: float | 
         A = Z,    w = 1/M,    e^f = 0 where A > 0 and p − q > high, or A < 0 and p − q < −low;  else sg(min(r, cap))
 
     Its other form bounds a KL divergence, `ratio.kl_mask` with low = high = 0.05. The ratio and its defaults are as in
-    verl; advantage and aggregation are ours, not verified from the paper.
+    verl; advantage and aggregation are ours, not verified from the paper. The derivative by each bound is 0.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask, q = jnp.array([0.5, 1.0, 2.0]), jnp.ones(3), jnp.ones(3, bool), jnp.array([0.5, 0.5, 0.4])
@@ -78,7 +78,7 @@ def cppo(
         c_t from 1 down to `least`,  S_t = Σ_{j≤t} c_j D_j,  C_t = Σ_{j≤t} c_j
 
     D is `divergence.total_variation` over the old policy's `top_k` likeliest tokens, as in the paper, whose slack is
-    0.015 to 0.02. Advantage and aggregation are ours, not verified from the source.
+    0.015 to 0.02. Advantage and aggregation are ours, not verified from the source. The derivative by each bound is 0.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.full(3, 1.1), jnp.ones(3), jnp.ones(3, bool)
@@ -129,7 +129,8 @@ def vespo(
         (k, λ) = (k_positive, lam_positive) where A ≥ 0, (k_negative, lam_negative) elsewhere
         each ℓ within ±20, log R within log 1e-8, 20
 
-    Not verified from the paper: weight, defaults and token mean were read in TRL's code; the advantage is GRPO's.
+    So the derivative by k and λ is 0. Not verified from the paper: weight, defaults and token mean were read in TRL's
+    code; the advantage is GRPO's.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([4.0, 0.5]), jnp.ones(2), jnp.ones(2, bool)

@@ -1,4 +1,7 @@
-"""Trust regions by divergence: a token outside of the region is dropped, whatever its ratio."""
+"""Trust regions by divergence: a token outside of the region is dropped, whatever its ratio.
+
+Their hyper-parameters are thresholds (`cap` bounds a value without gradient): the derivative by each of them is 0.
+"""
 
 import math
 

@@ -156,10 +156,11 @@ def _series(x: Array, coefficient: Callable[[int], float]) -> Array:
 
 def _power_mean_far(log_ratio: Array, near: Array, p: Array, segments: Segments) -> Array:
     """The power mean by the greatest of the r^p, where p is not near 0."""
-    p, still = jnp.where(p == 0, 1.0, p), lax.stop_gradient(log_ratio)
+    p, still = jnp.where(near, 1.0, p), lax.stop_gradient(log_ratio)
     sign = jnp.where(p < 0, -1.0, 1.0).astype(p.dtype)
     greatest = sign * _segments.maximum(sign * still, segments)  # of the r^p
-    exponent = jnp.where(_segments.trained(segments) & ~near, p * (log_ratio - greatest), 0.0)
+    below = jnp.where(_segments.trained(segments) & ~near, log_ratio - greatest, 0.0)  # greatest is −∞ over nothing
+    exponent = p * below
     vanishes = jnp.exp(lax.stop_gradient(exponent)) == 0  # as its gradient does, were the whole infinite: no 0·∞
     power = jnp.where(vanishes, 0.0, jnp.exp(exponent))
     mean = _segments.mean(power, segments)

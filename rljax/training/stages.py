@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from rljax import penalty
 from rljax.metrics import reward_summary
+from rljax.objective import PolicyGradient
 from rljax.rewards import informative
 from rljax.rollout import SamplingConfig
 from rljax.tasks import Problem
@@ -196,7 +197,7 @@ class PolicyStage(Stage):
     def _learn(self, rollouts, n: int) -> dict:
         """The rollout's optimizer steps, and their metrics; minibatch i takes the groups i, i + M, …."""
         settings, params = self.config.rollout, self.state.params
-        algorithm = jax.tree.map(float, self.config.algorithm_at(n))  # the same on every process
+        algorithm = on_host(self.config.algorithm_at(n))
         rollouts = self.parts.to_devices(rollouts)
         if n + 1 == self.steps or (self.look_every and (n + 1) % self.look_every == 0):
             ours, start = (self._score(of, rollouts).stats.logp for of in (params, self.reference))
@@ -229,6 +230,11 @@ class PolicyStage(Stage):
              "solved": bool(self.parts.data.solved(float(reward)))}
             for p, text, reward in shown
         ]  # fmt: skip
+
+
+def on_host(algorithm: PolicyGradient) -> PolicyGradient:
+    """The algorithm with its hyper-parameters as Python numbers or NumPy arrays, the same on every process."""
+    return jax.tree.map(lambda x: np.asarray(x) if np.ndim(x) else np.asarray(x).item(), algorithm)
 
 
 STAGES: dict[str, Callable[[Config, Components], Stage]] = {s.phase: s for s in (LikelihoodStage, PolicyStage)}

@@ -4,6 +4,7 @@ import dataclasses
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -13,6 +14,7 @@ from rljax import PolicyGradient, advantage, aggregation, algorithms, carried, c
 from rljax.training.needs import ROLLOUTS
 from rljax.training.optimizer import init_state
 from rljax.training.placement import to_devices
+from rljax.training.stages import on_host
 from rljax.training.step.accumulation import State
 from rljax.training.step.policy import make_update, summarize
 from tests.training.one_step import config_of, length, less, params_of, prepare, rollouts_of, scorer_of
@@ -102,3 +104,16 @@ def test_components_reach_the_advantage_that_names_them():
     prepared, *_ = step_of(config_of(algorithm))
     expected = advantage.multi_reward(SAMPLED.rewards, SAMPLED.mask, components=SAMPLED.components)
     np.testing.assert_allclose(prepared.advantages, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_hyper_parameters_may_be_arrays():
+    """Scalars reach a step as Python numbers, whose type is weak, and arrays as they are."""
+    weighed = partial(advantage.multi_reward, coefficients=jnp.array([1.0, 0.0]))
+    algorithm = on_host(dataclasses.replace(algorithms.grpo(low=jnp.array(0.25)), advantage=weighed))
+    coefficients, low, high = jax.tree.leaves(algorithm)
+    assert isinstance(coefficients, np.ndarray)
+    assert (type(low), type(high)) == (float, float)
+    prepared, *_ = step_of(config_of(algorithm))
+    alone = advantage.reinforce_plus_plus_baseline
+    signs = np.sign(alone(SAMPLED.rewards, SAMPLED.mask))  # the second reward has coefficient 0
+    np.testing.assert_array_equal(np.sign(prepared.advantages), signs)
