@@ -206,6 +206,25 @@ def test_a_soft_gate_has_no_nan_far_away():
     np.testing.assert_array_equal(gradient, np.zeros((1, 2)))
 
 
+def test_no_rows_are_a_loss_of_0():
+    none, mask = np.zeros((0, 3, 4), np.float32), np.zeros((0, 3, 4), bool)
+    batch = Batch(mask=mask, old_logp=none, advantages=none, weights=none)
+    position_clip = partial(ratio.position_clip, log_low=0.1, log_high=0.2)
+    for f in (ratio.token, ratio.sequence_mean, ratio.cumulative, ratio.prefix_mean, ratio.prefix_min, position_clip):
+        assert policy_loss(none, batch, f) == 0
+
+
+def test_what_cannot_be_decided_is_nan():
+    nan, A, mask = np.float32([-0.1, np.nan, -0.1]), np.float32([1, 1, 1]), np.ones(3, bool)
+    cppo = partial(ratio.cumulative_divergence_mask, limit=0.15, slack=0.02)
+    assert np.isnan(ratio.taper(nan, A, mask)[1])
+    assert np.isnan(ratio.taper(nan, -A, mask)[1])
+    assert np.isnan(cppo(nan, A, mask, divergence=A)[1])
+    assert np.isnan(cppo(-A, -A, mask, divergence=nan)[1])
+    for f in (ratio.total_variation_mask, ratio.kl_mask):
+        assert np.isnan(f(A, A, mask, old_logp=nan, low=0.1, high=0.1)[1])
+
+
 def needs_divergence(log_ratio, advantages, segments, *, divergence, scale=1.0):
     return log_ratio - scale * divergence
 

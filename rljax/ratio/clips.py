@@ -190,7 +190,8 @@ def taper(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> Tokens:
     [1.  1.  0.5]
     """
     log_ratio, advantages, _ = checked(log_ratio, advantages, segments)
-    return jnp.where((advantages < 0) & ~(log_ratio > 0), log_ratio, 0.0)
+    full = (advantages >= 0) | (log_ratio > 0)
+    return jnp.where(full & ~jnp.isnan(log_ratio), 0.0, log_ratio)
 
 
 @ranges(limit=(0, math.inf))

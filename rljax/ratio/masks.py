@@ -42,7 +42,7 @@ def total_variation_mask(
     log_ratio, advantages, log_q, low, high = _checked_all(log_ratio, advantages, segments, old_logp, low, high)
     difference = jnp.exp(log_q + log_ratio) - jnp.exp(log_q)
     leaves = ((advantages > 0) & (difference > high)) | ((advantages < 0) & (difference < -low))
-    return jnp.where(leaves, -jnp.inf, _capped(log_ratio, cap))
+    return jnp.where(jnp.isnan(log_q), jnp.nan, jnp.where(leaves, -jnp.inf, _capped(log_ratio, cap)))
 
 
 @ranges(low=(0, math.inf), high=(0, math.inf), cap=(1, math.inf))
@@ -73,7 +73,7 @@ def kl_mask(
     divergence = -jnp.exp(log_q) * log_ratio + (other_q - 1e-8) * jnp.log(other_q / other_p)
     up, down = (advantages > 0) & (log_ratio > 0), (advantages < 0) & (log_ratio < 0)
     leaves = (up & (divergence > high)) | (down & (divergence > low))
-    return jnp.where(leaves, -jnp.inf, _capped(log_ratio, cap))
+    return jnp.where(jnp.isnan(log_q), jnp.nan, jnp.where(leaves, -jnp.inf, _capped(log_ratio, cap)))
 
 
 @ranges(limit=(0, math.inf), slack=(0, math.inf), least=SHARE)
@@ -112,7 +112,8 @@ def cumulative_divergence_mask(
     spent = _segments.cumulative(w * divergence, segments)
     before = (t - 1) - (1 - least) * (t - 1) * (t - 2) / (2 * jnp.maximum(n - 1, 1))  # W_{t−1}, of an arithmetic w
     within = (w * divergence <= limit) & (spent <= limit + slack * before)
-    return jnp.where((advantages * log_ratio <= 0) | within, log_ratio, -jnp.inf)
+    kept = jnp.where((advantages * log_ratio <= 0) | within, log_ratio, -jnp.inf)
+    return jnp.where(jnp.isnan(log_ratio) | jnp.isnan(divergence), jnp.nan, kept)
 
 
 def _checked_all(log_ratio, advantages, segments, old_logp, low, high) -> tuple[Array, ...]:
