@@ -12,8 +12,8 @@ In an algorithm the expression says what a correction reaches:
     aggregation_of_kept(token_mean, veto)      # rejected sequences are out of the denominators of w, too
     advantage_of_kept(group_relative, veto)    # rejected sequences are out of their group's baseline, and have A = 0
 
-`report` measures what was rejected. Rows may be packed: with `segment_ids` sequences are those of equal non-zero ids,
-and a rejection is [*B, T].
+A sequence with a NaN among its λ is not kept. `report` measures what was rejected. Rows may be packed: with
+`segment_ids` sequences are those of equal non-zero ids, and a rejection is [*B, T].
 
 All raise ValueError where shapes differ or a bound is out of range, TypeError where the mask is not boolean.
 """

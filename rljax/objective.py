@@ -346,6 +346,7 @@ def policy_loss(logp: Float[Array, "*B T"], batch: Batch, ratio: Callable) -> Fl
     """
     if not callable(ratio):
         raise TypeError(f"ratio is a {type(ratio).__name__}: expected a function, such as the `ratio` of an algorithm")
+    _require_function("ratio", ratio, "log_ratio", "advantages", "segments")
     require_floating(advantages=batch.advantages, weights=batch.weights)
     mask, segments, A, w, ℓ, live = terms(logp, batch)
     f = bind(ratio, batch)(ℓ, A, segments)

@@ -68,7 +68,8 @@ def tiled_gradients(
 def _products(dz, h, part: Head, dtype) -> tuple[Array, Array, Array | None]:
     """(∂h, ∂W, ∂b) of a tile."""
     factor, h, w = (x.astype(dtype) for x in (dz, h, part.unembedding))
-    dh = jnp.einsum("nv,vd->nd", factor, w, preferred_element_type=dz.dtype)
+    reached = jnp.where(jnp.isinf(w), 0, w)  # a row that bans its token has dz = 0: no 0·∞
+    dh = jnp.einsum("nv,vd->nd", factor, reached, preferred_element_type=dz.dtype)
     dw = jnp.einsum("nv,nd->vd", factor, h, preferred_element_type=dz.dtype)
     return dh, dw, None if part.bias is None else jnp.sum(dz, axis=0)
 

@@ -56,7 +56,8 @@ def token_stats(
     A token is banned if z/τ ≤ −10³⁰, for instance by a bias of −∞, even with a soft cap.  Its π is exactly 0, the
     statistics are those of the other tokens, and the gradient of its logit is 0.  If the target is banned, logp is −∞
     without a gradient; if all tokens are, the entropy is 0 and the proxy is 1.  Other logits must be within ±10²⁹; NaN
-    gives NaN.  `hidden` and `unembedding` must be finite: it is the bias that may be −∞.
+    gives NaN.  `hidden` must be finite. A bias may be −∞; a row of
+    `unembedding` whose logits are −∞ has finite gradients in "reference" and "chunked" only.
 
     Raises ValueError for ranks, sizes, a temperature or an implementation that do not fit, TypeError for dtypes, and
     NotImplementedError for "tpu" or "gpu" if the program is lowered for another platform.

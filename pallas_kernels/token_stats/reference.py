@@ -50,7 +50,10 @@ def logits(hidden: Float[Array, "N D"], head: Head) -> Float[Array, "N V"]:
     """x = c·tanh((h·Wᵀ + b)/c)/τ in at least float32, padding included; `BANNED` or less if (h·Wᵀ + b)/τ is."""
     common, accumulator = dtypes(hidden, head.unembedding)
     h, w = hidden.astype(common), head.unembedding.astype(common)
-    z = jnp.einsum("nd,vd->nv", h, w, preferred_element_type=accumulator)
+    infinite = jnp.any(jnp.isinf(w), axis=-1)  # their logits are constants: no 0·∞ in the gradient of h
+    z = jnp.einsum("nd,vd->nv", h, jnp.where(infinite[:, None], 0, w), preferred_element_type=accumulator)
+    banned = jnp.einsum("nd,vd->nv", h, jnp.where(infinite[:, None], w, 0), preferred_element_type=accumulator)
+    z = z + lax.stop_gradient(banned)
     if head.bias is not None:
         z = z + head.bias[None].astype(accumulator)
     x = z * head.beta

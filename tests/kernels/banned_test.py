@@ -307,3 +307,24 @@ def test_a_gradient_of_a_banned_targets_logp_fails(monkeypatch):
     assert np.abs(jax.grad(loss)(head()[0])).max() > 0.1
     monkeypatch.undo()
     np.testing.assert_array_equal(jax.grad(loss)(head()[0]), 0)
+
+
+@pytest.mark.parametrize("implementation", [None, "reference", "chunked"])
+@pytest.mark.parametrize("output", ["logp", "entropy", "proxy"])
+def test_a_row_of_the_unembedding_may_ban_its_token(implementation, output):
+    """A logit of −∞ from the weights: values and gradients are those without the row."""
+    W = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    W[2] = [-np.inf, 0, 0, 0]
+    hidden, targets, kept = np.ones((2, 4), np.float32), np.array([0, 1]), [0, 1, 3, 4, 5]
+
+    def value(hidden, W):
+        return jnp.sum(getattr(token_stats(hidden, W, targets, implementation=implementation), output))
+
+    (found, (dh, dw)), (expected, (dh_kept, dw_kept)) = (
+        jax.value_and_grad(value, (0, 1))(hidden, w) for w in (W, W[kept])
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(dh, dh_kept, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(np.asarray(dw)[kept], dw_kept, rtol=1e-4, atol=1e-6)
+    assert np.all(np.asarray(dw)[2] == 0)
+    assert np.any(np.asarray(dh) != 0)
