@@ -48,6 +48,7 @@ smoke: .venv/.ready
 
 examples: .venv/.ready .venv-tunix/.ready
 	$(BIN)/python examples/bare_jax.py
+	$(BIN)/python examples/sweep.py
 	$(BIN)/python examples/linen_shard_map.py
 	PYTHONPATH=. .venv-tunix/bin/python examples/tunix_grpo.py
 
