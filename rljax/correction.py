@@ -56,13 +56,13 @@ Ids = Int[Array, "*B T"] | None
 
 
 @ranges(cap=(1e-30, math.inf))
-def token_truncated(mismatch: Mismatch, mask: Mask, *, cap: float | Array = 2.0) -> Weights:
+def token_truncated(mismatch: Mismatch, mask: Mask, *, cap: float | Array = 2.0, segment_ids: Ids = None) -> Weights:
     """Truncated importance sampling, token by token: min(e^λ, cap). cap > 0.
 
     >>> print(token_truncated(jnp.log(jnp.array([0.5, 1.5, 4.0])), jnp.ones(3, bool)))
     [0.5 1.5 2. ]
     """
-    mismatch, mask, cap = _checked(mismatch, mask, cap=cap)
+    mismatch, mask, cap = _checked(mismatch, mask, cap=cap, segment_ids=segment_ids)
     return jnp.where(mask, jnp.exp(jnp.minimum(mismatch, jnp.log(cap))), 0.0)
 
 
@@ -80,14 +80,21 @@ def sequence_truncated(mismatch: Mismatch, mask: Mask, *, cap: float | Array = 2
 
 
 @ranges(low=(1e-30, math.inf), high=(1e-30, math.inf))
-def icepop(mismatch: Mismatch, mask: Mask, *, low: float | Array = 0.5, high: float | Array = 5.0) -> Weights:
+def icepop(
+    mismatch: Mismatch,
+    mask: Mask,
+    *,
+    low: float | Array = 0.5,
+    high: float | Array = 5.0,
+    segment_ids: Ids = None,
+) -> Weights:
     """IcePop: e^λ within [low, high], 0 outside: a token that the two disagree about is dropped. 0 < low ≤ high.
 
     >>> print(icepop(jnp.log(jnp.array([0.25, 1.5, 4.0, 8.0])), jnp.ones(4, bool)))
     [0.  1.5 4.  0. ]
     """
     require_ordered(low, high, 1e-30)
-    mismatch, mask, low, high = _checked(mismatch, mask, low=low, high=high)
+    mismatch, mask, low, high = _checked(mismatch, mask, low=low, high=high, segment_ids=segment_ids)
     outside = (mismatch < jnp.log(low)) | (mismatch > jnp.log(high))
     return jnp.where(mask & ~outside, jnp.exp(jnp.where(outside, 0.0, mismatch)), 0.0)
 
@@ -165,20 +172,24 @@ def veto(mismatch: Mismatch, mask: Mask, *, least: float | Array = 1e-4, segment
 
 
 @ranges(limit=(0, math.inf))
-def opsm(mismatch: Mismatch, mask: Mask, sign: Array, *, limit: float | Array) -> Kept:
+def opsm(mismatch: Mismatch, mask: Mask, sign: Array, *, limit: float | Array, segment_ids: Ids = None) -> Kept:
     """Off-policy sequence masking: keeps a sequence if A ≥ 0 or mean(−λ) ≤ limit, nats (DeepSeek-V3.2, 2512.02556).
 
         mean_t(log q_t − log p_t) ≤ limit,    q the sampler's policy, p the trained one
 
-    `sign [*B]` is the side of each completion's advantage, as aggregations get it. There is no published limit, so no
-    default: limit ≥ 0. Not verified from the paper: read in TRL's and slime's code.
+    `sign` is the side of each sequence's advantage, [*B] as aggregations get it; [*B, T] on packed rows. There is no
+    published limit, so no default: limit ≥ 0. Not verified from the paper: read in TRL's and slime's code.
 
     >>> opsm(jnp.array([[-0.5], [-0.5], [-0.1]]), jnp.ones((3, 1), bool), jnp.array([1, -1, -1]), limit=0.2).tolist()
     [True, False, True]
     """
-    mismatch, mask, limit = _checked(mismatch, mask, limit=limit)
-    require_shape(mask.shape[:-1], "mask's leading axes", sign=sign)
-    return (jnp.asarray(sign) >= 0) | (-_segments.mean(mismatch, mask)[..., 0] <= limit)
+    mismatch, mask, limit = _checked(mismatch, mask, limit=limit, segment_ids=segment_ids)
+    if segment_ids is None:
+        require_shape(mask.shape[:-1], "mask's leading axes", sign=sign)
+    else:
+        require_shape(mask.shape, "mask", sign=sign)
+    divergence = -_segments.mean(mismatch, _sequences(mask, segment_ids))
+    return (jnp.asarray(sign) >= 0) | _kept(divergence <= limit, segment_ids)
 
 
 @combinator

@@ -180,6 +180,12 @@ def test_corrections_of_packed_rows_are_those_of_their_sequences():
         packed = weight(mismatch, mask, cap=1.5, segment_ids=ids)[0]
         apart = [weight(*row, cap=1.5)[0] for row in rows]
         np.testing.assert_allclose(packed, [*apart[0], 0, *apart[1]], rtol=1e-6)
+    for weight in (partial(correction.token_truncated, cap=1.3), partial(correction.icepop, low=0.4, high=1.3)):
+        np.testing.assert_allclose(weight(mismatch, mask, segment_ids=ids), weight(mismatch, ids > 0), rtol=1e-6)
+    sides, alone = np.full((1, 5), -1), np.array([-1])
+    packed = correction.opsm(mismatch, mask, sides, limit=0.1, segment_ids=ids)[0]
+    first, second = (bool(correction.opsm(*row, alone, limit=0.1)[0]) for row in rows)
+    assert (packed[0], packed[1], packed[3], packed[4]) == (first, first, second, second) == (True, True, False, False)
     keeps = (
         partial(correction.geometric, low=0.5, high=2.0),
         partial(correction.k3, limit=0.1),

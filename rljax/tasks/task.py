@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rljax._checks import check
+from rljax._expression import name_of
+from rljax.objective import required_fields
 from rljax.tasks.tokenizer import BOS, EOS, PAD, Tokenizer
 
 
@@ -80,6 +82,17 @@ def as_paths(task: Task, *fields: str) -> None:
         value = getattr(task, field)
         if isinstance(value, str):
             object.__setattr__(task, field, Path(value))
+
+
+def require_reward(reward: Callable) -> None:
+    """Raises ValueError if a reward function requires a keyword that it is not given."""
+    try:
+        named = required_fields(reward)
+    except ValueError:  # some functions of C have no signature
+        return
+    if unknown := sorted(named - {"finished", "length", "info"}):
+        raise ValueError(f"task.reward = {name_of(reward)}: requires {', '.join(map(repr, unknown))}, which is not "
+                         "supplied: expected finished, length or info, or a bound value")  # fmt: skip
 
 
 def require_task(value) -> Task:

@@ -79,3 +79,12 @@ def test_an_unknown_phase_is_named():
 def test_a_metric_without_a_value_is_left_out():
     nothing = {**STEP, "kl": float("nan"), "clip_share": float("nan")}
     assert run({"rl": 1}, [("rl", 0, nothing)]).splitlines()[0] == "rl 1/1  reward 0.500  tokens/s 17,512"
+
+
+def test_steps_without_a_signal_are_counted_in_the_line(capsys):
+    progress = Progress({"rl": 2}, every=0)
+    progress.update("rl", 0, {"reward": 0.5, "skipped_steps": 0.0})
+    progress.update("rl", 1, {"reward": 0.5, "skipped_steps": 1.0})
+    first, second = capsys.readouterr().out.strip().splitlines()
+    assert "skipped" not in first
+    assert "steps skipped 1" in second

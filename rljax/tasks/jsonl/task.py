@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rljax.tasks.jsonl.reader import read_jsonl
-from rljax.tasks.task import Problem, Task, TaskData, as_paths, full_reward
+from rljax.tasks.task import Problem, Task, TaskData, as_paths, full_reward, require_reward
 from rljax.tasks.tokenizer import Tokenizer
 from rljax.tasks.verifier import exact_match
 
@@ -53,6 +53,7 @@ class JsonlTask(Task):
         as_paths(self, "path", "tokenizer", "data_dir")
         if not callable(self.reward):
             raise TypeError(f"task.reward = {self.reward!r}: expected a function (prompt, completion, answer) -> float")
+        require_reward(self.reward)
         if not callable(self.solved):
             raise TypeError(f"task.solved = {self.solved!r}: expected a function (reward) -> bool")
         if not 0 <= self.held_out_share < 1:

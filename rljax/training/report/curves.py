@@ -96,7 +96,7 @@ def _looks(config: Mapping) -> str:
     if not problems:
         return "one sample a problem"
     points = 98 / np.sqrt(problems)  # Wilson's interval is near p ± 1.96 √(p(1−p)/n), at most ± 0.98/√n
-    return f"one sample of up to {problems:,} problems a level: ± {points:.0f} points (95%)"
+    return f"one sample of up to {problems:,} problems a level: ± {points:.0f} points (95%) at that many"
 
 
 def _smoothing_legend(window: int) -> str:

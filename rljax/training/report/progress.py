@@ -21,6 +21,7 @@ _SHOWN: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("accuracy", "accuracy", "{:.3f}".format),
     ("kl", "KL", "{:.1e}".format),
     ("clip_share", "clipped", "{:.2%}".format),
+    ("skipped_steps", "steps skipped", lambda skipped: f"{skipped:.0f}" if skipped else ""),
     ("tokens_per_second", "tokens/s", "{:,.0f}".format),
 )
 _WINDOW = 32  # steps over which the pace is measured
@@ -103,6 +104,7 @@ class Progress:
         absent = {"loss"} if "reward" in self._shown else set()
         shown = [(label, form(float(self._shown[name]))) for name, label, form in _SHOWN
                  if name not in absent and math.isfinite(self._shown.get(name, math.nan))]  # fmt: skip
+        shown = [(label, text) for label, text in shown if text]
         left = self._time_left()
         return shown if left is None else [*shown, ("left", duration(left))]
 
