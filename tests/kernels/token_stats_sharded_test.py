@@ -145,4 +145,4 @@ def test_outputs_that_are_not_read(names, check):
 
     truth = gradients_of(partial(token_stats, implementation="reference"))
     assert all(np.abs(gradient).max() > 0.1 for gradient in truth)
-    close(gradients_of(jax.shard_map(shard, mesh=mesh, check_vma=check, **specs)), truth, 3e-6)  # an entropy cancels: 1.5e-6 with jax 0.12
+    close(gradients_of(jax.shard_map(shard, mesh=mesh, check_vma=check, **specs)), truth, 3e-6)  # it cancels
