@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from rljax import PolicyGradient, advantage, aggregation, algorithms, carried, c
 from rljax.training.needs import ROLLOUTS
 from rljax.training.optimizer import init_state
 from rljax.training.placement import to_devices
-from rljax.training.stages import on_host
+from rljax.training.stages import PolicyStage, on_host
 from rljax.training.step.accumulation import State
 from rljax.training.step.policy import make_update, summarize
 from tests.training.one_step import config_of, length, less, params_of, prepare, rollouts_of, scorer_of
@@ -117,3 +118,19 @@ def test_hyper_parameters_may_be_arrays():
     alone = advantage.reinforce_plus_plus_baseline
     signs = np.sign(alone(SAMPLED.rewards, SAMPLED.mask))  # the second reward has coefficient 0
     np.testing.assert_array_equal(np.sign(prepared.advantages), signs)
+
+
+def test_a_schedule_is_asked_for_the_step_of_the_rollout():
+    seen = []
+
+    def prepare(params, reference, rollouts, carried, algorithm):
+        seen.extend(jax.tree.leaves(algorithm)[:1])
+        raise StopIteration
+
+    config = SimpleNamespace(rollout=None, algorithm_at=lambda n: algorithms.holder_po(p=float(n)))
+    parts = SimpleNamespace(to_devices=lambda tree: tree)
+    stage = SimpleNamespace(config=config, parts=parts, state=SimpleNamespace(params=None), _prepare=prepare,
+                            reference=None, carried=(), steps=100, look_every=0)  # fmt: skip
+    with pytest.raises(StopIteration):
+        PolicyStage._learn(stage, None, 7)  # pyright: ignore[reportArgumentType]
+    assert seen == [7.0]
