@@ -211,8 +211,7 @@ def weighted(aggregation: Callable, weight: Callable) -> Callable:
 
     def corrected(mask, sign, *, old_logp, sampled_logp, **fields):
         found = _of_rollouts(weight, mask, sign, old_logp, sampled_logp)
-        fields = {"old_logp": old_logp, "sampled_logp": sampled_logp, **fields}
-        weights = aggregation(mask, sign, **{name: fields[name] for name in required_fields(aggregation)})
+        weights = aggregation(mask, sign, **_named(aggregation, old_logp, sampled_logp, fields))
         return weights * found.astype(weights.dtype)
 
     return requiring(required_fields(aggregation) | MISMATCH, corrected)
@@ -234,8 +233,7 @@ def aggregation_of_kept(aggregation: Callable, keep: Callable) -> Callable:
 
     def of_kept(mask, sign, *, old_logp, sampled_logp, **fields):
         kept = mask & _of_rollouts(keep, mask, sign, old_logp, sampled_logp)
-        fields = {"old_logp": old_logp, "sampled_logp": sampled_logp, **fields}
-        return aggregation(kept, sign, **{name: fields[name] for name in required_fields(aggregation)})
+        return aggregation(kept, sign, **_named(aggregation, old_logp, sampled_logp, fields))
 
     return requiring(required_fields(aggregation) | MISMATCH, of_kept)
 
@@ -255,8 +253,7 @@ def advantage_of_kept(advantage: Callable, keep: Callable) -> Callable:
 
     def of_kept(rewards, mask, *, old_logp, sampled_logp, **fields):
         kept = mask & _of_rollouts(keep, mask, None, old_logp, sampled_logp)
-        fields = {"old_logp": old_logp, "sampled_logp": sampled_logp, **fields}
-        A = advantage(rewards, kept, **{name: fields[name] for name in required_fields(advantage)})
+        A = advantage(rewards, kept, **_named(advantage, old_logp, sampled_logp, fields))
         return jnp.where(kept, A, 0.0)
 
     return requiring(required_fields(advantage) | MISMATCH, of_kept)
@@ -264,6 +261,12 @@ def advantage_of_kept(advantage: Callable, keep: Callable) -> Callable:
 
 MISMATCH = frozenset({"old_logp", "sampled_logp"})
 """The fields of `Rollouts` that the mismatch is made of."""
+
+
+def _named(function: Callable, old_logp, sampled_logp, fields: dict[str, Array]) -> dict[str, Array]:
+    """The fields that the corrected function names itself; the two of the mismatch may be among them."""
+    fields = {"old_logp": old_logp, "sampled_logp": sampled_logp, **fields}
+    return {name: fields[name] for name in required_fields(function)}
 
 
 def _of_rollouts(function: Callable, mask, sign, old_logp, sampled_logp) -> Array:
