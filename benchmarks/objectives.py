@@ -107,7 +107,7 @@ def compare_losses(b: int, t: int, turns: int = 15) -> dict[str, float]:
     return best
 
 
-def vectorised(rewards, mask, proxy):
+def vectorized(rewards, mask, proxy):
     """OTB's advantage in NumPy, for completions without holes."""
     energy = np.where(mask, np.cumsum(np.where(mask, proxy, 0), axis=-1, dtype=np.float32), 0)
     R, total = rewards[..., None], energy.sum(axis=1, keepdims=True)
@@ -145,14 +145,14 @@ def compare_advantages(p: int, g: int, t: int, turns: int = 5) -> dict[str, floa
     here = tuple(map(jnp.asarray, (rewards, mask, proxy)))
     ours = jax.jit(lambda r, m, e: advantage.optimal_token_baseline(r, m, proxy=e)).lower(*here).compile()
     several = np.where(mask.sum(axis=1, keepdims=True) > 1, mask, False)
-    np.testing.assert_allclose(ours(*here), vectorised(rewards, mask, proxy), atol=1e-4)
+    np.testing.assert_allclose(ours(*here), vectorized(rewards, mask, proxy), atol=1e-4)
     np.testing.assert_allclose(
         np.where(several, ours(*here), 0), np.where(several, over_groups(rewards, mask, proxy), 0), atol=1e-4
     )
     best = least_times(
         {
             "rljax": partial(ours, *here),
-            "NumPy, vectorised": partial(vectorised, rewards, mask, proxy),
+            "NumPy, vectorized": partial(vectorized, rewards, mask, proxy),
             "NumPy, a loop over groups": partial(over_groups, rewards, mask, proxy),
             "copy": copying(here[2]),
         },

@@ -4,7 +4,7 @@
 
 CPU time, the least of several turns: all run in turns within one process, so that a busy machine slows them alike.
 Errors are the greatest |y − exact| / Σ|x| over forward and reverse, exact in float64, for rows of four kinds: normal,
-uniform, 0.1 everywhere, and a second sequence that starts halfway after a neighbour of 1e6.
+uniform, 0.1 everywhere, and a second sequence that starts halfway after a neighbor of 1e6.
 """
 
 import os

@@ -35,7 +35,7 @@ from rljax.objective import required_fields, requiring, trained
 __all__ = [
     "advantage_of_kept",
     "aggregation_of_kept",
-    "batch_normalised",
+    "batch_normalized",
     "geometric",
     "icepop",
     "k3",
@@ -113,10 +113,10 @@ def sequence_masked(mismatch: Mismatch, mask: Mask, *, cap: float | Array = 2.0,
     return jnp.where(mask & ~outside, jnp.exp(jnp.where(outside, 0.0, total)), 0.0)
 
 
-def batch_normalised(weights: Weights, mask: Mask) -> Weights:
+def batch_normalized(weights: Weights, mask: Mask) -> Weights:
     """The weights over their mean on the trained tokens, so that a batch counts as much as without correction.
 
-    >>> batch_normalised(jnp.array([1.0, 3.0, 9.0]), jnp.array([True, True, False])).tolist()
+    >>> batch_normalized(jnp.array([1.0, 3.0, 9.0]), jnp.array([True, True, False])).tolist()
     [0.5, 1.5, 0.0]
     """
     mask = require_mask(mask)

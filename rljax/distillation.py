@@ -1,7 +1,7 @@
 """On-policy distillation: the student samples, a teacher q says what it would have done.
 
 With the sampled token alone it is a policy gradient, whose advantage is `sampled_token`. With more of the teacher's
-distribution it is a loss of its own, Σ w · KL(π̂ ‖ q̂) over a *support* S of a few tokens a position, both renormalised
+distribution it is a loss of its own, Σ w · KL(π̂ ‖ q̂) over a *support* S of a few tokens a position, both renormalized
 over S, differentiated directly:
 
     ids, _ = top_tokens(teacher_hidden, teacher_unembedding, k=32)          # [N, K], no [N, V] logits
@@ -54,7 +54,7 @@ class Support(NamedTuple):
 def sampled_token(
     old_logp: Float[Array, "P G T"], teacher_logp: Float[Array, "P G T"], mask: Bool[Array, "P G T"]
 ) -> Float[Array, "P G T"]:
-    """The advantage A_t = log q(y_t) − log π_old(y_t), neither centred nor scaled; 0 where the mask is false.
+    """The advantage A_t = log q(y_t) − log π_old(y_t), neither centered nor scaled; 0 where the mask is false.
 
     Its policy gradient is that of −KL(π ‖ q), token by token.
 
@@ -151,9 +151,9 @@ def union(teacher_ids: Ids, student_ids: Ids) -> Support:
 def support_kl(
     student_logits: Float[Array, "*B K"], teacher_logits: Float[Array, "*B K"], support: Support
 ) -> Float[Array, "*B"]:
-    """KL(π̂ ‖ q̂) = Σ_{v∈S} π̂(v) log(π̂(v)/q̂(v)), nats, both renormalised over the support; 0 where it is empty.
+    """KL(π̂ ‖ q̂) = Σ_{v∈S} π̂(v) log(π̂(v)/q̂(v)), nats, both renormalized over the support; 0 where it is empty.
 
-    Without the renormalisation the mass outside of S is free, and the student puts all of it there. The teacher has
+    Without the renormalization the mass outside of S is free, and the student puts all of it there. The teacher has
     no gradient.
 
     >>> support, student, teacher = teachers(jnp.array([[5, 2]])), jnp.zeros((1, 2)), jnp.log(jnp.array([[3.0, 1.0]]))

@@ -21,7 +21,7 @@ RATIOS = {name: bound(ratio, name) for name in ratio.__all__ if name not in COMB
 ADVANTAGES = {name: bound(advantage, name) for name in advantage.__all__ if name not in COMBINATORS}
 ADVANTAGES = {name: f for name, f in ADVANTAGES.items() if not name.startswith("without")}
 AGGREGATIONS = {name: bound(aggregation, name) for name in aggregation.__all__ if name != "side"}
-NOT_OF_THE_MISMATCH = ("batch_normalised", "report", "opsm", "weighted", "aggregation_of_kept", "advantage_of_kept")
+NOT_OF_THE_MISMATCH = ("batch_normalized", "report", "opsm", "weighted", "aggregation_of_kept", "advantage_of_kept")
 CORRECTIONS = [name for name in correction.__all__ if name not in NOT_OF_THE_MISMATCH]
 EXACT = ("Support", "intersection", "ordinary", "students", "teachers", "union")  # ids and masks, no arithmetic
 PENALTIES = {
@@ -81,7 +81,7 @@ def outputs(logp, batch, rewards, mask, fields, rollout, heads):
 
 def corrections(logp, sampled, mask):
     found = {name: getattr(correction, name)(logp - sampled, mask) for name in CORRECTIONS}
-    found["batch_normalised"] = correction.batch_normalised(found["token_truncated"], mask)
+    found["batch_normalized"] = correction.batch_normalized(found["token_truncated"], mask)
     report = correction.report(logp - sampled, mask, found["token_truncated"], found["k3"])
     found |= {f"report, {name}": value for name, value in report.items()}
     return {f"correction.{name}": (value, None) for name, value in found.items()}
@@ -166,7 +166,7 @@ def test_the_docs_state_all_that_is_measured(measured):
 NAMES = [
     *(f"ratio.{name}" for name in RATIOS), *(f"advantage.{name}" for name in ADVANTAGES),
     *(f"aggregation.{name}" for name in AGGREGATIONS), *(f"penalty.{name}" for name in PENALTIES),
-    *(f"correction.{name}" for name in (*CORRECTIONS, "batch_normalised")),
+    *(f"correction.{name}" for name in (*CORRECTIONS, "batch_normalized")),
     *(f"correction.report, {name}" for name in ("chi_squared", "effective_samples", "kl", "rejected")),
     *(f"distillation.{name}" for name in distillation.__all__ if name not in EXACT),
 ]  # fmt: skip

@@ -21,12 +21,12 @@ BATCH_WIDE = [
     "task_relative",
     "without_negatives",
 ]
-COMBINATORS = ["standardised", "whiten", "whitened", "without_negatives"]
+COMBINATORS = ["standardized", "whiten", "whitened", "without_negatives"]
 CASES = {
     name: (getattr(advantage, name), getattr(papers, name)) for name in advantage.__all__ if name not in COMBINATORS
 }
 CASES |= {
-    "standardised pass_at_k": (advantage.standardised(advantage.pass_at_k), papers.standardised(papers.pass_at_k)),
+    "standardized pass_at_k": (advantage.standardized(advantage.pass_at_k), papers.standardized(papers.pass_at_k)),
     "discounted_returns .9": (
         partial(advantage.discounted_returns, gamma=0.9), partial(papers.discounted_returns, gamma=0.9),
     ),
@@ -166,7 +166,7 @@ def test_worked_group():
     rewards, mask = np.array([[1.0, 0.0, 0.0]]), np.arange(3) < np.array([[[1], [2], [3]]])
     at_first = {"group_relative": 2 / 3 / (np.sqrt(1 / 3) + 1e-6), "mean_baseline": 2 / 3, "leave_one_out": 1.0,
                 "length_weighted": 5 / 6, "pass_at_k": 1.0, "discounted_returns": 1.0,
-                "standardised pass_at_k": 1 / (np.sqrt(1 / 3) + 1e-6)}  # fmt: skip
+                "standardized pass_at_k": 1 / (np.sqrt(1 / 3) + 1e-6)}  # fmt: skip
     A = programs(*at_first)(rewards, mask)
     for name, value in at_first.items():
         np.testing.assert_allclose(A[name][0, 0], [value, 0, 0], rtol=1e-6)

@@ -41,7 +41,7 @@ def differentiable(rewards, mask):
 
 MODULES = (advantage, penalty, rewards, divergence, distillation, regression)
 COMBINATORS = {
-    "standardised": advantage.standardised(differentiable),
+    "standardized": advantage.standardized(differentiable),
     "straight_through": penalty.straight_through(penalty.k3),
     "whitened": advantage.whitened(differentiable),
     "without_negatives": advantage.without_negatives(differentiable),

@@ -1,4 +1,4 @@
-"""The GPU comparison on what there is: its judgement, its table and its file, at a tiny size in Pallas' interpreter."""
+"""The GPU comparison on what there is: its judgment, its table and its file, at a tiny size in Pallas' interpreter."""
 
 import importlib
 import json

@@ -54,5 +54,5 @@ def test_numpys_baselines_are_the_worked_ones():
     """R = 1, 0 at energies 1, 1: B = ½; past the second-longest, the other's 0, or in verl's form no baseline."""
     mask = np.array([[[True, True], [True, False]]])
     rewards, proxy = np.array([[1.0, 0.0]], np.float32), np.ones((1, 2, 2), np.float32)
-    for baselines in (objectives.vectorised, objectives.over_groups):
+    for baselines in (objectives.vectorized, objectives.over_groups):
         np.testing.assert_allclose(baselines(rewards, mask, proxy), [[[0.5, 1], [-0.5, 0]]], atol=1e-6)

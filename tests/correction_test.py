@@ -81,12 +81,12 @@ def test_worked_values():
     np.testing.assert_array_equal(near(np.log([[3.0], [0.3]]), np.ones((2, 1), bool)), [True, False])
 
 
-def test_normalised_weights_have_mean_one():
+def test_normalized_weights_have_mean_one():
     mismatch, mask = rows()
-    normalised = jax.jit(correction.batch_normalised)
-    weights = normalised(corrections(mismatch, mask)["token_truncated"], mask)
+    normalized = jax.jit(correction.batch_normalized)
+    weights = normalized(corrections(mismatch, mask)["token_truncated"], mask)
     np.testing.assert_allclose(np.mean(np.asarray(weights)[mask]), 1, rtol=1e-6)
-    np.testing.assert_array_equal(normalised(np.zeros((1, 2)), np.ones((1, 2), bool)), [[0, 0]])
+    np.testing.assert_array_equal(normalized(np.zeros((1, 2)), np.ones((1, 2), bool)), [[0, 0]])
 
 
 def test_the_report_by_hand():

@@ -36,7 +36,7 @@ ESTIMATORS = {
         for b in (penalty.k1, penalty.k2, penalty.k3)
     },
 }
-NORMALISED = "batch_normalised"  # of weights, not of a mismatch
+NORMALIZED = "batch_normalized"  # of weights, not of a mismatch
 CORRECTED = ("weighted", "aggregation_of_kept", "advantage_of_kept")  # functions of functions
 every_ratio = pytest.mark.parametrize("name", RATIOS)
 
@@ -92,7 +92,7 @@ def test_no_nan_and_what_is_bounded_is_finite(name):
 
 
 def test_the_unbounded_overflow_token_by_token():
-    """The infinite token alone: its neighbours keep their numbers."""
+    """The infinite token alone: its neighbors keep their numbers."""
     logp, batch = far_rows()
     _, gradient = look_at_all(logp, batch)["token"]
     infinite = batch.mask & (np.isneginf(batch.old_logp) | (logp - batch.old_logp > 90))
@@ -130,7 +130,7 @@ def test_a_token_that_the_old_policy_all_but_excluded_is_dropped():
 @every_ratio
 @pytest.mark.parametrize("held", [np.inf, -np.inf, np.nan])
 def test_a_token_that_earns_nothing_gives_exactly_zero(name, held):
-    """Whatever its ℓ is, and whichever of w, A or their product is 0; its neighbours have numbers."""
+    """Whatever its ℓ is, and whichever of w, A or their product is 0; its neighbors have numbers."""
     logp, batch = far_rows()
     l = np.clip(logp - batch.old_logp, -1e-4, 1e-4)
     logp, batch = np.where(batch.mask, l, 0), dataclasses.replace(batch, old_logp=np.zeros_like(l))
@@ -201,8 +201,8 @@ def test_no_other_penalty_is_nan():
 def corrections(mismatch, mask):
     opsm = partial(correction.opsm, sign=jnp.full(mask.shape[:-1], -1), limit=0.1)
     functions = {name: getattr(correction, name) for name in correction.__all__} | {"opsm": opsm}
-    found = {n: f(mismatch, mask) for n, f in functions.items() if n not in (NORMALISED, *CORRECTED)}
-    return found | {NORMALISED: correction.batch_normalised(found["icepop"], mask)}
+    found = {n: f(mismatch, mask) for n, f in functions.items() if n not in (NORMALIZED, *CORRECTED)}
+    return found | {NORMALIZED: correction.batch_normalized(found["icepop"], mask)}
 
 
 @pytest.mark.parametrize("sign", [1, -1])

@@ -16,7 +16,7 @@ from tests import papers
 from tests.examples import ALGORITHMS, bound, make
 from tests.together import together
 
-COMBINATORS = ("chain", "local_gradient", "standardised", "whiten", "whitened", "without_negatives")
+COMBINATORS = ("chain", "local_gradient", "standardized", "whiten", "whitened", "without_negatives")
 RETURNS = ("discounted_returns", "generalized_advantage_estimation")  # no baseline that a constant outcome cancels
 BATCH_WIDE = ("multi_reward", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "task_relative")
 NO_GROUP = (*RETURNS, "max_rl", "multi_reward", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "remax")
@@ -30,7 +30,7 @@ ADVANTAGES = {name: bound(advantage, name) for name in advantage.__all__ if name
 ADVANTAGES |= {
     f"{combine.__name__} {name}": combine(getattr(advantage, name))
     for combine, name in (
-        (advantage.standardised, "pass_at_k"),
+        (advantage.standardized, "pass_at_k"),
         (advantage.whitened, "leave_one_out"),
         (advantage.without_negatives, "mean_baseline"),
     )

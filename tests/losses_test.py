@@ -101,7 +101,7 @@ def functions(module):
 
 def test_every_function_is_compared_with_a_formula():
     assert {name.split()[0] for name in PENALTIES} | {"kl", *SELECTIONS} == functions(penalty) | {"a2po"}
-    elsewhere = {"batch_normalised", "report", "opsm", "weighted", "aggregation_of_kept", "advantage_of_kept"}
+    elsewhere = {"batch_normalized", "report", "opsm", "weighted", "aggregation_of_kept", "advantage_of_kept"}
     assert {*ROWS, *KEPT, *elsewhere} == functions(correction)
     written = {name for name, _ in inspect.getmembers(papers_losses, inspect.isfunction)}
     chance = {"permute_within_group"}
@@ -173,19 +173,19 @@ def test_a_correction_is_the_papers(name):
     assert np.ptp(np.stack(seen).astype(float)) > 0.5
 
 
-def test_normalised_weights_and_the_report_are_the_papers():
+def test_normalized_weights_and_the_report_are_the_papers():
     @jax.jit
     def run(l, mask, kept):
         w = correction.token_truncated(l, mask)
         reports = [correction.report(l, mask, weights, kept) for weights in (None, w)]
-        return w, correction.batch_normalised(w, mask), reports
+        return w, correction.batch_normalized(w, mask), reports
 
     with jax.enable_x64(True):
         for seed in SEEDS:
             l, mask = mismatch(seed)
             kept = np.random.default_rng(seed).random(len(mask)) > 0.3
-            w, normalised, reports = jax.device_get(run(l, mask, kept))
-            assert papers.agree(normalised, papers_losses.batch_normalised(w, mask))
+            w, normalized, reports = jax.device_get(run(l, mask, kept))
+            assert papers.agree(normalized, papers_losses.batch_normalized(w, mask))
             for weights, about in zip((None, w), reports, strict=True):
                 for name, value in papers_losses.correction_report(l, mask, kept, weights).items():
                     assert papers.agree(about[name], value), name

@@ -264,7 +264,7 @@ def pass_at_k(R, n):
     return [first - second[0] if second and i == int(np.argmax(R)) else 0.0 for i in range(len(R))]
 
 
-def standardised(advantage):
+def standardized(advantage):
     def f(rewards, mask):
         present = [i for i in range(len(mask)) if mask[i].any()]
         R = [rewards[i] if rewards.ndim == 1 else rewards[i][mask[i]].sum() for i in present]
@@ -433,7 +433,7 @@ def exact_energy_baseline(rewards, mask, energy):
 
 
 def reference_token_baseline(rewards, mask, proxy):
-    """The published code's behaviour past the second-longest completion: a baseline of 0 (a fault that we avoid)."""
+    """The published code's behavior past the second-longest completion: a baseline of 0 (a fault that we avoid)."""
     out = optimal_token_baseline(rewards, mask, proxy)
     lengths = sorted(mask.sum(axis=1))
     for i, m in enumerate(mask):

@@ -126,7 +126,7 @@ def confident_negatives(entropy, A, threshold):
 # Corrections: what is made of the weights, `[B, T]`.
 
 
-def batch_normalised(weights, mask):
+def batch_normalized(weights, mask):
     mean = sum(weights[mask]) / mask.sum()
     return np.where(mask, weights / mean, 0)
 

@@ -13,7 +13,7 @@ from tests.arguments import SIZES, arguments
 
 NO_BASELINE = ("discounted_returns", "generalized_advantage_estimation", "remax", "whiten")
 COMBINED = {
-    "standardised": advantage.standardised(advantage.mean_baseline),
+    "standardized": advantage.standardized(advantage.mean_baseline),
     "whitened": advantage.whitened(advantage.mean_baseline),
     "without_negatives": advantage.without_negatives(advantage.mean_baseline),
 }

@@ -45,7 +45,7 @@ COMBINATORS = (
     "chain",
     "local_gradient",
     "power",
-    "standardised",
+    "standardized",
     "straight_through",
     "whitened",
     "weighted",

@@ -108,7 +108,7 @@ ADVANTAGES = {  # of rewards 1, 0, .5 and lengths 2, 2, 1: at the first token an
         lambda r, m: advantage.whiten(jnp.where(m, jnp.asarray(r)[..., None], 9.0), m),
         [[1, 1], [-1, -1], [0, 0]],
     ),
-    "standardised": (advantage.standardised(advantage.pass_at_k), [[1, 1], [0, 0], [0, 0]]),
+    "standardized": (advantage.standardized(advantage.pass_at_k), [[1, 1], [0, 0], [0, 0]]),
     "multi_reward": (partial(advantage.multi_reward, components=np.stack([R, 5 * R], -1)), [[1, 1], [-1, -1], [0, 0]]),
     "optimal_token_baseline": (  # W = ½, ½, 1: B = ½; then 2 and 1: B = ⅔
         partial(advantage.optimal_token_baseline, proxy=PROXY),
@@ -141,7 +141,7 @@ CORRECTIONS = {  # of ρ = 2 and ½; a third is masked
     "geometric": (partial(correction.geometric, low=1.01, high=2.0), [False]),  # their geometric mean is 1
     "k3": (partial(correction.k3, limit=0.24), [False]),  # (1 − log 2 + log 2 − ½)/2 = ¼
     "veto": (partial(correction.veto, least=0.4), [True]),
-    "batch_normalised": (lambda x, m: correction.batch_normalised(jnp.exp(x), m), [[1.6, 0.4, 0]]),
+    "batch_normalized": (lambda x, m: correction.batch_normalized(jnp.exp(x), m), [[1.6, 0.4, 0]]),
     "report": (lambda x, m: correction.report(x, m)["chi_squared"], 1.125),  # (4 + ¼)/2 − 1
 }
 

@@ -104,7 +104,7 @@ def finish(sums: Sums, targets) -> tuple[TokenStats, tuple[Array, Array]]:
     return TokenStats(*(jnp.where(present, stat, 0) for stat in stats)), (top, log_total)
 
 
-def slope_of(cotangents: Sequence[Array | SymbolicZero], stats: TokenStats, normaliser, targets, beta) -> Slope:
+def slope_of(cotangents: Sequence[Array | SymbolicZero], stats: TokenStats, normalizer, targets, beta) -> Slope:
     """The coefficients of the last equation times β; a cotangent known to be zero costs nothing."""
     absent = [isinstance(cotangent, SymbolicZero) for cotangent in cotangents]
     g, k, q = (
@@ -120,7 +120,7 @@ def slope_of(cotangents: Sequence[Array | SymbolicZero], stats: TokenStats, norm
         constant -= k * stats.entropy
     if not absent[2]:
         constant -= 2 * q * collision
-    top, log_total = normaliser
+    top, log_total = normalizer
     return Slope(top, log_total, a, constant, None if absent[1] else -k, None if absent[2] else 2 * q)
 
 

@@ -55,8 +55,8 @@ def rule(plan: Plan) -> Callable[..., TokenStats]:
 def _save(plan: Plan, *primals):
     values: Any = (None if primal is None else primal.value for primal in primals)
     inputs = Inputs(*values)
-    stats, normaliser = _forward(plan, inputs)
-    return stats, (inputs, stats, normaliser)
+    stats, normalizer = _forward(plan, inputs)
+    return stats, (inputs, stats, normalizer)
 
 
 def _forward(plan: Plan, inputs: Inputs):
@@ -72,13 +72,13 @@ def _forward(plan: Plan, inputs: Inputs):
 
 
 def _backward(plan: Plan, saved, cotangents):
-    inputs, stats, normaliser = saved
+    inputs, stats, normalizer = saved
     hidden, weights = inputs.hidden, (inputs.unembedding, inputs.bias)
     if plan.axis_name is not None and not jax.typeof(inputs.unembedding).manual_axis_type.varying:
         # A shard_map that does not check what varies: each shard has a part of the cotangent of what all hold.
         # An output that is not read has a SymbolicZero on every shard.
         cotangents = [c if isinstance(c, SymbolicZero) else lax.psum(c, plan.axis_name) for c in cotangents]
-    slope = slope_of(cotangents, stats, normaliser, inputs.targets, inputs.beta)
+    slope = slope_of(cotangents, stats, normalizer, inputs.targets, inputs.beta)
 
     def add(found, first, slab: Head, y):
         sum_dtype = hidden.dtype if plan.width_axis is None else inputs.beta.dtype
@@ -103,7 +103,7 @@ def _over_slabs(plan: Plan, inputs: Inputs, add: Callable, carry):
     begin, size = shard(plan.vocabulary, plan.axis_name, rows)
     if plan.width_axis is None:
         head = Head(inputs.unembedding, inputs.bias, inputs.beta, inputs.softcap, size)
-        return add(carry, 0, head, localised(inputs.targets, begin, rows))
+        return add(carry, 0, head, localized(inputs.targets, begin, rows))
 
     def visit(carry, first, count: int):
         w, b = (
@@ -112,7 +112,7 @@ def _over_slabs(plan: Plan, inputs: Inputs, add: Callable, carry):
         w = lax.all_gather(w, plan.width_axis, axis=1, tiled=True)
         columns = count if isinstance(size, int) and size == rows else jnp.clip(size - first, 0, count)
         slab = Head(w, b, inputs.beta, inputs.softcap, columns)
-        return add(carry, first, slab, localised(inputs.targets, begin + first, count))
+        return add(carry, first, slab, localized(inputs.targets, begin + first, count))
 
     count = min(rows, max(8, SLAB // (width * lax.axis_size(plan.width_axis))))
     starts = count * jnp.arange(rows // count, dtype=jnp.int32)
@@ -129,7 +129,7 @@ def shard(vocabulary: int, axis_name: str | None, rows: int) -> tuple[Any, Any]:
     return begin, rows if whole else jnp.clip(vocabulary - begin, 0, rows)
 
 
-def localised(targets, begin, columns: int):
+def localized(targets, begin, columns: int):
     """Targets counted from the column `begin`, ELSEWHERE if not among the `columns` that begin there."""
     local = targets - begin
     here = (local >= 0) & (local < columns)

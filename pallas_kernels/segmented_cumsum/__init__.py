@@ -37,7 +37,7 @@ def segmented_cumsum(
     that comes back after another is outside the definition.)  Sums are in at least float32, and so is the result.
 
     Its worth is exactness: |error| ≤ 1e-6 Σ_s |x_s| in float32 at T = 131072, of whatever sign and size x and its
-    neighbours are, where a plain sum of equal terms loses 1e-3, and a difference of two sums of the row a late
+    neighbors are, where a plain sum of equal terms loses 1e-3, and a difference of two sums of the row a late
     sequence's digits.  It takes about a ten-thousandth of the time of a model's head.
 
     Differentiable in x to any order, by reverse mode: the gradient is the same scan in the other direction.

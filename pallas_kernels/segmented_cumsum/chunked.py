@@ -1,7 +1,7 @@
 """Segmented scans by a loop over tokens that any device can run, all rows at once.
 
 A sequence's first token takes nothing from before it: a real reset, not a difference of two running sums, so that
-neither a large neighbour nor its NaN is felt.  The loop's carry is compensated (see `_monoids`).
+neither a large neighbor nor its NaN is felt.  The loop's carry is compensated (see `_monoids`).
 
 On a CPU a step costs little, and one loop over T is the fastest (benchmarks/segmented_cumsum.py); elsewhere a step
 is a program of its own, and √T chunks of √T tokens, scanned side by side and then their totals, take 2√T steps.

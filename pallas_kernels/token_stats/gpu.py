@@ -20,7 +20,7 @@ cost a product more, 10 ms at the peak.
 Registers, in bytes: the logits of a tile nt·vt·4, 128 KiB, which is 128 of the 255 registers of each of 8 warps'
 threads, and 5·nt·4 of sums.  Shared memory: 3 stages of (nt + vt)·128, 144 KiB of the 227 of an H100.
 
-jax deprecates Pallas' Triton from 0.11 on in favour of its Mosaic GPU, and warns where this is lowered.
+jax deprecates Pallas' Triton from 0.11 on in favor of its Mosaic GPU, and warns where this is lowered.
 """
 
 from functools import partial
@@ -56,7 +56,7 @@ LAUNCH = Launch()
 
 
 class Grid(NamedTuple):
-    """Programs numbered so that neighbours share a tile of W, and a group of them its hidden states."""
+    """Programs numbered so that neighbors share a tile of W, and a group of them its hidden states."""
 
     tiles: int  # of tokens
     group: int  # tiles of tokens that go over the vocabulary together

@@ -35,7 +35,7 @@ def token_topk(
     """`token_stats` of every row, and its k likeliest tokens, from one pass over the vocabulary.
 
         ids  = the k tokens v of the largest π(v), the largest first, of equal ones the lower id
-        logp = log π(ids)                      normalised over the whole vocabulary, so Σ_k e^logp ≤ 1
+        logp = log π(ids)                      normalized over the whole vocabulary, so Σ_k e^logp ≤ 1
 
     Both are [N, k], int32 and the dtype of the statistics.  All arguments but k, from 1 to the size of the vocabulary,
     are those of `token_stats`, and so is π.  A row whose `mask` is false or whose target is outside [0, vocab_size) has

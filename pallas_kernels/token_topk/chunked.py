@@ -13,7 +13,7 @@ from jax import Array, lax
 
 from pallas_kernels._vocabulary.statistics import BANNED, finish, joined_over, no_columns
 from pallas_kernels._vocabulary.types import ABSENT, Head, Tile, TokenStats
-from pallas_kernels._vocabulary.vjp import Inputs, localised, shard
+from pallas_kernels._vocabulary.vjp import Inputs, localized, shard
 from pallas_kernels.token_stats.chunked import Seen, absorb, over_columns
 from pallas_kernels.token_topk.reference import TopTokens
 
@@ -42,7 +42,7 @@ def token_topk(
         sums, best = known
         return absorb(sums, seen), with_tile(best, seen.x, seen.first, seen.is_column)
 
-    sums, best = over_columns(hidden, head, localised(targets, begin, rows), tile, nothing, add)
+    sums, best = over_columns(hidden, head, localized(targets, begin, rows), tile, nothing, add)
     if axis_name is not None:
         sums, best = joined_over(sums, axis_name), best_over(best._replace(ids=best.ids + begin), axis_name)
     stats, (top, log_total) = finish(sums, targets)

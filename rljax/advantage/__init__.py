@@ -13,7 +13,7 @@ reward, value or proxy of a trained token gives NaN. All raise ValueError if sha
 fit, TypeError if the mask is not boolean.
 """
 
-from rljax.advantage.combine import multi_reward, standardised, whiten, whitened, without_negatives
+from rljax.advantage.combine import multi_reward, standardized, whiten, whitened, without_negatives
 from rljax.advantage.group import (
     group_relative,
     leave_one_out,
@@ -56,7 +56,7 @@ __all__ = [
     "reinforce_plus_plus",
     "reinforce_plus_plus_baseline",
     "remax",
-    "standardised",
+    "standardized",
     "task_relative",
     "whiten",
     "whitened",

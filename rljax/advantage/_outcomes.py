@@ -25,8 +25,8 @@ def outcomes(rewards, mask) -> tuple[Array, Array, Array, Array]:
     """The mask, R less the greatest of its group as `less_greatest`, present [P, G] and N [P, 1]."""
     rewards, mask = checked(rewards, mask)
     rewards, present = totals(rewards, mask), jnp.any(mask, axis=-1)
-    centred = less_greatest(rewards, present)
-    return mask, centred, present, jnp.sum(present, axis=1, keepdims=True).astype(centred.dtype)
+    centered = less_greatest(rewards, present)
+    return mask, centered, present, jnp.sum(present, axis=1, keepdims=True).astype(centered.dtype)
 
 
 def totals(rewards: Array, mask: Array) -> Array:
@@ -43,17 +43,17 @@ def less_greatest(values: Array, members: Array) -> Array:
     return jnp.where(members & ~alike(values, members, axis=1), values - largest, 0.0)
 
 
-def deviation(centred: Array, weights: Array, present: Array) -> Array:
+def deviation(centered: Array, weights: Array, present: Array) -> Array:
     """Values less their weighted mean over the group, 0 where absent."""
-    weights = weights.astype(centred.dtype)
+    weights = weights.astype(centered.dtype)
     weight = jnp.sum(weights, axis=1, keepdims=True)
-    mean = jnp.sum(weights * centred, axis=1, keepdims=True) / jnp.maximum(weight, 1)
-    return jnp.where(present, centred - mean, 0.0)
+    mean = jnp.sum(weights * centered, axis=1, keepdims=True) / jnp.maximum(weight, 1)
+    return jnp.where(present, centered - mean, 0.0)
 
 
-def spread_of(centred: Array, present: Array, count: Array) -> Array:
+def spread_of(centered: Array, present: Array, count: Array) -> Array:
     """The group's standard deviation, with N − 1, [P, 1]; 0 for a group of one."""
-    deviations = deviation(centred, present, present)
+    deviations = deviation(centered, present, present)
     return jnp.sqrt(jnp.sum(deviations**2, axis=1, keepdims=True) / jnp.maximum(count - 1, 1))
 
 

@@ -15,18 +15,18 @@ from rljax.objective import required_fields, requiring
 
 
 @combinator
-def standardised(advantage: Callable) -> Callable:
-    """The advantage over the std of its group's rewards plus 1e-6: `standardised(mean_baseline)` is group_relative.
+def standardized(advantage: Callable) -> Callable:
+    """The advantage over the std of its group's rewards plus 1e-6: `standardized(mean_baseline)` is group_relative.
 
     >>> from rljax.advantage import pass_at_k
-    >>> print(standardised(pass_at_k)(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool)))  # 2 over √2
+    >>> print(standardized(pass_at_k)(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool)))  # 2 over √2
     [[[1.4142 1.4142 1.4142]
       [0.     0.     0.    ]]]
     """
 
     def over_std(rewards: Rewards, mask: Mask, **bound) -> Advantages:
-        mask, centred, present, count = outcomes(rewards, mask)
-        std = spread_of(centred, present, count)[..., None]
+        mask, centered, present, count = outcomes(rewards, mask)
+        std = spread_of(centered, present, count)[..., None]
         return trained(advantage(rewards, mask, **bound) / (std + 1e-6), mask)
 
     return requiring(required_fields(advantage), over_std)
@@ -34,7 +34,7 @@ def standardised(advantage: Callable) -> Callable:
 
 @combinator
 def whitened(advantage: Callable) -> Callable:
-    """The advantage standardised over the batch's trained tokens: (A − µ)/√(σ² + 1e-8), σ² with n − 1.
+    """The advantage standardized over the batch's trained tokens: (A − µ)/√(σ² + 1e-8), σ² with n − 1.
 
     Statistics of the whole `[P, G, T]` it is called on: call it on the global rollout, outside of any `shard_map`.
 
@@ -89,7 +89,7 @@ def without_negatives(advantage: Callable) -> Callable:
 def multi_reward(
     rewards: Rewards, mask: Mask, *, components: Float[Array, "P G K"], coefficients: Float[Array, "K"] | None = None
 ) -> Advantages:
-    """GDPO: each reward standardised within its group by itself, their weighted sum whitened over the batch.
+    """GDPO: each reward standardized within its group by itself, their weighted sum whitened over the batch.
 
         whiten(Σ_k c_k · (R_k − mean)/std)
 
@@ -116,6 +116,6 @@ def multi_reward(
 
 def _standard(rewards: Array, mask: Array) -> Array:
     """(R − mean)/std [P, G] within the group; 0 where the rewards are equal."""
-    _, centred, present, count = outcomes(rewards, mask)
-    std = spread_of(centred, present, count)
-    return deviation(centred, present, present) / jnp.where(std == 0, 1.0, std)
+    _, centered, present, count = outcomes(rewards, mask)
+    std = spread_of(centered, present, count)
+    return deviation(centered, present, present) / jnp.where(std == 0, 1.0, std)

@@ -23,15 +23,15 @@ from rljax.advantage._outcomes import (
 
 
 def group_relative(rewards: Rewards, mask: Mask) -> Advantages:
-    """The reward standardised within its group: (R − mean)/(std + 1e-6), std with N − 1 (GRPO, 2402.03300).
+    """The reward standardized within its group: (R − mean)/(std + 1e-6), std with N − 1 (GRPO, 2402.03300).
 
     >>> print(group_relative(jnp.array([[1.0, 0.0]]), jnp.ones((1, 2, 3), bool)))  # ±½ over a std of √½
     [[[ 0.7071  0.7071  0.7071]
       [-0.7071 -0.7071 -0.7071]]]
     """
-    mask, centred, present, count = outcomes(rewards, mask)
-    std = spread_of(centred, present, count)
-    return on_tokens(deviation(centred, present, present) / (std + 1e-6), mask)
+    mask, centered, present, count = outcomes(rewards, mask)
+    std = spread_of(centered, present, count)
+    return on_tokens(deviation(centered, present, present) / (std + 1e-6), mask)
 
 
 def mean_baseline(rewards: Rewards, mask: Mask) -> Advantages:
@@ -40,8 +40,8 @@ def mean_baseline(rewards: Rewards, mask: Mask) -> Advantages:
     >>> mean_baseline(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool)).tolist()
     [[[1.0, 1.0, 1.0], [-1.0, -1.0, -1.0]]]
     """
-    mask, centred, present, _ = outcomes(rewards, mask)
-    return on_tokens(deviation(centred, present, present), mask)
+    mask, centered, present, _ = outcomes(rewards, mask)
+    return on_tokens(deviation(centered, present, present), mask)
 
 
 def leave_one_out(rewards: Rewards, mask: Mask) -> Advantages:
@@ -50,8 +50,8 @@ def leave_one_out(rewards: Rewards, mask: Mask) -> Advantages:
     >>> leave_one_out(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool)).tolist()
     [[[2.0, 2.0, 2.0], [-2.0, -2.0, -2.0]]]
     """
-    mask, centred, present, count = outcomes(rewards, mask)
-    return on_tokens(deviation(centred, present, present) * count / jnp.maximum(count - 1, 1), mask)
+    mask, centered, present, count = outcomes(rewards, mask)
+    return on_tokens(deviation(centered, present, present) * count / jnp.maximum(count - 1, 1), mask)
 
 
 def length_weighted(rewards: Rewards, mask: Mask) -> Advantages:
@@ -61,9 +61,9 @@ def length_weighted(rewards: Rewards, mask: Mask) -> Advantages:
     >>> length_weighted(jnp.array([[1.0, 0.0]]), lengths_1_and_3).tolist()
     [[[0.75, 0.0, 0.0], [-0.25, -0.25, -0.25]]]
     """
-    mask, centred, present, _ = outcomes(rewards, mask)
-    lengths = jnp.sum(mask, axis=-1).astype(centred.dtype)
-    return on_tokens(deviation(centred, lengths, present), mask)
+    mask, centered, present, _ = outcomes(rewards, mask)
+    lengths = jnp.sum(mask, axis=-1).astype(centered.dtype)
+    return on_tokens(deviation(centered, lengths, present), mask)
 
 
 def max_rl(rewards: Rewards, mask: Mask) -> Advantages:
@@ -78,11 +78,11 @@ def max_rl(rewards: Rewards, mask: Mask) -> Advantages:
     >>> max_rl(jnp.array([[1.0, 0.0, 0.0, 0.0]]), jnp.ones((1, 4, 1), bool))[..., 0].tolist()  # over a mean of ¼
     [[3.0, -1.0, -1.0, -1.0]]
     """
-    mask, centred, present, count = outcomes(rewards, mask)
+    mask, centered, present, count = outcomes(rewards, mask)
     R = jnp.where(present, totals(*checked(rewards, mask)), 0.0)
     mean, size = (jnp.sum(x, axis=1, keepdims=True) / jnp.maximum(count, 1) for x in (R, jnp.abs(R)))
     nothing = jnp.abs(mean) <= rounding_of(size)
-    excess = deviation(centred, present, present) / jnp.where(nothing, 1.0, mean)
+    excess = deviation(centered, present, present) / jnp.where(nothing, 1.0, mean)
     return on_tokens(jnp.where(count == 1, R, jnp.where(nothing, 0.0, excess)), mask)
 
 
@@ -90,17 +90,17 @@ def pass_at_k(rewards: Rewards, mask: Mask) -> Advantages:
     """The best completion gets its lead over the second best, R₁ − R₂; all others 0 (pass@k training, 2503.19595).
 
     Its expectation is the gradient of the best reward of a group's. Equal best rewards lead by 0, and so does a group
-    of one. With `standardised` the lead is divided by the group's std.
+    of one. With `standardized` the lead is divided by the group's std.
 
     >>> pass_at_k(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool)).tolist()
     [[[2.0, 2.0, 2.0], [0.0, 0.0, 0.0]]]
     """
-    mask, centred, present, count = outcomes(rewards, mask)
-    ranked = jnp.where(present, centred, -jnp.inf)
+    mask, centered, present, count = outcomes(rewards, mask)
+    ranked = jnp.where(present, centered, -jnp.inf)
     best = present & (jnp.arange(ranked.shape[1])[None] == jnp.argmax(ranked, axis=1, keepdims=True))
     second = jnp.max(ranked, axis=1, keepdims=True, where=present & ~best, initial=-jnp.inf)
     lead = jnp.where(best & (count > 1), -jnp.where(count > 1, second, 0.0), 0.0)  # the best stands at 0
-    return on_tokens(jnp.where(jnp.isnan(centred), centred, lead), mask)  # the best of NaNs is not known
+    return on_tokens(jnp.where(jnp.isnan(centered), centered, lead), mask)  # the best of NaNs is not known
 
 
 def task_relative(rewards: Rewards, mask: Mask, *, task: Int[Array, "P"]) -> Advantages:
@@ -116,11 +116,11 @@ def task_relative(rewards: Rewards, mask: Mask, *, task: Int[Array, "P"]) -> Adv
     [[ 1.2247]
      [-1.2247]]
     """
-    mask, centred, present, _ = outcomes(rewards, mask)
+    mask, centered, present, _ = outcomes(rewards, mask)
     require_shape(mask.shape[:1], "mask's first axis", task=task)
     task = gathered(jnp.asarray(task))
-    same = (task[:, None] == task[None, :]).astype(centred.dtype)
-    members = present.astype(centred.dtype)
+    same = (task[:, None] == task[None, :]).astype(centered.dtype)
+    members = present.astype(centered.dtype)
     R = jnp.where(present, totals(*checked(rewards, mask)), 0.0)
 
     def over_task(values):
@@ -130,7 +130,7 @@ def task_relative(rewards: Rewards, mask: Mask, *, task: Int[Array, "P"]) -> Adv
     mean = over_task(R) / jnp.maximum(count, 1)
     # Each prompt has its own task's mean: the deviations of a task's members are taken from one number.
     std = jnp.sqrt(over_task(members * (R - mean) ** 2) / jnp.maximum(count - 1, 1))
-    return on_tokens(deviation(centred, present, present) / (std + 1e-6), mask)
+    return on_tokens(deviation(centered, present, present) / (std + 1e-6), mask)
 
 
 @ranges(slope=(0, math.inf))
@@ -148,9 +148,9 @@ def policy_improvement(
     >>> policy_improvement(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool), improvement=0.5).tolist()  # ½ · 2 · ±1/2
     [[[0.5, 0.5, 0.5], [-0.5, -0.5, -0.5]]]
     """
-    mask, centred, present, count = outcomes(rewards, mask)
-    deviations = deviation(centred, present, present)
-    improvement = jnp.asarray(improvement, centred.dtype)
-    phi = jnp.where(improvement >= 0, improvement, jnp.asarray(slope, centred.dtype) * improvement)
+    mask, centered, present, count = outcomes(rewards, mask)
+    deviations = deviation(centered, present, present)
+    improvement = jnp.asarray(improvement, centered.dtype)
+    phi = jnp.where(improvement >= 0, improvement, jnp.asarray(slope, centered.dtype) * improvement)
     total = jnp.sum(jnp.abs(deviations), axis=1, keepdims=True)
     return on_tokens(phi * count * deviations / jnp.where(total > 0, total, 1.0), mask)

@@ -25,18 +25,18 @@ def prefix_tree(rewards: Rewards, mask: Mask, *, tokens: Int[Array, "P G T"]) ->
     rewards, mask = checked(rewards, mask)
     require_shape(mask.shape, "mask", tokens=tokens)
     rewards, mask, tokens = gathered(rewards, 1), gathered(mask, 1, 2), gathered(jnp.asarray(tokens), 1, 2)
-    mask, centred, present, count = outcomes(rewards, mask)
+    mask, centered, present, count = outcomes(rewards, mask)
     order = jnp.argsort(~mask, axis=-1, stable=True)  # trained tokens first, in order
     alive, tokens = (jnp.take_along_axis(x, order, axis=-1) for x in (mask, tokens))
     same = (tokens[:, :, None] == tokens[:, None]) & alive[:, :, None] & alive[:, None]
-    shared = lax.cumprod(same.astype(jnp.int8), axis=3).astype(centred.dtype)  # [P, i, j, t]: j has i's prefix
-    total = jnp.einsum("pijt,pj->pit", shared, centred, precision=lax.Precision.HIGHEST)
+    shared = lax.cumprod(same.astype(jnp.int8), axis=3).astype(centered.dtype)  # [P, i, j, t]: j has i's prefix
+    total = jnp.einsum("pijt,pj->pit", shared, centered, precision=lax.Precision.HIGHEST)
     value = total / jnp.maximum(jnp.sum(shared, axis=2), 1)
 
-    deviations = deviation(centred, present, present)[..., None]
-    mean = jnp.where(present, centred, 0.0)[..., None] - deviations
+    deviations = deviation(centered, present, present)[..., None]
+    mean = jnp.where(present, centered, 0.0)[..., None] - deviations
     before = jnp.concatenate([mean, value[..., :-1]], axis=-1)
-    std = spread_of(centred, present, count)[..., None]
+    std = spread_of(centered, present, count)[..., None]
     advantages = (deviations + value - before) / (std + 1e-6)
     ordinal = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
     return trained(jnp.take_along_axis(advantages, ordinal, axis=-1), mask)

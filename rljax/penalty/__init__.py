@@ -5,7 +5,7 @@
 All use the batch's weights, so microbatches and shards add here too; but what chooses tokens by covariance (`kl_cov`,
 `clip_cov`) takes its means and its k over the batch it is given: give it the whole step's. An aggregation that gives
 some tokens no weight (`balanced`, where A = 0) exempts them, and so does leaving out the groups that
-`rewards.informative` finds to carry no signal: to penalise them, `dataclasses.replace` the weights, or keep them in the
+`rewards.informative` finds to carry no signal: to penalize them, `dataclasses.replace` the weights, or keep them in the
 batch.
 
 Only the first argument (logp, the entropy, the values, …) is differentiated: all else, the whole batch among it, is a

@@ -28,10 +28,10 @@ def covariance(logp: Tokens, batch: Batch) -> Tokens:
     logp, advantages = accumulators(logp=logp, advantages=batch.advantages)
     count = jnp.maximum(jnp.sum(mask), 1).astype(logp.dtype)
 
-    def centred(x):
+    def centered(x):
         return jnp.where(mask, x - jnp.sum(jnp.where(mask, x, 0.0)) / count, 0.0)
 
-    return lax.stop_gradient(centred(advantages) * centred(logp))
+    return lax.stop_gradient(centered(advantages) * centered(logp))
 
 
 def clip_cov(

@@ -23,7 +23,7 @@ def token(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> Tokens:
 
 
 def sequence_mean(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> Tokens:
-    """The length-normalised sequence ratio, (1/n) Σ_j m_j ℓ_j on every token (GSPO, 2507.18071).
+    """The length-normalized sequence ratio, (1/n) Σ_j m_j ℓ_j on every token (GSPO, 2507.18071).
 
     Spreads Σ_t w_t A_t over the whole sequence: with advantages that vary within it use `local_gradient`.
 

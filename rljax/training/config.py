@@ -194,7 +194,7 @@ class Config:
     run: Path = Path("runs/default")
     """Folder of the run: checkpoints, metrics, report. The same command goes on from what it holds."""
     seed: int = 0
-    """Seed of initialisation, data order and sampling (the task's data have a seed of their own)."""
+    """Seed of initialization, data order and sampling (the task's data have a seed of their own)."""
     steps: int = 100
     """Rollouts of stage 2."""
     model: ModelConfig = TransformerConfig()  # noqa: RUF009 (frozen)

@@ -26,7 +26,7 @@ def split(arguments: Sequence[str]) -> tuple[Path, list[str]]:
 
 
 def load(recipe: Path, overrides: Sequence[str] = ()) -> Config:
-    """The recipe's config under the overrides; tyro exits with a suggestion on a misspelt field or value.
+    """The recipe's config under the overrides; tyro exits with a suggestion on a misspelled field or value.
 
     Raises FileNotFoundError if there is no such recipe, and ValueError if it holds no config or a field is out of
     range.

@@ -168,8 +168,8 @@ class PolicyStage(Stage):
         chosen = rollouts
         if settings.train_groups:
             mapped = self.config.reward_map is not None
-            learnt: Any = np.asarray(informative(rollouts.rewards, rollouts.mask)) if mapped else signal
-            chosen = with_signal_first(rollouts, learnt, settings.train_groups)
+            learned: Any = np.asarray(informative(rollouts.rewards, rollouts.mask)) if mapped else signal
+            chosen = with_signal_first(rollouts, learned, settings.train_groups)
         metrics = self._learn(chosen, n)
         about = reward_summary(sampled.rewards, sampled.mask, signal)
         about |= {"finished": drawn.samples.finished.mean(), "tokens": sampled.mask.sum()}

@@ -16,7 +16,7 @@ ROWS = ("normal", "uniform", "constant", "late")
 
 
 def example():
-    """A row of each kind; the last one's second sequence starts late, after a huge neighbour."""
+    """A row of each kind; the last one's second sequence starts late, after a huge neighbor."""
     rng = np.random.default_rng(0)
     ids = np.ones((4, T), np.int32)
     ids[3, T // 2 :] = 2

@@ -1,4 +1,4 @@
-"""The TPU kernel in the interpreters, one of which sees races and uninitialised memory; where it is lowered."""
+"""The TPU kernel in the interpreters, one of which sees races and uninitialized memory; where it is lowered."""
 
 import itertools
 from functools import partial

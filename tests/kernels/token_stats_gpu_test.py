@@ -16,7 +16,7 @@ from pallas_kernels._vocabulary.types import ABSENT, ELSEWHERE, Head, Tile
 from pallas_kernels._vocabulary.vjp import Passes, Plan, rule
 from pallas_kernels.token_stats import gpu, gpu_xla
 
-# jax 0.12 deprecates Pallas' Triton backend in favour of Mosaic GPU's.
+# jax 0.12 deprecates Pallas' Triton backend in favor of Mosaic GPU's.
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 
 LAUNCH = gpu.Launch(width=64, interpret=True)  # 16 columns of D a step in float32

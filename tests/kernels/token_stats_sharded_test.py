@@ -107,7 +107,7 @@ def all_columns(vocabulary, axis_name, rows):
 
 
 @pytest.mark.parametrize(
-    ("name", "mutant"), [("joined_over", unscaled), ("localised", first_shard), ("shard", all_columns)]
+    ("name", "mutant"), [("joined_over", unscaled), ("localized", first_shard), ("shard", all_columns)]
 )
 def test_mutants_fail(monkeypatch, name, mutant):
     monkeypatch.setattr(vjp, name, mutant)

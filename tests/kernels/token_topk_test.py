@@ -167,7 +167,7 @@ def test_a_token_ruled_out_is_still_before_what_is_none():
     np.testing.assert_allclose(np.exp(top.logp), [[1 / 3] * 3 + [0] * 7], rtol=1e-6)
 
 
-def test_bfloat16_is_ranked_and_normalised_in_float32():
+def test_bfloat16_is_ranked_and_normalized_in_float32():
     inputs = example(N, D, V, jnp.bfloat16)
     run = jax.jit(lambda *inputs: [token_topk(*inputs, k=5, tile=(4, 8), implementation=name) for name in NAMED])
     (stats, top), (_, expected) = run(*inputs)
@@ -235,7 +235,7 @@ def within_tile(best, x, first, is_column, with_tile=chunked.with_tile):
     return with_tile(best, x, 0, is_column)
 
 
-def unnormalised(sums, y, finish=chunked.finish):
+def unnormalized(sums, y, finish=chunked.finish):
     stats, (top, log_total) = finish(sums, y)
     return stats, (top, jnp.zeros_like(log_total))
 
@@ -247,7 +247,7 @@ def unnormalised(sums, y, finish=chunked.finish):
         (token_stats_chunked, "is_column", seen_twice),
         (chunked, "with_tile", only_the_tile),
         (chunked, "with_tile", within_tile),
-        (chunked, "finish", unnormalised),
+        (chunked, "finish", unnormalized),
     ],
 )
 def test_mutants_fail(x64, monkeypatch, where, name, mutant):

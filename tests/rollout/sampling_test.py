@@ -177,11 +177,11 @@ def test_choices_follow_the_distribution_they_report(config):
         np.testing.assert_array_equal(logp, sampled)
 
 
-def test_truncation_renormalises_the_tempered_distribution():
+def test_truncation_renormalizes_the_tempered_distribution():
     logits = np.log(np.float32([[0.4, 0.3, 0.2, 0.1]]))
     choices = choose(logits, _keys(0, 0, np.arange(1)), SamplingConfig(top_k=3, top_p=0.7))
     token, logp, sampled = map(np.asarray, choices)
-    kept = {0: 0.4, 1: 0.3}  # of the three, renormalised to 4/9, 3/9, 2/9, two reach 0.7
+    kept = {0: 0.4, 1: 0.3}  # of the three, renormalized to 4/9, 3/9, 2/9, two reach 0.7
     assert np.exp(logp[0]) == pytest.approx(kept[int(token[0])], rel=1e-5)
     assert np.exp(sampled[0]) == pytest.approx(kept[int(token[0])] / 0.7, rel=1e-5)
 

@@ -72,12 +72,12 @@ def test_what_is_not_a_task_is_refused_with_what_to_write(value, message):
     assert require_task(task := JsonlTask("x.jsonl")) is task
 
 
-def misspelt(prompt, text, answer, *, finishd):
+def misspelled(prompt, text, answer, *, finishd):
     return 0.0
 
 
 def test_a_reward_that_asks_for_what_there_is_not_is_refused():
-    with pytest.raises(ValueError, match=r"task\.reward = misspelt: requires 'finishd', which is not supplied"):
-        JsonlTask("x.jsonl", reward=misspelt)
+    with pytest.raises(ValueError, match=r"task\.reward = misspelled: requires 'finishd', which is not supplied"):
+        JsonlTask("x.jsonl", reward=misspelled)
     JsonlTask("x.jsonl", reward=lambda prompt, text, answer, *, finished, length, info: 0.0)
     JsonlTask("x.jsonl", reward=max)

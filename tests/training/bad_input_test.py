@@ -47,21 +47,21 @@ def test_a_recipe_that_does_not_exist(tmp_path, run_tiny):
     assert "Traceback" not in output
 
 
-def test_a_misspelt_field_suggests_the_right_one(tmp_path, run_tiny):
+def test_a_misspelled_field_suggests_the_right_one(tmp_path, run_tiny):
     code, output = run_tiny(tmp_path / "run", "--optimizer.learning-rte", "1e-3")
     assert code == 2
     assert "--optimizer.learning-rate" in output
     assert not (tmp_path / "run").exists()
 
 
-def test_a_misspelt_value(tmp_path, run_tiny):
+def test_a_misspelled_value(tmp_path, run_tiny):
     code, output = run_tiny(tmp_path / "run", "--steps", "many")
     assert code == 2
     assert "many" in output
     assert "--steps INT" in output  # what would be right
 
 
-def test_a_misspelt_choice(tmp_path, run_tiny):
+def test_a_misspelled_choice(tmp_path, run_tiny):
     code, output = run_tiny(tmp_path / "run", "--model.dtype", "bfloat61")
     assert code == 2
     assert "bfloat61" in output

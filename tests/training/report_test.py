@@ -204,7 +204,7 @@ def test_a_panel_draws_its_values():
     assert "#" not in re.sub(r"url\(#|href=\"#", "", svg)  # every color is the page's
 
 
-def test_smoothing_is_a_centred_mean_without_nans():
+def test_smoothing_is_a_centered_mean_without_nans():
     y = np.array([1.0, np.nan, 3.0, 8.0, 1.0])
     np.testing.assert_allclose(figures.smooth(y, 3), [1.0, 2.0, 5.5, 4.0, 4.5])
     np.testing.assert_allclose(figures.smooth(np.full(9, 2.0), 5), 2.0)

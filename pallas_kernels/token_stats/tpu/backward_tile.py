@@ -83,7 +83,7 @@ def zero_unless(keep: Callable, block) -> None:
 
 
 def coefficient_rows(slope: Slope, targets, tokens: int):
-    """The coefficients that are not None as rows, padded to tiles of so many tokens; zero where nothing is learnt."""
+    """The coefficients that are not None as rows, padded to tiles of so many tokens; zero where nothing is learned."""
     known = [jnp.where(targets == ABSENT, 0, c).astype(jnp.float32) for c in slope if c is not None]
     return jnp.stack([padded(c, tokens, 0) for c in known])
 

@@ -43,7 +43,7 @@ def swap_halves(x: str) -> str:
     return x[half:] + x[:half]
 
 
-def swap_neighbours(x: str) -> str:
+def swap_neighbors(x: str) -> str:
     """Letters 1 and 2 change places, 3 and 4, …; an odd last one stays."""
     return "".join(x[i : i + 2][::-1] for i in range(0, len(x), 2))
 
@@ -111,7 +111,7 @@ FUNCTIONS: dict[str, Callable[[str], str]] = {
         partial(shift_letters, by=3),
         duplicate,
         partial(without_end, first=1),
-        swap_neighbours,
+        swap_neighbors,
         mirror_letters,
         partial(surround, right="w"),
         partial(sort_letters, descending=False),

@@ -49,7 +49,7 @@ def learning_curves(rows: Sequence[Mapping], config: Mapping, colors: Mapping[st
 
 
 def diagnostics(rows: Sequence[Mapping]) -> str:
-    """What says whether the optimisation is healthy: one small panel each."""
+    """What says whether the optimization is healthy: one small panel each."""
     if not any(row["phase"] == "rl" for row in rows):
         return ""
     window, figures = smoothing_window(len(series(rows, "rl", "reward")[0])), []

@@ -1,4 +1,4 @@
-"""Figures of a run: small SVG panels whose colours a page sets, and a learning curve as a file.
+"""Figures of a run: small SVG panels whose colors a page sets, and a learning curve as a file.
 
 Matplotlib is imported only when something is drawn, and never through pyplot: no global figure, no window.
 """
@@ -17,7 +17,7 @@ from rljax.training.report.metrics_log import series
 
 INK, MUTED, GRID = "#1d2329", "#66707a", "#e4e4df"
 
-# In a panel each colour stands for the page's CSS variable, which has a value for light and one for dark.
+# In a panel each color stands for the page's CSS variable, which has a value for light and one for dark.
 _VARIABLES = {color: f"var(--c{i})" for i, color in enumerate(SERIES)}
 _VARIABLES |= {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--line)"}
 
@@ -34,7 +34,7 @@ class Curve(NamedTuple):
 
 
 def smooth(y: Float[np.ndarray, " n"], window: int) -> Float[np.ndarray, " n"]:
-    """The centred moving mean over `window` (odd) values, over fewer near the ends; NaNs are left out.
+    """The centered moving mean over `window` (odd) values, over fewer near the ends; NaNs are left out.
 
         out[i] = mean(y[max(0, i−h) : i+h+1]),   h = (window − 1)/2
 
@@ -74,7 +74,7 @@ def panel(curves: Sequence[Curve], label: str, *, size: tuple[float, float] = (3
           percent: bool = False, top: float | None = None, logarithmic: bool = False) -> str:  # fmt: skip
     """The curves as an `<svg>` element to stand in a page; `label` is read aloud in its place.
 
-    The page styles it: text in its own font, colours from the variables --c0 … --c6, --ink, --muted and --line.
+    The page styles it: text in its own font, colors from the variables --c0 … --c6, --ink, --muted and --line.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -174,7 +174,7 @@ def _name_ends(axes, rows: Sequence[Mapping], colors: Mapping[str, str]) -> None
 
 
 def _page_svg(text: str, label: str) -> str:
-    """The element alone: sized by the page, coloured by its variables, without ids that another panel may have."""
+    """The element alone: sized by the page, colored by its variables, without ids that another panel may have."""
     body = text[text.index("<svg") :]
     body = re.sub(r"<(metadata|style)\b.*?</\1>", "", body, flags=re.DOTALL)  # a style would reach the whole page
     body = re.sub(r"font-family: [^;]*; ", "", body)
