@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: docstrings of algorithms on the pages of their families, links to papers, formulas as MathML."""
+"""MkDocs hooks: algorithms on the pages of their families, links to papers, formulas as MathML, a check of the HTML."""
 
 import ast
 import html
@@ -7,13 +7,13 @@ import re
 from itertools import pairwise
 from pathlib import Path
 
+import griffe
 from latex2mathml.converter import convert
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "rljax/algorithms"
 ALGORITHM = re.compile(r"^\{\{ (\w+) \}\}$", flags=re.M)
 FIELDS = re.compile(r"^\{\{ fields: (\w+) \}\}$", flags=re.M)
-README = re.compile(r"^\{\{ readme: (.+) \}\}$", flags=re.M)
 NEEDS = re.compile(r"^\{\{ needs: (\w+) \}\}$", flags=re.M)
 ROW = re.compile(r"^\| `((\w+)(?:\([^`]*\))?)` \|", flags=re.M)
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', flags=re.S)
@@ -22,10 +22,9 @@ UNLINKED = re.compile(r"<(a|pre|code|title)\b.*?</\1>|<[^>]*>", flags=re.S)
 
 
 def on_page_markdown(markdown: str, page, **_) -> str:
-    """Replaces `{{ grpo }}` by that algorithm, `{{ fields: Batch }}` by a class, `{{ readme: Title }}` by a section,
-    `{{ needs: BATCH }}` by a table of the trainer's.
+    """Replaces `{{ grpo }}` with that algorithm, `{{ fields: Batch }}` with a class, `{{ needs: BATCH }}` with a table.
 
-    An algorithm that its family's page does not mention is shown at the end of the page.
+    Appends the algorithms of a family that its page does not mention.
     """
     folder, _, name = page.file.src_uri.removesuffix(".md").rpartition("/")
     if page.file.src_uri == "algorithms/index.md":
@@ -34,7 +33,7 @@ def on_page_markdown(markdown: str, page, **_) -> str:
     elif folder == "algorithms" and (SOURCES / f"{name}.py").exists():
         rest = [x for x in exported(SOURCES / f"{name}.py") if x not in ALGORITHM.findall(markdown)]
         markdown += "".join(f"\n\n{{{{ {x} }}}}\n" for x in rest)
-    for marker, text in ((README, section), (FIELDS, fields), (NEEDS, needs), (ALGORITHM, algorithm)):
+    for marker, text in ((FIELDS, fields), (NEEDS, needs), (ALGORITHM, algorithm)):
         markdown = marker.sub(lambda found, text=text: text(found[1]), markdown)
     return markdown
 
@@ -47,12 +46,12 @@ def exported(path: Path) -> list[str]:
 
 
 def algorithm(name: str) -> str:
-    """The docstring of an algorithm and its expression, with the assignments before it."""
+    """The docstring of an algorithm without its example, and the expression that it returns."""
     for path in sorted(SOURCES.glob("*.py")):
         text = path.read_text(encoding="utf-8")
         for function in ast.parse(text).body:
             if isinstance(function, ast.FunctionDef) and function.name == name:
-                says = inspect.cleandoc(ast.get_docstring(function) or "").split("\n>>>")[0].strip()
+                says = described(ast.get_docstring(function) or "")
                 (value,) = (node.value for node in function.body if isinstance(node, ast.Return))
                 named = [node for node in function.body if isinstance(node, ast.Assign)]
                 sources = [ast.get_source_segment(text, node) or "" for node in (*named, value)]
@@ -61,10 +60,17 @@ def algorithm(name: str) -> str:
     raise ValueError(f"no algorithm is called {name}")
 
 
-def section(title: str) -> str:
-    """The body of a section of README, without its links to files that are not part of the site."""
-    body = (ROOT / "README.md").read_text(encoding="utf-8").split(f"\n## {title}\n")[1].split("\n## ")[0].strip()
-    return re.sub(r"\[([^\]]*)\]\((?!http)[^)]*\)", r"\1", body)
+def described(docstring: str) -> str:
+    """A Google-style docstring as Markdown: its prose, and a table of its parameters."""
+    parts = []
+    for section in griffe.Docstring(docstring.split("\n>>>")[0]).parse("google", warnings=False):
+        if section.kind is griffe.DocstringSectionKind.text:
+            parts.append(section.value)
+        elif section.kind is griffe.DocstringSectionKind.parameters:
+            texts = {x.name: x.description.replace("\n", " ").replace("|", "\\|") for x in section.value}
+            rows = (f"| `{name}` | {text} |" for name, text in texts.items())
+            parts.append("\n".join(["| parameter | |", "|---|---|", *rows]))
+    return "\n\n".join(parts).strip()
 
 
 def fields(name: str) -> str:
@@ -85,10 +91,15 @@ def needs(name: str) -> str:
 
 
 def on_page_content(content: str, **_) -> str:
-    return linked(FORMULA.sub(lambda f: convert(html.unescape(f[2]).strip(), display=DISPLAY[f[1]]), content))
+    return linked(FORMULA.sub(lambda found: mathml(html.unescape(found[2]).strip(), found[1]), content))
 
 
-DISPLAY = {"span": "inline", "div": "block"}
+def mathml(formula: str, tag: str) -> str:
+    """LaTeX as MathML; the parts of a displayed formula between `\\qquad` can be put on lines of their own."""
+    if tag == "span":
+        return convert(formula, display="inline")
+    parts = (convert(part.strip(), display="block") for part in formula.split(r"\qquad"))
+    return f'<div class="formula">{"".join(parts)}</div>'
 
 
 def linked(content: str) -> str:
