@@ -69,7 +69,7 @@ def described(docstring: str) -> str:
         elif section.kind is griffe.DocstringSectionKind.parameters:
             texts = {x.name: x.description.replace("\n", " ").replace("|", "\\|") for x in section.value}
             rows = (f"| `{name}` | {text} |" for name, text in texts.items())
-            parts.append("\n".join(["| parameter | |", "|---|---|", *rows]))
+            parts.append("\n".join(["| parameter | description |", "|---|---|", *rows]))
     return "\n\n".join(parts).strip()
 
 
