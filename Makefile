@@ -38,6 +38,7 @@ mutants: .venv/.ready  # one-line faults that the tests should notice; `python -
 check: .venv/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m tools.prose
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 smoke: .venv/.ready

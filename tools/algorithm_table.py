@@ -1,4 +1,4 @@
-"""The table of algorithms in README and in the docs, from the algorithms themselves: `make generate` writes both."""
+"""The table of algorithms in docs/algorithms/index.md, written from the algorithms themselves by `make generate`."""
 
 import inspect
 import re
@@ -7,8 +7,8 @@ from pathlib import Path
 from rljax import algorithms
 from rljax._expression import shown
 
-README = Path(__file__).parents[1] / "README.md"
-BEGIN, END = "| `rljax.algorithms` |", "\n\nEach has its paper's defaults"
+PAGE = Path(__file__).parents[1] / "docs/algorithms/index.md"
+BEGIN, END = "| `rljax.algorithms` |", "\n\n"
 EXAMPLE = 8675309.0  # stands for a hyper-parameter that has no default
 
 
@@ -38,10 +38,9 @@ def table() -> str:
 
 
 def main() -> None:
-    for page in (README, README.parent / "docs/algorithms/index.md"):
-        text = page.read_text(encoding="utf-8")
-        before, after = text[: text.index(BEGIN)], text[text.index(END) :]
-        page.write_text(before + table() + after, encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN, 1)
+    PAGE.write_text(before + table() + END + rest.split(END, 1)[1], encoding="utf-8")
 
 
 if __name__ == "__main__":
