@@ -1,4 +1,4 @@
-"""README's code runs as it stands there, and what README names exists."""
+"""The README: its code runs, and the files and make targets that it names exist."""
 
 import ast
 import json
@@ -23,7 +23,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
 
 
 def block(mark: str) -> str:
-    """The one code block that holds `mark`."""
+    """The only code block that contains `mark`."""
     (found,) = [text for text in BLOCKS if mark in text]
     return found
 
@@ -85,7 +85,7 @@ def test_a_task_of_ten_lines_trains(tmp_path):
 
 
 def test_the_table_of_algorithms_is_theirs():
-    """As `make generate` writes it."""
+    """`make generate` writes the table."""
     table = runpy.run_path(str(ROOT / "tools/algorithm_table.py"))["table"]()
     assert len(table.splitlines()) == 2 + len(algorithms.__all__)
     assert table in README

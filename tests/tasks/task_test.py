@@ -1,4 +1,4 @@
-"""A task's data: what has a default, and what is refused."""
+"""Defaults and errors of TaskData and of tasks."""
 
 import dataclasses
 from pathlib import Path
@@ -18,7 +18,6 @@ def data(**more):
 
 
 def test_defaults():
-    """The first level leads, a reward of 1 is a solution, and the end-of-sequence token ends a completion."""
     found = data()
     assert found.headline == "easy"
     assert found.stop_ids == (EOS,)
