@@ -36,7 +36,7 @@ DIRECTIVE = re.compile(r"^::: (\S+)((?:\n +.*)*)", flags=re.M)
 
 
 class Rounded(doctest.OutputChecker):
-    """Compares numbers up to the rounding shown (three decimals or more), ignores spaces, and compares the rest exactly."""
+    """Compares numbers up to the rounding shown (three decimals or more) and other text exactly, without spaces."""
 
     def check_output(self, want: str, got: str, optionflags: int) -> bool:
         rest = ["".join(NUMBER.sub("#", text).split()) for text in (want, got)]
