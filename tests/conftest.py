@@ -56,4 +56,4 @@ def drop_programs():
     jax.clear_caches()
     gc.collect()
     if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)  # glibc keeps freed memory otherwise
+        ctypes.CDLL(None).malloc_trim(0)

@@ -19,7 +19,6 @@ def cpu_seconds() -> float:
 
 
 def peak_gigabytes() -> float:
-    """Peak memory of this process without its children."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 

@@ -64,7 +64,6 @@ def test_a_number_counts_to_the_digits_shown(want, got, same):
 
 
 def with_examples() -> list[str]:
-    """Modules that contain a doctest."""
     found = (path for top in ("rljax", "pallas_kernels") for path in sorted((ROOT / top).rglob("*.py")))
     paths = [path.relative_to(ROOT).with_suffix("") for path in found if ">>> " in path.read_text()]
     return [".".join(path.parts).removesuffix(".__init__") for path in paths]
@@ -96,7 +95,6 @@ def test_an_algorithm_gives_its_equation_and_its_source(name):
 
 
 def shown(pages: str) -> set[int]:
-    """Identities of the objects shown by the directives of reference pages."""
     found = set()
     for name, options in DIRECTIVE.findall(pages):
         try:
@@ -151,7 +149,6 @@ def test_every_algorithm_is_of_one_family():
 
 
 def test_the_table_in_the_docs_is_the_algorithms():
-    """`make generate` writes the table."""
     table = runpy.run_path(str(ROOT / "tools/algorithm_table.py"))["table"]()
     assert table in (ROOT / "docs/algorithms/index.md").read_text()
 

@@ -46,7 +46,6 @@ def test_memory_that_a_step_frees_is_there_in_the_next():
 
 
 def calls(monkeypatch, *, environment=(), libc="glibc", devices=()) -> dict[int, int]:
-    """Arguments passed to mallopt."""
     given = {}
     monkeypatch.setattr(_entry_points.os, "environ", dict.fromkeys(environment, "cpu"))
     monkeypatch.setattr(_entry_points.os.path, "exists", lambda path: path in devices)

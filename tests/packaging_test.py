@@ -22,12 +22,10 @@ REMEDY = "pip install 'rljax-llm[train]'"
 
 
 def distribution(requirement: str) -> str:
-    """Normalized package name of a requirement."""
     return re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-")
 
 
 def all_of(extra: str) -> list[str]:
-    """Requirements of an extra, including those of nested extras."""
     found = []
     for requirement in EXTRAS[extra]:
         if distribution(requirement) == PROJECT["name"]:

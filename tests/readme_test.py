@@ -23,7 +23,6 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
 
 
 def block(mark: str) -> str:
-    """The only code block that contains `mark`."""
     (found,) = [text for text in BLOCKS if mark in text]
     return found
 
@@ -85,7 +84,6 @@ def test_a_task_of_ten_lines_trains(tmp_path):
 
 
 def test_the_table_of_algorithms_is_theirs():
-    """`make generate` writes the table."""
     table = runpy.run_path(str(ROOT / "tools/algorithm_table.py"))["table"]()
     assert len(table.splitlines()) == 2 + len(algorithms.__all__)
     assert table in README

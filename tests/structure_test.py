@@ -41,7 +41,6 @@ SOURCES = [file for file in files() if not file.startswith("tests/")]
 
 
 def entry(module: str) -> tuple[int, str]:
-    """(layer, entry of LAYERS) of a module."""
     parts = module.split(".")
     for i in range(len(parts), 0, -1):
         prefix = ".".join(parts[:i])
@@ -82,7 +81,6 @@ def test_an_import_upward_is_noticed(file, other):
 
 
 def literals(file: str) -> set[str]:
-    """String constants of a file, without docstrings."""
     tree = ast.parse((ROOT / file).read_text())
     expressions = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     constants = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in expressions)
@@ -95,7 +93,6 @@ def test_one_file_names_the_axes_of_the_mesh():
 
 
 def test_the_trainer_knows_no_task():
-    """rljax/training does not name a function, level or check of the string task."""
     functions = [name for name, x in vars(verifier).items() if getattr(x, "__module__", "") == verifier.__name__]
     assert set(functions) == {"read_steps", "last_output", "right_chain"}
     named = re.compile("|".join(map(re.escape, [*functions, *LEVELS, "level 2", "right chain", "StringsTask"])))

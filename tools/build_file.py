@@ -9,7 +9,7 @@ from tools.imports import FOLDERS, ROOT, files, graph, imported
 
 TRAINER = ("_entry_points", "models", "rollout", "tasks", "training")  # parts of rljax with separate targets
 DISTRIBUTION = {"orbax": "orbax_checkpoint", "tensorboardX": "tensorboardx"}  # names that differ from the module
-UNSEEN = {  # required but not imported
+UNSEEN = {
     ":rljax/tasks": ("@pypi//array_record", "@pypi//importlib_resources"),  # required by tensorflow_datasets
     ":tests/examples_test": ("@pypi//flax", "@pypi//optax"),  # required by the scripts that the test runs
     ":tests/training": (":configs", ":launch"),  # required by the processes that the tests start
@@ -36,7 +36,6 @@ def is_test(file: str) -> bool:
 
 
 def target_of(file: str) -> str:
-    """Label of the target that contains a file."""
     path = PurePosixPath(file)
     if is_test(file):
         return f":{path.with_suffix('')}"
@@ -81,7 +80,6 @@ def _starlark(value: str | list[str]) -> str:
 
 
 def text() -> str:
-    """Content of BUILD for the current files."""
     targets = defaultdict(list)
     for file in files():
         if file != "tests/run_pytest.py":  # added by py_test

@@ -69,7 +69,6 @@ def run(folder: Path, *command: str | Path, fails: bool = False) -> str:
 
 
 def built(folder: Path) -> Path:
-    """Builds the sdist and the wheel in the folder and returns the wheel."""
     stale = ROOT / "rljax_llm.egg-info"  # setuptools would add the files listed there
     shutil.rmtree(stale, ignore_errors=True)
     code = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
@@ -87,7 +86,6 @@ def built(folder: Path) -> Path:
 
 
 def environment(folder: Path) -> Path:
-    """Creates an environment and returns its folder `bin`."""
     run(folder, sys.executable, "-m", "venv", "--without-pip", "environment")
     return folder / "environment" / "bin"
 

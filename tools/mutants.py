@@ -25,8 +25,6 @@ JOBS, SECONDS = 2, 600  # parallel copies; time limit per mutant
 
 
 class Mutant(NamedTuple):
-    """Replaces the text `old`, which occurs once in the file, by `new`."""
-
     file: str
     old: str
     new: str

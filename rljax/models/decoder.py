@@ -106,7 +106,6 @@ class Decoder:
         return self.config.max_length
 
     def initialize(self, key: Array) -> dict:
-        """Random parameters from `key`, on one device; `rljax.models.initialize` creates them on a mesh."""
         return nnx.to_pure_dict(nnx.state(self.config.network(nnx.Rngs(params=key), self.rules)))
 
     def abstract_params(self, mesh: Mesh) -> dict:
@@ -120,11 +119,9 @@ class Decoder:
         return self._apply(params, tokens, segment_ids)[0]
 
     def unembedding(self, params: dict) -> Float[Array, "V D"]:
-        """The unembedding table in the compute dtype, without padding rows."""
         return self.head(params).table[: self.vocab_size]
 
     def head(self, params: dict) -> Head:
-        """The unembedding table as stored, with padding rows."""
         table = self._kept(params)["embedding" if self.config.tied else "unembedding"]
         return Head(table.astype(self.config.dtype), self.vocab_size, self.rules.spec("vocab", "embed"))
 

@@ -15,7 +15,6 @@ def weight(rngs: nnx.Rngs, std: float, **axes: int) -> nnx.Param:
 
 
 def constant(value: float, **axes: int) -> nnx.Param:
-    """A float32 parameter with every element initialized to `value`."""
     return nnx.Param(jnp.full(tuple(axes.values()), value, jnp.float32), out_sharding=tuple(axes), eager_sharding=False)
 
 

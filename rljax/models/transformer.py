@@ -120,14 +120,14 @@ class Transformer(nnx.Module):
         self.norm = RMSNorm(D, config.norm_eps)
         if not config.tied:
             self.unembedding = weight(rngs, 0.02, vocab=V, embed=D)
-        if config.value_head:  # values start at 0
+        if config.value_head:
             self.value, self.value_bias = constant(0.0, embed=D), constant(0.0)
 
     def __call__(self, tokens: Array, positions: Array, mask: Array, remember: Callable) -> tuple[Array, tuple]:
         """Hidden states [B, T, D] of tokens [B, T], and the keys and values that each block attended to.
 
         mask [B, T, S] is True for the keys that each token may attend to. `remember(layer, k, v)` maps the keys and
-        values of these tokens to the S attended ones: it returns (k, v) in training and extends a cache in decoding.
+        values of these tokens to all S attended keys and values: it returns (k, v) in training and extends a cache in decoding.
         """
         config = self.config
         dtype = jnp.dtype(config.dtype)
@@ -142,7 +142,6 @@ class Transformer(nnx.Module):
 
 
 def _run(block: Block, remat: bool) -> Callable:
-    """The block, recomputed in the backward pass if `remat`."""
     if not remat:
         return block
     definition, weights = nnx.split(block)

@@ -118,7 +118,6 @@ def generate(
 
 
 def _keys_at(keys: Array, n: Int[Array, ""]) -> Array:
-    """Random key of token n of each row."""
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, n)
 
 
@@ -128,7 +127,6 @@ def _logits(hidden: Float[Array, "B D"], unembedding: Float[Array, "V D"]) -> Fl
 
 
 def _without(logits: Float[Array, "B V"], banned: tuple[int, ...]) -> Float[Array, "B V"]:
-    """The logits with −∞ at the banned tokens."""
     return jnp.where(np.isin(np.arange(logits.shape[-1]), banned)[None], -jnp.inf, logits) if banned else logits
 
 

@@ -93,7 +93,7 @@ def batches(arrays: dict[str, np.ndarray], batch_size: int, seed: int):
     `get_state()` returns JSON-like data; `set_state` of that data continues with the same next batch. Raises
     ValueError if there are no rows, the arrays differ in length, or batch_size is not positive.
     """
-    import grain  # slow to import
+    import grain
 
     lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) != 1 or not all(lengths.values()):

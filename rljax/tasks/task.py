@@ -29,7 +29,6 @@ class Problem:
 
 
 def full_reward(reward: float) -> bool:
-    """True if the reward is 1 or more."""
     return reward >= 1
 
 

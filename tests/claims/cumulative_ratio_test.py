@@ -74,7 +74,6 @@ def measure(problem):
 
 @pytest.fixture(scope="module")
 def measured():
-    """Measurements by size of the policy change; leaves are [20 problems, …]."""
     with jax.enable_x64(True):
         return {move: jax.tree.map(np.asarray, measure(make_problems(move))) for move in MOVES}
 
@@ -121,5 +120,5 @@ def test_per_term_variance_is_never_above_the_sequences_under_the_policys_advant
 def test_under_the_outcome_that_order_has_exceptions(measured):
     for move in MOVES:
         above = variance_ratios(measured, move, "outcome")
-        assert 0.3 < np.mean(above > 1) < 0.6  # share of the first two terms
+        assert 0.3 < np.mean(above > 1) < 0.6
         assert 1.1 < above.max() < 1.7

@@ -19,8 +19,6 @@ KINDS = ("binary", "dense")
 
 
 class Problem(NamedTuple):
-    """A policy and rewards for W words."""
-
     mask: np.ndarray  # [W, T]
     rewards: np.ndarray  # [W], or dense [W, T]
     probability: np.ndarray  # [W]
@@ -34,7 +32,7 @@ def make_problem(words, kind, seed, shared=False):
     if shared:
         words = words._replace(states=np.pad(words.tokens, ((0, 0), (1, 0)))[:, :-1])
     logits = rng.normal(size=(words.states.max() + 1, words.tokens.max() + 1))
-    binary = rng.permutation(np.arange(len(words.mask)) % 2 * 1.0)  # never all equal
+    binary = rng.permutation(np.arange(len(words.mask)) % 2 * 1.0)
     rewards = binary if kind == "binary" else np.where(words.mask, of_token, 0)
     probability, slope = map(np.asarray, policy(logits, words))
     return Problem(words.mask, rewards, probability, slope)
@@ -46,7 +44,6 @@ def policy(logits, words):
 
 
 def returns(problem):
-    """Return G [W, T] from each token to the end."""
     if problem.rewards.ndim == 1:
         return jnp.where(problem.mask, problem.rewards[:, None], 0.0)
     return jnp.cumsum(problem.rewards[:, ::-1], -1)[:, ::-1]

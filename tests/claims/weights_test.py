@@ -40,7 +40,6 @@ def push(rewards, mask):
 
 
 def coupling(rewards):
-    """`push` of all M groups."""
     with jax.enable_x64(True):
         return jax.tree.map(np.asarray, push(*every_group(rewards)))
 
@@ -61,7 +60,6 @@ def test_within_a_side_of_unequal_advantages_balanced_still_prefers_the_long():
 
 
 def test_balanced_weights_do_not_know_a_sides_length():
-    """The negative completions are twice as long, so a token mean doubles their weight and BA does not."""
     lengths, sign = np.array([[4, 4, 8, 8], [4, 4, 4, 8]]), np.array([[1, 1, -1, -1], [1, 1, 1, -1]])
     mask = np.arange(8) < lengths[..., None]
     w = {name: np.asarray(x).sum(-1) for name, x in weights(mask, sign).items()}

@@ -1,4 +1,4 @@
-"""Policies over a few words: expectations are exact sums over all words, in float64."""
+"""Policies over all W words of at most T tokens: expectations are exact sums, in float64."""
 
 import itertools
 from typing import NamedTuple
@@ -11,8 +11,6 @@ from rljax import policy_loss
 
 
 class Words(NamedTuple):
-    """All W words of at most T tokens."""
-
     mask: np.ndarray  # [W, T]
     tokens: np.ndarray  # [W, T], 0 after the end
     states: np.ndarray  # [W, T], index of the prefix before the token; 0 after the end

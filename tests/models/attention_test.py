@@ -27,7 +27,6 @@ def test_positions_and_mask_are_those_of_each_segment():
 
 @jax.jit
 def _logit(q, k, t, s):
-    """q at position t times k at position s."""
     q, k = (
         rotate(x[None, None, None], *rotation(position[None, None], jnp.float32, **SIZES))
         for x, position in ((q, t), (k, s))

@@ -12,8 +12,6 @@ from rljax.models import Head, ModelConfig, ShardingRules
 
 @dataclasses.dataclass(frozen=True)
 class BigramConfig(ModelConfig):
-    """Logits of token t + 1 are unembedding · embedding[token t]."""
-
     width: int = 16
     max_length: int = 64
 

@@ -47,7 +47,7 @@ def test_prefill_and_decode_give_the_full_forward_pass(name):
     [
         lambda cache: cache._replace(position=cache.position + 1),
         lambda cache: cache._replace(index=cache.index - 1),
-        lambda cache: cache._replace(valid=cache.valid | (np.arange(12) == 0)),  # attend to one padding column
+        lambda cache: cache._replace(valid=cache.valid | (np.arange(12) == 0)),
     ],
     ids=["position", "slot", "mask"],
 )

@@ -36,7 +36,7 @@ def make(config=CONFIG, seed=0) -> tuple[Decoder, dict]:
     return model, jax.tree.map(lambda x: jnp.float32(0.5 * rng.normal(size=x.shape) + (x.ndim == 1)), shapes)
 
 
-hidden_of = jax.jit(Decoder.hidden, static_argnums=0)  # one program for equal models
+hidden_of = jax.jit(Decoder.hidden, static_argnums=0)
 
 
 def packed_rows():

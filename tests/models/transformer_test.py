@@ -95,7 +95,7 @@ def test_packing_changes_neither_values_nor_gradients(name):
     rows = np.array([b for b, _ in alone])
     separate = tokens[rows], np.int32([ids for _, ids in alone]), pull[rows]
     packed = [np.pad(x, [(0, rows.size - 2)] + [(0, 0)] * (x.ndim - 1)) for x in (tokens, segment_ids, pull)]
-    (value, gradient), (expected, wanted) = (run(params, *inputs) for inputs in (packed, separate))  # equal shapes
+    (value, gradient), (expected, wanted) = (run(params, *inputs) for inputs in (packed, separate))
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     found = dict(jax.tree.leaves_with_path(gradient))
     for path, leaf in jax.tree.leaves_with_path(wanted):

@@ -116,7 +116,7 @@ def test_a_budget_ends_a_row_unfinished():
     assert not samples.finished.any()
     free = _run(model, params, _prompts(), budget=np.full(8, 10, np.int32), stop_ids=())
     np.testing.assert_array_equal(samples.tokens, np.where(samples.mask | (samples.segment_ids != 0), free.tokens, 0))
-    without = _run(model, params, _prompts())  # without a budget, rows end with their stop token
+    without = _run(model, params, _prompts())
     np.testing.assert_array_equal(free.tokens[without.mask], without.tokens[without.mask])
     np.testing.assert_allclose(free.old_logp[without.mask], without.old_logp[without.mask], atol=1e-5)
 
@@ -146,7 +146,7 @@ def test_the_loop_ends_when_every_row_has_stopped():
     jax.effects_barrier()
     longest = int(samples.mask.sum(axis=1).max())
     assert longest < 10
-    assert len(STEPS) == longest - 1  # prefill returns the first token
+    assert len(STEPS) == longest - 1
 
 
 def test_truncation_reports_both_log_probabilities():

@@ -79,7 +79,7 @@ def test_weights_are_the_shares_of_2_to_the_31():
     ]
     thirds = np.int64(weights(np.float32([[1, 1, 1, 0], [0, 1, 2, 0]])))
     np.testing.assert_allclose(thirds, 2**31 * np.array([[1, 1, 1, 0], [0, 1, 2, 0]]) / 3, rtol=1e-7)
-    assert thirds.sum(axis=1).tolist() == [2**31, 2**31]  # including the rounding
+    assert thirds.sum(axis=1).tolist() == [2**31, 2**31]
 
 
 def test_a_draw_inverts_the_cumulative_distribution():
@@ -117,7 +117,7 @@ def test_every_token_of_a_long_tail_is_drawn_as_often_as_it_should():
     exact /= exact.sum(axis=1, keepdims=True)
     found = _drawn(log_pi)
     assert (found > 0).all()
-    assert np.abs(found - exact).sum(axis=1).max() / 2 < 2e-7  # total variation
+    assert np.abs(found - exact).sum(axis=1).max() / 2 < 2e-7
     # Bits in the middle of a token's share select that token.
     tokens = np.append(rng.integers(0, vocabulary, 15), 70_000)
     size = sampling.BLOCK

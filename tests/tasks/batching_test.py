@@ -1,5 +1,3 @@
-"""Rows and batches: mask, padding and exact continuation of an iterator."""
-
 import itertools
 import json
 
@@ -20,7 +18,7 @@ def test_pack_by_hand():
     rows = pack(problems, TOKENIZER, 14)
     encode = TOKENIZER.encode
     first = [*encode("f3 st;"), *encode("f3 t"), 1, *encode("f9 s;"), *encode("f9 s"), 1]  # 7 + 6 tokens
-    second = [*encode("f9 stuv;"), *encode("f9 vuts"), 1]  # 12 tokens
+    second = [*encode("f9 stuv;"), *encode("f9 vuts"), 1]
     np.testing.assert_array_equal(rows["tokens"], [[*first, 0], [*second, 0, 0]])
     np.testing.assert_array_equal(rows["segment_ids"], [[1] * 7 + [2] * 6 + [0], [1] * 12 + [0, 0]])
     expected = [[0] * 4 + [1] * 3 + [0] * 3 + [1] * 3 + [0], [0] * 6 + [1] * 6 + [0, 0]]
@@ -36,7 +34,7 @@ def test_pack_loses_no_problem_and_wastes_little():
         for segment in range(1, segment_ids.max() + 1):
             here = segment_ids == segment
             found.append((TOKENIZER.decode(tokens[here & ~mask]), TOKENIZER.decode(tokens[here & mask])))
-            assert tokens[here][-1] == 1  # EOS
+            assert tokens[here][-1] == 1
             assert mask[here][-1]
     assert sorted(found) == sorted((p.prompt, p.solution) for p in PROBLEMS)
     assert (rows["segment_ids"] > 0).mean() > 0.9

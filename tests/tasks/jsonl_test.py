@@ -1,5 +1,3 @@
-"""JsonlTask: exact reading, split by prompt, changed files, and errors with line numbers."""
-
 import json
 
 import pytest

@@ -1,5 +1,3 @@
-"""Defaults and errors of TaskData and of tasks."""
-
 import dataclasses
 from pathlib import Path
 

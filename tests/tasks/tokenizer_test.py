@@ -1,5 +1,3 @@
-"""Tokenizer: exact round trips for any Unicode text, deterministic training and symbols as single tokens."""
-
 import random
 
 import pytest

@@ -19,7 +19,6 @@ py_library(name = "{name}", deps = {deps})
 
 
 def label(name: str) -> str:
-    """Name of a distribution in rules_python."""
     return canonicalize_name(name).replace("-", "_")
 
 

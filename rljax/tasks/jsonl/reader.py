@@ -20,7 +20,7 @@ def read_jsonl(path: Path) -> list[Problem]:
     except OSError as error:
         raise ValueError(f"path = {str(path)!r}: expected a readable jsonl file ({error.strerror})") from error
     if not lines[-1]:
-        del lines[-1]  # the file ends with a newline
+        del lines[-1]
     if not lines:
         raise ValueError(f"{path} is empty: expected one JSON object per line, with a prompt and an answer")
     return [_read_line(f"{path}, line {number}", line) for number, line in enumerate(lines, 1)]

@@ -24,7 +24,6 @@ class StringFunctionsConfig(tfds.core.BuilderConfig):
 
 
 def split_name(level: str) -> str:
-    """Name of the split of an evaluation level."""
     return level.replace(" ", "_").replace("-", "_")
 
 

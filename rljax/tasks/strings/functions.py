@@ -16,7 +16,6 @@ def reverse(x: str) -> str:
 
 
 def rotate(x: str) -> str:
-    """Moves the first letter to the end."""
     return x[1:] + x[0]
 
 
@@ -43,7 +42,6 @@ def swap_halves(x: str) -> str:
 
 
 def swap_neighbors(x: str) -> str:
-    """Swaps letters 1 and 2, 3 and 4, …; an unpaired last letter stays."""
     return "".join(x[i : i + 2][::-1] for i in range(0, len(x), 2))
 
 
@@ -53,12 +51,10 @@ def shift_letters(x: str, *, by: int) -> str:
 
 
 def shift_first(x: str) -> str:
-    """Shifts only the first letter, by one place."""
     return shift_letters(x[0], by=1) + x[1:]
 
 
 def mirror_letters(x: str) -> str:
-    """Maps each letter to its mirror image in the alphabet: s ↔ z, t ↔ y, …."""
     return x.translate(str.maketrans(LETTERS, LETTERS[::-1]))
 
 
@@ -67,17 +63,14 @@ def sort_letters(x: str, *, descending: bool) -> str:
 
 
 def interleave_reversed(x: str) -> str:
-    """Alternates the letters of x and of its reverse."""
     return "".join(a + b for a, b in zip(x, x[::-1], strict=True))
 
 
 def evens_first(x: str) -> str:
-    """Letters 1, 3, 5, …, then letters 2, 4, 6, …."""
     return x[::2] + x[1::2]
 
 
 def palindrome(x: str) -> str:
-    """The string and its reverse."""
     return x + x[::-1]
 
 
@@ -94,7 +87,6 @@ def surround(x: str, *, left: str = "", right: str = "") -> str:
 
 
 def separate(x: str, *, by: str) -> str:
-    """Inserts the letter `by` between neighbors."""
     return by.join(x)
 
 

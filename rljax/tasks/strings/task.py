@@ -46,7 +46,7 @@ class StringsTask(Task):
 
     def load(self) -> TaskData:
         """Prepares the dataset on first use, then reads it."""
-        from rljax.tasks import storage  # imported here so that recipes do not need tensorflow_datasets
+        from rljax.tasks import storage
         from rljax.tasks.strings import dataset
 
         config = dataset.StringFunctionsConfig.of(

@@ -1,5 +1,3 @@
-"""The 25 string functions: domain, truncation, pairwise differences and order of application."""
-
 import itertools
 
 import pytest
@@ -71,7 +69,7 @@ def test_pairwise_different_on_the_test_strings():
 
 
 def test_composition_applies_from_right_to_left_and_cuts_each_output():
-    assert apply(["f3", "f9"], "stuvx") == "vuts"  # the reverse without its first letter
+    assert apply(["f3", "f9"], "stuvx") == "vuts"
     assert apply(["f9", "f3"], "stuvx") == "xvut"
     assert apply(["f9", "f2"], "stuvx") == "tsxvuts"  # doubled, truncated to stuvxst, then reversed
     assert apply([], "stu") == "stu"

@@ -1,5 +1,3 @@
-"""Text and splits of the string task: held-out sets, and a checksum of the generated data."""
-
 import collections
 import hashlib
 import itertools
