@@ -127,7 +127,7 @@ class Transformer(nnx.Module):
         """Hidden states [B, T, D] of tokens [B, T], and the keys and values that each block attended to.
 
         mask [B, T, S] is True for the keys that each token may attend to. `remember(layer, k, v)` maps the keys and
-        values of these tokens to all S attended keys and values: it returns (k, v) in training and extends a cache in decoding.
+        values of these tokens to the S keys and values to attend to: (k, v) in training, an extended cache in decoding.
         """
         config = self.config
         dtype = jnp.dtype(config.dtype)
