@@ -51,7 +51,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     if -1 in sizes and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
     check(math.prod(sizes) == len(devices), f"mesh ({', '.join(MESH_AXES)})", dataclasses.astuple(config),
-          f"sizes whose product is the number of devices, {len(devices)} (one size may be -1)")  # fmt: skip
+          f"axis sizes that multiply to {len(devices)} devices (one size may be -1)")  # fmt: skip
     return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
 
 

@@ -6,5 +6,8 @@ def exact_match(prompt: str, completion: str, answer: str, *, finished: bool = T
 
     White space at either end of `completion` and `answer` is ignored; `prompt` is unused. `finished` is False if the
     completion was cut at its budget. See `TaskData.reward` for the interface.
+
+    >>> exact_match("1+2=", " 3", "3"), exact_match("1+2=", "33", "3")
+    (1.0, 0.0)
     """
     return float(finished and completion.strip() == answer.strip())
