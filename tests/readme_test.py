@@ -1,4 +1,4 @@
-"""README's code runs as it stands there, and what README names exists."""
+"""The README: its code runs, and the files and make targets that it names exist."""
 
 import ast
 import json
@@ -22,7 +22,6 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
 
 
 def block(mark: str) -> str:
-    """The one code block that holds `mark`."""
     (found,) = [text for text in BLOCKS if mark in text]
     return found
 

@@ -1,4 +1,4 @@
-"""The table of algorithms in docs/algorithms/index.md, written from the algorithms themselves by `make generate`."""
+"""Generator of the algorithm table in docs/algorithms/index.md: `make generate`."""
 
 import inspect
 import re
@@ -9,11 +9,11 @@ from rljax._expression import shown
 
 PAGE = Path(__file__).parents[1] / "docs/algorithms/index.md"
 BEGIN, END = "| `rljax.algorithms` |", "\n\n"
-EXAMPLE = 8675309.0  # stands for a hyper-parameter that has no default
+EXAMPLE = 8675309.0  # placeholder for hyperparameters without a default
 
 
 def expression(function) -> str:
-    """A function's repr, its numbers to four digits, with … for those that have no default."""
+    """A function's repr with numbers rounded to four digits and … for hyperparameters without a default."""
     text = shown(function).replace(f"={EXAMPLE}", "=…")
     return re.sub(r"\d+\.\d{5,}", lambda number: f"{float(number[0]):.4g}", text)
 
@@ -25,14 +25,13 @@ def row(name: str) -> str:
     algorithm = make(**dict.fromkeys(required, EXAMPLE))
     called = f"{name}({', '.join(f'{k}=…' for k in required)})" if required else name
     paper = re.search(r"\d{4}\.\d{5}", make.__doc__)
-    assert paper, f"{name}: its docstring names no paper"
+    assert paper, f"{name}: expected a paper (arXiv number) in the docstring"
     functions = (algorithm.advantage, algorithm.ratio, algorithm.aggregation)
     columns = [f"`{called}`", *(f"`{expression(f)}`" for f in functions), paper[0]]
     return "| " + " | ".join(columns) + " |"
 
 
 def table() -> str:
-    """The table in Markdown, by name."""
     head = f"{BEGIN} advantage A | ratio f | aggregation w | paper |"
     return "\n".join([head, "|---|---|---|---|---|", *map(row, sorted(algorithms.__all__))])
 

@@ -85,7 +85,7 @@ def test_prompts_that_are_padded_on_the_right_are_refused():
     problems = [Problem("a", "b")] * 8
     rows = encode_prompts(problems, evaluator.data.tokenizer, 2)
     rows = {name: array[:, ::-1] for name, array in rows.items()}
-    with pytest.raises(ValueError, match=r"segment_ids\[0\] = \[1, 0\]: expected padding \(0\) on the left alone"):
+    with pytest.raises(ValueError, match=r"segment_ids\[0\] = \[1, 0\]: expected padding \(0\) only on the left"):
         draw(evaluator.parts, tiny.rollout.sampling, params, rows, problems, jax.random.key(0))
 
 
