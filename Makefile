@@ -1,4 +1,4 @@
-# Start with `make train` and `make test`. README describes all targets.
+# Start with `make train` and `make test`. docs/testing.md lists all targets.
 
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
