@@ -1,4 +1,4 @@
-"""The table of algorithms in README and in the docs, from the algorithms themselves: `make generate` writes both."""
+"""The table of algorithms on docs/algorithms/index.md, from the algorithms themselves: `make generate` writes it."""
 
 import inspect
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 from rljax import algorithms
 from rljax._expression import shown
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs/algorithms/index.md"
 BEGIN, END = "| `rljax.algorithms` |", "\n\nEach has its paper's defaults"
 EXAMPLE = 8675309.0  # stands for a hyper-parameter that has no default
 
@@ -38,10 +38,9 @@ def table() -> str:
 
 
 def main() -> None:
-    for page in (README, README.parent / "docs/algorithms/index.md"):
-        text = page.read_text(encoding="utf-8")
-        before, after = text[: text.index(BEGIN)], text[text.index(END) :]
-        page.write_text(before + table() + after, encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
+    before, after = text[: text.index(BEGIN)], text[text.index(END) :]
+    PAGE.write_text(before + table() + after, encoding="utf-8")
 
 
 if __name__ == "__main__":
