@@ -169,7 +169,10 @@ def test_the_task_of_the_contributing_page_loads():
     assert data.reward("1+2=", "3", "3") == 1
 
 
-@pytest.mark.parametrize("page", ["algebra.md", "algorithms/correction.md", "algorithms/entropy.md"])
+PAGES = ["algebra.md", *(f"algorithms/{path.name}" for path in sorted((ROOT / "docs/algorithms").glob("*.md")))]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_the_code_of_a_page_runs(page):
     """Runs the blocks in order and compares the output of doctest blocks."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
@@ -190,7 +193,12 @@ def on_the_pages() -> dict:
         tokens=full(0), mask=full(True), rewards=jnp.array([[1.0, 0.0]]), old_logp=full(-1.0), sampled_logp=full(-1.25),
         ref_logp=full(-1.5), entropy=full(0.5), proxy=full(0.5),
     )  # fmt: skip
-    arrays = {name: getattr(rollouts, name) for name in ("mask", "old_logp", "sampled_logp")}
+    names = ("mask", "old_logp", "rewards", "sampled_logp", "tokens")
+    arrays = {name: getattr(rollouts, name) for name in names} | {
+        "hidden": jnp.ones((1, 2, 3, 4)), "unembedding": jnp.ones((40, 4)), "values": full(0.5),
+        "new_values": full(0.25), "teacher_logp": full(-0.5), "teacher_hidden": jnp.ones((1, 2, 3, 5)),
+        "teacher_unembedding": jnp.ones((40, 5)),
+    }  # fmt: skip
     return {name: getattr(rljax, name) for name in rljax.__all__} | arrays | {
         "dataclasses": dataclasses, "jax": jax, "jnp": jnp, "partial": partial, "rollouts": rollouts,
         "logp": full(-0.75), "sign": jnp.array([[1, -1]]), "key": jax.random.key(0), "algorithm": algorithms.dapo(),
