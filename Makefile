@@ -76,7 +76,7 @@ docs: .venv-docs/.ready  # fails on a broken link or an unknown symbol
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 	@echo "docs: build/site/index.html"
 
-generate: .venv/.ready  # BUILD, and the tables of algorithms in README and the docs
+generate: .venv/.ready  # BUILD, and the table of algorithms in the docs
 	$(BIN)/python -m tools.build_file
 	$(BIN)/python tools/algorithm_table.py
 
