@@ -167,7 +167,7 @@ def test_a_penalty_on_a_batch_is_the_sum_of_its_parts_and_empty_masks_give_zero(
 
 def test_arguments_that_do_not_fit():
     logp, batch, _, _ = random_case()
-    with pytest.raises(ValueError, match=r"Batch\.ref_logp is None"):
+    with pytest.raises(ValueError, match=r"Batch\.ref_logp = None: expected log"):
         penalty.kl(logp, dataclasses.replace(batch, ref_logp=None))
     with pytest.raises(ValueError, match=r"entropy has shape \(6,\): expected \(6, 9\)"):
         penalty.entropy_bonus(logp[:, 0], batch)

@@ -77,7 +77,7 @@ def test_the_optimum_is_the_tilted_reference():
 
 def test_arguments_that_do_not_fit():
     logp, batch = rows()
-    with pytest.raises(ValueError, match=r"Batch\.ref_logp is None"):
+    with pytest.raises(ValueError, match=r"Batch\.ref_logp = None: expected log"):
         regression.a2po(logp, dataclasses.replace(batch, ref_logp=None))
     with pytest.raises(ValueError, match="beta = 0: expected"):
         regression.a2po(logp, batch, beta=0)
