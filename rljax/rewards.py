@@ -1,5 +1,4 @@
-"""Functions of rewards that run before the advantage, without gradient: dynamic sampling, length penalties, controls.
-"""
+"""Functions of rewards that run before the advantage: dynamic sampling, length penalties, controls. No gradient."""
 
 import jax
 import jax.numpy as jnp

@@ -131,18 +131,18 @@ def test_mutants_fail(example, monkeypatch):
 def test_errors_name_the_argument(example):
     hidden, unembedding, tokens, mask = example
     for inputs, error, words in (
-        ((hidden[:, 1:], unembedding, tokens, mask), ValueError, r"hidden is of shape \(3, 6, 5\).*\(3, 7\)"),
-        ((hidden, unembedding.T, tokens, mask), ValueError, r"unembedding is of shape \(5, 11\).*D = 5"),
-        ((hidden, unembedding, tokens, mask[:, 1:]), ValueError, r"mask is of shape \(3, 6\).*\(3, 7\)"),
-        ((hidden, unembedding, tokens, mask.astype(jnp.int32)), TypeError, "mask is of dtype int32.*bool"),
-        ((hidden, unembedding, hidden[..., 0], mask), TypeError, "tokens is of dtype float32"),
+        ((hidden[:, 1:], unembedding, tokens, mask), ValueError, r"hidden has shape \(3, 6, 5\).*\(3, 7\)"),
+        ((hidden, unembedding.T, tokens, mask), ValueError, r"unembedding has shape \(5, 11\).*D = 5"),
+        ((hidden, unembedding, tokens, mask[:, 1:]), ValueError, r"mask has shape \(3, 6\).*\(3, 7\)"),
+        ((hidden, unembedding, tokens, mask.astype(jnp.int32)), TypeError, "mask has dtype int32.*bool"),
+        ((hidden, unembedding, hidden[..., 0], mask), TypeError, "tokens has dtype float32"),
     ):
         with pytest.raises(error, match=words):
             token_logps(*inputs)
     with pytest.raises(ValueError, match="implementation is 'fast'"):
         token_logps(*example, implementation="fast")
     mesh = jax.make_mesh((8,), ("tensor",), axis_types=(AxisType.Auto,))
-    with pytest.raises(ValueError, match=r"split is .*'model'.*axes \('tensor',\)"):
+    with pytest.raises(ValueError, match=r"split = .*'model'.*axes \('tensor',\)"):
         token_logps(*example, mesh=mesh, split=P("model"))
 
 
@@ -196,11 +196,11 @@ def test_a_few_tokens_beside_the_sampled_one(example):
 def test_errors_of_the_others_name_them_and_the_argument(example):
     hidden, unembedding, tokens, mask = example
     theirs = reference_model()
-    with pytest.raises(ValueError, match=r"token_kls: ref_hidden is of shape \(2, 7, 4\).*\(3, 7\)"):
+    with pytest.raises(ValueError, match=r"token_kls: ref_hidden has shape \(2, 7, 4\).*\(3, 7\)"):
         token_kls(hidden, unembedding, theirs[0][1:], theirs[1], mask)
-    with pytest.raises(ValueError, match=r"token_kls: ref_unembedding is of shape \(4, 11\).*D = 4, as in ref_hidden"):
+    with pytest.raises(ValueError, match=r"token_kls: ref_unembedding has shape \(4, 11\).*D = 4, as in ref_hidden"):
         token_kls(hidden, unembedding, theirs[0], theirs[1].T, mask)
-    with pytest.raises(ValueError, match=r"logps_at: unembedding is of shape \(5, 11\)"):
+    with pytest.raises(ValueError, match=r"logps_at: unembedding has shape \(5, 11\)"):
         logps_at(hidden, unembedding.T, tokens[..., None], tokens, mask.astype(jnp.float32))
     with pytest.raises(ValueError, match=r"ids has shape \(2, 7\): expected \(3, 7\), as tokens"):
         logps_at(hidden, unembedding, tokens[1:, :, None], tokens, mask.astype(jnp.float32))
