@@ -57,9 +57,9 @@ def sampled_token(
         A_t = log q(y_t) − log π_old(y_t)
 
     `old_logp` and `teacher_logp` [P, G, T] are log π_old and log q of the sampled tokens, in nats; `mask` [P, G, T] is
-    true at the trained tokens. Returns A, [P, G, T], in nats, neither centered nor scaled, and 0 at other tokens. Its
-    policy gradient is, token by token, the gradient of −KL(π ‖ q); `support_loss` uses several tokens per position
-    instead. Raises ValueError if shapes differ, TypeError if the mask is not boolean.
+    true at the trained tokens. Returns A, [P, G, T], in nats, neither centered nor scaled; 0 at other tokens. Its
+    policy gradient is the gradient of −KL(π ‖ q) at each token. `support_loss` instead uses several tokens per
+    position. Raises ValueError if shapes differ, TypeError if the mask is not boolean.
 
     >>> old_logp, teacher_logp = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.25, 1.0]))
     >>> print(sampled_token(old_logp, teacher_logp, jnp.ones(2, bool)))
@@ -82,8 +82,8 @@ def importance_weighted(
 
         a_t = log q(y_t) − log π_old(y_t),    w_t = 1 + γ (1 − Σ_{j<t} |a_j| / Σ_j |a_j|),    A_t = w_t a_t
 
-    The sums are over the trained tokens of the completion, so w falls from 1 + γ at the first token to 1 after the last
-    token with a ≠ 0. Unlike `sampled_token`, A_t depends on the other tokens. Read in TRL's code, not checked against
+    The sums are over the trained tokens of the completion. w falls from 1 + γ at the first token to 1 after the last
+    token with a ≠ 0. Unlike in `sampled_token`, A_t depends on other tokens. Read in TRL's code, not checked against
     the paper.
 
     Args:
@@ -113,12 +113,11 @@ def importance_weighted(
 
 
 def ordinary(mask: Bool[Array, "*B T"], tokens: Int[Array, "*B T"], special: tuple[int, ...]) -> Bool[Array, "*B T"]:
-    """The mask without special tokens, [..., T] (2603.25562).
+    """The mask without special tokens (2603.25562), whose teacher probabilities mislead if the chat templates differ.
 
-    `mask` and `tokens` are [..., T]; `special` lists the ids of the special tokens, such as those of a chat template.
-    Teacher and student can use different templates, so the teacher's probabilities of special tokens are misleading.
-    Unlike a support, the result selects positions, not vocabulary entries. Raises ValueError if shapes differ,
-    TypeError if the mask is not boolean.
+    `mask` and `tokens` are [..., T]; `special` lists the ids of the special tokens. Returns a mask [..., T]. Unlike a
+    Support, the result selects positions, not vocabulary entries. Raises ValueError if shapes differ, TypeError if the
+    mask is not boolean.
 
     >>> ordinary(jnp.array([True, True, False]), jnp.array([5, 1, 5]), special=(0, 1)).tolist()
     [True, False, False]
@@ -131,10 +130,9 @@ def ordinary(mask: Bool[Array, "*B T"], tokens: Int[Array, "*B T"], special: tup
 
 
 def teachers(ids: Ids) -> Support:
-    """The support of the teacher's most likely tokens (2603.25562); `ids` [..., K] come from `top_tokens` of the
-    teacher.
+    """The support of the teacher's most likely tokens (2603.25562).
 
-    Returns a Support in which all entries are valid; `students` is the counterpart for the student.
+    `ids` [..., K] come from `top_tokens` of the teacher. Returns a Support with all entries valid, as does `students`.
 
     >>> teachers(jnp.array([[5, 2]])).valid.tolist()
     [[True, True]]
@@ -143,9 +141,9 @@ def teachers(ids: Ids) -> Support:
 
 
 def students(ids: Ids) -> Support:
-    """The support of the student's most likely tokens; `ids` [..., K] come from `top_tokens` of the student.
+    """The support of the student's most likely tokens.
 
-    Returns a Support in which all entries are valid; `teachers` is the counterpart for the teacher.
+    `ids` [..., K] come from `top_tokens` of the student. Returns a Support with all entries valid, as does `teachers`.
 
     >>> students(jnp.array([[5, 2]])).ids.tolist()
     [[5, 2]]
@@ -154,11 +152,11 @@ def students(ids: Ids) -> Support:
 
 
 def intersection(teacher_ids: Ids, student_ids: Ids) -> Support:
-    """The support of the tokens that both lists contain; it is empty at a position where the lists share no token.
+    """The support of the tokens that both lists contain, possibly none.
 
     `teacher_ids` [..., K] and `student_ids` [..., L] come from `top_tokens`. Returns a Support with the K teacher's
-    ids, valid where the student's ids contain them; `union` keeps the tokens of both. Raises ValueError if the leading
-    axes differ.
+    ids, valid if the student's ids contain them; `union` keeps all tokens. Raises ValueError if the leading axes
+    differ.
 
     >>> [x.tolist() for x in intersection(jnp.array([[5, 2]]), jnp.array([[2, 7]]))]
     [[[5, 2]], [[False, True]]]
@@ -170,9 +168,9 @@ def intersection(teacher_ids: Ids, student_ids: Ids) -> Support:
 def union(teacher_ids: Ids, student_ids: Ids) -> Support:
     """The support of the tokens that at least one of two lists contains.
 
-    `teacher_ids` [..., K] and `student_ids` [..., L] come from `top_tokens`. Returns a Support with K + L ids, valid
-    except for the student's ids that the teacher's ids contain; `intersection` keeps only these. Raises ValueError if
-    the leading axes differ.
+    `teacher_ids` [..., K] and `student_ids` [..., L] come from `top_tokens`. Returns a Support with K + L ids; an id of
+    the student that the teacher's ids contain is not valid. `intersection` keeps only the tokens of both. Raises
+    ValueError if the leading axes differ.
 
     >>> [x.tolist() for x in union(jnp.array([[5, 2]]), jnp.array([[2, 7]]))]
     [[[5, 2, 2, 7]], [[True, True, False, True]]]
@@ -245,8 +243,7 @@ def support_loss(
 def top_tokens(
     hidden: Float[Array, "N D"], unembedding: Float[Array, "V D"], *, k: int, tile: int = 512
 ) -> tuple[Int[Array, "N K"], Float[Array, "N K"]]:
-    """The k largest logits of each row of h·Wᵀ and their ids, largest first, from one pass over tiles of the
-    vocabulary.
+    """The k largest logits of each row of h·Wᵀ and their ids, largest first, from one pass over vocabulary tiles.
 
     Of equal logits, the lower id comes first. The result has no gradient; to differentiate, call `logits_at` with the
     ids. `pallas_kernels.token_topk` returns log π at a temperature instead of logits.
@@ -261,8 +258,7 @@ def top_tokens(
       (ids, logits), both [N, k].
 
     Raises:
-      ValueError: If shapes differ, k is out of range, or an argument is sharded over explicit mesh axes; then call it
-        inside `jax.shard_map` or `jax.sharding.auto_axes`.
+      ValueError: If shapes differ, k is out of range, or an argument is sharded over explicit mesh axes.
 
     >>> hidden, unembedding = jnp.array([[1.0, 0.0]]), jnp.array([[3.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
     >>> [x.tolist() for x in top_tokens(hidden, unembedding, k=2)]
@@ -281,8 +277,8 @@ def logits_at(
 ) -> Float[Array, "N K"]:
     """The logits of a few tokens per row, h·W[ids], differentiable in both arrays.
 
-    `hidden` is h [N, D], `unembedding` is W [V, D] and `ids` [N, K] are token ids. Returns [N, K], in float32 or, if an
-    input is, in float64. Needs memory for [N, K, D] numbers; `top_tokens` finds the ids of the largest logits. Raises
+    `hidden` is h [N, D], `unembedding` is W [V, D] and `ids` [N, K] are token ids. Returns [N, K], in float64 if an
+    input is and else in float32. It gathers an array [N, K, D]. Unlike `top_tokens`, it takes the ids as given. Raises
     ValueError if shapes do not fit each other.
 
     >>> hidden, unembedding = jnp.array([[1.0, 0.0]]), jnp.array([[3.0, 0.0], [1.0, 0.0], [2.0, 0.0]])

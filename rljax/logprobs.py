@@ -1,7 +1,6 @@
 """Sharded log-probabilities, entropies and KL divergences of a model's tokens, from hidden states and the unembedding.
 
-hidden[t − 1] predicts token t, so position 0 has no prediction and gets 0. All functions run on one device or on a
-mesh.
+hidden[t − 1] predicts token t, so position 0 has no prediction and gets 0.
 """
 
 import math
@@ -42,10 +41,10 @@ def token_logps(
 
         π_t = softmax((hidden[t−1]·Wᵀ + b)/τ),    logp[t] = log π_t(tokens[t])
 
-    `pallas_kernels.token_stats` defines the three statistics, soft caps and banned tokens, and takes rows without this
-    shift by one position; `token_kls` compares two models. Values that predict nothing may be NaN. On a mesh (axes of
-    AxisType.Auto), tokens are divided over all axes except the axis of the vocabulary, and values and gradients equal
-    those on one device (tests/logprobs_test.py).
+    `pallas_kernels.token_stats` defines the three statistics, soft caps and banned tokens, and has no shift by one
+    position; `token_kls` compares two models. Hidden states and tokens that predict nothing may hold anything. On a
+    mesh (axes of AxisType.Auto), tokens are divided over all axes except the axis of the vocabulary; values and
+    gradients are those of one device (tests/logprobs_test.py).
 
     Args:
       hidden: Hidden states, [..., T, D].
@@ -161,11 +160,10 @@ def logps_at(
 ) -> Float[Array, "*B T K"]:
     """The log-probabilities of a few tokens v per position, from the log-probability of the sampled token y.
 
-        log π_t(v) = log π_t(y) + x_v − x_y
+        log π_t(v) = log π_t(y) + x_v − x_y,    x the scaled logits of `pallas_kernels.token_stats`
 
-    x are the scaled logits of `pallas_kernels.token_stats`. A banned v gets −∞ without a gradient. If y is banned, all
-    v get −∞, because log π(v) is unknown. Unlike `distillation.logits_at`, the result is normalized over the whole
-    vocabulary.
+    A banned v gets −∞ without a gradient. If y is banned, all v get −∞, because log π(v) is unknown. Unlike in
+    `distillation.logits_at`, the result is normalized over the whole vocabulary.
 
     Args:
       hidden: Hidden states, [..., T, D].
@@ -236,7 +234,7 @@ def _axes(mesh: Mesh | None, split: P | None) -> tuple[str | None, str | None]:
 
 
 def _divided(function, mesh: Mesh | None, arrays: int, others: tuple, vocabulary: str | None = None):
-    """`function` with the rows of its first `arrays` arguments split over the mesh, except over the axis `vocabulary`.
+    """`function` with the rows of its first `arrays` arguments split over all axes of the mesh but `vocabulary`.
 
     `others` are the specs of the remaining arguments; gradients of replicated arguments are summed over devices.
     """

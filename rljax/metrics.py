@@ -93,15 +93,15 @@ def position_sums(
 ) -> dict[str, Float[Array, "K"]]:
     """The sums per position from which `position_summary` computes its metrics.
 
-    The position of a token is its ordinal among the trained tokens of its sequence, from 1. Bin 0 holds the ordinals up
-    to edges[0], bin i those in (edges[i − 1], edges[i]], and the last bin those above edges[−1]. The sums of
-    microbatches add, as those of `policy_sums`.
+    A token's position is its ordinal among the trained tokens of its sequence, from 1. Bin 0 holds the positions up to
+    edges[0], bin i those in (edges[i − 1], edges[i]], and the last bin those above. Unlike `policy_sums`, the sums are
+    arrays. Sums of microbatches add up.
 
     Args:
       logp: log π_θ, [..., T], in nats.
       batch: Batch of `policy_loss`.
       ratio: Ratio f of `policy_loss`, whose derivative in logp is computed once.
-      edges: Strictly increasing ordinals, the upper ends of the bins.
+      edges: Last position of each bin but the last, strictly increasing.
 
     Returns:
       Sums by name, [len(edges) + 1] each.
@@ -116,7 +116,7 @@ def position_sums(
     [2. 2.] [1. 1.] [0.5  0.25]
     """
     if list(edges) != sorted(set(edges)) or not edges:
-        raise ValueError(f"edges = {edges!r}: expected strictly increasing ordinals")
+        raise ValueError(f"edges = {edges!r}: expected strictly increasing positions")
     gradient = jax.grad(policy_loss)(logp, batch, ratio)
     mask, segments, advantages, weights, log_ratio, live = terms(logp, batch)
     cumulative = _segments.cumulative(log_ratio, segments)
@@ -141,8 +141,7 @@ def position_sums(
 def position_summary(sums: Mapping[str, Float[Array, "K"]]) -> dict[str, Float[Array, "K"]]:
     """The metrics per position, from `position_sums`; NaN at positions without tokens.
 
-    - `clip_share_positive`, `clip_share_negative`: Σw of the tokens with w·A ≠ 0 and ∂L/∂logp = 0, for A > 0 and for A
-      < 0, divided by the Σw of the position;
+    - `clip_share_positive`, `clip_share_negative`: as in `policy_summary`, divided by the Σw of the position;
     - `drift`, `spread`: mean and standard deviation of Σ_{j≤t} ℓ_j in nats, the quantity that prefix ratios clip.
 
     `sums` maps names to arrays [K], one entry per bin, as `position_sums` returns them. Returns arrays [K] by name.
@@ -167,10 +166,10 @@ def position_summary(sums: Mapping[str, Float[Array, "K"]]) -> dict[str, Float[A
 def sign_length_gap(advantages: Float[Array, "P G T"], mask: Bool[Array, "P G T"]) -> Float[Array, ""]:
     """Mean length of the completions with A > 0 minus the mean length of those with A < 0 (2605.04077).
 
-    `advantages` is A [P, G, T], and `mask` [P, G, T] is true at the trained tokens; the sign of a completion is that of
-    its mean A. Returns a scalar in tokens; 0 unless both signs are present. With the weights of
-    `aggregation.token_mean`, a gap couples the sign of an update to length, and `aggregation.balanced` removes the
-    coupling. Raises ValueError if shapes differ, TypeError if the mask is not boolean.
+    `advantages` is A [P, G, T], and `mask` [P, G, T] is true at the trained tokens; the mean of A decides the sign of a
+    completion. Returns a scalar in tokens; 0 unless both signs are present. `aggregation.token_mean` couples the sign
+    of an update to this gap, and `aggregation.balanced` does not. Raises ValueError if shapes differ, TypeError if the
+    mask is not boolean.
 
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
     >>> float(sign_length_gap(jnp.array([[[1.0, 1.0, 1.0], [-1.0, -1.0, -1.0]]]), lengths_1_and_3))

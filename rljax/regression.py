@@ -83,10 +83,9 @@ def a2po(logp: Tokens, batch: Batch, *, beta: float | Array = 1e-3) -> Float[Arr
         Σ_t w_t (β s_t − A_t)²,    s_t = Σ_j (logp_j − ref_logp_j) over the trained tokens of t's sequence
 
     `logp` [..., T] is log π_θ in nats and has the only gradient; `batch` has w, ref_logp and A from
-    `optimal_advantage`; `beta` > 0, in units of reward per nat, is another coefficient than the β of
-    `optimal_advantage`. Returns a scalar; with the weights of `aggregation.sequence_mean`, the mean over completions of
-    (β log π/π_ref − A)². Unlike `policy_loss`, it has no ratio to π_old. Raises ValueError if `batch.ref_logp` is None,
-    shapes differ or beta ≤ 0.
+    `optimal_advantage`; `beta` > 0, in units of reward per nat, is not the β of `optimal_advantage`. Returns a scalar;
+    with weights of `aggregation.sequence_mean`, the mean over completions of (β log π/π_ref − A)². Unlike in
+    `policy_loss`, there is no ratio to π_old. Raises ValueError if `batch.ref_logp` is None, shapes differ or beta ≤ 0.
 
     Read in TRL's code. The sum over the completion and the mean over completions are our reading.
 

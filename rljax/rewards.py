@@ -13,14 +13,12 @@ __all__ = ["improvement", "informative", "length_shaping", "overlong_penalty", "
 
 
 def informative(rewards: Real[Array, "P G"], mask: Bool[Array, "P G T"]) -> Bool[Array, "P"]:
-    """True for the groups whose rewards differ, [P]: in all other groups the group-relative advantage is 0
-    (2503.14476).
+    """True for the groups whose rewards differ, [P]: DAPO's dynamic sampling keeps only these groups (2503.14476).
 
     `rewards` [P, G] are in any unit, and `mask` [P, G, T] is true at the trained tokens; completions without a trained
-    token are ignored. Keeping only these groups is DAPO's dynamic sampling, 0 < #correct < G for binary rewards.
-    Rewards that are equal up to rounding do not differ. A group with a NaN is kept, so that the loss becomes NaN.
-    `regression.solvable` is the selection of A2PO. Raises ValueError if shapes differ, TypeError if the mask is not
-    boolean.
+    token are ignored. All other groups have group-relative advantage 0. Rewards that are equal up to rounding do not
+    differ. A group with a NaN is kept, so that the loss becomes NaN. `regression.solvable` is the selection of A2PO.
+    Raises ValueError if shapes differ, TypeError if the mask is not boolean.
 
     >>> informative(jnp.array([[1.0, 0.0], [1.0, 1.0]]), jnp.ones((2, 2, 1), bool)).tolist()
     [True, False]
@@ -35,9 +33,8 @@ def informative(rewards: Real[Array, "P G"], mask: Bool[Array, "P G T"]) -> Bool
 def permute_within_group(rewards: Real[Array, "P G"], key: Array) -> Real[Array, "P G"]:
     """The rewards of each group in random order: a control run with these rewards must not learn.
 
-    `rewards` [P, G] are in any unit; `key` is a random key. Returns [P, G], each group permuted independently. The mean
-    and the standard deviation of a group do not change, unlike in `length_shaping`. Raises ValueError if `rewards` is
-    not [P, G].
+    `rewards` [P, G] are in any unit; `key` is a random key. Returns [P, G]. Each group keeps its mean and standard
+    deviation, unlike in `length_shaping`. Raises ValueError if `rewards` is not [P, G].
 
     >>> shuffled = permute_within_group(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jax.random.key(0))
     >>> jnp.sort(shuffled, axis=1).tolist()
@@ -73,11 +70,10 @@ def length_shaping(
 
         1 − α·σ((n − mean n) / std n) if correct, else 0
 
-    σ is the sigmoid, n the number of trained tokens, and the mean and the std (with N − 1) are over the correct
-    completions of the group; if the std is 0, the shaped reward is 1 − α/2. A completion is correct if its reward is
-    above 0. Groups outside the most accurate `share` get rewards 0 and 1. A NaN reward stays NaN. Unlike
-    `overlong_penalty`, it needs no maximal length. From third-party notes, which leave α open; not checked against the
-    paper.
+    A completion is correct if its reward is above 0. n is its number of trained tokens; mean and std (divisor N − 1)
+    are over the correct completions of the group, and σ is the sigmoid. If the std is 0, the shaped reward is 1 − α/2.
+    Other groups get rewards 0 and 1. A NaN reward stays NaN. Unlike `overlong_penalty`, it needs no maximal length.
+    From third-party notes, which leave α open; not checked against the paper.
 
     Args:
       rewards: Rewards, [P, G], positive if correct.
@@ -121,13 +117,12 @@ def improvement(
 ) -> Float[Array, ""]:
     """PIPO's policy improvement ξ: the mean reward of this batch, standardized by the means of the K batches before.
 
-        ξ = (mean R − mean history) / std history,    std with K − 1;    0 if the std is 0
+        ξ = (mean R − mean history) / std history,    std with divisor K − 1;    0 if the std is 0
 
-    `rewards` [P, G] are R, `mask` [P, G, T] is true at the trained tokens, and completions without a trained token are
-    ignored; `history` [K] holds the earlier means, in units of reward. Returns a scalar without unit, for
-    `advantage.policy_improvement`. Unlike the state of `carried.average_reward`, ξ is standardized. Raises ValueError
-    if shapes differ, TypeError if the mask is not boolean. From third-party notes, where K = 8; not checked against the
-    paper.
+    `rewards` R are [P, G], `mask` [P, G, T] is true at the trained tokens, and completions without one are ignored.
+    `history` [K] has the earlier means, in units of reward. Returns a scalar without unit for
+    `advantage.policy_improvement`. Unlike `carried.average_reward`, ξ is standardized. Raises ValueError if shapes
+    differ, TypeError if the mask is not boolean. From third-party notes, where K = 8; not checked against the paper.
 
     >>> rewards, mask = jnp.array([[1.0, 0.0]]), jnp.ones((1, 2, 1), bool)
     >>> float(improvement(rewards, mask, jnp.array([0.0, 0.25, 0.5])))  # (½ − ¼)/¼

@@ -75,7 +75,7 @@ def anneal(
 
         start + (end − start) · shape(min(step/steps, 1))
 
-    `optax` schedules have the same role for the learning rate; this schedule is for a hyper-parameter of an algorithm.
+    Unlike an `optax` schedule of the learning rate, it sets a hyper-parameter of an algorithm, once per rollout.
 
     Args:
       step: Step of the rollout, from 0; may be traced.
