@@ -2,9 +2,8 @@
 
 Each function returns a `Carried(init, update)` for `PolicyGradient(carried=…)`. `init()` returns the first state, a
 pytree of arrays. `update(state, rollouts)` returns the new rollouts and the new state; it is called once per rollout,
-before the advantage. An advantage, an aggregation or a penalty then reads the fields that the update has written. If an
-update needs a field of `Rollouts`, the field is a required keyword-only parameter. The trainer saves the state in its
-checkpoints.
+before the advantage. Advantages, aggregations and penalties read the fields that the update has written. A field of
+`Rollouts` that an update needs is a required keyword-only parameter. The trainer saves the state in its checkpoints.
 """
 
 import dataclasses

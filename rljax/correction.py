@@ -1,10 +1,9 @@
 """Rollout correction: weights and rejections for tokens that a slightly different policy has sampled.
 
-The sampler runs other kernels at another precision than the trainer, so its policy q differs from the policy p that is
-trained, even with equal parameters. The mismatch of a token is λ_t = log p(y_t) − log q(y_t), in nats:
+The sampler runs other kernels than the trainer, possibly at another precision, so its policy q differs from the trained
+policy p even if the parameters are equal. The mismatch of a token is λ_t = log p(y_t) − log q(y_t), in nats:
 `Rollouts.old_logp − Rollouts.sampled_logp`. A *weight* w̄ [P, G, T] multiplies the weights of the aggregation. A
-*rejection* is a boolean [P, G], true for the sequences that are kept. All results are constants, also as functions of
-their bounds.
+*rejection* is a boolean [P, G], true for the sequences that are kept. No result has a gradient.
 
     weights = aggregation.token_mean(mask, sign) * correction.token_truncated(mismatch, mask)
 
@@ -62,8 +61,8 @@ def token_truncated(mismatch: Mismatch, mask: Mask, *, cap: float | Array = 2.0,
 
     `mismatch` is λ [..., T] in nats, `mask` [..., T] is true at the trained tokens, and `segment_ids` is [..., T] or
     None. The bound `cap` > 0 is a ratio. Returns w̄, [..., T], in [0, cap]; 0 at tokens that are not trained. Unlike
-    `icepop`, a ratio above the bound is lowered to the bound, not dropped. Raises ValueError if shapes differ or cap ≤
-    0, TypeError if the mask is not boolean.
+    `icepop`, a ratio above the bound is lowered to the bound, not dropped. Raises ValueError if shapes differ or
+    cap ≤ 0, TypeError if the mask is not boolean.
 
     >>> print(token_truncated(jnp.log(jnp.array([0.5, 1.5, 4.0])), jnp.ones(3, bool)))
     [0.5 1.5 2. ]
@@ -74,8 +73,7 @@ def token_truncated(mismatch: Mismatch, mask: Mask, *, cap: float | Array = 2.0,
 
 @ranges(cap=(1e-30, math.inf))
 def sequence_truncated(mismatch: Mismatch, mask: Mask, *, cap: float | Array = 2.0, segment_ids: Ids = None) -> Weights:
-    """Sequence-level truncated importance sampling (sequence-TIS): w̄_t = min(e^s, cap), s the sum of λ over the
-    sequence.
+    """Sequence-level truncated importance sampling (sequence-TIS): w̄_t = min(e^s, cap), s = Σλ over the sequence.
 
     `mismatch` is λ [..., T] in nats, `mask` [..., T] is true at the trained tokens, and `segment_ids` is [..., T] or
     None. The bound `cap` > 0 is the ratio of a sequence. Returns w̄, [..., T], in [0, cap]; 0 at tokens that are not
@@ -118,8 +116,7 @@ def icepop(
 
 @ranges(cap=(1e-30, math.inf))
 def sequence_masked(mismatch: Mismatch, mask: Mask, *, cap: float | Array = 2.0, segment_ids: Ids = None) -> Weights:
-    """Sequence-level masked importance sampling (Seq-MIS): w̄_t = e^s if e^s ≤ cap, else 0, s the sum of λ over the
-    sequence.
+    """Sequence-level masked importance sampling (Seq-MIS): w̄_t = e^s if e^s ≤ cap, else 0; s = Σλ over the sequence.
 
     `mismatch` is λ [..., T] in nats, `mask` [..., T] is true at the trained tokens, and `segment_ids` is [..., T] or
     None. The bound `cap` > 0 is the ratio of a sequence. Returns w̄, [..., T], in [0, cap]; 0 at tokens that are not
@@ -137,11 +134,10 @@ def sequence_masked(mismatch: Mismatch, mask: Mask, *, cap: float | Array = 2.0,
 
 
 def batch_normalized(weights: Weights, mask: Mask) -> Weights:
-    """Weights divided by their mean over the trained tokens, w̄_t / mean w̄, so that a correction keeps the size of a
-    step.
+    """Weights divided by their mean over the trained tokens, so that a correction does not change the size of a step.
 
     `weights` is w̄ [..., T], for instance from `token_truncated`; `mask` [..., T] is true at the trained tokens.
-    Returns [..., T] with mean 1; 0 at tokens that are not trained, and everywhere if all weights are 0. Raises
+    Returns w̄/mean w̄, [..., T]; 0 at tokens that are not trained, and everywhere if all weights are 0. Raises
     ValueError if shapes differ, TypeError if the mask is not boolean.
 
     >>> batch_normalized(jnp.array([1.0, 3.0, 9.0]), jnp.array([True, True, False])).tolist()
@@ -167,9 +163,9 @@ def geometric(
     """Keeps a sequence if the geometric mean of its ratios is in an interval (Geo-RS): low ≤ exp(mean λ) ≤ high.
 
     `mismatch` is λ [..., T] in nats, `mask` [..., T] is true at the trained tokens, and `segment_ids` is [..., T] or
-    None. The bounds `low` and `high` are ratios, 0 < low ≤ high. Returns true for the kept sequences, [...], or [...,
-    T] in packed rows. Unlike in `k3`, positive and negative λ cancel. Raises ValueError if shapes differ, low ≤ 0 or
-    low > high, TypeError if the mask is not boolean.
+    None. The bounds `low` and `high` are ratios, 0 < low ≤ high. Returns true for the kept sequences, [...], or
+    [..., T] in packed rows. Unlike in `k3`, positive and negative λ cancel. Raises ValueError if shapes differ, low ≤ 0
+    or low > high, TypeError if the mask is not boolean.
 
     >>> geometric(jnp.array([[0.0005, 0.0], [0.01, 0.0]]), jnp.ones((2, 2), bool)).tolist()
     [True, False]
@@ -186,8 +182,8 @@ def k3(mismatch: Mismatch, mask: Mask, *, limit: float | Array = 0.01, segment_i
 
     `mismatch` is λ [..., T] in nats, `mask` [..., T] is true at the trained tokens, and `segment_ids` is [..., T] or
     None. The bound `limit` > 0 is in nats per token. Returns true for the kept sequences, [...], or [..., T] in packed
-    rows. Unlike in `geometric`, every token with λ ≠ 0 raises the estimate. Raises ValueError if shapes differ or limit
-    ≤ 0, TypeError if the mask is not boolean.
+    rows. Unlike in `geometric`, every token with λ ≠ 0 raises the estimate. Raises ValueError if shapes differ or
+    limit ≤ 0, TypeError if the mask is not boolean.
 
     >>> k3(jnp.array([[0.1, -0.1], [1.0, 0.0]]), jnp.ones((2, 2), bool)).tolist()  # means 0.005, 0.359
     [True, False]
@@ -253,12 +249,12 @@ def opsm(mismatch: Mismatch, mask: Mask, sign: Array, *, limit: float | Array, s
 def weighted(aggregation: Callable, weight: Callable) -> Callable:
     """An aggregation whose weights are multiplied by a correction.
 
-        w · w̄,    w = aggregation(mask, sign),    w̄ = weight(mismatch, mask),    mismatch = old_logp − sampled_logp
+        w · w̄,    w = aggregation(mask, sign),    w̄ = weight(old_logp − sampled_logp, mask)
 
-    `aggregation` has the form of `PolicyGradient.aggregation`. `weight` returns a weight [P, G, T] or a rejection [P,
-    G]; if it has a third parameter `sign`, as `opsm` has, it gets the sign of each completion's advantage. The
-    denominators of w still count rejected sequences, unlike in `aggregation_of_kept`. Returns an aggregation that needs
-    `Rollouts.old_logp` and `Rollouts.sampled_logp`; when called, it raises ValueError if shapes differ.
+    `aggregation` has the form of `PolicyGradient.aggregation`. `weight` returns a weight [P, G, T] or a rejection
+    [P, G]; if it has a parameter `sign`, as `opsm` has, it also gets the sign of each completion's advantage. Unlike in
+    `aggregation_of_kept`, rejected sequences count in the denominators of w. Returns an aggregation that requires
+    `Rollouts.old_logp` and `Rollouts.sampled_logp` and raises ValueError if shapes differ.
 
     >>> from rljax import aggregation
     >>> mask, sign = jnp.ones((1, 2, 1), bool), jnp.array([[1, -1]])
@@ -282,10 +278,10 @@ def aggregation_of_kept(aggregation: Callable, keep: Callable) -> Callable:
 
         aggregation(mask of the kept sequences, sign),    kept = keep(old_logp − sampled_logp, mask)
 
-    `aggregation` has the form of `PolicyGradient.aggregation`, and `keep` returns a boolean [P, G]; `keep` may have a
-    third parameter, as in `weighted`. Rejected sequences have weight 0 and do not count in the denominators of w,
-    unlike in `weighted`. Returns an aggregation that needs `Rollouts.old_logp` and `Rollouts.sampled_logp`; when
-    called, it raises ValueError if shapes differ.
+    `aggregation` has the form of `PolicyGradient.aggregation`. `keep` returns a rejection [P, G] and may have a
+    parameter `sign`, as in `weighted`. Unlike in `weighted`, rejected sequences do not count in the denominators of w.
+    Returns an aggregation that requires `Rollouts.old_logp` and `Rollouts.sampled_logp` and raises ValueError if shapes
+    differ.
 
     >>> from rljax import aggregation
     >>> mask, sign = jnp.ones((1, 2, 1), bool), jnp.array([[1, -1]])
@@ -304,14 +300,14 @@ def aggregation_of_kept(aggregation: Callable, keep: Callable) -> Callable:
 
 @combinator
 def advantage_of_kept(advantage: Callable, keep: Callable) -> Callable:
-    """An advantage over the sequences that a rejection keeps.
+    """An advantage over the sequences that a rejection keeps; rejected sequences have A = 0.
 
-        A = advantage(rewards, mask of the kept sequences),    kept = keep(old_logp − sampled_logp, mask)
+        advantage(rewards, mask of the kept sequences),    kept = keep(old_logp − sampled_logp, mask)
 
-    `advantage` has the form of `PolicyGradient.advantage`, and `keep` returns a boolean [P, G]. Rejected sequences have
-    A = 0 and do not count in the baseline of their group; the weights do not change, unlike in `aggregation_of_kept`.
-    Returns an advantage that needs `Rollouts.old_logp` and `Rollouts.sampled_logp`; when called, it raises ValueError
-    if shapes differ or `keep` has a parameter `sign`, because the sign of A is not known yet.
+    `advantage` has the form of `PolicyGradient.advantage`, and `keep` returns a rejection [P, G]. Rejected sequences do
+    not count in the baseline of their group; unlike in `aggregation_of_kept`, the weights do not change. Returns an
+    advantage that requires `Rollouts.old_logp` and `Rollouts.sampled_logp`. It raises ValueError if shapes differ or if
+    `keep` has a parameter `sign`, because the sign of A is not known yet.
 
     >>> from rljax import advantage
     >>> mask, rewards = jnp.ones((1, 3, 1), bool), jnp.array([[1.0, 0.0, 5.0]])

@@ -16,8 +16,8 @@ from rljax.penalty.selection import covariance, largest, number_of
 def k1(log_ratio: Tokens) -> Tokens:
     """The estimator k1 = ℓ: unbiased, but negative at some tokens (Schulman 2020).
 
-    `log_ratio` is ℓ [..., T] in nats; returns [..., T] in nats. As a loss its expected gradient is 0: use k1 in a
-    reward or as the value of `straight_through`, and `k2` or `k3` as a loss.
+    `log_ratio` is ℓ [..., T] in nats; returns [..., T] in nats. As a loss its expected gradient is 0, unlike that of
+    `k2`: use k1 in a reward or as the value of `straight_through`.
 
     >>> print(k1(jnp.log(jnp.array([0.5, 1.0, 2.0]))))
     [-0.6931  0.      0.6931]
@@ -98,10 +98,10 @@ def kl_corrected(logp: Tokens, batch: Batch) -> Float[Array, ""]:
 
         Σ_t w_t · r_t · k3(ℓ_t),    r = e^{logp − old_logp},    ℓ = logp − ref_logp
 
-    `logp` [..., T] is log π_θ in nats; `batch` has w, old_logp and ref_logp. Returns a scalar, an estimate of KL(π_θ ‖
-    π_ref) in nats if the weights sum to 1. Unlike in `kl`, value and gradient are unbiased per position for samples of
-    π_old, because r is differentiated. r is not clipped, so the variance is large far from π_old. Read in trainers'
-    code, not checked against the paper (DeepSeek-V3.2).
+    `logp` [..., T] is log π_θ in nats; `batch` has w, old_logp and ref_logp. Returns a scalar, an estimate of
+    KL(π_θ ‖ π_ref) in nats if the weights sum to 1. Unlike in `kl`, value and gradient are unbiased per position for
+    samples of π_old, because r is differentiated. r is not clipped, so the variance is large far from π_old. Read in
+    trainers' code, not checked against the paper (DeepSeek-V3.2).
 
     Raises ValueError if `batch.ref_logp` is None or shapes differ, TypeError if log-probabilities are not floating.
 

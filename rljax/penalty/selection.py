@@ -52,9 +52,8 @@ def clip_cov(
 
         k = max(1, ⌊share · tokens⌋) of the tokens with low < c < high,    c from `covariance`
 
-    Only tokens that have a gradient are candidates, so a token that the ratio clips is not removed twice. To apply the
-    result: `dataclasses.replace(batch, weights=jnp.where(kept, batch.weights, 0))`. Unlike `kl_cov`, no penalty is
-    added.
+    Only tokens with a gradient are candidates, so tokens that the ratio clips do not use up k. To apply the result:
+    `dataclasses.replace(batch, weights=jnp.where(kept, batch.weights, 0))`. Unlike `kl_cov`, it adds no penalty.
 
     Args:
       logp: log π_θ, [..., T], in nats.
@@ -116,9 +115,9 @@ def top_entropy(
     `entropy` [P, G, T] is in nats, `mask` [P, G, T] is true at the trained tokens of the whole optimizer step, and
     `share` is in [0, 1]. Of equal entropies the earlier token is selected, and NaN before all numbers. Use the result
     as the mask to train on these tokens only; to count the other tokens in the denominators of w, set their weights to
-    0 instead. Unlike `confident_negatives`, the number of tokens is fixed. Raises ValueError if share is outside [0, 1]
-    or shapes differ, TypeError if the mask is not boolean. The default share is the paper's as quoted by others, not
-    checked against the paper.
+    0 instead. Unlike in `confident_negatives`, the number of tokens is fixed. Raises ValueError if share is outside
+    [0, 1] or shapes differ, TypeError if the mask is not boolean. The default share is the paper's as quoted by others;
+    not checked.
 
     >>> entropy, mask = jnp.array([[[0.1, 2.0, 0.5, 3.0, 9.0]]]), jnp.array([[[True, True, True, True, False]]])
     >>> top_entropy(entropy, mask, share=0.5).tolist()

@@ -49,8 +49,8 @@ def exact_kl(kl: Tokens, batch: Batch) -> Float[Array, ""]:
     """A KL penalty from the exact divergence per position, Σ_t w_t · KL(π_θ ‖ π_ref)_t.
 
     `kl` [..., T] is the divergence over the whole vocabulary in nats, from `logprobs.token_kls`; `batch` has w. Returns
-    a scalar in nats if the weights sum to 1. Unlike the function `penalty.kl`, the value has no noise from the sampled
-    token. Raises ValueError if shapes differ.
+    a scalar in nats if the weights sum to 1. Unlike in `penalty.kl`, no sampled token adds noise. Raises ValueError if
+    shapes differ.
 
     >>> batch = Batch(mask=jnp.ones(2, bool), old_logp=jnp.zeros(2), advantages=jnp.zeros(2),
     ...               weights=jnp.array([0.5, 0.5]))
