@@ -102,8 +102,7 @@ class PolicyGradient:
     tree structure. `policy_loss` differentiates only the hyper-parameters of the ratio, because A and w are constants.
     Each function is a plain function or a `functools.partial` of one.
 
-    Raises TypeError if a field is not a function that takes the arguments below, or if traced hyper-parameters are
-    compared.
+    Raises TypeError if a field is not a function of the arguments below, or if traced hyper-parameters are compared.
 
     >>> from functools import partial
     >>> from rljax import advantage, aggregation, ratio
@@ -183,8 +182,7 @@ def requiring(fields: frozenset[str], function: Callable) -> Callable:
 def bind(function: Callable, source: Rollouts | Batch) -> Callable:
     """Binds the required keyword-only parameters of `function` to the fields of `source` with the same names.
 
-    The fields are constants. Raises ValueError, with the field's name, if `source` lacks the field or the field is
-    None.
+    The fields are constants. Raises ValueError if `source` lacks a field or the field is None.
     """
     name, kind, bound = name_of(function), type(source).__name__, {}
     for field in sorted(required_fields(function)):
