@@ -173,7 +173,7 @@ def test_the_program_says_which_one_runs(function):
 def test_float64_goes_to_the_loop_or_is_refused():
     with jax.enable_x64(True):
         assert "tpu_custom_call" not in lowered(segmented_cumsum, "tpu", x=jnp.float64)
-        with pytest.raises(TypeError, match="x is of dtype float64; it should be float32"):
+        with pytest.raises(TypeError, match="x has dtype float64: expected float32"):
             lowered(partial(segmented_cumsum, implementation="tpu"), "tpu", x=jnp.float64)
         assert "tpu_custom_call" in lowered(segmented_cumsum, "tpu")
 

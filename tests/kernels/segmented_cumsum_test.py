@@ -265,13 +265,13 @@ ON_CPU = "implementation = 'tpu': expected a TPU, or several .*CPU.*None picks"
 @pytest.mark.parametrize(
     ("x", "ids", "options", "error", "words"),
     [
-        (X[0], IDS[0], {}, ValueError, r"x is of shape \(\)"),
-        (IDS, IDS, {}, TypeError, "x is of dtype int32.*floating"),
-        (X[None].repeat(2, 0), IDS, {}, ValueError, r"segment_ids is of shape \(3,\).*\(2, 3\)"),
-        (X, X, {}, TypeError, "segment_ids is of dtype float32.*integer ids or a boolean"),
-        (X, MASK, {"implementation": "gpu"}, ValueError, "implementation is 'gpu'"),
+        (X[0], IDS[0], {}, ValueError, r"x has shape \(\)"),
+        (IDS, IDS, {}, TypeError, "x has dtype int32.*floating"),
+        (X[None].repeat(2, 0), IDS, {}, ValueError, r"segment_ids has shape \(3,\).*\(2, 3\)"),
+        (X, X, {}, TypeError, "segment_ids has dtype float32.*integer ids or a boolean"),
+        (X, MASK, {"implementation": "gpu"}, ValueError, "implementation = 'gpu'"),
         (X, MASK, {"implementation": "tpu"}, NotImplementedError, ON_CPU),
-        (X, MASK, {"implementation": "x"}, ValueError, "implementation is 'x'.*'reference', 'chunked', 'tpu'"),
+        (X, MASK, {"implementation": "x"}, ValueError, "implementation = 'x'.*'reference', 'chunked', 'tpu'"),
     ],
 )
 def test_errors_name_the_argument(x, ids, options, error, words):

@@ -157,17 +157,17 @@ def test_mutants_fail(monkeypatch):
 def test_errors_name_the_argument():
     hidden, unembedding, ref_hidden, ref_unembedding, mask = example(5, 3, 2, 6, jnp.float32)
     for inputs, error, words in (
-        ((hidden, unembedding.T, ref_hidden, ref_unembedding, mask), ValueError, r"unembedding is of shape \(3, 6\)"),
-        ((hidden, unembedding, ref_hidden[1:], ref_unembedding, mask), ValueError, r"ref_hidden is of shape \(4, 2\)"),
+        ((hidden, unembedding.T, ref_hidden, ref_unembedding, mask), ValueError, r"unembedding has shape \(3, 6\)"),
+        ((hidden, unembedding, ref_hidden[1:], ref_unembedding, mask), ValueError, r"ref_hidden has shape \(4, 2\)"),
         ((hidden, unembedding, ref_hidden, ref_unembedding[1:], mask), ValueError, r"\(5, 2\).*\(6, 2\)"),
-        ((hidden, unembedding, ref_hidden, ref_unembedding, mask[1:]), ValueError, r"mask is of shape \(4,\)"),
+        ((hidden, unembedding, ref_hidden, ref_unembedding, mask[1:]), ValueError, r"mask has shape \(4,\)"),
         (
             (hidden, unembedding, ref_hidden, ref_unembedding, mask.astype(np.int32)),
             TypeError,
-            "mask is of dtype int32",
+            "mask has dtype int32",
         ),
     ):
         with pytest.raises(error, match=words):
             token_kl(*inputs)
-    with pytest.raises(ValueError, match="temperature is 0"):
+    with pytest.raises(ValueError, match="temperature = 0"):
         token_kl(hidden, unembedding, ref_hidden, ref_unembedding, mask, temperature=0)

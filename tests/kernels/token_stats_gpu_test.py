@@ -229,9 +229,9 @@ def test_the_kernel_elsewhere_is_an_error(platform):
 
 
 def test_what_the_kernel_does_not_take():
-    with pytest.raises(ValueError, match=r"tile is \(128, 100\); it should be two powers of two"):
+    with pytest.raises(ValueError, match=r"tile = \(128, 100\): expected two powers of two"):
         lowered(step("gpu", tile=(128, 100)), *shapes(16, 16, 16))
-    with jax.enable_x64(True), pytest.raises(TypeError, match="implementation is 'gpu' for float64"):
+    with jax.enable_x64(True), pytest.raises(TypeError, match="implementation = 'gpu' for float64"):
         lowered(step("gpu"), *shapes(16, 16, 16, jnp.float64))
 
 

@@ -257,7 +257,7 @@ def test_a_tile_fits_its_memory():
 
 def test_a_dtype_that_a_tpu_has_no_products_of():
     x = np.zeros((2, 4), np.float16)
-    with pytest.raises(TypeError, match="of dtype float16; it should be bfloat16 or float32"):
+    with pytest.raises(TypeError, match="have common dtype float16: expected bfloat16 or float32"):
         token_stats(x, x, np.zeros(2, np.int32), implementation="tpu")
 
 

@@ -292,7 +292,7 @@ GOOD = {
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"k": 0}, ValueError, r"token_topk: k is 0; it should be an integer in \[1, 5\]"),
+        ({"k": 0}, ValueError, r"token_topk: k = 0: expected an integer in \[1, 5\]"),
         ({"k": 6}, ValueError, r"k is 6.*\[1, 5\]"),
         ({"k": 4, "vocab_size": 3}, ValueError, r"k is 4.*\[1, 3\]"),
         ({"k": 2.0}, ValueError, r"k is 2\.0.*integer"),
@@ -300,13 +300,13 @@ GOOD = {
         (
             {"hidden": np.zeros((2, 4, 3), np.float32)},
             ValueError,
-            r"token_topk: hidden is of shape \(2, 4, 3\).*\[N, D\]",
+            r"token_topk: hidden has shape \(2, 4, 3\).*\[N, D\]",
         ),
-        ({"targets": np.zeros(4, np.float32)}, TypeError, "token_topk: targets is of dtype float32.*integer"),
-        ({"mask": np.ones(3, bool)}, ValueError, r"token_topk: mask is of shape \(3,\).*N = 4"),
-        ({"temperature": 0.0}, ValueError, r"token_topk: temperature is 0\.0.*positive"),
+        ({"targets": np.zeros(4, np.float32)}, TypeError, "token_topk: targets has dtype float32.*integer"),
+        ({"mask": np.ones(3, bool)}, ValueError, r"token_topk: mask has shape \(3,\).*N = 4"),
+        ({"temperature": 0.0}, ValueError, r"token_topk: temperature = 0\.0.*positive"),
         ({"tile": (4, 0)}, ValueError, r"token_topk: tile is \(4, 0\)"),
-        ({"implementation": "fast"}, ValueError, "implementation is 'fast'.*None or one of 'reference', 'chunked'"),
+        ({"implementation": "fast"}, ValueError, "implementation = 'fast'.*None or one of 'reference', 'chunked'"),
     ],
 )
 def test_errors_name_the_argument(change, error, words):
