@@ -7,7 +7,6 @@ from tests.kernels import accuracy_test as kernels
 
 
 def rounded_up(x: float) -> str:
-    """x in two digits, rounded up."""
     if x == 0:
         return "0"
     unit = 10.0 ** (math.floor(math.log10(x)) - 1)

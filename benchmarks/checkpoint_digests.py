@@ -28,7 +28,6 @@ def random_tree(megabytes: int):
 
 
 def timed(function, *arguments, clock=time.perf_counter) -> float:
-    """Seconds of one call."""
     started = clock()
     function(*arguments)
     return clock() - started

@@ -52,20 +52,17 @@ def train_all(folder: Path) -> dict[int, dict[str, dict]]:
 
 
 def cell(figures: dict, level: str, name: str = "pass@1") -> str:
-    """A figure in percent ± half its interval."""
     value, low, high = figures[level][name]
     return f"{100 * value:.1f} ± {50 * (high - low):.1f}"
 
 
 def row(seed: int, label: str, figures: dict, before: dict | None) -> str:
-    """A row of the table, with the gain over `before`."""
     gain = "" if before is None else f"{100 * (figures[TARGET]['pass@1'][0] - before[TARGET]['pass@1'][0]):+.1f}"
     at_target = [cell(figures, TARGET, name) for name in ("right chain", "greedy", "pass@8")]
     return "| " + " | ".join([str(seed), label, *(cell(figures, level) for level in LEVELS), *at_target, gain]) + " |"
 
 
 def table(results: dict[int, dict[str, dict]]) -> str:
-    """The table of all runs, by seed."""
     head = ["seed", "run", *LEVELS, "right chain", "greedy", "pass@8", "gain"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for seed, runs in results.items():

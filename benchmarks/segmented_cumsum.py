@@ -43,8 +43,6 @@ def forms() -> dict[str, Callable]:
 
 
 def tree(x, ids, reverse):
-    """`lax.associative_scan` of pairs (sum, id)."""
-
     def combine(earlier, later):
         (a, i), (b, j) = earlier, later
         return jnp.where(j == 0, a, jnp.where(i == j, a + b, b)), jnp.where(j == 0, i, j)
@@ -53,7 +51,6 @@ def tree(x, ids, reverse):
 
 
 def rows(kind: str, b: int, t: int) -> tuple[np.ndarray, np.ndarray]:
-    """x and ids [B, T] of a kind of row."""
     rng = np.random.default_rng(0)
     ids = np.ones((b, t), np.int32)
     if kind == "late":

@@ -46,8 +46,6 @@ def tokamax_logp(hidden, unembedding, targets):
 
 
 def forward(function, names):
-    """A function that returns the outputs in `names`."""
-
     def outputs(*inputs):
         stats = function(*inputs)
         return [getattr(stats, name) for name in names]
@@ -135,7 +133,6 @@ def beside_cut_cross_entropy(size, dtype, turns):
 
 
 def size(text: str) -> tuple[int, ...]:
-    """Parses N,D,V of the command line."""
     sizes = tuple(map(int, text.split(",")))
     if len(sizes) != 3 or min(sizes) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected N,D,V, three positive integers")

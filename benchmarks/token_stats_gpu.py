@@ -57,8 +57,6 @@ class Candidate(NamedTuple):
 
 
 def kernel(tile: Tile | None, launch: Launch) -> Callable[..., TokenStats]:
-    """The Pallas kernel with a tile and launch parameters."""
-
     def run(hidden, unembedding, targets):
         passes = Passes(partial(sums, launch=launch), gradients)
         arrays = Inputs(hidden, unembedding, None, targets, jnp.float32(1), None)
@@ -164,7 +162,6 @@ def timed(function, arrays, budget: float) -> dict[str, Any]:
 
 
 def measured(candidate: Candidate, size, budget: float = 1.0) -> dict[str, Any]:
-    """The timings of a candidate at one size, by pass."""
     n, d, v = size
     if candidate.peer:
         times = [{"ms": 1e3 * seconds(run, budget)} for run in candidate.run(*size)]

@@ -57,7 +57,6 @@ def _token_stats(size) -> list[Case]:
 
 
 def _with_everything() -> Case:
-    """float32, a bias, a soft cap and a mask."""
     n, _, v = size = SIZES[1]
     hidden, unembedding, targets, weights = (
         jax.ShapeDtypeStruct(x.shape, jnp.float32 if x.dtype == jnp.bfloat16 else x.dtype) for x in inputs(*size)
@@ -74,7 +73,6 @@ def _with_everything() -> Case:
 
 
 def _dense(size) -> list[Case]:
-    """Dense programs, for comparison with the kernels."""
     stats, arguments = partial(token_stats, implementation="reference"), inputs(*size)
     return [
         Case("dense", size, _given(forward(stats), *arguments), is_kernel=False),

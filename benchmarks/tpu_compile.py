@@ -60,7 +60,6 @@ def compile_case(case: Case, chip: Chip) -> Figures:
 
 
 def row(outcome: Outcome) -> str:
-    """A line of the table."""
     case, chip, found, wrong, seconds = outcome
     allowed = "" if case.temporaries is None else f"{case.temporaries:.0f}"
     numbers = ["rejected, as expected" if wrong is None else "failed", "", "", ""]

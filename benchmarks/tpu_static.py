@@ -65,7 +65,6 @@ def whole(cycles: dict[tuple[int, int], float], rows: float, columns: float) -> 
 
 
 def estimate(kernel: Kernel, chip: Chip, tile: Tile, size, cycles, loop) -> Estimate:
-    """The estimate for the tiles that cover `size` = (N, D, V)."""
     n, d, v = size
     rows, columns = -(-n // tile.tokens), -(-v // tile.vocabulary)
     total = whole(cycles, rows, columns)
@@ -145,7 +144,6 @@ def search(name: str, chip: Chip, tiles: Iterable[Tile], size, profile=profile) 
 
 
 def own_tile(name: str, chip: Chip) -> Tile:
-    """The default tile of a kernel."""
     return getattr(GENERATIONS[chip.name.removeprefix("tpu")], name)
 
 

@@ -42,7 +42,6 @@ def train(several, params, keys):
 
 
 def draw(rewards: np.ndarray) -> None:
-    """Writes the learning curves, as means over ten steps."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     smooth = np.apply_along_axis(partial(np.convolve, np.ones(10) / 10, mode="valid"), 0, rewards)
     for i, (p, curve) in enumerate(zip(POWERS, smooth.T, strict=True)):

@@ -126,7 +126,6 @@ class Tokenizer:
 
 
 def reward(prompts, completions, **_):
-    """The share of the right answer before the first mistake."""
     answers = [DIGITS[int(prompt) + 1 :] + "." for prompt in prompts]
     return [len(commonprefix(pair)) / len(pair[0]) for pair in zip(answers, completions, strict=True)]
 

@@ -1,11 +1,9 @@
-"""Gradients of hidden states, unembedding and bias from ∂L/∂z = ∂z, which is computed tile by tile.
-
-The outer loop is over tiles of the vocabulary and the inner loop over tiles of tokens:
+"""Gradients of hidden states, unembedding and bias from ∂z = ∂L/∂z, which is computed tile by tile:
 
     ∂h = Σ_v ∂z·W,    ∂W = ∂zᵀ·h,    ∂b = Σ_n ∂z
 
-∂h is the carry of the outer loop. ∂W and ∂b of one vocabulary tile are the carry of the inner loop and are written
-once. Sums use the accumulators' dtype, and so do products by default: rounding ∂z to bfloat16 would lose digits.
+The outer loop over tiles of the vocabulary carries ∂h. The inner loop over tiles of tokens carries ∂W and ∂b of one
+vocabulary tile. Sums are in the accumulators' dtype, and by default so are products, since a bfloat16 ∂z loses digits.
 """
 
 from collections.abc import Callable

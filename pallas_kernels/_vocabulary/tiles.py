@@ -1,7 +1,4 @@
-"""Loops over tiles that cover [N, V] without padded copies, and the logits and masks of one tile.
-
-N and V need not be multiples of the tile's sides: the last tile starts early and overlaps the tile before it.
-"""
+"""Loops over tiles that cover [N, V] of any size without padded copies, and the logits and masks of one tile."""
 
 from typing import Any
 
@@ -44,8 +41,7 @@ def even(size: int, limit: int) -> int:
 def cover(size: int, tile: int, body, carry) -> Any:
     """Scans carry = body(start, fresh, carry) over tiles that cover range(size).
 
-    The last tile starts early, at size − tile. `fresh` [tile] is false at entries that an earlier tile has covered;
-    None means that no tile overlaps another.
+    The last tile starts early, at size − tile; `fresh` [tile] is false where it overlaps the tile before it, or None.
     """
     if tile == size:
         return body(0, None, carry)
@@ -90,10 +86,7 @@ def is_target(y, first, columns: int):
 
 
 def is_column(head: Head, part: Head, unseen):
-    """[1, v], true at columns that are not padding and in no earlier tile; None if that holds for all.
-
-    `unseen` [v] or None is `fresh` of `cover`.
-    """
+    """[1, v], true at columns that are not padding and `unseen` (`fresh` of `cover`); None if that holds for all."""
     inside = None
     if not isinstance(head.size, int):
         inside = jnp.arange(part.unembedding.shape[0], dtype=jnp.int32) < part.size

@@ -29,13 +29,11 @@ def segmented_cumsum(
         y_t = Σ_s x_s   over s ≤ t with id_s = id_t ≠ 0      (s ≥ t if `reverse`; without s = t if `exclusive`)
 
     id is `segment_ids`. A position with id 0 is a hole: it neither adds nor resets the sum, and its x may be NaN.
-    `segmented_cummin` is the same scan with a minimum.
+    `segmented_cummin` is the same scan with a minimum. Differentiable in `x` to any order in reverse mode: the gradient
+    is the same scan in the other direction.
 
-    Each sequence starts a new sum; it is not a difference of two sums over the row, which would lose the digits of late
-    sequences. In float32, |error| ≤ 1e-6 Σ_s |x_s| at T = 131072 (tests/kernels/segmented_cumsum_accuracy_test.py).
-    `python benchmarks/segmented_cumsum.py` prints the errors and times of this and plain sums on a CPU.
-
-    Differentiable in `x` to any order in reverse mode: the gradient is the same scan in the other direction.
+    Sums are compensated and start anew in each sequence (they are not differences of sums over the row). In float32,
+    |error| ≤ 1e-6 Σ_s |x_s| at T = 131072 (tests/kernels/segmented_cumsum_accuracy_test.py).
 
     "reference" and "chunked" run on CPUs. The "tpu" kernel has never run on a TPU: it runs in Pallas' interpreters
     (tests/kernels/segmented_cumsum_mosaic_test.py) and is compiled for v5e, v5p, v6e and tpu7x (`make tpu-compile`).
@@ -44,8 +42,8 @@ def segmented_cumsum(
       x: [*B, T], floating point.
       segment_ids: [*B, T], integers or bool. Equal non-zero ids in a row are one sequence, whose positions must be
         contiguous except for holes. With a boolean mask each row is one sequence, and false is a hole.
-      reverse: If true, sums run from the end of each sequence to its start.
-      exclusive: If true, y_t excludes x_t.
+      reverse: Whether sums run from the end of each sequence to its start.
+      exclusive: Whether y_t excludes x_t.
       implementation: "reference" (dense, the definition), "chunked" (any device) or "tpu" (float32); None is "tpu" on
         TPUs in float32, else "chunked". With several TPUs, "tpu" needs a `shard_map` over all axes of the mesh.
 
@@ -80,29 +78,22 @@ def segmented_cummin(
 
         y_t = min_s x_s   over s ≤ t with id_s = id_t ≠ 0      (s ≥ t if `reverse`; without s = t if `exclusive`)
 
-    id is `segment_ids`. Unlike in `segmented_cumsum`, the value over no position is +∞: at holes (id 0), and at the
-    first position of a sequence if `exclusive`.
-
+    Unlike in `segmented_cumsum`, y is +∞ at holes (id 0), and at the first position of a sequence if `exclusive`.
     Differentiable in `x` in reverse mode: the gradient of y_t goes to the position of the minimum, the first one in the
     direction of the scan if several are equal ("reference" divides it among them).
 
-    The implementations are those of `segmented_cumsum`; the "tpu" kernel has never run on a TPU.
-
     Args:
       x: [*B, T], floating point.
-      segment_ids: [*B, T], integers or bool. Equal non-zero ids in a row are one sequence, whose positions must be
-        contiguous except for holes. With a boolean mask each row is one sequence, and false is a hole.
-      reverse: If true, minima run from the end of each sequence to its start.
-      exclusive: If true, y_t excludes x_t.
-      implementation: "reference", "chunked", "tpu" or None, as in `segmented_cumsum`.
+      segment_ids: id, [*B, T], integers or bool; defines sequences and holes as in `segmented_cumsum`.
+      reverse: Whether minima run from the end of each sequence to its start.
+      exclusive: Whether y_t excludes x_t.
+      implementation: "reference", "chunked", "tpu" or None, as in `segmented_cumsum`; "tpu" has never run on a TPU.
 
     Returns:
       y, [*B, T], in the unit of `x`; float32, or float64 if `x` is.
 
     Raises:
-      ValueError: If a shape or the implementation name is invalid.
-      TypeError: If a dtype is invalid.
-      NotImplementedError: If "tpu" is lowered for another platform, or for several TPUs outside of a `shard_map`.
+      ValueError, TypeError, NotImplementedError: As `segmented_cumsum` does.
 
     >>> import jax.numpy as jnp
     >>> segmented_cummin(jnp.array([3.0, 1.0, 2.0, 4.0, 5.0]), jnp.array([1, 1, 0, 1, 2])).tolist()

@@ -3,9 +3,8 @@
 The carry is reset at the first token of each sequence, so that large values or NaN in another sequence have no effect.
 The carry of a sum is compensated (see `_monoids`).
 
-On a CPU a loop step is cheap, and one loop over T is the fastest (`python benchmarks/segmented_cumsum.py`). On other
-devices each step launches a program, so √T chunks of √T tokens are scanned in parallel, and then the chunks' totals:
-2√T steps.
+On a CPU one loop over T is the fastest (`python benchmarks/segmented_cumsum.py`). On other devices each step launches a
+program, so √T chunks of √T tokens are scanned in parallel, and then their totals: 2√T steps.
 """
 
 import math

@@ -32,15 +32,12 @@ def token_kl(
         kl = Σ_v π(v) (log π(v) − log ρ(v)),       π = softmax(x),   ρ = softmax(x')
         x  = (h·Wᵀ + b)/τ,     x' = (h'·W'ᵀ + b')/τ,     both with a soft cap c as in `token_stats`
 
-    Unlike the estimators from sampled tokens in `rljax.penalty.kl`, this is the exact sum over the vocabulary.
+    The sum is exact, unlike the estimators from sampled tokens in `rljax.penalty.kl`. The policy's arguments are
+    differentiable in reverse mode; the reference, `temperature` and `softcap` count as constants.
 
-    The policy's arguments are differentiable in reverse mode; the reference, `temperature` and `softcap` count as
-    constants. Tokens are banned as in `token_stats`, for instance by a bias of −∞. A token that the policy bans adds
-    nothing and has no gradient; if the policy bans all tokens, the result is 0. If only the reference bans a token with
-    π > 0, the result is ∞ and has no gradient.
-
-    Both implementations run on CPUs (tests/kernels/token_kl_test.py) and have never run on a TPU or GPU; there is no
-    Pallas kernel.
+    Tokens are banned as in `token_stats`, for instance by a bias of −∞. A token that the policy bans adds nothing and
+    has no gradient; if the policy bans all tokens, the result is 0. If only the reference bans a token with π > 0, the
+    result is ∞ and has no gradient. There is no Pallas kernel, and the function has never run on a TPU or GPU.
 
     Args:
       hidden: h, [N, D], the policy's hidden states, floating point.

@@ -42,10 +42,9 @@ def token_stats(
     The outputs are differentiable in `hidden`, `unembedding` and `bias` in reverse mode; second derivatives need
     `implementation` None, "chunked" or "reference". Logits, sums and gradients accumulate in the outputs' dtype.
 
-    A token is banned if z/τ ≤ −10³⁰, for instance by a bias of −∞. A soft cap does not lift the ban. Banned tokens have
-    π = 0 and no gradient, and the statistics are those of the other tokens. If the target is banned, logp is −∞ and has
-    no gradient; if all tokens are banned, the entropy is 0 and the proxy is 1. Other logits must be within ±10²⁹. NaN
-    gives NaN.
+    A token is banned if z/τ ≤ −10³⁰, for instance by a bias of −∞, also with a soft cap. Its π is 0 without a gradient,
+    and the statistics are those of the other tokens. If the target is banned, logp is −∞ without a gradient; if all
+    tokens are banned, the entropy is 0 and the proxy is 1. Other logits must be within ±10²⁹. NaN gives NaN.
 
     "reference" and "chunked" run on CPUs. The "tpu" kernels have never run on a TPU: they run in Pallas' interpreter
     (tests/kernels/token_stats_tpu_test.py) and are compiled for v5e, v5p, v6e and tpu7x (`make tpu-compile`). The "gpu"
@@ -63,8 +62,7 @@ def token_stats(
       vocab_size: Number of tokens; rows of W and b from `vocab_size` on are padding. None: every row is a token.
       axis_name: Axis of the surrounding `shard_map` that shards the vocabulary, or None. `unembedding` and `bias` are
         this device's rows; `targets` and `vocab_size` refer to all rows. All devices of the axis get the same outputs.
-      width_axis: Axis of the surrounding `shard_map` that shards D of `unembedding`, or None. The weight is gathered
-        in slabs of rows; `hidden` is not sharded over this axis' D.
+      width_axis: Axis of the surrounding `shard_map` that shards D of `unembedding` (gathered in slabs), or None.
       tile: (tokens, vocabulary), the shape of the tile of logits in memory; None is the implementation's default.
       implementation: "reference" (dense, the definition), "chunked" (any device), "tpu" or "gpu" (only on that
         platform); None is the default of the platform that the program is lowered for.

@@ -1,8 +1,7 @@
 """token_stats on an NVIDIA GPU under XLA: `chunked` with tiles large enough for efficient cuBLAS products.
 
-A tile is all tokens of a microbatch (up to `ROWS`) × a part of the vocabulary, so that each row of ∂W is computed once
-and ∂h is updated once per tile. Logits pass through memory: 12 bytes of traffic per logit forward and 14 backward, by
-count; it has never run on a GPU.
+A tile is all tokens of a microbatch (up to `ROWS`) × a part of the vocabulary, so each row of ∂W is computed once. The
+logits pass through memory: 12 bytes per logit forward, 14 backward, by count. It has never run on a GPU.
 """
 
 import jax

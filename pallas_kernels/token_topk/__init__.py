@@ -39,11 +39,8 @@ def token_topk(
 
     π is that of `token_stats`, which has gradients; all outputs of `token_topk` are constants (stop_gradient).
 
-    Banned tokens come last, with logp −∞. Padding rows of the weight are never among the ids. Rows without a target
-    have id 0, which is also a token's id, so apply the same mask to the outputs.
-
-    Both implementations run on CPUs (tests/kernels/token_topk_test.py) and have never run on a TPU or GPU; there is no
-    Pallas kernel.
+    Banned tokens come last, with logp −∞; padding rows are never among the ids. There is no Pallas kernel,
+    and the function has never run on a TPU or GPU.
 
     Args:
       hidden: h, [N, D], floating point.
@@ -62,7 +59,7 @@ def token_topk(
 
     Returns:
       (`TokenStats`, `TopTokens`). Ids are [N, k] in int32; logp is [N, k] in nats, in the dtype of the statistics. All
-        are 0 in rows without a target.
+        are 0 in rows without a target; 0 is also a token's id, so mask such rows.
 
     Raises:
       ValueError: If a rank, shape, k, temperature, soft cap, tile, mesh axis or implementation name is invalid.

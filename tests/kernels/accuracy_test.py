@@ -124,7 +124,6 @@ def of_scan(name: str, form: str) -> dict[str, list[float]]:
     scan, operation = SCANS[name]
 
     def exact(x):
-        """The exact scan; the last row has two sequences."""
         y = operation.accumulate(x, axis=-1, dtype=np.float64)
         y[3, T // 2 :] = operation.accumulate(x[3, T // 2 :], dtype=np.float64)
         return y

@@ -75,14 +75,11 @@ def expected_stats(case):
 
 
 def weighted(stats: TokenStats):
-    """Σ COTANGENTS · stats, without logp of banned targets."""
     logp = jnp.where(stats.logp == -jnp.inf, 0, stats.logp)
     return sum(jnp.sum(np.float32(c) * x) for c, x in zip(COTANGENTS, (logp, *stats[1:]), strict=True))
 
 
 def measured(function, bias):
-    """(TokenStats, (∂hidden, ∂unembedding, ∂bias))."""
-
     def loss(hidden, unembedding, bias):
         stats = function(hidden, unembedding, bias)
         return weighted(stats), stats
@@ -109,7 +106,6 @@ def check_stats(function, case):
 
 
 def stats_of(case, **options):
-    """The function `(hidden, unembedding, bias) -> TokenStats` of a case."""
     _, tau, cap = case
     return lambda h, w, b: token_stats(h, w, TARGETS, bias=b, temperature=tau, softcap=cap, mask=MASK, **options)
 
@@ -142,7 +138,6 @@ def test_on_a_gpu(case):
 
 @pytest.mark.parametrize("implementation", ["reference", "chunked"])
 def test_a_vocabulary_split_over_devices(implementation):
-    """The first of three devices has only banned tokens."""
     case = CASES[0]
     mesh = jax.make_mesh((3,), ("v",), axis_types=(AxisType.Auto,), devices=jax.devices()[:3])
     run = stats_of(case, implementation=implementation, axis_name="v")
@@ -150,7 +145,6 @@ def test_a_vocabulary_split_over_devices(implementation):
 
 
 def nothing_allowed(function):
-    """With all tokens banned, logp, entropy and proxy are −∞, 0 and 1 in unmasked rows, without gradients."""
     stats, gradients = measured(function, bans(CASES[0], columns=np.arange(V)))
     agree(tuple(stats), tuple(np.where(MASK, np.float32([[-np.inf], [0], [1]]), 0)))
     for gradient in gradients:
@@ -169,7 +163,6 @@ def test_all_tokens_banned(implementation, monkeypatch):
 @pytest.mark.parametrize("implementation", ["reference", "chunked", "tpu", "gpu"])
 @pytest.mark.parametrize("banned", [False, True])
 def test_nan_gives_nan(implementation, banned, monkeypatch):
-    """A NaN logit among banned ones, with an allowed or a banned target."""
     row = 6 if banned else 0
     bias = bans(CASES[0])
     bias[11] = np.nan
@@ -231,7 +224,6 @@ def test_token_topk_of_nothing_and_of_nan(implementation):
 
 
 def kl_loss(implementation, tile, tau, softcap):
-    """The function `(hidden, unembedding, bias, ref_bias) -> (gradients of Σ KL·cos, KL)`."""
     run = kl_chunked.token_kl if implementation == "chunked" else token_kl
     run = partial(run, **({"tile": tile} if implementation == "chunked" else {"implementation": implementation}))
 

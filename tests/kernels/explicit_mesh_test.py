@@ -74,7 +74,6 @@ def test_without_jit_and_by_keyword():
 
 
 def of_rows(implementation, x, ids):
-    """(gradient, (running sum, reverse running minimum))."""
     weight = jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape)
     given = {"implementation": implementation}
 

@@ -16,7 +16,7 @@ ROWS = ("normal", "uniform", "constant", "late")
 
 
 def example():
-    """(x, ids) with one row per kind; in the last row a second sequence starts halfway, after large values."""
+    """(x, ids) with one row per kind; the second sequence of the last row starts halfway, after large values."""
     rng = np.random.default_rng(0)
     ids = np.ones((4, T), np.int32)
     ids[3, T // 2 :] = 2
@@ -38,7 +38,6 @@ def exact(x, reverse):
 
 
 def in_tiles(operation, x, ids, reverse, exclusive):
-    """The TPU kernel in Pallas' interpreter."""
     with mock.patch.object(tpu.pl, "pallas_call", partial(tpu.pl.pallas_call, interpret=True)):
         return tpu.segmented_scan(operation, x, ids, reverse, exclusive)
 
@@ -64,7 +63,6 @@ def test_a_sum_keeps_its_digits(scan, reverse):
 
 
 def test_the_kernels_carry_keeps_them(monkeypatch):
-    """With over a thousand blocks per row."""
     monkeypatch.setattr(tpu, "TOKENS", 128)
     assert max(errors(in_tiles, SUM, False).values()) <= BOUND / 4
 

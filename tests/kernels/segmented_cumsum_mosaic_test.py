@@ -47,7 +47,6 @@ def strictly(function, *arrays):
 
 
 def plainly(function, *arrays):
-    """Runs in the plain interpreter."""
     with mock.patch.object(tpu.pl, "pallas_call", partial(tpu.pl.pallas_call, interpret=True)):
         return jax.jit(function)(*arrays)
 
@@ -58,7 +57,6 @@ def by_name(operation, x, ids, reverse, exclusive):
 
 
 def check_agreement(interpreted, cases):
-    """Asserts that the kernel equals the reference, with one program of each for all cases."""
     x, ids = example()
 
     def of_all(x, ids):

@@ -39,7 +39,6 @@ def loss(function):
 
 
 def both(tiles):
-    """One program that returns the results of `tiled` and of the definition."""
     return jax.jit(lambda *inputs: [loss(function)(*inputs) for function in (tiled(tiles), dense)])
 
 

@@ -45,7 +45,6 @@ def example(n, d, v, size=None, dtype=jnp.float32, bias=True, softcap: float | N
 
 
 def in_numpy(hidden, head: Head, targets) -> Sums:
-    """`Sums` in float64."""
     h, w, y = np.asarray(hidden, float), np.asarray(head.unembedding, float)[: head.size], np.asarray(targets)
     z = h @ w.T + (0 if head.bias is None else np.asarray(head.bias, float)[None, : head.size])
     x = float(head.beta) * (z if head.softcap is None else head.softcap * np.tanh(z / head.softcap))

@@ -52,7 +52,6 @@ def chosen(names):
 
 
 def of_both(function):
-    """A function that returns the results of both implementations."""
     return lambda *inputs: [function(*inputs, implementation=name) for name in ("reference", "chunked")]
 
 
@@ -88,7 +87,6 @@ def test_the_definition_of_two_options_in_numpy(x64, names):
 
 
 def gradients(implementation, names, tile):
-    """The function `(hidden, unembedding, bias) -> gradients` of a loss of all outputs."""
     targets = example(N, D, V)[2]
 
     def loss(hidden, unembedding, bias):
@@ -186,15 +184,12 @@ def with_narrow_targets():
 
 @pytest.mark.parametrize(("dtype", "v"), NARROW)
 def test_targets_of_any_integer_type(dtype, v):
-    """Includes dtypes that cannot represent the size of the vocabulary."""
     for found, expected in zip(*with_narrow_targets()[dtype, v], strict=True):
         np.testing.assert_array_equal(found.logp, expected.logp)
         assert np.all(np.asarray(found.logp) < -0.1)
 
 
 def test_a_cotangent_of_zero_costs_nothing():
-    """The gradient program contains only the terms of outputs that the loss reads."""
-
     def products(names):
         hidden, unembedding, targets = example(N, D, V, jnp.float32)
 

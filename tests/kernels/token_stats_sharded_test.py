@@ -78,7 +78,6 @@ def test_without_jit():
 
 
 def test_bfloat16_gradients_are_summed_over_slabs_in_float32(monkeypatch):
-    """∂hidden from 48 slabs is about as accurate as from one slab."""
     _, unembedding, bias, targets, mask = head()
     hidden, unembedding = (x.astype(jnp.bfloat16) for x in (head()[0], unembedding))
     exact = gradients(partial(statistics, implementation="reference"))
@@ -93,7 +92,6 @@ def test_bfloat16_gradients_are_summed_over_slabs_in_float32(monkeypatch):
 
 
 def unscaled(sums, axis_name):
-    """Shards added without a common maximum."""
     return sums._replace(**{name: lax.psum(getattr(sums, name), axis_name) for name in sums._fields[1:]},
                          top=lax.pmax(sums.top, axis_name))  # fmt: skip
 
@@ -116,7 +114,6 @@ def test_mutants_fail(monkeypatch, name, mutant):
 
 
 def test_one_maximum_and_one_sum_over_the_vocabularys_axis():
-    """The forward pass has no other communication between shards."""
     text = str(jax.make_jaxpr(sharded((1, 1, 8), "chunked", True))(*head()))
     assert text.count("pmax[") == 1
     assert text.count("psum") == 1

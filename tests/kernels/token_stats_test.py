@@ -46,7 +46,6 @@ CASES = [(*of_size, NAMES) for of_size in SIZES] + [(*SIZES[1], names) for names
 
 
 def results(case, function, hidden, unembedding, targets):
-    """(gradients, values) of the function, with the cotangents of the case."""
     return gradients(function, targets, case[-1])(hidden, unembedding)
 
 
@@ -200,7 +199,6 @@ def test_a_certain_token_keeps_its_digits():
 
 
 def test_bfloat16_is_no_less_accurate_than_dense():
-    """Errors against float64 with the same inputs are at most 10 % above those of dense float32 logits."""
     hidden, unembedding, targets = example(64, 128, 1000, jnp.bfloat16, absent=False)
     both = jax.jit(lambda *x: [gradients(f, targets)(*x) for f in (tiled(Tile(24, 320)), dense)])
     ours, theirs = both(hidden, unembedding)
@@ -227,7 +225,6 @@ def sub_jaxprs(jaxpr):
 
 
 def largest(traced):
-    """Number of elements of the largest array in the program."""
     jaxprs = list(sub_jaxprs(traced.jaxpr.jaxpr))
     return max(v.aval.size for j in jaxprs for e in j.eqns for v in e.outvars if hasattr(v.aval, "size"))
 

@@ -1,4 +1,4 @@
-"""Errors of token_stats' TPU kernels in bfloat16 are no larger than those of dense logits on a matrix unit."""
+"""Errors of token_stats' TPU kernels in bfloat16 are at most 10 % above those of dense logits on a matrix unit."""
 
 import functools
 
@@ -36,7 +36,6 @@ product.defvjp(lambda *inputs: (product(*inputs), inputs), _transposed)
 
 
 def dense_on_a_matrix_unit(hidden, unembedding, targets):
-    """The definition of token_stats applied to the logits of `product`."""
     return dense(product(hidden, unembedding), jnp.eye(V), targets)
 
 
@@ -70,7 +69,6 @@ def errors(found, exact):
 
 @functools.cache
 def least():
-    """The relative errors of `dense_on_a_matrix_unit`."""
     *arrays, targets = inputs()
     return errors(jax.device_get(jax.jit(gradients(dense_on_a_matrix_unit, targets))(*arrays)), truth())
 

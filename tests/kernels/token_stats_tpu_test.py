@@ -273,8 +273,6 @@ def one_tile_less(size, tile):
 
 
 def not_rescaled(absorbed):
-    """Adds the previous sums without rescaling them to the new maximum."""
-
     def mutant(old, z, local, beta):
         new = absorbed(old._replace(rest=0 * old.rest, squares=0 * old.rest, moment=0 * old.rest), z, local, beta)
         return new._replace(rest=new.rest + old.rest, squares=new.squares + old.squares, moment=new.moment + old.moment)

@@ -74,7 +74,6 @@ def test_all_tokens_of_a_vocabulary_whose_last_shard_is_padding():
 
 
 def test_outputs_are_alike_on_all_shards():
-    """Stacks each device's own outputs, without check_vma."""
     mesh = jax.make_mesh((8,), ("tensor",), axis_types=(AxisType.Auto,))
     function = partial(run, axis_name="tensor", implementation="chunked")
     own = jax.shard_map(lambda *x: jax.tree.map(lambda y: y[None], function(*x)), mesh=mesh, check_vma=False,
@@ -85,7 +84,6 @@ def test_outputs_are_alike_on_all_shards():
 
 
 def own_alone(best, axis_name):
-    """Returns the top k of the first shard only."""
     return jax.tree.map(lambda x: lax.all_gather(x, axis_name, to="invarying")[0], best)
 
 

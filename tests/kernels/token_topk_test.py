@@ -59,7 +59,6 @@ def agrees(found, expected):
 
 
 def of_both(inputs, k, tile, **options):
-    """({implementation: result}, TokenStats of the definition)."""
     found = {name: token_topk(*inputs, k=k, tile=tile, implementation=name, **options) for name in NAMED}
     return found, token_stats(*inputs, implementation="reference", **options)
 
@@ -126,7 +125,6 @@ def test_of_equal_logits_the_lower_id_is_first(implementation):
 
 
 def test_by_hand():
-    """π = (1/8, 1/2, 1/8, 1/4)."""
     inputs = np.ones((1, 1), np.float32), np.log(np.array([[1.0], [4.0], [1.0], [2.0]], np.float32)), np.array([3])
     run = jax.jit(lambda *inputs: [token_topk(*inputs, k=3, implementation=name) for name in (*NAMED, None)])
     for stats, top in run(*inputs):
@@ -206,7 +204,6 @@ def test_vmap_agrees_with_a_loop():
 
 
 def test_the_logits_never_exist():
-    """With the default tile, which is that of token_stats."""
     n, d, v, k = 1024, 8, 16384, 20
     shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((n, d), (v, d))]
     held = {}

@@ -62,10 +62,9 @@ def generation() -> Generation:
 def fitted(tile: Tile | None, best: Tile, stays: str, hidden, head: Head, bytes_of: Callable, vmem: int) -> Tile:
     """`tile` rounded up to multiples of 128 and clipped to the arrays; if None, `best` shrunk until it fits.
 
-    `bytes_of(tile)`, the VMEM the kernel needs, must fit. The work per tile must not exceed that of `best` at D =
-    `WIDTH` in bfloat16, since the compiler unrolls it; a float32 product costs several bfloat16 products. `stays` names
-    the resident side ("tokens" or "vocabulary"). The streaming side is halved first, since HBM traffic depends on the
-    resident side.
+    `bytes_of(tile)` must fit in VMEM, and the work per tile, which the compiler unrolls, must not exceed that of `best`
+    at D = `WIDTH` in bfloat16 (float32 products cost several times more). The streaming side is halved before the
+    resident side `stays` ("tokens" or "vocabulary"), on which HBM traffic depends.
     """
     (n, d), v = hidden.shape, head.unembedding.shape[0]
     most = Tile(whole(n, LANES), whole(v, LANES))
