@@ -9,11 +9,11 @@ With ⊕ a sum or a minimum and ids i (0 is a hole; the tokens of a sequence are
     8  │  0  ⟶│  1  ⟶│  2   │       last to first if reverse; ⟶ is the carry (id, total, error), [8, 1] each.
        └──────┴──────┴──────┘
 
-Within a block the scan is a Hillis-Steele tree: after round k every token holds the result over the last 2ᵏ⁺¹ tokens
-of its sequence. In round k it combines its value with that of the token 2ᵏ before it, if both have the same id. A hole
-takes the id and value of the token before it, so it neither adds nor resets. The carry holds the id of the last
-sequence and its (total, error). Sums are compensated across blocks: log₂ 1024 roundings within a block, and about two
-for all blocks of a row together. The kernel has never run on a TPU, only in Pallas' interpreters.
+Within a block the scan is a Hillis-Steele tree. In round k every token combines its value with that of the token 2ᵏ
+before it if both have the same id, and then holds the result over 2ᵏ⁺¹ positions. A hole takes the id and value of the
+token before it, so it neither adds nor resets. The carry is the id of the last sequence and its (total, error). Sums
+are compensated across blocks: log₂ 1024 roundings within a block, and about two for all blocks of a row together. The
+kernel has never run on a TPU, only in Pallas' interpreters.
 
 VMEM in bytes: x, ids and y 3·2·8·1024·4 (double-buffered), the carry 3·8·128·4 (a column takes all lanes), and the
 tree's x and ids with their shifted copies 4·8·1024·4: a third of a MiB.

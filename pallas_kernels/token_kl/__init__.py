@@ -37,7 +37,7 @@ def token_kl(
 
     Tokens are banned as in `token_stats`, for instance by a bias of −∞. A token that the policy bans adds nothing and
     has no gradient; if the policy bans all tokens, the result is 0. If only the reference bans a token with π > 0, the
-    result is ∞ and has no gradient. There is no Pallas kernel, and the function has never run on a TPU or GPU.
+    result is ∞ and has no gradient. Both implementations are XLA programs that have never run on a TPU or GPU.
 
     Args:
       hidden: h, [N, D], the policy's hidden states, floating point.

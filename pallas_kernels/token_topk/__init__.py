@@ -39,8 +39,8 @@ def token_topk(
 
     π is that of `token_stats`, which has gradients; all outputs of `token_topk` are constants (stop_gradient).
 
-    Banned tokens come last, with logp −∞; padding rows are never among the ids. There is no Pallas kernel,
-    and the function has never run on a TPU or GPU.
+    Banned tokens come last, with logp −∞; padding rows are never among the ids. Both implementations are XLA programs
+    that have never run on a TPU or GPU.
 
     Args:
       hidden: h, [N, D], floating point.

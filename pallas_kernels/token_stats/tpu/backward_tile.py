@@ -1,8 +1,8 @@
 """The computation on one tile that both gradient kernels of token_stats share: recompute z, form ∂L/∂z, multiply.
 
-With the coefficients (a, c₀, c₁, c₂) of `statistics.Slope` and π_v = e^(x_v − m − log S),
+With the coefficients (a, c₀, c₁, c₂) of `statistics.Slope`, which include β, and π_v = e^(x_v − m − log S),
 
-    ∂L/∂z_v = β (a 1[v=y] + π_v (c₀ + c₁ log π_v + c₂ π_v)) · (1 − tanh²(z_v/c), under a soft cap)
+    ∂L/∂z_v = (a 1[v=y] + π_v (c₀ + c₁ log π_v + c₂ π_v)) · (1 − tanh²(z_v/c) with a soft cap c, else 1)
     ∂h = ∂z·W,      ∂W = ∂zᵀ·h,      ∂b = Σ_n ∂z
 
 ∂h and ∂W are computed in separate passes, so that each accumulator stays in VMEM in float32 and is written to HBM once.
