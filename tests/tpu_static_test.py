@@ -135,7 +135,7 @@ def test_the_cores_of_a_chip_share_the_outer_tiles():
 def test_the_longer_of_cycles_and_bytes_counts(bandwidth, limit):
     chip = tpu_chips.CHIPS["v5e"]._replace(bandwidth=bandwidth)
     found = tpu_static.estimate(SUMS, chip, Tile(8, 128), (60, 32, 1000), SMALL, LOOP)  # 8 by 8 tiles
-    traffic = 2 * 32 * (64 + 8 * 1024)  # the weight once for each tile of tokens
+    traffic = 2 * 32 * (64 + 8 * 1024)  # the weight is read once per tile of tokens
     seconds = {"cycles": bilinear(8, 8) / 1.503e9, "bytes": traffic / bandwidth}
     assert (found.limit, found.loop) == (limit, LOOP)
     assert found.seconds == pytest.approx(seconds[limit], rel=1e-3)

@@ -13,7 +13,7 @@ from pallas_kernels._vocabulary.types import Head, Tile, dtypes
 from pallas_kernels.token_stats import chunked
 
 ROWS = 8192
-LOGITS = 2**26  # 256 MiB in float32, and 128 of ∂z in bfloat16
+LOGITS = 2**26  # 256 MiB in float32, and 128 MiB for ∂z in bfloat16
 
 
 def best_tile(tokens: int, vocabulary: int) -> Tile:

@@ -19,7 +19,7 @@ from pallas_kernels.token_stats import gpu, gpu_xla
 # jax 0.12 deprecates Pallas' Triton backend in favor of Mosaic GPU's.
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 
-LAUNCH = gpu.Launch(width=64, interpret=True)  # 16 columns of D a step in float32
+LAUNCH = gpu.Launch(width=64, interpret=True)  # 16 columns of D per step in float32
 H100 = sharding.AbstractDevice(device_kind="NVIDIA H100", num_cores=132, platform="gpu")
 QUICK = {"xla_backend_optimization_level": 0}  # for short compile times
 TRITON, SMALL = "xla.gpu.triton", Tile(16, 16)
