@@ -101,7 +101,7 @@ def test_no_lower_bound_is_none():
 def test_hidden_states_and_ids_that_do_not_fit():
     hidden, unembedding, ids = ARGUMENTS["hidden"], ARGUMENTS["unembedding"], ARGUMENTS["ids"]
     wider = r"unembedding has shape \(6,\): expected \(7,\), as hidden's last axis"
-    with pytest.raises(ValueError, match=r"unembedding is of shape \(11, 6\).*D = 7, as in hidden"):
+    with pytest.raises(ValueError, match=r"unembedding has shape \(11, 6\).*D = 7, as in hidden"):
         distillation.top_tokens(hidden, unembedding[:, :-1], k=2)
     with pytest.raises(ValueError, match=wider):
         distillation.logits_at(hidden, unembedding[:, :-1], ids)

@@ -135,7 +135,7 @@ def test_the_sampled_token_advantage_is_the_log_ratio_of_the_teacher():
 
 
 def test_arguments_that_do_not_fit():
-    with pytest.raises(ValueError, match=r"k is 9; it should be an integer in \[1, 5\]"):
+    with pytest.raises(ValueError, match=r"k = 9: expected an integer in \[1, 5\]"):
         distillation.top_tokens(jnp.zeros((2, 3)), jnp.zeros((5, 3)), k=9)
     support = distillation.teachers(jnp.zeros((2, 3), jnp.int32))
     with pytest.raises(ValueError, match=r"teacher_logits has shape \(2, 2\)"):
