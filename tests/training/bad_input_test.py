@@ -163,7 +163,7 @@ def test_data_that_changed_since_are_not_gone_on_with(tmp_path, run_tiny):
     code, output = run_tiny(run, "--steps", "2", recipe=recipe)
     assert code == 1
     assert (
-        "was trained with other task data: 1 of 18 prompts differ from those of the run; the tokenizer differs. Give"
+        "was trained with other task data: 1 of 18 prompts differ from those of the run; the tokenizer differs. Restore"
         in output
     )
     assert len(list((run / "checkpoints").glob("[0-9]*"))) > 0

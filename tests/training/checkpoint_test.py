@@ -133,11 +133,11 @@ def test_parameters_of_another_model_are_refused_by_name():
     params = {"a": np.zeros((2, 3)), "b": np.zeros(4)}
     record = {"shapes": encode_shapes(params)}
     require_same_shapes(record, params, "run = 'r'")
-    with pytest.raises(RunError, match=r"run = 'r' holds another model: \['a'\] is \[2, 3\], not \[2, 5\]"):
+    with pytest.raises(RunError, match=r"run = 'r' holds another model: \['a'\] is \[2, 3\], expected \[2, 5\]"):
         require_same_shapes(record, {**params, "a": np.zeros((2, 5))}, "run = 'r'")
-    with pytest.raises(RunError, match=r"\['b'\] is \[4\], not expected"):
+    with pytest.raises(RunError, match=r"\['b'\] is \[4\], expected absent"):
         require_same_shapes(record, {"a": params["a"]}, "run = 'r'")
-    with pytest.raises(RunError, match=r"\['c'\] is absent, not \[1\]"):
+    with pytest.raises(RunError, match=r"\['c'\] is absent, expected \[1\]"):
         require_same_shapes(record, {**params, "c": np.zeros(1)}, "run = 'r'")
 
 

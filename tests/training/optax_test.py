@@ -94,7 +94,7 @@ def test_a_recipe_with_an_optimizer_of_its_own_is_overridden_and_recognized(tmp_
     assert "--optimizer.learning-rate" in output
     code, output = command("--steps", 2, "--evaluation.every", 0)
     assert code == 0, output
-    assert "going on from rl step 1" in output
+    assert "resuming from rl step 1" in output
     for other in ({"steps": 11}, {"rate": 0.2}):
         code, output = command("--steps", 3, **other)
         assert code == 1

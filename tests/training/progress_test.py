@@ -35,7 +35,7 @@ def run(totals, steps, *, headline=None, terminal=False, enabled=True, seconds=2
 def test_plain_lines_first_last_and_every_ten_seconds():
     shown = run({"rl": 20}, [("rl", n, STEP) for n in range(20)]).splitlines()
     assert [line.split()[1] for line in shown[:-1]] == ["1/20", "6/20", "11/20", "16/20", "20/20"]
-    assert shown[1] == "rl 6/20  reward 0.500  KL 1.2e-03  clipped 3.10%  tokens/s 17,512  left 28s"
+    assert shown[1] == "rl 6/20  reward 0.500  KL 1.2e-03  clipped 3.10%  tokens/s 17,512  time left 28s"
     assert "left" not in shown[0]  # one step is no pace yet
     assert shown[-2].endswith("left 0s")
     assert shown[-1] == "all [done]"
@@ -72,7 +72,7 @@ def test_other_processes_show_nothing(terminal):
 
 
 def test_an_unknown_phase_is_named():
-    with pytest.raises(ValueError, match=r"phase = 'r1': expected one of \['rl'\]"):
+    with pytest.raises(ValueError, match=r"stage = 'r1': expected one of \['rl'\]"):
         run({"rl": 1}, [("r1", 0, STEP)])
 
 
@@ -87,4 +87,4 @@ def test_steps_without_a_signal_are_counted_in_the_line(capsys):
     progress.update("rl", 1, {"reward": 0.5, "skipped_steps": 1.0})
     first, second = capsys.readouterr().out.strip().splitlines()
     assert "skipped" not in first
-    assert "steps skipped 1" in second
+    assert "skipped steps 1" in second

@@ -66,10 +66,10 @@ def whole(tmp_path_factory):
 def test_a_whole_run_has_every_section(whole):
     path, page = whole
     assert path.name == "report.html"
-    for part in (*SECTIONS, "finished", "StringsTask, seed 3", *fake_run.LEVELS, "1,200 steps", "240 rollouts",
+    for part in (*SECTIONS, "finished", "StringsTask, seed 3", *fake_run.LEVELS, "1,200 optimizer steps", "240 rollouts",
                  repr(algorithms.ctpo().ratio),
                  "optimizer.learning_rate", "0.10.2", fake_run.DEVICE, "Entropy", "KL to the start", "Gradient norm",
-                 "Clip fraction", "Response length", "mean of the 17 around it"):  # fmt: skip
+                 "Clip fraction", "Completion length", "moving mean over 17 rollouts"):  # fmt: skip
         assert part in page.text, part
     assert sum(tag == "svg" for tag, _ in page.tags) == 3 + 8 + 3
 
@@ -141,7 +141,7 @@ def test_it_needs_nothing_from_elsewhere(whole):
     ("change", "said"),
     [
         ({"metrics": [], "evaluations": {}, "samples": {}, "config": {}, "versions": {}}, "Nothing has been evaluated"),
-        ({"metrics": fake_run.metrics(5, 0), "evaluations": {}, "samples": {}}, "RL has not begun"),
+        ({"metrics": fake_run.metrics(5, 0), "evaluations": {}, "samples": {}}, "Stage 2 (RL) has not started"),
         ({"metrics": fake_run.metrics(0, 1), "samples": {"start": []}}, "None yet"),
         ({"metrics": fake_run.metrics(2, 45), "evaluations": {"before RL": BEFORE}}, "45 rollouts"),
         ({"evaluations": {"before RL": {}, "after RL": {"all": {"samples": 1, "pass@1": [0.5, 0.1, 0.9]}}}}, "50.0%"),

@@ -68,7 +68,7 @@ def test_a_run_goes_on_bit_for_bit_after_kills_at_random_moments(kills, tmp_path
         process.communicate()
     code, output = finish(start(run, *task))
     assert code == 0, output
-    assert "going on from" in output
+    assert "resuming from" in output
     assert_same_run(run, undisturbed)
 
 
@@ -105,14 +105,14 @@ def test_sigterm_to_one_of_two_workers_stops_both_at_one_step(tmp_path):
     assert codes == (143, 143), outputs
     saved = max(int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit())
     assert 3 <= saved < 500
-    assert f"asked to stop: saved at likelihood step {saved}" in outputs[0]
+    assert f"received SIGTERM: checkpoint saved at likelihood step {saved}" in outputs[0]
     assert steps_logged(run) == saved
     workers = start_two(run, "--likelihood.steps", "500")
     wait_for_steps(workers[0], run, saved + 1)
     for worker in workers:
         worker.kill()
     outputs = [worker.communicate()[0] for worker in workers]
-    assert f"going on from likelihood step {saved}" in outputs[0]
+    assert f"resuming from likelihood step {saved}" in outputs[0]
 
 
 # In this process, where a function shows the same.
@@ -154,11 +154,11 @@ def test_sigterm_saves_before_it_leaves(undisturbed, data, tmp_path, monkeypatch
         sigterm_after(patch, "step", lambda phase, step, metrics: (phase, step) == ("rl", 2))
         code, output = run_tiny(run, data, "--checkpoint-every", "0")
     assert code == 143, output
-    assert "asked to stop: saved at rl step 3" in output
-    assert "stopped, saved at rl step 3" in (run / "report.html").read_text()
+    assert "received SIGTERM: checkpoint saved at rl step 3" in output
+    assert "stopped: checkpoint saved at rl step 3" in (run / "report.html").read_text()
     code, output = run_tiny(run, data)
     assert code == 0, output
-    assert "going on from rl step 3" in output
+    assert "resuming from rl step 3" in output
     assert_same_run(run, undisturbed)
 
 
@@ -168,7 +168,7 @@ def test_sigterm_while_evaluating_leaves_at_once_and_loses_nothing(undisturbed, 
         sigterm_after(patch, "say", lambda text: text == "evaluating after RL")
         code, output = run_tiny(run, data)
     assert code == 143, output
-    assert "while evaluating after RL; what was trained is saved" in output
+    assert "evaluation after RL interrupted, all training steps are saved" in output
     assert not (run / "finished.json").exists()
     code, output = run_tiny(run, data)
     assert code == 0, output
@@ -182,7 +182,7 @@ def test_a_run_goes_on_on_another_mesh(undisturbed, data, tmp_path):
     mesh = ("--mesh.data", 2, "--mesh.fsdp", 2, "--mesh.tensor", 2)
     code, output = run_tiny(run, data, *mesh, devices=8)
     assert code == 0, output
-    assert "going on from rl step 2" in output
+    assert "resuming from rl step 2" in output
     here, there = metrics(run, "rl"), metrics(undisturbed, "rl")
     assert [row["step"] for row in here] == list(range(6))
     np.testing.assert_allclose(here[2]["loss"], there[2]["loss"], rtol=1e-3, atol=1e-5)
@@ -209,7 +209,7 @@ def test_a_corrupt_checkpoint_gives_way_to_the_one_before(undisturbed, data, tmp
     assert code == 0, output
     assert f"checkpoint {newest.name} in" in output
     assert "is damaged: record/" in output
-    assert "going on from rl step 5" in output
+    assert "resuming from rl step 5" in output
     assert_same_run(run, undisturbed)
 
 
@@ -231,7 +231,7 @@ def test_a_flipped_bit_is_said_and_the_checkpoint_before_is_taken(undisturbed, d
     code, output = run_tiny(run, data)
     assert code == 0, output
     assert f"{said} checkpoint 18" in output.replace("\n", "")
-    assert "going on from rl step 5" in output
+    assert "resuming from rl step 5" in output
     assert (run / "corrupt-checkpoints-19").is_dir()
     assert_same_run(run, undisturbed)
 
