@@ -53,7 +53,6 @@ def _tasks() -> int:
 
 
 def _integer(variable: str) -> int:
-    """The integer value of an environment variable, 1 if it is not set."""
     value = os.environ.get(variable, "1")
     try:
         return int(value)

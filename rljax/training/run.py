@@ -124,7 +124,6 @@ class Run:
     # Steps of one stage ------------------------------------------------------------------------------------------
 
     def _drive(self, stage: Stage, first: int) -> None:
-        """Runs the stage from step `first` to its end."""
         for n in range(first, stage.steps):
             if stage.look_every and n % stage.look_every == 0:
                 self._look(stage, n)

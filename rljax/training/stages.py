@@ -131,7 +131,6 @@ class PolicyStage(Stage):
         super().begin(params)
 
     def _initial(self) -> Any:
-        """The algorithm's carried state before the first rollout."""
         carried = self.config.algorithm_at(0).carried
         return carried.init() if carried else ()
 

@@ -46,7 +46,6 @@ def test_texts_are_without_their_stop_token(data):
 
 
 def rewards_of(problems, drawn, data, **more):
-    """Rewards from `verify`, summed over components."""
     return verify(problems, drawn, data, **more).sum(axis=1)
 
 

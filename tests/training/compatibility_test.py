@@ -1,4 +1,4 @@
-"""A checkpoint of another version, or of other task data, is refused with what differs."""
+"""Checkpoints of another format version or of other task data are refused with the differences."""
 
 import dataclasses
 
@@ -90,6 +90,6 @@ def test_parameters_of_another_version_are_named(tmp_path):
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
     assert read_params(tmp_path / str(VERSION), abstract, DATA, "run = 'r'").tree["params"]["w"].sum() == 3
     for path in (tmp_path / "1").rglob("digests.*"):
-        path.unlink()  # as those of version 1 are
+        path.unlink()  # version 1 had no digests
     with pytest.raises(RunError, match=r"run = 'r' was saved by another version of rljax .* version 1, expected 2"):
         read_params(tmp_path / "1", abstract, DATA, "run = 'r'")

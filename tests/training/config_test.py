@@ -1,4 +1,4 @@
-"""A field out of range fails where it is given, and names itself, its value and what would be right."""
+"""Configs raise an error that names the field, its value and the expected values."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""When a process takes itself for one of several."""
+"""Detection of multi-process runs."""
 
 import pytest
 

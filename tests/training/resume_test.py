@@ -1,4 +1,4 @@
-"""Runs that are killed, asked to stop, moved to another mesh: they go on as if nothing had happened."""
+"""Runs that are killed, stopped by SIGTERM or moved to another mesh resume exactly where they were."""
 
 import dataclasses
 import json
@@ -21,11 +21,10 @@ from tests.training.in_process import call, train
 from tests.training.subprocesses import TINY, finish, metrics, start, steps_logged, wait_for_steps
 
 pytestmark = [pytest.mark.standard_promotion, pytest.mark.filterwarnings("ignore:Sharding info not provided")]
-STEPS = 12 + 6  # of the tiny recipe: likelihood, then rollouts
+STEPS = 12 + 6  # of the tiny recipe: optimizer steps of stage 1, and rollouts of stage 2
 
 
 def final_params(run):
-    """The newest checkpoint's parameters, as NumPy arrays by path."""
     folder = run / "checkpoints"
     newest = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
     with ocp.PyTreeCheckpointer() as checkpointer:
@@ -33,12 +32,11 @@ def final_params(run):
 
 
 def named(tree):
-    """The arrays of a tree by their paths."""
     return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def assert_same_run(run, other):
-    """Bit-identical parameters, and the same losses and rewards at every step."""
+    """Asserts bit-identical parameters, and equal losses and rewards at every step."""
     ours, theirs = final_params(run), final_params(other)
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
@@ -49,12 +47,12 @@ def assert_same_run(run, other):
     assert all(row["grad_norm"] > 1e-3 for row in metrics(run, "rl"))
 
 
-# In processes of their own, as a user runs them.
+# Tests in separate processes.
 
 
 @pytest.mark.parametrize("kills", [(13,), pytest.param((3, 6, 9, 12, 15), marks=pytest.mark.slow)], ids=len)
 def test_a_run_goes_on_bit_for_bit_after_kills_at_random_moments(kills, tmp_path, data):
-    """Each a moment after so many steps have been logged."""
+    """Kills the process up to 0.4 s after each of the given numbers of steps was logged."""
     task = ("--task.data-dir", str(data))
     undisturbed, run, chance = tmp_path / "undisturbed", tmp_path / "run", random.Random(time.time_ns())
     code, output = finish(start(undisturbed, *task))
@@ -73,7 +71,7 @@ def test_a_run_goes_on_bit_for_bit_after_kills_at_random_moments(kills, tmp_path
 
 
 def start_two(run, *overrides):
-    """Two workers of two devices each, which find each other by the environment."""
+    """Starts two processes with two devices each, joined by environment variables."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{listener.getsockname()[1]}"
@@ -115,11 +113,10 @@ def test_sigterm_to_one_of_two_workers_stops_both_at_one_step(tmp_path):
     assert f"resuming from likelihood step {saved}" in outputs[0]
 
 
-# In this process, where a function shows the same.
+# Tests in this process.
 
 
 def run_tiny(run, data, *overrides, devices=1):
-    """(exit code, output) of the training command on the tiny recipe."""
     run.parent.mkdir(exist_ok=True)
     return call(
         commands.train, TINY, "--run", run, "--task.data-dir", data, *overrides, cwd=run.parent, devices=devices
@@ -128,7 +125,6 @@ def run_tiny(run, data, *overrides, devices=1):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, data):
-    """A run that nothing disturbed."""
     run = tmp_path_factory.mktemp("undisturbed") / "run"
     code, output = run_tiny(run, data)
     assert code == 0, output
@@ -137,7 +133,7 @@ def undisturbed(tmp_path_factory, data):
 
 
 def sigterm_after(monkeypatch, method, condition):
-    """This process asks itself to stop when the monitor's method has been called with such arguments."""
+    """Sends SIGTERM to this process after a call of the monitor's method whose arguments meet the condition."""
     original = getattr(Monitor, method)
 
     def called(self, *arguments):
@@ -151,7 +147,7 @@ def sigterm_after(monkeypatch, method, condition):
 def test_sigterm_saves_before_it_leaves(undisturbed, data, tmp_path, monkeypatch):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        sigterm_after(patch, "step", lambda phase, step, metrics: (phase, step) == ("rl", 2))
+        sigterm_after(patch, "step", lambda stage, step, metrics: (stage, step) == ("rl", 2))
         code, output = run_tiny(run, data, "--checkpoint-every", "0")
     assert code == 143, output
     assert "received SIGTERM: checkpoint saved at rl step 3" in output
@@ -214,7 +210,7 @@ def test_a_corrupt_checkpoint_gives_way_to_the_one_before(undisturbed, data, tmp
 
 
 def test_a_flipped_bit_is_said_and_the_checkpoint_before_is_taken(undisturbed, data, tmp_path):
-    """By the training, which then ends as if undisturbed, and by the evaluation."""
+    """Both training and evaluation report the damaged file and use the checkpoint before."""
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)
     os.remove(run / "finished.json")
@@ -237,7 +233,7 @@ def test_a_flipped_bit_is_said_and_the_checkpoint_before_is_taken(undisturbed, d
 
 
 def test_every_nth_checkpoints_parameters_are_kept_for_good(undisturbed, data, tmp_path):
-    """Also after a kill between the checkpoint and its copy. Both stages count: numbers rise through them."""
+    """Also after a kill between a checkpoint and its copy. Checkpoint numbers increase through both stages."""
     run = tmp_path / "run"
     code, output = run_tiny(run, data, "--keep-every", "2", "--steps", 2)
     assert code == 0, output
@@ -259,16 +255,16 @@ def test_every_nth_checkpoints_parameters_are_kept_for_good(undisturbed, data, t
             np.testing.assert_array_equal(value, wanted[path], err_msg=f"{name} {path}")
     assert any((a != b).any() for a, b in zip(named(trees[15]).values(), named(trees[17]).values(), strict=True))
 
-    for kept in ("checkpoints", "stage1"):  # as the error says that one may, to start from the beginning
+    for kept in ("checkpoints", "stage1"):  # starts the run from the beginning
         shutil.rmtree(run / kept)
     os.remove(run / "finished.json")
     code, output = run_tiny(run, data, "--keep-every", "1", "--steps", 1)
     assert code == 0, output
-    assert kept_numbers(run) == [10, 13, 14]  # those of the run before are gone
+    assert kept_numbers(run) == [10, 13, 14]  # the earlier run's are deleted
 
 
 def test_a_run_goes_on_bit_for_bit_around_the_end_of_an_epoch(data, tmp_path):
-    """Two rollouts take the 16 prompts once: stopped one before the end of the second epoch, at it, and one after."""
+    """Two rollouts use all 16 prompts; stops one rollout before, at and one after the end of the second epoch."""
     task = dataclasses.replace(tiny.config.task, prompts=16, data_dir=data)
     likelihood = dataclasses.replace(tiny.config.likelihood, steps=0)
     config = dataclasses.replace(tiny.config, task=task, likelihood=likelihood, steps=7)

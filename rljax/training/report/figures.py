@@ -147,7 +147,6 @@ def _draw(axes, curves: Sequence[Curve], percent: bool, top: float | None = None
 
 
 def _finite(curves: Sequence[Curve]) -> np.ndarray:
-    """All finite y values."""
     values = np.concatenate([curve.y for curve in curves]) if curves else np.zeros(0)
     return values[np.isfinite(values)]
 

@@ -111,7 +111,6 @@ class MetricsLog:
 
 
 def _parse(line: str) -> dict | None:
-    """The row, or None if the line is not a row."""
     try:
         row = json.loads(line)
     except json.JSONDecodeError:

@@ -77,7 +77,6 @@ def _check(evaluations: Mapping[str, Mapping]) -> None:
 
 
 def _facts(metrics: Sequence[Mapping], device: str) -> str:
-    """Steps, time and speed of each stage, and the device."""
     facts = []
     for phase, title, unit in (
         ("likelihood", "Stage 1 (likelihood)", "optimizer step"), ("rl", "Stage 2 (RL)", "rollout"),
