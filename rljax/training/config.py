@@ -82,8 +82,8 @@ class RolloutConfig:
     """Reward of a completion that is cut off at its token budget.
     None applies the task's reward function to the incomplete text, as evaluations always do."""
     mask_cut: bool = False
-    """Exclude completions that are cut off at their token budget from their group's baseline, the loss and its
-    denominators (overlong filtering, DAPO 2503.14476). The metrics `reward` and `finished` still include them."""
+    """Exclude completions cut off at their token budget from the loss, its denominators and their group's baseline
+    (overlong filtering, DAPO 2503.14476). The metrics `reward` and `finished` still include them."""
     minibatches: int = 1
     """Optimizer steps per pass over the rollout. Each minibatch holds whole groups. 1, with 1 epoch, is on-policy."""
     epochs: int = 1
@@ -206,8 +206,7 @@ class Config:
     sharding: ShardingRules = ShardingRules()  # noqa: RUF009 (frozen)
     """Mesh axis over which each logical axis of the parameters is sharded."""
     start_from: Path | None = None
-    """Folder of another run. Stage 2 starts from the parameters at the end of that run's stage 1, and this run has no
-    stage 1."""
+    """Folder of another run. Stage 2 starts from that run's parameters at the end of stage 1; stage 1 is skipped."""
     likelihood: LikelihoodConfig = LikelihoodConfig()
     """Stage 1: maximum likelihood on the task's demonstrations."""
     rollout: RolloutConfig = RolloutConfig()
@@ -220,16 +219,15 @@ class Config:
     """Evaluations on held-out problems: quick ones during stage 2, and a full one before and after stage 2."""
     reward_map: Annotated[Callable | None, tyro.conf.Fixed] = None
     """Function of (rewards [P, G], key) that returns the rewards to train on; None trains on the task's rewards.
-    It may have the keyword-only parameters `finished` [P, G], False for a completion that was cut off at its token
-    budget, and `lengths` [P, G], in tokens. Rewards of greedy completions, if the algorithm needs them, pass through
-    it as groups of size 1, [P, 1]."""
+    Optional keyword-only parameters: `finished` [P, G], False if a completion was cut off at its token budget, and
+    `lengths` [P, G], in tokens. Rewards of greedy completions, if the algorithm needs them, are passed as [P, 1]."""
     penalty: Annotated[Callable | None, tyro.conf.Fixed] = None
     """Function of (TokenStats, Batch) that returns a scalar to add to the loss.
     It is called once per microbatch, so it must be a sum over tokens.
-    batch.ref_logp holds log-probabilities under the parameters at the start of stage 2. A penalty with the required
-    keyword-only parameter `kl` receives the exact KL divergence from those parameters, [*B, T], in nats."""
+    batch.ref_logp holds log-probabilities under the parameters at the start of stage 2.
+    If `kl` is a required keyword-only parameter, it receives the exact KL from those parameters, [*B, T], in nats."""
     checkpoint_every: int = 40
-    """Rollouts between checkpoints in stage 2; stage 1 has ten times as many optimizer steps between checkpoints.
+    """Rollouts between checkpoints in stage 2 (in stage 1, ten times as many optimizer steps).
     0 saves only at the end of each stage."""
     keep_every: int = 0
     """Keep the parameters of every n-th checkpoint permanently, in the run's folder `history`; 0 keeps none."""

@@ -18,7 +18,7 @@ import numpy as np
 
 from rljax._expression import Bound
 
-_SMALL = 16  # up to so many array entries or bytes are described by their values, more by a digest
+_SMALL = 16  # larger arrays (in entries) and byte strings are described by a digest instead of their values
 _WRAPPERS = (type(functools.cache(len)), type(jax.jit(len)), jax.custom_jvp, jax.custom_vjp)
 
 

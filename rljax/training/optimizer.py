@@ -21,7 +21,7 @@ class OptimizerConfig:
     warmup_steps: int = 0
     """Optimizer steps over which the learning rate rises linearly from 0 to its peak."""
     decay_steps: int = 0
-    """Optimizer step, counted from the start, at which a cosine decay ends at a tenth of the peak; 0: no decay."""
+    """Optimizer step at which a cosine decay reaches a tenth of the peak (warm-up included); 0 disables the decay."""
     b1: float = 0.9
     """Decay rate of Adam's first moment."""
     b2: float = 0.98

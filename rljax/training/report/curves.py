@@ -19,8 +19,8 @@ _DIAGNOSTICS = (
     ("clip_share", "Clip fraction", "share of the weight with a clipped gradient", _PERCENT),
     ("skipped_steps", "Skipped steps", "optimizer steps per rollout without a learning signal", _NUMBER),
     ("length", "Completion length", "mean, in tokens", _NUMBER),
-    ("informative", "Groups with a signal", "groups whose rewards differ", _SHARE),
-    ("finished", "Finished completions", "ended within the token budget", _SHARE),
+    ("informative", "Groups with a signal", "share of groups whose rewards differ", _SHARE),
+    ("finished", "Finished completions", "share that ended within the token budget", _SHARE),
 )
 
 
@@ -68,7 +68,7 @@ def likelihood(rows: Sequence[Mapping]) -> str:
     figures = []
     for name, title, what, axis in (
         ("loss", "Loss", "nats per token, logarithmic scale", {"logarithmic": True}),
-        ("confident", "Confident", "tokens with probability above 50%", _SHARE),
+        ("confident", "Confident tokens", "share of tokens with probability above 50%", _SHARE),
         ("grad_norm", "Gradient norm", "before clipping", _NUMBER),
     ):
         curves = _one(rows, "likelihood", name)

@@ -29,7 +29,7 @@ _PACKAGES = (
     "tensorflow-datasets",
     "sentencepiece",
 )
-_REPORT_EVERY = 30  # seconds; writing a report takes one or two seconds
+_REPORT_EVERY = 30  # seconds
 
 
 def _version(package: str) -> str:

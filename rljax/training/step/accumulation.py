@@ -17,7 +17,7 @@ class State(NamedTuple):
 
 
 def accumulate(loss: Callable, params, rows, microbatches: int):
-    """Sums ((loss, aux), ∂loss/∂params) over the microbatches of `rows`.
+    """Returns ((loss, aux), gradient), summed over the microbatches of `rows`.
 
     `loss(params, rows)` returns (sum, aux), where every leaf of aux is a sum over rows too. Every leaf of `rows` is
     [R, …] with R a multiple of `microbatches`; microbatch i has the rows i, i + microbatches, ….
@@ -33,7 +33,7 @@ def accumulate(loss: Callable, params, rows, microbatches: int):
 
 
 def apply(optimizer: optax.GradientTransformation, state: State, gradient, taken: jax.Array) -> tuple[State, jax.Array]:
-    """(State after an optimizer step, or the unchanged state unless `taken`; global norm of the unclipped gradient)."""
+    """Takes an optimizer step if `taken`; returns the state and the global norm of the gradient before clipping."""
 
     def step(state: State) -> State:
         with jax.numpy_dtype_promotion("standard"):  # optax relies on implicit promotion

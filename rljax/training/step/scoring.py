@@ -48,7 +48,7 @@ class Scorer:
         return jnp.asarray(np.where(np.isin(np.arange(size), self.banned), -np.inf, 0.0), jnp.float32)
 
     def stats(self, params, hidden: Float[Array, "B T D"], tokens: Int[Array, "B T"], mask: Array) -> TokenStats:
-        """log π_t(tokens[t]), entropy and proxy, each [B, T]; masked positions are 0."""
+        """log π_t(tokens[t]), entropy and proxy, each [B, T]; 0 at positions with a False mask."""
         table, vocab_size, split = self.model.head(params)
         options = {"temperature": self.temperature, "bias": self._bias(table.shape[0]), "mesh": self.mesh}
         logps = partial(token_logps, **options, vocab_size=vocab_size, split=split)
