@@ -34,8 +34,7 @@ def clip(
 
         A ≥ 0: e^f = min(r, 1 + high);    A < 0: e^f = min(max(r, 1 − low), dual)
 
-    Takes `log_ratio` (nats), `advantages` and `segments`, and returns f(ℓ) in nats; all are [..., T]. Raises ValueError
-    if shapes differ or a hyper-parameter is out of range.
+    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError for wrong shapes or values.
 
     Without `dual` this is PPO's min(rA, clip(r, 1 − low, 1 + high)·A) divided by A. If a pool follows (`chain`), A must
     be constant in each sequence. `two_sided_clip` ignores the sign of A; `log_clip` takes its bounds in nats.
@@ -65,8 +64,7 @@ def log_clip(
 
         A > 0: f = min(ℓ, log_high);    A < 0: f = max(ℓ, −log_low);    A = 0: f = 0
 
-    Takes `log_ratio` (nats), `advantages` and `segments`, and returns f(ℓ) in nats; all are [..., T]. Raises ValueError
-    if shapes differ or a hyper-parameter is out of range.
+    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError for wrong shapes or values.
 
     The paper writes s·min(sℓ, s·clip(ℓ, −log_low, log_high)) with s = sign A, for A constant in each sequence. `clip`
     is the same clip with bounds on r.
@@ -99,8 +97,7 @@ def position_clip(
 
         A ≥ 0: f = min(ℓ, log_high·t^power);    A < 0: f = min(max(ℓ, −log_low·t^power), log_dual·t^power)
 
-    Takes `log_ratio` (nats), `advantages` and `segments`, and returns f(ℓ) in nats; all are [..., T]. Raises ValueError
-    if shapes differ or a hyper-parameter is out of range.
+    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError for wrong shapes or values.
 
     The bounds follow the standard deviation of ℓ: that of `cumulative` grows as t^0.5, that of `prefix_mean` falls as
     t^−0.5. `clip` has the same bounds at every position.
@@ -135,8 +132,7 @@ def two_sided_clip(
 
         e^f = min(max(r, 1 − low), 1 + high)
 
-    Takes `log_ratio` (nats), `advantages` (not read) and `segments`, and returns f(ℓ) in nats; all are [..., T]. Raises
-    ValueError if shapes differ or a hyper-parameter is out of range.
+    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError for wrong shapes or values.
 
     Under `local_gradient` a clipped token keeps its gradient, scaled by the clipped ratio; without `local_gradient` its
     gradient is 0. `clip` leaves r unclipped on one side, depending on the sign of A.
@@ -171,8 +167,7 @@ def soft_gate(
 
         f(ℓ) = log( (4/τ) σ(τ(r − 1)) ),    τ = positive if A > 0, negative otherwise;  σ is the logistic function
 
-    Takes `log_ratio` (nats), `advantages` and `segments`, and returns f(ℓ) in nats; all are [..., T]. Raises ValueError
-    if shapes differ or a hyper-parameter is out of range.
+    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError for wrong shapes or values.
 
     At r = 1 the value e^f is 2/τ and its derivative with respect to r is 1; the derivative falls to 0 on both sides.
     `clip` has a derivative of 1 inside its region and 0 outside.
@@ -209,8 +204,7 @@ def gamma_gate(
 
         f(ℓ) = λ + kℓ − λe^ℓ, so e^f = r^k e^{λ(1 − r)};    ℓ is first clipped to [log 1e-8, 20]
 
-    Takes `log_ratio` (nats), `advantages` and `segments`, and returns f(ℓ) in nats; all are [..., T]. Raises ValueError
-    if shapes differ or a hyper-parameter is out of range.
+    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError for wrong shapes or values.
 
     Use this after `sequence_sum` and under `local_gradient`. `taper` truncates the weight at 1 instead. Not verified
     from the paper: the formula was read in TRL's code.
@@ -238,8 +232,7 @@ def taper(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> Tokens:
 
         A ≥ 0: f = 0;    A < 0: f = min(ℓ, 0)
 
-    Takes `log_ratio` (nats), `advantages` and `segments`, and returns f(ℓ) in nats; all are [..., T]. Raises ValueError
-    if shapes differ.
+    Maps `log_ratio` (nats), `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if shapes differ.
 
     Use this under `local_gradient`. `gamma_gate` is a smooth weight that also decreases for r > 1. Not verified from
     the paper: the formula was read in ROLL's code.
@@ -257,8 +250,7 @@ def taper(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> Tokens:
 def clamp(log_ratio: Tokens, advantages: Tokens, segments: Segments, *, limit: float | Array) -> Tokens:
     """Clamp of ℓ to [−limit, limit], so that exp cannot overflow.
 
-    Takes `log_ratio` (nats), `advantages` (not read) and `segments`, and returns f(ℓ) in nats; all are [..., T]. Raises
-    ValueError if shapes differ or a hyper-parameter is out of range.
+    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError for wrong shapes or values.
 
     The gradient outside the interval is 0. Unlike `clip`, this is a numerical guard, not a trust region.
 

@@ -30,11 +30,10 @@ def total_variation_mask(
 
         f = −∞ if A > 0 and p − q > high, or A < 0 and p − q < −low;  otherwise sg(min(ℓ, log cap) − ℓ) + ℓ
 
-    Takes `log_ratio` (nats), `advantages` and `segments`, and returns f(ℓ) in nats; all are [..., T]. Raises ValueError
-    if shapes differ or a hyper-parameter is out of range.
+    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError for wrong shapes or values.
 
-    p = π_θ(y) and q = π_old(y); |p − q| is the total variation between the two distributions of "y or not y". `kl_mask`
-    bounds a KL divergence instead.
+    p = π_θ(y) and q = π_old(y); |p − q| is the total variation between the two distributions of "y or not y". Since p
+    is computed as q·e^ℓ, `log_ratio` must not be pooled. `kl_mask` bounds a KL divergence instead.
 
     Args:
       old_logp: log q, [..., T], in nats.
@@ -70,10 +69,10 @@ def kl_mask(
         D = q log(q/p) + (1 − q) log((1 − q + 1e-8)/(1 − p + 1e-8))
         f = −∞ if A > 0, p > q and D > high, or A < 0, p < q and D > low;  otherwise sg(min(ℓ, log cap) − ℓ) + ℓ
 
-    Takes `log_ratio` (nats), `advantages` and `segments`, and returns f(ℓ) in nats; all are [..., T]. Raises ValueError
-    if shapes differ or a hyper-parameter is out of range.
+    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError for wrong shapes or values.
 
-    p = π_θ(y) and q = π_old(y). `total_variation_mask` bounds |p − q| instead.
+    p = π_θ(y) = q·e^ℓ and q = π_old(y), so `log_ratio` must not be pooled. `total_variation_mask` bounds |p − q|
+    instead.
 
     Args:
       old_logp: log q, [..., T], in nats.
@@ -110,8 +109,7 @@ def cumulative_divergence_mask(
         f = ℓ if A(r − 1) ≤ 0, or w_t D_t ≤ limit and S_t ≤ limit + slack · W_{t−1};  otherwise −∞
         w_t = 1 − (1 − least)(t − 1)/(n − 1),    S_t = Σ_{j≤t} w_j D_j,    W_t = Σ_{j≤t} w_j
 
-    Takes `log_ratio` (nats), `advantages` and `segments`, and returns f(ℓ) in nats; all are [..., T]. Raises ValueError
-    if shapes differ or a hyper-parameter is out of range.
+    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError for wrong shapes or values.
 
     The weight falls over the sequence's own length n, our reading of the paper's T. `total_variation_mask` and
     `kl_mask` bound each token separately.

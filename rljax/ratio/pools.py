@@ -16,8 +16,7 @@ from rljax.ratio._arguments import Tokens, checked
 def token(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> Tokens:
     """The token's own ratio, f(ℓ) = ℓ (PPO, 1707.06347; GRPO, 2402.03300).
 
-    Takes `log_ratio` (nats), `advantages` (not read) and `segments`, and returns f(ℓ) in nats; all are [..., T]. Raises
-    ValueError if shapes differ.
+    Maps `log_ratio` (nats), `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if shapes differ.
 
     `sequence_mean` gives all tokens of a sequence the same ratio.
 
@@ -32,8 +31,7 @@ def sequence_mean(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> 
 
         f(ℓ) = (1/n) Σ_j m_j ℓ_j
 
-    Takes `log_ratio` (nats), `advantages` (not read) and `segments`, and returns f(ℓ) in nats, 0 at untrained tokens;
-    all are [..., T]. Raises ValueError if shapes differ.
+    Maps `log_ratio` (nats), `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if shapes differ.
 
     The loss then gives every token of the sequence the same share of Σ_t w_t A_t; if A varies within a sequence, use
     `local_gradient(sequence_mean)`. `sequence_sum` does not divide by n.
@@ -51,8 +49,7 @@ def sequence_sum(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> T
 
         f(ℓ) = Σ_j m_j ℓ_j
 
-    Takes `log_ratio` (nats), `advantages` (not read) and `segments`, and returns f(ℓ) in nats, 0 at untrained tokens;
-    all are [..., T]. Raises ValueError if shapes differ.
+    Maps `log_ratio` (nats), `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if shapes differ.
 
     Without `local_gradient`, each of the n tokens contributes the gradient of all n. `sequence_mean` divides by n.
 
@@ -69,8 +66,7 @@ def cumulative(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> Tok
 
         f(ℓ)_t = Σ_{j≤t} m_j ℓ_j
 
-    Takes `log_ratio` (nats), `advantages` (not read) and `segments`, and returns f(ℓ) in nats, 0 at untrained tokens;
-    all are [..., T]. Raises ValueError if shapes differ.
+    Maps `log_ratio` (nats), `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if shapes differ.
 
     Without `local_gradient`, the advantage of token t also reaches every earlier token. `prefix_mean` divides by t.
 
@@ -87,8 +83,7 @@ def prefix_mean(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> To
 
         f(ℓ)_t = (1/t) Σ_{j≤t} m_j ℓ_j
 
-    Takes `log_ratio` (nats), `advantages` (not read) and `segments`, and returns f(ℓ) in nats, 0 at untrained tokens;
-    all are [..., T]. Raises ValueError if shapes differ.
+    Maps `log_ratio` (nats), `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if shapes differ.
 
     This is a variant in CTPO's code, which clips the ratio by `position_clip` with power = −0.5. `cumulative` does not
     divide by t.
@@ -107,8 +102,7 @@ def prefix_min(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> Tok
 
         f(ℓ)_t = sg[min_{j<t} ℓ_j] + ℓ_t
 
-    Takes `log_ratio` (nats), `advantages` (not read) and `segments`, and returns f(ℓ) in nats; all are [..., T]. Raises
-    ValueError if shapes differ.
+    Maps `log_ratio` (nats), `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if shapes differ.
 
     At the first token the minimum is replaced by 0; elsewhere it may exceed 0. `cumulative` adds all earlier ℓ instead.
     Not verified from the paper: the formula is from third-party notes on it.
@@ -131,8 +125,7 @@ def power_mean(log_ratio: Tokens, advantages: Tokens, segments: Segments, *, p: 
     `clip` first, p = 1 is GRPO and p = 0 is GMPO, if A is constant in each sequence. The computation is stable for
     large |pℓ| and accurate near p = 0, as is the derivative with respect to p.
 
-    Takes `log_ratio` (nats), `advantages` (not read) and `segments`, and returns f(ℓ) in nats; all are [..., T]. Raises
-    ValueError if shapes differ or a hyper-parameter is out of range.
+    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError for wrong shapes or values.
 
     Args:
       p: Exponent, any real number; may be traced (a schedule).
@@ -197,9 +190,7 @@ def _power_mean_far(log_ratio: Array, near: Array, p: Array, segments: Segments)
     p, still = jnp.where(near, 1.0, p), lax.stop_gradient(log_ratio)
     sign = jnp.where(p < 0, -1.0, 1.0).astype(p.dtype)
     greatest = sign * _segments.maximum(sign * still, segments)  # the ℓ of the largest r^p
-    below = jnp.where(
-        _segments.trained(segments) & ~near, log_ratio - greatest, 0.0
-    )  # greatest is −∞ in an empty sequence
+    below = jnp.where(_segments.trained(segments) & ~near, log_ratio - greatest, 0.0)  # greatest is −∞ if n = 0
     exponent = p * below
     vanishes = jnp.exp(lax.stop_gradient(exponent)) == 0  # drop these terms, whose gradients would be 0·∞
     power = jnp.where(vanishes, 0.0, jnp.exp(exponent))
