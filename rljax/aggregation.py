@@ -26,8 +26,7 @@ Weights = Float[Array, "P G T"]
 
 
 def side(advantages: Float[Array, "P G T"], mask: Mask) -> Float[Array, "P G"]:
-    """Sign of each completion's mean advantage over its trained tokens: −1, 0 or 1 [P, G], and 0 if it has no trained
-    token.
+    """Sign of each completion's mean advantage over its trained tokens, [P, G]; 0 without trained tokens.
 
     Takes `advantages` and the boolean `mask`, both [P, G, T]. Raises ValueError if shapes differ. If A is constant in a
     completion, this is the sign of A. The result is the `sign` that aggregations take.
@@ -48,7 +47,7 @@ def token_mean(mask: Mask, sign: Sign) -> Weights:
         w = 1/Σ_i n_i
 
     Takes `mask` [P, G, T] and `sign` [P, G]; returns w [P, G, T]. Raises ValueError if shapes differ. `sequence_mean`
-    gives every sequence the same total weight.
+    is a mean per sequence.
 
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
     >>> token_mean(lengths_1_and_3, jnp.array([[1, -1]])).tolist()
@@ -77,7 +76,7 @@ def sequence_mean(mask: Mask, sign: Sign) -> Weights:
 
 
 def group_mean(mask: Mask, sign: Sign) -> Weights:
-    """Every group has the same total weight, and within a group every token has the same weight.
+    """Mean per prompt: every group has the same total weight, and so have all tokens of a group.
 
         w = 1/(number of groups · Σ of n_i in the group)
 

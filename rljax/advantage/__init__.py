@@ -7,8 +7,8 @@ completion even if its last tokens are masked, or a dense reward [P, G, T], whos
 
 Symbols: R is the reward of a completion, the sum of a dense reward; G_t = Σ_{j≥t} m_j r_j is the reward-to-go; N is the
 number of completions present in the group, n_i the number of trained tokens of completion i; t counts these tokens from
-1. Unless noted, mean and std are over the group, and std divides by N − 1. A has the unit of `rewards`, unless it is
-divided by a std or a mean.
+1. Unless noted, mean and std are over the group, and std divides by N − 1. A has the unit of `rewards` unless
+normalized.
 
 Required keyword-only parameters (`proxy`, `values`, …) are filled in from the fields of `Rollouts` with these names.
 Bind hyper-parameters with `functools.partial`. Results are float64 if an input is float64, else float32.

@@ -44,8 +44,7 @@ def whitened(advantage: Callable) -> Callable:
         A ← (A − µ)/√(σ² + 1e-8)
 
     Returns an advantage that requires the same keywords and raises ValueError if shapes differ. µ and σ are over the
-    whole `[P, G, T]` array, so call the result on the global rollout, outside `shard_map`. `standardized` uses the std
-    of each group.
+    whole array, so call the result on the global rollout, outside `shard_map`. `standardized` uses each group's std.
 
     >>> from rljax.advantage import mean_baseline
     >>> print(whitened(mean_baseline)(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool)))  # ±1 over √(6/5)
@@ -88,8 +87,7 @@ def without_negatives(advantage: Callable) -> Callable:
         A ← 0 if dropping and the mean of A over the completion's trained tokens is negative
 
     Returns an advantage that requires the keywords of `advantage` and `dropping`, a boolean scalar that
-    `carried.entropy_hysteresis` updates. It raises ValueError if shapes differ. The dropped completions still count in
-    the statistics of `advantage`.
+    `carried.entropy_hysteresis` updates. It raises ValueError if shapes differ.
 
     >>> from rljax.advantage import leave_one_out
     >>> rewards, mask = jnp.array([[1.0, 0.0]]), jnp.ones((1, 2, 1), bool)
@@ -113,8 +111,7 @@ def multi_reward(
 
     Takes `rewards` (not read) [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. Raises ValueError if
     shapes differ. A reward that is constant in the group adds 0, and a sum that cancels up to rounding is 0. Nothing is
-    added to the std, so the scale of a reward does not matter. `group_relative` of the summed rewards does depend on
-    their scales.
+    added to the std, so the scale of a reward does not matter. `group_relative` of a sum depends on it.
 
     Args:
       components: R_k, the rewards [P, G, K].

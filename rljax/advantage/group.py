@@ -92,9 +92,8 @@ def max_rl(rewards: Rewards, mask: Mask) -> Advantages:
         A = (R − mean R)/mean R, 0 if the mean is 0;    A = R in a group of one
 
     Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. Raises ValueError if shapes differ.
-    For rewards 0 and 1 this weights a prompt by 1/mean R, so that each success counts more if successes are rare.
-    `group_relative` divides by the std. Not verified from the paper: the formula was read in prime-rl's and SkyRL's
-    code, the group of one in SkyRL's only.
+    For rewards 0 and 1 this weights a prompt by 1/mean R, so a rare success counts more. `group_relative` divides by
+    the std. Not verified from the paper: read in prime-rl's and SkyRL's code (the group of one: SkyRL's).
 
     >>> max_rl(jnp.array([[1.0, 0.0, 0.0, 0.0]]), jnp.ones((1, 4, 1), bool))[..., 0].tolist()  # over a mean of ¼
     [[3.0, -1.0, -1.0, -1.0]]
@@ -114,8 +113,7 @@ def pass_at_k(rewards: Rewards, mask: Mask) -> Advantages:
 
     Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. Raises ValueError if shapes differ.
     The expected policy gradient is that of the group's best reward. If two completions share the best reward, the lead
-    is 0. `standardized(pass_at_k)` divides the lead by the group's std. `group_relative` gives all completions an
-    advantage.
+    is 0. `standardized(pass_at_k)` divides by the group's std. `group_relative` gives every completion an advantage.
 
     >>> pass_at_k(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool)).tolist()
     [[[2.0, 2.0, 2.0], [0.0, 0.0, 0.0]]]
@@ -135,8 +133,8 @@ def task_relative(rewards: Rewards, mask: Mask, *, task: Int[Array, "P"]) -> Adv
 
     Takes `rewards` [P, G] or [P, G, T], `mask` [P, G, T] and `task` [P]; returns A [P, G, T]. Raises ValueError if
     shapes differ. `task` is an integer per prompt that identifies its task. std_task is over all completions of this
-    task that are present in the batch; it divides by their number minus 1, which is our choice (the paper does not
-    specify it). `group_relative` uses the std of the group.
+    task that are present in the batch; it divides by their number minus 1 (our choice, the paper does not specify it).
+    `group_relative` uses the std of the group.
 
     >>> rewards, mask = jnp.array([[4.0, 0.0], [2.0, 2.0]]), jnp.ones((2, 2, 1), bool)
     >>> print(task_relative(rewards, mask, task=jnp.array([7, 7]))[0])  # ±2 over the std of 4, 0, 2, 2, √(8/3)
@@ -169,8 +167,7 @@ def policy_improvement(
         A_i = φ(ξ) · N · a_i / Σ_j |a_j|,    a_i = R_i − mean R,    φ(ξ) = ξ if ξ ≥ 0, slope · ξ otherwise
 
     Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. Raises ValueError if shapes differ or
-    a hyper-parameter is out of range. `mean_baseline` returns a_i. Not verified from the paper: the formula is from
-    third-party notes on it.
+    a hyper-parameter is out of range. `mean_baseline` returns a_i. Not verified from the paper: read in notes on it.
 
     Args:
       improvement: ξ, a scalar: rise of the mean reward over its history, in std of the history (`rewards.improvement`).

@@ -16,8 +16,8 @@ def prefix_tree(rewards: Rewards, mask: Mask, *, tokens: Int[Array, "P G T"]) ->
 
     Takes `rewards` [P, G] or [P, G, T], `mask` and `tokens` [P, G, T]; returns A [P, G, T]. Raises ValueError if shapes
     differ. V of the empty prefix is mean R, and V of a prefix that only one completion has is its R. Prefixes consist
-    of trained tokens only; `tokens` holds their ids. All pairs of a group are compared, which takes [P, G, G, T]
-    booleans of memory. `group_relative` has no term V.
+    of trained tokens only; `tokens` holds their ids. Comparing all pairs takes [P, G, G, T] booleans. `group_relative`
+    has no term V.
 
     >>> tokens = jnp.array([[[5, 6, 8], [5, 7, 8]]])  # V: ½; ½, 1, 1 and ½, 0, 0. The std is √½
     >>> print(prefix_tree(jnp.array([[1.0, 0.0]]), jnp.ones((1, 2, 3), bool), tokens=tokens))

@@ -66,8 +66,7 @@ def log_clip(
 
     Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError for wrong shapes or values.
 
-    The paper writes s·min(sℓ, s·clip(ℓ, −log_low, log_high)) with s = sign A, for A constant in each sequence. `clip`
-    is the same clip with bounds on r.
+    As in the paper, A must be constant in each sequence. `clip` is the same clip with bounds on r.
 
     Args:
       log_low: Width of the region below ℓ = 0, in nats; log_low ≥ 0.
@@ -99,8 +98,8 @@ def position_clip(
 
     Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError for wrong shapes or values.
 
-    The bounds follow the standard deviation of ℓ: that of `cumulative` grows as t^0.5, that of `prefix_mean` falls as
-    t^−0.5. `clip` has the same bounds at every position.
+    The std of `cumulative` grows as t^0.5, the std of `prefix_mean` falls as t^−0.5. `clip` has bounds independent of
+    t.
 
     Args:
       log_low: Width of the region below ℓ = 0 at t = 1, in nats; log_low ≥ 0.
@@ -169,8 +168,7 @@ def soft_gate(
 
     Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError for wrong shapes or values.
 
-    At r = 1 the value e^f is 2/τ and its derivative with respect to r is 1; the derivative falls to 0 on both sides.
-    `clip` has a derivative of 1 inside its region and 0 outside.
+    At r = 1, e^f is 2/τ and ∂e^f/∂r is 1; the derivative falls smoothly to 0 on both sides, unlike that of `clip`.
 
     Args:
       positive: Temperature τ of tokens with A > 0; at least 1e-30.
@@ -206,8 +204,8 @@ def gamma_gate(
 
     Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError for wrong shapes or values.
 
-    Use this after `sequence_sum` and under `local_gradient`. `taper` truncates the weight at 1 instead. Not verified
-    from the paper: the formula was read in TRL's code.
+    For use after `sequence_sum` and under `local_gradient`; `taper` truncates at 1 instead. Read in TRL's code, not
+    verified from the paper.
 
     Args:
       k_positive: Exponent k if A ≥ 0; at least 0.
@@ -234,8 +232,7 @@ def taper(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> Tokens:
 
     Maps `log_ratio` (nats), `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if shapes differ.
 
-    Use this under `local_gradient`. `gamma_gate` is a smooth weight that also decreases for r > 1. Not verified from
-    the paper: the formula was read in ROLL's code.
+    For use under `local_gradient`; `gamma_gate` is a smooth weight. Read in ROLL's code, not verified from the paper.
 
     >>> r, A = jnp.array([2.0, 2.0, 0.5]), jnp.array([1.0, -1.0, -1.0])
     >>> print(jnp.exp(taper(jnp.log(r), A, jnp.ones(3, bool))))

@@ -17,9 +17,8 @@ def chain(*ratios: Callable) -> Callable:
 
         chain(f, g)(ℓ) = g(f(ℓ))
 
-    Order matters: a pool followed by a clip is GSPO, a clip followed by a pool is GMPO. Returns a ratio. This ratio
-    requires every keyword that one of `ratios` requires, and passes it to those. `local_gradient` changes the gradient
-    of a ratio.
+    Order matters: a pool followed by a clip is GSPO, a clip followed by a pool is GMPO. Returns a ratio that requires
+    the keywords of all `ratios` and passes each on. `local_gradient` changes the gradient of one ratio.
 
     >>> import jax.numpy as jnp
     >>> from rljax.ratio import cumulative, sequence_mean

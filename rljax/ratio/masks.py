@@ -71,8 +71,7 @@ def kl_mask(
 
     Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError for wrong shapes or values.
 
-    p = π_θ(y) = q·e^ℓ and q = π_old(y), so `log_ratio` must not be pooled. `total_variation_mask` bounds |p − q|
-    instead.
+    p = π_θ(y) = q·e^ℓ and q = π_old(y), so `log_ratio` must not be pooled. `total_variation_mask` bounds |p − q|.
 
     Args:
       old_logp: log q, [..., T], in nats.
@@ -111,8 +110,8 @@ def cumulative_divergence_mask(
 
     Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError for wrong shapes or values.
 
-    The weight falls over the sequence's own length n, our reading of the paper's T. `total_variation_mask` and
-    `kl_mask` bound each token separately.
+    n, the sequence's own length, is our reading of the paper's T. `total_variation_mask` and `kl_mask` bound each
+    token.
 
     Args:
       divergence: D ≥ 0, [..., T]; in the paper the total variation over the old policy's top 20 tokens and the rest.

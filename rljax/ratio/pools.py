@@ -85,8 +85,7 @@ def prefix_mean(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> To
 
     Maps `log_ratio` (nats), `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if shapes differ.
 
-    This is a variant in CTPO's code, which clips the ratio by `position_clip` with power = −0.5. `cumulative` does not
-    divide by t.
+    A variant in CTPO's code, clipped by `position_clip` with power = −0.5. `cumulative` does not divide by t.
 
     >>> ℓ, mask = jnp.array([0.5, -0.25, 0.0, 1.25]), jnp.array([True, True, False, True])
     >>> prefix_mean(ℓ, jnp.ones(4), mask).tolist()
