@@ -16,7 +16,6 @@ SHARE = (0.0, math.nextafter(1.0, 2.0))
 
 
 def check(holds: bool, argument: str, value: object, wanted: str) -> None:
-    """Raises ValueError `argument = value: expected …` unless `holds`."""
     if not holds:
         raise ValueError(f"{argument} = {value!r}: expected {wanted}")
 
@@ -32,7 +31,6 @@ def accumulators(**arrays) -> tuple[Array, ...]:
 
 
 def require_floating(**arrays) -> None:
-    """Raises TypeError for an integer or boolean array."""
     for name, x in arrays.items():
         if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
             raise TypeError(f"{name} has dtype {jnp.result_type(x)}: expected a floating-point dtype")
@@ -97,7 +95,6 @@ def ranges(**intervals: tuple[float, float]) -> Callable:
 
 
 def require_scalar(name: str, value: float | Array) -> None:
-    """Raises unless a hyper-parameter is a scalar."""
     if np.ndim(value) != 0:
         raise ValueError(f"{name} has shape {np.shape(value)}: expected one number; for a sweep, stack algorithms "
                          "with jax.tree.map(lambda *x: jnp.stack(x), …) and use jax.vmap")  # fmt: skip

@@ -128,7 +128,7 @@ class Composed(Bound):
 
 
 def combinator(make: Callable[..., Callable]) -> Callable[..., Composed]:
-    """Makes a function that returns functions return values, which print as the call that made them."""
+    """Decorator for functions that return functions; the results become values that print as the call."""
 
     @functools.wraps(make)
     def composed(*args, **keywords) -> Composed:
@@ -158,12 +158,10 @@ def functions(cls):
     def equal(self, other):
         if type(other) is not type(self):
             return NotImplemented
-        return all(
-            [getattr(self, name) == getattr(other, name) for name in names]
-        )  # no short circuit: tracers must raise
+        return all([getattr(self, name) == getattr(other, name) for name in names])  # a list, so that tracers raise
 
     jax.tree_util.register_pytree_node(cls, flatten, unflatten)
-    cls.__eq__ = equal  # dataclasses compare tuples, in which identical objects are equal without ==
+    cls.__eq__ = equal  # the default compares tuples, which treat identical objects as equal
     return cls
 
 
@@ -234,7 +232,7 @@ def _key(value: Bound) -> tuple:
 def _constant(leaf: Any) -> tuple:
     """Dtype, shape and bytes of a leaf."""
     if isinstance(leaf, Tracer):
-        raise TypeError(f"{leaf}: expected a concrete hyper-parameter; traced values cannot be compared or hashed")
+        raise TypeError(f"{leaf}: expected concrete hyper-parameters; traced values cannot be compared or hashed")
     if isinstance(leaf, float):
         return float, leaf
     array = np.asarray(leaf)
