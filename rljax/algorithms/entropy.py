@@ -23,9 +23,9 @@ def aepo(
         dropping ← H > entropy_high, or dropping and H ≥ entropy_low
 
     H is the mean entropy of the rollout's tokens. `entropy_low` and `entropy_high` are in nats and have no defaults,
-    since the paper does not publish them; the derivative with respect to them is 0. `low` (0.2) and `high` (0.28) are
-    the widths of the clip region. Requires `Rollouts.task` and `Rollouts.entropy`. Raises ValueError if a
-    hyper-parameter is out of range. `grpo` keeps all completions. Our choices, not verified from the source: the
+    since the paper does not publish them; the derivative with respect to them is 0. `low` (default 0.2) and `high`
+    (default 0.28) are the widths of the clip region. Requires `Rollouts.task` and `Rollouts.entropy`. Raises ValueError
+    if a hyper-parameter is out of range. `grpo` keeps all completions. Our choices, not verified from the source: the
     aggregation, the clip, and that dropped completions still count in the denominators. The advantage is the paper's.
 
     >>> import jax.numpy as jnp

@@ -15,9 +15,9 @@ def cispo(*, low: float | Array | None = None, high: float | Array = 0.28) -> Po
 
         A = Z,    w = 1/M,    e^f = min(r, 1 + high), as a constant that multiplies ∇log π
 
-    `low` (None, as in the paper) adds a lower bound 1 − low. `high` (0.28) is a default of trainers; the paper tunes
-    it, and its value was not verified. The derivative with respect to both is 0. Raises ValueError if a bound is out of
-    range. `dapo` has the same region, but tokens outside it lose their gradient.
+    `low` (default None, as in the paper) adds a lower bound 1 − low. `high` (default 0.28) is a default of trainers;
+    the paper tunes it, and its value was not verified. The derivative with respect to both is 0. Raises ValueError if a
+    bound is out of range. `dapo` has the same region, but tokens outside it lose their gradient.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([0.5, 1.0, 2.0]), jnp.ones(3), jnp.ones(3, bool)
@@ -36,7 +36,8 @@ def sapo(*, positive: float | Array = 1.0, negative: float | Array = 1.05) -> Po
 
         A = Z,    w = 1/(N n),    e^f = (4/τ) σ(τ(r − 1)),  τ = positive if A > 0, negative otherwise
 
-    The temperatures `positive` (1) and `negative` (1.05) are the paper's. Raises ValueError below 1e-30. `grpo` clips.
+    The temperatures `positive` (default 1) and `negative` (default 1.05) are the paper's. Raises ValueError if either
+    is below 1e-30. `grpo` has a clip instead.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([0.7, 1.0, 1.3]), jnp.ones(3), jnp.ones(3, bool)
@@ -55,10 +56,11 @@ def dppo(*, low: float | Array = 0.15, high: float | Array = 0.15, cap: float | 
 
         A = Z,    w = 1/M,    e^f = 0 if A > 0 and p − q > high, or A < 0 and p − q < −low;  otherwise sg(min(r, cap))
 
-    p = π_θ(y) and q = π_old(y). `low` and `high` (0.15) bound the change of probability and `cap` (3) the weight; the
-    derivative with respect to each is 0. Raises ValueError if a bound is out of range. The paper's other form bounds a
-    KL divergence: `ratio.kl_mask` with low = high = 0.05. The ratio and its defaults are as in verl; the advantage and
-    the aggregation are our choice, not verified from the paper. `cppo` bounds the divergence of the whole sequence.
+    p = π_θ(y) and q = π_old(y). `low` and `high` (default 0.15) bound the change of probability and `cap` (default 3)
+    the weight; the derivative with respect to each is 0. Raises ValueError if a bound is out of range. The paper's
+    other form bounds a KL divergence: `ratio.kl_mask` with low = high = 0.05. The ratio and its defaults are as in
+    verl; the advantage and the aggregation are our choice, not verified from the paper. `cppo` bounds the divergence of
+    the whole sequence.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask, q = jnp.array([0.5, 1.0, 2.0]), jnp.ones(3), jnp.ones(3, bool), jnp.array([0.5, 0.5, 0.4])
@@ -80,10 +82,11 @@ def cppo(
         A = Z,    w = 1/M,    e^f = r if A(r − 1) ≤ 0, or c_t D_t ≤ limit and S_t ≤ limit + slack·C_{t−1};  otherwise 0
         c_t from 1 down to `least`,  S_t = Σ_{j≤t} c_j D_j,  C_t = Σ_{j≤t} c_j
 
-    `limit` (0.15), `slack` (0.02; the paper has 0.015 to 0.02) and `least` (0.8) are thresholds, so the derivative with
-    respect to each is 0. Requires `Batch.divergence`, which is D: `divergence.total_variation` over the `top_k` (20)
-    likeliest tokens of the old policy. Raises ValueError if a hyper-parameter is out of range. The advantage and the
-    aggregation are our choice, not verified from the source. `dppo` bounds each token separately.
+    `limit` (default 0.15), `slack` (default 0.02; the paper has 0.015 to 0.02) and `least` (default 0.8) are
+    thresholds, so the derivative with respect to each is 0. Requires `Batch.divergence`, which is D:
+    `divergence.total_variation` over the `top_k` (default 20) likeliest tokens of the old policy. Raises ValueError if
+    a hyper-parameter is out of range. The advantage and the aggregation are our choice, not verified from the source.
+    `dppo` bounds each token separately.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.full(3, 1.1), jnp.ones(3), jnp.ones(3, bool)
@@ -133,9 +136,10 @@ def vespo(
         A = Z,    w = 1/M,    e^f = R^k e^{λ(1 − R)},  R = Π_t r_t, as a constant that multiplies ∇log π
         each ℓ is clipped to [−20, 20], log R to [log 1e-8, 20]
 
-    k and λ are `k_positive` (2) and `lam_positive` (3) if A ≥ 0, `k_negative` (3) and `lam_negative` (2) if A < 0; the
-    derivative with respect to them is 0. Raises ValueError if a hyper-parameter is out of range. Not verified from the
-    paper: the weight, its defaults and the token mean were read in TRL's code. `topr` truncates the weight.
+    k and λ are `k_positive` (default 2) and `lam_positive` (default 3) if A ≥ 0, `k_negative` (default 3) and
+    `lam_negative` (default 2) if A < 0; the derivative with respect to them is 0. Raises ValueError if a
+    hyper-parameter is out of range. Not verified from the paper: the weight, its defaults and the token mean were read
+    in TRL's code. `topr` truncates the weight.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([4.0, 0.5]), jnp.ones(2), jnp.ones(2, bool)

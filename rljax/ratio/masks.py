@@ -39,7 +39,7 @@ def total_variation_mask(
       old_logp: log q, [..., T], in nats.
       low: Largest decrease q − p if A < 0, as a probability; low ≥ 0.
       high: Largest increase p − q if A > 0, as a probability; high ≥ 0.
-      cap: Upper bound on the value (not the gradient) of r; cap ≥ 1.
+      cap: Upper bound on the weight r; a token beyond this bound keeps its gradient; cap ≥ 1.
 
     >>> r, q = jnp.array([1.25, 1.5, 0.5]), jnp.array([0.5, 0.5, 0.5])  # p − q = 0.125, 0.25, −0.25
     >>> ratio = total_variation_mask(
@@ -77,7 +77,7 @@ def kl_mask(
       old_logp: log q, [..., T], in nats.
       low: Largest D if A < 0 and p < q, in nats; low ≥ 0.
       high: Largest D if A > 0 and p > q, in nats; high ≥ 0.
-      cap: Upper bound on the value (not the gradient) of r; cap ≥ 1.
+      cap: Upper bound on the weight r; a token beyond this bound keeps its gradient; cap ≥ 1.
 
     >>> r, q = jnp.array([1.25, 1.5, 0.5]), jnp.array([0.5, 0.5, 0.5])  # D = 0.032, 0.144, 0.144
     >>> ratio = kl_mask(jnp.log(r), jnp.ones(3), jnp.ones(3, bool), old_logp=jnp.log(q), low=0.05, high=0.05)
