@@ -179,9 +179,9 @@ def holder_schedule(
         p(step) = start + (end − start) · shape(min(step/steps, 1))
 
     `step` counts from 0, and may be traced. p goes from `start` (default 2) to `end` (default −2) over `steps` (default
-    500), and stays there. `shape` maps [0, 1] to [0, 1]: `schedule.linear` is the paper's main run (from 1 to −1 for
-    ALFWorld). The paper also names cosine, power and cubic shapes; their formulas in `schedule` are ours. Returns a
-    scalar. Raises ValueError if steps < 1. `schedule.anneal` is the same function without defaults.
+    500), and stays there. `shape` maps [0, 1] to [0, 1]; its default, `schedule.linear`, is the paper's main run (from
+    1 to −1 for ALFWorld). The paper also names cosine, power and cubic shapes; their formulas in `schedule` are ours.
+    Returns a scalar. Raises ValueError if steps < 1. `schedule.anneal` is the same function without defaults.
 
     >>> [float(holder_schedule(step)) for step in (0, 125, 250, 500, 900)]
     [2.0, 1.0, 0.0, -2.0, -2.0]
