@@ -25,7 +25,7 @@ def accumulators(**arrays) -> tuple[Array, ...]:
     arrays = {name: jnp.asarray(x) for name, x in arrays.items()}
     for name, x in arrays.items():
         if jnp.issubdtype(x.dtype, jnp.complexfloating):
-            raise TypeError(f"{name} has dtype {x.dtype}: expected a real dtype")
+            raise TypeError(f"{name} has dtype {x.dtype}: expected real numbers")
     dtype = jnp.float64 if any(x.dtype == jnp.float64 for x in arrays.values()) else jnp.float32
     return tuple(x.astype(dtype) for x in arrays.values())
 
@@ -33,7 +33,7 @@ def accumulators(**arrays) -> tuple[Array, ...]:
 def require_floating(**arrays) -> None:
     for name, x in arrays.items():
         if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
-            raise TypeError(f"{name} has dtype {jnp.result_type(x)}: expected a floating-point dtype")
+            raise TypeError(f"{name} has dtype {jnp.result_type(x)}: expected floating-point numbers")
 
 
 def require_mask(mask, axes: str = "") -> Array:
