@@ -1,21 +1,21 @@
-# Two commands for a new user: `make train` and `make test`. README says what the others do.
+# Start with `make train` and `make test`. docs/testing.md lists all targets.
 
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
 NEXT ?= $(shell for p in python3.12 $(HOME)/.pyenv/versions/3.12*/bin/python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
-# A test keeps little more than one core busy.
+# A test uses little more than one core.
 WORKERS := -n 2 --dist worksteal
 export UV_PYTHON_DOWNLOADS := never
 export UV_LINK_MODE := copy
-unexport PYTHONDONTWRITEBYTECODE  # where it is set, every process of the tests would compile all that it imports
+unexport PYTHONDONTWRITEBYTECODE  # if set, every test process would recompile its imports
 CORE_TESTS := tests/kernels tests/laws_test.py tests/ratio_test.py tests/advantage_test.py \
 	tests/aggregation_test.py tests/objective_test.py tests/algorithms_test.py tests/penalty_test.py tests/metrics_test.py \
 	tests/rewards_test.py tests/correction_test.py tests/distillation_test.py tests/logprobs_test.py \
 	tests/divergence_test.py tests/schedule_test.py tests/imports_test.py tests/transformations_test.py
 
-ifeq ($(wildcard /dev/accel0 /dev/vfio/0),)  # no TPU: libtpu, where installed, would say so in six lines at each start
+ifeq ($(wildcard /dev/accel0 /dev/vfio/0),)  # no TPU: without these, libtpu prints warnings at each start
 export TPU_ACCELERATOR_TYPE ?= v5litepod-4
 export TPU_WORKER_HOSTNAMES ?= localhost
 endif
@@ -26,18 +26,19 @@ endif
 train: .venv/.ready
 	$(BIN)/python launch/tpu_train.py
 
-test: .venv/.ready  # in minutes: docs/testing.md says what it leaves to test-all
+test: .venv/.ready  # without slow tests (docs/testing.md)
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
 
 test-all: .venv/.ready
 	$(BIN)/python -m pytest $(WORKERS)
 
-mutants: .venv/.ready  # one-line faults that the tests should notice; `python -m tools.mutants TEXT` tries some of them
+mutants: .venv/.ready  # one-line faults that the tests should detect; `python -m tools.mutants TEXT` selects some
 	$(BIN)/python -m tools.mutants
 
 check: .venv/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m tools.prose
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 smoke: .venv/.ready
@@ -55,27 +56,27 @@ examples: .venv/.ready .venv-tunix/.ready
 reproduce: .venv/.ready
 	$(BIN)/python benchmarks/reproduce.py
 
-test-next:  # the core alone, on Python 3.12 with its newer jax, where there is a Python 3.12
-	@if [ -z "$(NEXT)" ]; then echo "test-next: no Python 3.12 here, nothing run"; else $(MAKE) .venv-next/.ready && \
+test-next:  # the core on Python 3.12 with a newer jax; skipped without Python 3.12
+	@if [ -z "$(NEXT)" ]; then echo "test-next: skipped, Python 3.12 not found"; else $(MAKE) .venv-next/.ready && \
 		.venv-next/bin/python -m pytest $(WORKERS) $(CORE_TESTS); fi
 
-test-lowest: .venv-lowest/.ready  # the core alone, on the oldest jax and jaxtyping that pyproject.toml allows
+test-lowest: .venv-lowest/.ready  # the core on the oldest jax and jaxtyping that pyproject.toml allows
 	.venv-lowest/bin/python -m pytest $(WORKERS) -m "not slow" $(CORE_TESTS)
 
-test-install: .venv/.ready  # the built wheel in empty environments, without extras and with the oldest `train`
+test-install: .venv/.ready  # the wheel in new environments: without extras, and with the oldest `train`
 	$(BIN)/python tools/check_install.py
 
-tpu-compile: .venv/.tpu  # every kernel, for every TPU generation; no TPU is needed
+tpu-compile: .venv/.tpu  # compiles all kernels for all TPU generations, without a TPU
 	$(BIN)/python benchmarks/tpu_compile.py
 
-tpu-compile-all: .venv/.tpu  # at more sizes, beside the dense programs: the table of docs/tpu.md
+tpu-compile-all: .venv/.tpu  # more sizes, and the dense programs: the table of docs/tpu.md
 	$(BIN)/python benchmarks/tpu_compile.py --all
 
-docs: .venv-docs/.ready  # a broken link or a symbol that is not there fails it
+docs: .venv-docs/.ready  # fails on a broken link or an unknown symbol
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 	@echo "docs: build/site/index.html"
 
-generate: .venv/.ready  # what is made from the code: BUILD, and the tables of algorithms in README and the docs
+generate: .venv/.ready  # BUILD, and the table of algorithms in the docs
 	$(BIN)/python -m tools.build_file
 	$(BIN)/python tools/algorithm_table.py
 
@@ -89,11 +90,11 @@ lock: .venv/.ready
 	$(BIN)/uv pip compile --universal --python-version 3.11 --extra tpu -c requirements.lock --generate-hashes --quiet \
 		--no-header --no-annotate pyproject.toml | awk '/^[^ ]/ {kept = /^libtpu==/} kept' > requirements-tpu.lock
 
-# The set-up alone. uv installs in seconds; where it cannot be had, pip does the same from the same lock file.
+# Setup. If uv is not available, pip installs from the same lock file.
 .venv/.ready: requirements.lock pyproject.toml
-	@test -n "$(PYTHON)" || { echo "rljax needs Python 3.11, 3.12 or 3.13; give one with PYTHON=/path/to/python"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "rljax needs Python 3.11, 3.12 or 3.13; set PYTHON=/path/to/python"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; \
-		echo "$(PYTHON) cannot make virtual environments: on Debian and Ubuntu, apt-get install python3-venv"; exit 1; }
+		echo "$(PYTHON) cannot create virtual environments: on Debian and Ubuntu, run apt-get install python3-venv"; exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1' || true
 	@if test -x $(BIN)/uv; then \
 		$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock && \
@@ -104,7 +105,7 @@ lock: .venv/.ready
 	fi
 	@touch $@
 
-# The extra `tpu`: libtpu, 1.3 GB, as the locked jax wants it. All else that the extra needs is there already.
+# libtpu in the locked version; the other requirements of the extra `tpu` are already installed.
 .venv/.tpu: requirements-tpu.lock .venv/.ready
 	@if test -x $(BIN)/uv; then \
 		$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements-tpu.lock; \
@@ -120,7 +121,7 @@ lock: .venv/.ready
 		jax jaxtyping numpy pytest pytest-xdist hypothesis beartype
 	touch $@
 
-.venv-lowest/.ready: requirements.lock pyproject.toml .venv/.ready  # on Python 3.12 if there is one
+.venv-lowest/.ready: requirements.lock pyproject.toml .venv/.ready  # on Python 3.12 if available
 	rm -rf .venv-lowest
 	$(or $(NEXT),$(PYTHON)) -m venv .venv-lowest
 	grep -v -e '--hash' requirements.lock | sed 's/ \\$$//' > .venv-lowest/constraints.txt
@@ -134,7 +135,7 @@ lock: .venv/.ready
 	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -r tools/docs/requirements.txt
 	touch $@
 
-.venv-tunix/.ready: examples/tunix.lock .venv/.ready  # Tunix needs much that rljax does not
+.venv-tunix/.ready: examples/tunix.lock .venv/.ready  # Tunix has many more requirements
 	$(PYTHON) -m venv .venv-tunix
 	$(BIN)/uv pip install --quiet --python .venv-tunix/bin/python -r examples/tunix.lock
 	touch $@

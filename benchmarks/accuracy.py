@@ -1,4 +1,4 @@
-"""The tables of docs/accuracy.md: `JAX_PLATFORMS=cpu python -m benchmarks.accuracy`."""
+"""Prints the tables of docs/accuracy.md: `JAX_PLATFORMS=cpu python -m benchmarks.accuracy`."""
 
 import math
 
@@ -7,7 +7,6 @@ from tests.kernels import accuracy_test as kernels
 
 
 def rounded_up(x: float) -> str:
-    """Two digits, never less than x."""
     if x == 0:
         return "0"
     unit = 10.0 ** (math.floor(math.log10(x)) - 1)
@@ -15,7 +14,7 @@ def rounded_up(x: float) -> str:
 
 
 def row(name: str, errors: list[float], gradients: tuple[int, ...]) -> str:
-    """A gradient that is exactly 0 is none."""
+    """A row of a table; a gradient of exactly 0 leaves its cell empty."""
     cells = ["" if i in gradients and x == 0 else rounded_up(x) for i, x in enumerate(errors)]
     return f"| `{name}` | {' | '.join(cells)} |"
 

@@ -1,4 +1,4 @@
-"""Cost of a checkpoint's digests: seconds of saving and restoring with them, and the rates of hash functions.
+"""Cost of the digests of checkpoints: time to save and restore with digests, and throughput of hash functions.
 
 python benchmarks/checkpoint_digests.py [MEGABYTES]
 """
@@ -22,20 +22,19 @@ HASHES = {"sha256": hashlib.sha256, "blake2b": hashlib.blake2b, "crc32": zlib.cr
 
 
 def random_tree(megabytes: int):
-    """Parameters of 16 MB each, of random bits, since Orbax compresses what it writes."""
+    """Parameters of 16 MB each; random, since Orbax compresses what it writes."""
     keys = jax.random.split(jax.random.key(0), megabytes // 16)
     return {"params": {str(i): jax.random.normal(key, (2000, 2000), jnp.float32) for i, key in enumerate(keys)}}
 
 
 def timed(function, *arguments, clock=time.perf_counter) -> float:
-    """Seconds of one call."""
     started = clock()
     function(*arguments)
     return clock() - started
 
 
 def save(folder: Path, tree) -> tuple[float, float, float]:
-    """Seconds: until `save` returns, until the checkpoint is finished, and of the latter those of the digests."""
+    """Seconds until `save` returns, seconds until the checkpoint is finished, and seconds spent on digests."""
     within, write = [], digests._write
 
     def timed_write(*arguments):
@@ -51,7 +50,7 @@ def save(folder: Path, tree) -> tuple[float, float, float]:
 
 
 def restore(folder: Path, tree) -> tuple[float, float]:
-    """Seconds: of all, and of the check of the digests alone."""
+    """Seconds to restore including the check of the digests, and seconds of the check alone."""
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
     checkpoints = Checkpoints(folder, read_only=True)
     check = timed(digests.find_fault, folder / "0")
@@ -59,7 +58,7 @@ def restore(folder: Path, tree) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Prints the figures."""
+
     megabytes = int(sys.argv[1]) if len(sys.argv) > 1 else 2048
     data = os.urandom(1 << 28)
     for name, function in HASHES.items():
@@ -72,9 +71,9 @@ def main() -> None:
             returned, finished, hashing = save(path, tree)
             size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 1e6
             whole, check = restore(path, tree)
-            print(f"{size:.0f} MB: save returns after {returned:.2f} s, is finished after {finished:.2f} s, "
-                  f"{hashing:.2f} s of it digests ({size / hashing:.0f} MB/s); restored in {whole:.2f} s, "
-                  f"{check:.2f} s of it the check ({size / check:.0f} MB/s)", flush=True)  # fmt: skip
+            print(f"{size:.0f} MB: save returned after {returned:.2f} s and finished after {finished:.2f} s, including "
+                  f"{hashing:.2f} s of digests ({size / hashing:.0f} MB/s); restore took {whole:.2f} s, including "
+                  f"{check:.2f} s of checks ({size / check:.0f} MB/s)", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

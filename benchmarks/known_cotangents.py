@@ -1,12 +1,12 @@
-"""Gradients formed in the forward pass, three products of N·D·V, beside the kernel that makes its logits again.
+"""Gradients computed in the forward pass (three products of N·D·V), compared with token_stats' recomputation (four).
 
     python benchmarks/known_cotangents.py [--size N D V] [--tiles 256 512 ...] [--turns 5]     on this CPU, float32
     python benchmarks/known_cotangents.py --chip v5e [--size N D V] [--tiles 1024 ...]         for a TPU, bfloat16
 
-Where the cotangents of the outputs are known beforehand, as in one on-policy step, a tile of tokens can take all of the
-vocabulary: logits, softmax, ∂hidden and its share of ∂unembedding, and no product is made twice.  It holds float32
-logits of a tile, and a float32 ∂unembedding that every tile reads and writes.  On a CPU the ratio is of processor time
-in one interleaved run; for a TPU it is the cycles that its compiler expects of every operation, of XLA's program.
+If the cotangents of the outputs are known in advance, as in one on-policy step, a tile of tokens can visit the whole
+vocabulary and form logits, softmax, ∂hidden and its share of ∂unembedding without computing a product twice. It stores
+the float32 logits of a tile, and a float32 ∂unembedding that every tile reads and writes. On a CPU the program prints
+ratios of CPU time from one interleaved run; for a TPU, the cycles that the compiler estimates for XLA's operations.
 """
 
 import argparse
@@ -20,17 +20,17 @@ from jax import lax
 
 from pallas_kernels import TokenStats, token_stats
 
-UNKNOWN = 2**62  # more cycles than this is how the compiler says that it has no estimate; on tpu7x, of a few copies
+UNKNOWN = 2**62  # a larger number of cycles marks an operation without an estimate, such as a few copies on tpu7x
 
 
 def recomputed(hidden, unembedding, targets, cotangents):
-    """(stats, ∂hidden, ∂unembedding) by the library's own."""
+    """(stats, ∂hidden, ∂unembedding) by `token_stats` and its gradient."""
     stats, back = jax.vjp(lambda h, w: token_stats(h, w, targets), hidden, unembedding)
     return stats, *back(cotangents)
 
 
 def in_one_pass(tile):
-    """The same, with one product for the logits: `tile` tokens at once."""
+    """A function like `recomputed` that computes logits once, for `tile` tokens at a time."""
 
     def run(hidden, unembedding, targets, cotangents):
         def step(gradient, of_tile):
@@ -50,7 +50,7 @@ def in_one_pass(tile):
 
 
 def dense_tile(z, y, g):
-    """The statistics of logits [n, V], and their gradient for the cotangents g.
+    """(TokenStats, ∂L/∂z) from logits z [n, V], targets y [n] and cotangents g of the statistics.
 
     ∂logp = δ − π,  ∂entropy = −π (log π + entropy),  ∂proxy = 2 π (π − Σπ² + π(y)) − 2 π(y) δ.
     """
@@ -89,7 +89,7 @@ def on_cpu(size, tiles, turns):
 
 
 def for_tpu(name, size, tiles):
-    """Two tiles are compiled; what is not in their loop counts once."""
+    """Compiles a loop over two tiles and scales it to N; cycles outside of the loop count once."""
     chip = tpu_chips.CHIPS[name]
     n, d, v = size
     for tile in tiles:
@@ -98,16 +98,16 @@ def for_tpu(name, size, tiles):
         once, each = cycles(program.as_text() or "")
         seconds = (once + each * n / tile) / chip.clock
         share = 8 * n * d * v / chip.flops / seconds
-        about = f"{1e3 * seconds:.0f} ms, {100 * share:.1f} % of 8·N·D·V at the peak"
+        about = f"{1e3 * seconds:.0f} ms, {100 * share:.1f} % of the peak rate for 8·N·D·V"
         print(f"{name}, in one pass, {tile} tokens: {about}, temporaries {tpu_chips.figures(program).temporaries:.0f} "
-              f"MiB; {each} cycles a tile, {once} once", flush=True)  # fmt: skip
+              f"MiB; {each} cycles per tile, {once} outside of the loop", flush=True)  # fmt: skip
 
 
 def cycles(text: str) -> tuple[int, int]:
-    """Estimated cycles of a program with one loop: (outside of it, in one turn of it)."""
+    """Estimated cycles of a program with one loop: (outside of the loop, per iteration)."""
     body = re.search(r" while\(.*body=%?([\w.-]+)", text)
     if body is None:
-        raise ValueError("expected a loop over the tiles: is there more than one?")
+        raise ValueError("the program has no loop: expected a loop over tiles; use a size with more than one tile")
     found = {True: 0, False: 0}
     for computation in text.split("\n\n"):
         inside = computation.startswith(f"%{body[1]} ")
@@ -119,17 +119,17 @@ def cycles(text: str) -> tuple[int, int]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", nargs=3, type=int, metavar=("N", "D", "V"))
-    parser.add_argument("--tiles", nargs="+", type=int, help="tokens at once; each divides N")
+    parser.add_argument("--tiles", nargs="+", type=int, help="tokens per tile; each must divide N")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--chip", choices=tuple(tpu_chips.CHIPS))
     options = parser.parse_args()
     size = options.size or ((4096, 4096, 151936) if options.chip else (2048, 512, 32768))
     tiles = options.tiles or ((1024, 2048) if options.chip else (256, 512, 1024))
     if any(tile < 1 or size[0] % tile for tile in tiles):
-        parser.error(f"--tiles {' '.join(map(str, tiles))}: expected divisors of N = {size[0]}")
+        parser.error(f"--tiles = {' '.join(map(str, tiles))}: expected divisors of N = {size[0]}")
     if options.chip:
         if not tpu_chips.has_libtpu():
-            parser.error("--chip needs libtpu, which is not installed; `make .venv/.tpu` installs it")
+            parser.error(f"--chip = {options.chip}: expected libtpu to be installed; `make .venv/.tpu` installs it")
         tpu_chips.with_environment()
         for_tpu(options.chip, size, tiles)
     else:

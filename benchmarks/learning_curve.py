@@ -1,4 +1,4 @@
-"""A picture of the string task's learning curve: `python benchmarks/learning_curve.py RUN docs/learning_curve.png`."""
+"""Plots the learning curve of the string task: `python benchmarks/learning_curve.py RUN docs/learning_curve.png`."""
 
 import sys
 from pathlib import Path

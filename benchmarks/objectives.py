@@ -1,11 +1,11 @@
-"""The losses' and OTB's speed on this machine, each beside what it is measured against and its floor by bandwidth.
+"""CPU time of every loss and of OTB's advantage, compared with simpler functions and with the memory bandwidth.
 
     python benchmarks/objectives.py [B T [P G T]]
 
-CPU time, the least of several turns: all run in turns within one process, so that a busy machine slows them alike. The
-floor is the time to move the bytes that must be read and written at the bandwidth of y = x + 1, measured in the same
-turns. glibc is told to use huge pages, as NumPy asks for itself: else page faults on fresh memory are most of what is
-measured, and begin where a program's temporaries exceed 32 MiB.
+Times are the least CPU time of several turns, interleaved in one process so that other load slows all alike. The floor
+is the time to read and write the necessary bytes at the bandwidth of y = x + 1, measured in the same turns. glibc is
+set to use huge pages, as NumPy does for its arrays; otherwise page faults on new memory dominate the times of programs
+with more than 32 MiB of temporaries.
 """
 
 import inspect
@@ -23,12 +23,12 @@ from pallas_kernels import segmented_cumsum
 from rljax import Batch, advantage, algorithms, policy_loss
 
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-PREFIX = ("ctpo", "cppo", "minpro")  # held against clip and two scans; the others against clip
+PREFIX = ("ctpo", "cppo", "minpro")  # compared with clip plus two scans; the others with clip
 SCANS = {"segmented_cumsum": False, "segmented_cumsum reverse": True}
 
 
 def random_batch(b: int, t: int) -> tuple[jax.Array, Batch]:
-    """log π and a Batch with every field, rows of ragged lengths."""
+    """log π [B, T] and a Batch with all fields; rows have different lengths."""
     rng = np.random.default_rng(0)
     mask = np.arange(t) < rng.integers(t // 8, t + 1, (b, 1))
     old_logp = rng.normal(-3, 1, (b, t)).astype(np.float32)
@@ -46,7 +46,7 @@ def random_batch(b: int, t: int) -> tuple[jax.Array, Batch]:
 
 
 def ratios() -> dict[str, Callable]:
-    """The ratio of every algorithm; a hyper-parameter without a default is 1."""
+    """The ratio of every algorithm by name; hyper-parameters without a default are 1."""
 
     def ratio_of(make: Callable) -> Callable:
         parameters = inspect.signature(make).parameters.values()
@@ -56,19 +56,19 @@ def ratios() -> dict[str, Callable]:
 
 
 def compiled_loss(ratio: Callable, logp, batch: Batch):
-    """The loss and its gradient; arrays or their shapes will do."""
+    """The compiled loss and gradient; the arguments may be arrays or `jax.ShapeDtypeStruct`s."""
     return jax.jit(lambda logp, batch: jax.value_and_grad(policy_loss)(logp, batch, ratio)).lower(logp, batch).compile()
 
 
 def peak_arrays(step, shape: tuple[int, ...]) -> float:
-    """Bytes that a compiled program allocates, temporaries and results, in float32 arrays of the shape."""
+    """Temporaries and results of a compiled program, in units of a float32 array of the shape."""
     analysis = step.memory_analysis()
-    assert analysis is not None, "this backend tells nothing of its memory"
+    assert analysis is not None, "this backend has no memory analysis"
     return (analysis.temp_size_in_bytes + analysis.output_size_in_bytes) / (4 * np.prod(shape))
 
 
 def least_times(calls: dict[str, Callable], turns: int) -> dict[str, float]:
-    """Least CPU seconds of each call over the turns, after one that warms up."""
+    """Least CPU seconds of each call over the turns, after a warm-up turn."""
     seconds = {name: [] for name in calls}
     for _ in range(turns + 1):
         for name, call in calls.items():
@@ -79,13 +79,13 @@ def least_times(calls: dict[str, Callable], turns: int) -> dict[str, float]:
 
 
 def copying(x) -> Callable:
-    """y = x + 1, ten times: what moves 20 times the bytes of x."""
+    """y = x + 1, ten times, which moves 20 times the bytes of x."""
     step = jax.jit(lambda x: x + 1).lower(x).compile()
     return lambda: [step(x).block_until_ready() for _ in range(10)][-1]
 
 
 def compare_losses(b: int, t: int, turns: int = 15) -> dict[str, float]:
-    """Prints a line for each algorithm; their times by name."""
+    """Prints a line for each algorithm and returns the times by name."""
     logp, batch = random_batch(b, t)
     steps = {name: compiled_loss(ratio, logp, batch) for name, ratio in ratios().items()}
     calls = {name: partial(step, logp, batch) for name, step in steps.items()}
@@ -108,10 +108,10 @@ def compare_losses(b: int, t: int, turns: int = 15) -> dict[str, float]:
 
 
 def vectorized(rewards, mask, proxy):
-    """OTB's advantage in NumPy, for completions without holes."""
+    """OTB's advantage in vectorized NumPy, for masks without holes."""
     energy = np.where(mask, np.cumsum(np.where(mask, proxy, 0), axis=-1, dtype=np.float32), 0)
     R, total = rewards[..., None], energy.sum(axis=1, keepdims=True)
-    alive, last = mask.sum(axis=1, keepdims=True), energy.max(axis=-1, keepdims=True)  # W never falls
+    alive, last = mask.sum(axis=1, keepdims=True), energy.max(axis=-1, keepdims=True)  # W is nondecreasing
     baseline = (R * energy).sum(axis=1, keepdims=True) / np.where(total > 0, total, 1)
     baseline = np.where(total > 0, baseline, (R * mask).sum(axis=1, keepdims=True) / np.maximum(alive, 1))
     others = (R * last).sum(axis=1, keepdims=True) - R * last
@@ -120,7 +120,7 @@ def vectorized(rewards, mask, proxy):
 
 
 def over_groups(rewards, mask, proxy):
-    """OTB's advantage as verl has it: sums of the whole batch `[N, T]`, and a loop over the groups for baselines."""
+    """OTB's advantage as in verl: sums over the whole batch `[N, T]`, and a Python loop over groups for baselines."""
     n, t = mask.shape[0] * mask.shape[1], mask.shape[2]
     mask = mask.reshape(n, t).astype(np.float32)
     last = np.maximum(mask.sum(axis=-1).astype(int) - 1, 0)
@@ -132,13 +132,13 @@ def over_groups(rewards, mask, proxy):
     for group in np.arange(n).reshape(rewards.shape):
         alive, W = mask[group], energy[group] * mask[group]
         baseline = (returns[group] * W).sum(axis=0) / (W.sum(axis=0) + 1e-8)
-        lone = alive.sum(axis=0) == 1  # past the second-longest: none, where we fall back on the others
+        lone = alive.sum(axis=0) == 1  # one completion left: verl has no baseline here, rljax falls back on the others
         baselines[group] = np.where(lone, 0, baseline)
     return ((returns - baselines) * mask).reshape(proxy.shape)
 
 
 def compare_advantages(p: int, g: int, t: int, turns: int = 5) -> dict[str, float]:
-    """Prints a line for each way to OTB's advantage; their times by name."""
+    """Prints a line for each implementation of OTB's advantage and returns the times by name."""
     rng = np.random.default_rng(0)
     mask = np.arange(t) < rng.integers(t // 8, t + 1, (p, g, 1))
     rewards, proxy = rng.integers(0, 2, (p, g)).astype(np.float32), 2 * rng.random((p, g, t), np.float32)

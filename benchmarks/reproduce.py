@@ -1,8 +1,8 @@
-"""The string task's result: 3 seeds of RL, rejection fine-tuning and the permuted-reward control, in one table.
+"""Results of the string task: 3 seeds of RL, rejection fine-tuning and the permuted-reward control, in one table.
 
-`make reproduce`, or `python benchmarks/reproduce.py [FOLDER]`. Two runs share the cores, since one alone keeps little
-more than one busy. Each goes on from where it stands: the command may be interrupted and given again. Ends with a
-table in Markdown, printed and written to FOLDER/table.md.
+`make reproduce`, or `python benchmarks/reproduce.py [FOLDER]`. Two runs train at the same time, since one run keeps
+little more than one core busy. Interrupted runs resume if the command is repeated. The Markdown table is printed and
+written to FOLDER/table.md.
 """
 
 import json
@@ -21,7 +21,7 @@ LEVELS = ("level 1", "level 2 trained pairs", TARGET, "level 2 held-out function
 
 
 def train(recipe: str, run: Path, *overrides: str) -> dict:
-    """Trains a recipe in its folder (nothing where that is done), and returns its evaluations."""
+    """Trains a recipe in its run folder, unless it is finished, and returns its evaluations."""
     command = [sys.executable, str(ROOT / "launch/tpu_train.py"), str(ROOT / f"configs/{recipe}.py"), "--run", str(run)]
     run.parent.mkdir(parents=True, exist_ok=True)
     log, started = run.with_suffix(".log"), time.time()
@@ -31,13 +31,13 @@ def train(recipe: str, run: Path, *overrides: str) -> dict:
     if done.returncode:
         tail = "".join(log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)[-5:])
         print(f"{recipe}: {run} failed:\n{tail}", flush=True)
-        os._exit(1)  # not after the runs in the queue
+        os._exit(1)  # at once, without waiting for the queued runs
     print(f"{recipe}: {run} took {(time.time() - started) / 60:.1f} minutes", flush=True)
     return json.loads((run / "evaluations.json").read_text(encoding="utf-8"))
 
 
 def train_all(folder: Path) -> dict[int, dict[str, dict]]:
-    """{seed: {recipe: evaluations}}; what runs beside RL starts from the end of its stage 1."""
+    """{seed: {recipe: evaluations}}; the recipes in BESIDE start from stage 1 of the RL run with the same seed."""
     with ThreadPoolExecutor(2) as pool:
         runs: dict[int, dict[str, Future]] = {
             seed: {"strings": pool.submit(train, "strings", folder / f"seed{seed}/rl", "--seed", str(seed))}
@@ -52,20 +52,17 @@ def train_all(folder: Path) -> dict[int, dict[str, dict]]:
 
 
 def cell(figures: dict, level: str, name: str = "pass@1") -> str:
-    """A figure in percent, and half its interval."""
     value, low, high = figures[level][name]
     return f"{100 * value:.1f} ± {50 * (high - low):.1f}"
 
 
 def row(seed: int, label: str, figures: dict, before: dict | None) -> str:
-    """A run's figures as a row of the table, with the gain over `before`."""
     gain = "" if before is None else f"{100 * (figures[TARGET]['pass@1'][0] - before[TARGET]['pass@1'][0]):+.1f}"
     at_target = [cell(figures, TARGET, name) for name in ("right chain", "greedy", "pass@8")]
     return "| " + " | ".join([str(seed), label, *(cell(figures, level) for level in LEVELS), *at_target, gain]) + " |"
 
 
 def table(results: dict[int, dict[str, dict]]) -> str:
-    """All runs, seed by seed."""
     head = ["seed", "run", *LEVELS, "right chain", "greedy", "pass@8", "gain"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for seed, runs in results.items():
@@ -79,8 +76,8 @@ def main() -> None:
     folder, started = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "runs/reproduce", time.time()
     made = table(train_all(folder))
     (folder / "table.md").write_text(made + "\n", encoding="utf-8")
-    print(f"\npass@1 in percent ± half a 95 % interval; the last four columns: {TARGET}, the gain in points\n\n{made}")
-    print(f"\n{(time.time() - started) / 60:.1f} minutes in this call")
+    print(f"\npass@1 in percent ± half a 95 % interval; last four columns: {TARGET}, gain in points\n\n{made}")
+    print(f"\nThis call took {(time.time() - started) / 60:.1f} minutes")
 
 
 if __name__ == "__main__":

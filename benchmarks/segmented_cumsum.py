@@ -1,10 +1,10 @@
-"""segmented_cumsum's loops on this machine's CPU: time beside a plain loop's, and errors beside the 1e-6 asked for.
+"""CPU times and errors of segmented_cumsum and alternative loops; the allowed error is 1e-6.
 
     python benchmarks/segmented_cumsum.py [B T]
 
-CPU time, the least of several turns: all run in turns within one process, so that a busy machine slows them alike.
-Errors are the greatest |y − exact| / Σ|x| over forward and reverse, exact in float64, for rows of four kinds: normal,
-uniform, 0.1 everywhere, and a second sequence that starts halfway after a neighbor of 1e6.
+Times are the least CPU time of several turns, interleaved in one process so that other load slows all alike. Errors are
+the greatest |y − exact| / Σ|x| over forward and reverse sums, with exact sums in float64, for four kinds of rows:
+normal, uniform, constant 0.1, and "late", a second sequence that starts halfway, after a sequence of values up to 1e6.
 """
 
 import os
@@ -27,7 +27,7 @@ PLAIN = SUM._replace(absorb=lambda total, error, x: (total + x, error))
 
 
 def forms() -> dict[str, Callable]:
-    """(x, segment_ids, reverse) -> y, what the loop is measured against first."""
+    """Functions `(x, segment_ids, reverse) -> y` by name; the first is the baseline of the times."""
 
     def by(form, operation):
         return lambda x, ids, reverse: form(operation, reverse, False, x, ids)
@@ -43,8 +43,6 @@ def forms() -> dict[str, Callable]:
 
 
 def tree(x, ids, reverse):
-    """lax.associative_scan of pairs (sum, id)."""
-
     def combine(earlier, later):
         (a, i), (b, j) = earlier, later
         return jnp.where(j == 0, a, jnp.where(i == j, a + b, b)), jnp.where(j == 0, i, j)
@@ -53,7 +51,6 @@ def tree(x, ids, reverse):
 
 
 def rows(kind: str, b: int, t: int) -> tuple[np.ndarray, np.ndarray]:
-    """x and ids, [B, T]."""
     rng = np.random.default_rng(0)
     ids = np.ones((b, t), np.int32)
     if kind == "late":
@@ -64,7 +61,7 @@ def rows(kind: str, b: int, t: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def exact(x, ids, reverse):
-    """A sequence at a time in float64."""
+    """The sums in float64, each sequence on its own."""
     if reverse:
         return exact(x[:, ::-1], ids[:, ::-1], False)[:, ::-1]
     first, second = (np.cumsum(np.where(ids == i, x, 0), axis=-1, dtype=np.float64) for i in (1, 2))
@@ -72,7 +69,7 @@ def exact(x, ids, reverse):
 
 
 def error(step: Callable, kind: str, b: int, t: int) -> float:
-    """Over the running Σ|x|, the greatest of both directions."""
+    """The greatest error relative to the running Σ|x|, over both directions."""
     x, ids = rows(kind, b, t)
 
     def relative(reverse):
@@ -83,7 +80,7 @@ def error(step: Callable, kind: str, b: int, t: int) -> float:
 
 
 def compare(b: int, t: int, turns: int = 7) -> dict[str, float]:
-    """Prints a line for each form; their times by name."""
+    """Prints a line for each form and returns the times by name."""
     x, ids = map(jnp.asarray, rows("normal", b, t))
     steps = {name: jax.jit(form, static_argnums=2) for name, form in forms().items()}
     seconds = {name: [] for name in steps}
@@ -93,7 +90,7 @@ def compare(b: int, t: int, turns: int = 7) -> dict[str, float]:
             jax.block_until_ready(step(x, ids, False))
             seconds[name].append(time.process_time() - start)
     best = {name: min(times[1:]) for name, times in seconds.items()}
-    print(f"float32 [{b}, {t}], int32 ids; errors: {', '.join(KINDS)}")
+    print(f"float32 [{b}, {t}], int32 ids; errors for rows of kind {', '.join(KINDS)}")
     for name, least in best.items():
         errors = " ".join(f"{error(steps[name], kind, min(b, 8), t):.0e}" for kind in KINDS)
         ratio = least / best["plain loop"]

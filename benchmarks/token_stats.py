@@ -1,13 +1,12 @@
-"""Dense against chunked token statistics on a CPU: processor time and XLA's temporaries, forward and with gradients.
+"""Dense and chunked token_stats on a CPU: CPU time and XLA's temporaries, forward and with gradients.
 
     python benchmarks/token_stats.py [--sizes N,D,V ...] [--dtypes float32 bfloat16] [--turns 5]
 
-`dense` is what a user would write: logits, a log-softmax, three reductions. All are run in turns within one process,
-so that a busy machine slows each alike; the least time of each counts, and what is printed is its ratio to dense.
-Where tokamax is installed (0.0.17, Python 3.12: `pip install tokamax==0.0.17`), its `chunked_xla` log-probability is
-timed beside ours; it has neither of the other outputs. So is the `torch_compile` form of Cut Cross-Entropy, for its
-gradients all but dense, where it is installed (25.1.1, Python 3.11: `pip install torch==2.13.0 cut-cross-entropy`).
-`--device gpu` is told of in `token_stats_gpu.py`.
+`dense` is the usual program: logits, a log-softmax and three reductions. All programs run in interleaved turns in one
+process so that other load slows all alike; the least time of each counts, and its ratio to dense is printed. Peers are
+timed if they are installed: tokamax (0.0.17, Python 3.12: `pip install tokamax==0.0.17`), whose `chunked_xla` has only
+the log-probability, and Cut Cross-Entropy (25.1.1, Python 3.11: `pip install torch==2.13.0 cut-cross-entropy`), whose
+`torch_compile` form stores the logits for its gradients. `--device gpu` is documented in `token_stats_gpu.py`.
 """
 
 import argparse
@@ -21,11 +20,11 @@ from token_stats_peers import cut_cross_entropy_on_cpu
 
 from pallas_kernels import TokenStats, token_stats
 
-SIZES = {  # N, D, V: tiles beside the default one
+SIZES = {  # (N, D, V): tiles to time besides the default tile
     (2048, 512, 32768): [(2048, 2048)],
     (512, 1024, 151936): [(512, 4096)],  # Qwen3-0.6B's head
     (2048, 256, 32768): [],
-    (16384, 128, 64): [],  # the default recipe's
+    (16384, 128, 64): [],  # the default recipe's head
 }
 PASSES = "forward", "forward + backward"
 
@@ -47,8 +46,6 @@ def tokamax_logp(hidden, unembedding, targets):
 
 
 def forward(function, names):
-    """The outputs named, from one call."""
-
     def outputs(*inputs):
         stats = function(*inputs)
         return [getattr(stats, name) for name in names]
@@ -57,7 +54,7 @@ def forward(function, names):
 
 
 def with_gradients(function, names):
-    """Gradients of hidden and unembedding for the sum of the outputs named."""
+    """A function that returns the gradients in hidden and unembedding of the sum of the outputs in `names`."""
     outputs = forward(function, names)
     return jax.grad(lambda *inputs: sum(jnp.sum(x) for x in outputs(*inputs)), (0, 1))
 
@@ -70,14 +67,14 @@ def inputs(n, d, v, dtype):
 
 
 def temporaries(program) -> float:
-    """Megabytes that a compiled program allocates beside its arguments and results."""
+    """Megabytes of temporaries of a compiled program."""
     analysis = program.memory_analysis()
-    assert analysis is not None, "this backend tells nothing of its memory"
+    assert analysis is not None, "this backend has no memory analysis"
     return analysis.temp_size_in_bytes / 1e6
 
 
 def seconds(programs, arguments, turns):
-    """The least processor time of each program, all run in turns; the first turn warms up."""
+    """The least CPU seconds of each program over interleaved turns, after a warm-up turn."""
     taken = {name: [] for name in programs}
     for _ in range(turns + 1):
         for name, program in programs.items():
@@ -88,7 +85,7 @@ def seconds(programs, arguments, turns):
 
 
 def compare(functions, names, size, dtype, turns):
-    """Prints a line for each function and pass; the first function is what the others are measured by."""
+    """Prints a line for each function and pass; times are relative to the first function."""
     n, d, v = size
     arguments = inputs(n, d, v, dtype)
     for label, transform in zip(PASSES, (forward, with_gradients), strict=True):
@@ -112,7 +109,7 @@ def main(sizes, dtypes, turns):
         for dtype in dtypes:
             compare({"dense": dense, **tiles}, TokenStats._fields, size, dtype, turns)
     missing = [name for name in ("tokamax", "cut_cross_entropy") if find_spec(name) is None]
-    print("".join(f"{name} is not installed: not compared\n" for name in missing), end="")
+    print("".join(f"{name} is not installed and was not timed\n" for name in missing), end="")
     for dtype in dtypes:
         if "tokamax" not in missing:
             theirs = {"tokamax chunked_xla": tokamax_logp, "chunked": chunked()}
@@ -122,7 +119,7 @@ def main(sizes, dtypes, turns):
 
 
 def beside_cut_cross_entropy(size, dtype, turns):
-    """Ours gives all three outputs, theirs the log-probability; dense is as in `compare`."""
+    """Times dense and chunked token_stats with all three outputs, and Cut Cross-Entropy's log-probability."""
     n, d, v = size
     arguments = inputs(n, d, v, dtype)
     theirs = cut_cross_entropy_on_cpu(dtype, *size)
@@ -136,7 +133,6 @@ def beside_cut_cross_entropy(size, dtype, turns):
 
 
 def size(text: str) -> tuple[int, ...]:
-    """N, D, V as a command line gives them."""
     sizes = tuple(map(int, text.split(",")))
     if len(sizes) != 3 or min(sizes) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected N,D,V, three positive integers")
@@ -147,10 +143,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--sizes", nargs="+", type=size, metavar="N,D,V")
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], help="on a CPU")
-    parser.add_argument("--turns", type=int, default=5, help="on a CPU")
-    parser.add_argument("--json", help="where a GPU's results go")
-    parser.add_argument("--minutes", type=float, default=7, help="after which no candidate is begun on a GPU")
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], help="CPU only")
+    parser.add_argument("--turns", type=int, default=5, help="CPU only")
+    parser.add_argument("--json", help="GPU only: file for the results")
+    parser.add_argument("--minutes", type=float, default=7, help="GPU only: start no candidate after this time")
     options = parser.parse_args()
     if options.device == "gpu":
         import token_stats_gpu

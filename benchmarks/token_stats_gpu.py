@@ -1,12 +1,11 @@
-"""token_stats on a GPU: right first, then timed, beside the dense program and whatever else is installed.
+"""token_stats on a GPU: checks correctness, then times each candidate, the dense program and installed peers.
 
     python benchmarks/token_stats.py --device gpu [--sizes N,D,V ...] [--json FILE] [--minutes M]
 
-In bfloat16, with the gradients of a loss that uses all three outputs.  TFLOP/s count 2·N·D·V forward and 8·N·D·V with
-gradients, whatever a program really multiplies; a time is the median of runs after two that warm up.  Memory is what
-the compiler allocates beside inputs and outputs, and how much higher the device's peak rose, which is seen only
-where a candidate needs more than all before it.  A candidate that fails leaves its error in the table; once M
-minutes have passed no other is begun.
+It has never run on a GPU. Inputs are bfloat16, and the loss uses all three outputs. TFLOP/s count 2·N·D·V forward and
+8·N·D·V with gradients, whatever a program really multiplies. A time is the median after two warm-up runs. Memory is
+the compiler's temporaries, and the rise of the device's peak, known only if a candidate needs more than all before it.
+A candidate that fails leaves its error in the table. No candidate starts after M minutes.
 """
 
 import json
@@ -29,7 +28,7 @@ from pallas_kernels.token_stats import TokenStats
 from pallas_kernels.token_stats.gpu import Launch, gradients, sums
 
 SIZES = [(8192, 4096, 151936), (4096, 2048, 151936)]
-SMALL = [(128, 64, 512), (300, 200, 1007)]  # exact and ragged, for correctness
+SMALL = [(128, 64, 512), (300, 200, 1007)]  # for correctness: multiples of the tile's sides, and not
 TILES = [(8192, 16000), (8192, 4096), (4096, 16000), (2048, 37984), (1024, 8192), (1024, 151936)]
 LAUNCHES = [
     (Tile(128, 256), Launch()),
@@ -43,9 +42,9 @@ BOUNDS = {"logp": 1e-4, "entropy": 1e-4, "proxy": 1e-4, "hidden": 1e-2, "unembed
 
 
 class Candidate(NamedTuple):
-    """`(hidden, unembedding, targets) -> TokenStats`, compiled and run by jax; or a peer, which makes its own inputs.
+    """A function `(hidden, unembedding, targets) -> TokenStats` to compile with jax, or a peer with its own inputs.
 
-    A peer is `(N, D, V) -> (forward, step)`, functions of nothing that return when the device has finished.
+    A peer is `(N, D, V) -> (forward, step)`, two functions without arguments that return when the device has finished.
     """
 
     name: str
@@ -58,8 +57,6 @@ class Candidate(NamedTuple):
 
 
 def kernel(tile: Tile | None, launch: Launch) -> Callable[..., TokenStats]:
-    """The Pallas kernel, launched so."""
-
     def run(hidden, unembedding, targets):
         passes = Passes(partial(sums, launch=launch), gradients)
         arrays = Inputs(hidden, unembedding, None, targets, jnp.float32(1), None)
@@ -69,7 +66,7 @@ def kernel(tile: Tile | None, launch: Launch) -> Callable[..., TokenStats]:
 
 
 def candidates(tiles: Iterable = TILES, launches: Iterable = LAUNCHES) -> list[Candidate]:
-    """The default, the kernel and the dense program first: a run that is cut short has these."""
+    """All candidates; the most important (default, kernel, dense) come first, in case time runs out."""
     (tile, launch), *others = launches
     return [
         Candidate("default", token_stats),
@@ -85,7 +82,7 @@ def _launched(tile: Tile, launch: Launch) -> str:
 
 
 def inputs(n, d, v, dtype=jnp.bfloat16):
-    """(hidden, unembedding, targets), with logits of about unit variance."""
+    """(hidden, unembedding, targets); logits have about unit variance."""
     keys = jax.random.split(jax.random.key(0), 3)
     hidden = jax.random.normal(keys[0], (n, d), dtype)
     unembedding = jax.random.normal(keys[1], (v, d), dtype) / jnp.asarray(d**0.5, dtype)
@@ -93,7 +90,7 @@ def inputs(n, d, v, dtype=jnp.bfloat16):
 
 
 def step(run):
-    """(TokenStats, gradients of hidden and unembedding) of a loss with other weights for each token and output."""
+    """A function that returns (gradients, TokenStats) of a loss that weights every token and output differently."""
 
     def loss(hidden, unembedding, targets):
         stats = run(hidden, unembedding, targets)
@@ -103,12 +100,12 @@ def step(run):
     return jax.grad(loss, (0, 1), has_aux=True)
 
 
-# ---------------------------------------------------------------------------------------------------------- right first
+# ---------------------------------------------------------------------------------------------------------- correctness
 
 
 @cache
 def truth(n, d, v, dtype):
-    """The outputs and gradients of the dense program in float64, on inputs of the dtype."""
+    """Outputs and gradients of the dense program in float64, for inputs rounded to the dtype."""
     *arrays, targets = inputs(n, d, v, dtype)
     with jax.enable_x64(True):
         dense = step(partial(token_stats, implementation="reference"))
@@ -117,7 +114,7 @@ def truth(n, d, v, dtype):
 
 
 def errors(candidate: Candidate, size: tuple[int, int, int], dtype) -> dict[str, float]:
-    """‖found − true‖/‖true‖ of the outputs and, where it has them, the gradients."""
+    """‖found − true‖/‖true‖ of the outputs and, if the candidate has them, of the gradients."""
     with jax.default_matmul_precision("highest"):
         if candidate.with_gradients:
             gradients, stats = jax.jit(step(candidate.run))(*inputs(*size, dtype))
@@ -128,18 +125,18 @@ def errors(candidate: Candidate, size: tuple[int, int, int], dtype) -> dict[str,
 
 
 def check(candidate: Candidate, sizes=SMALL) -> dict[str, Any]:
-    """The largest errors over the sizes in bfloat16 and the last one in float32, and whether they are in bounds."""
+    """The largest errors over all sizes in bfloat16 and the last size in float32, and whether they are in bounds."""
     cases = [(size, jnp.bfloat16) for size in sizes] + [(sizes[-1], jnp.float32)] * candidate.with_gradients
     found = [errors(candidate, *case) for case in cases]
-    worst = {name: float(np.max([error[name] for error in found])) for name in found[0]}  # NaN, if there is one
+    worst = {name: float(np.max([error[name] for error in found])) for name in found[0]}  # np.max propagates NaN
     return {"errors": worst, "right": all(error <= BOUNDS[name] for name, error in worst.items())}
 
 
-# ----------------------------------------------------------------------------------------------------------- then timed
+# --------------------------------------------------------------------------------------------------------------- timing
 
 
 def seconds(run: Callable[[], Any], budget: float) -> float:
-    """The median of at least 3 runs, and of 50 where they fit into the budget in seconds."""
+    """The median time of at least 3 runs, and of up to 50 within the budget in seconds."""
     for _ in range(2):
         run()
     times = []
@@ -151,21 +148,20 @@ def seconds(run: Callable[[], Any], budget: float) -> float:
 
 
 def timed(function, arrays, budget: float) -> dict[str, Any]:
-    """Milliseconds, and MiB beside inputs and outputs as compiled and as seen."""
+    """Milliseconds, MiB of temporaries as compiled, and the rise of the device's peak memory in MiB (or None)."""
     device = jax.devices()[0]
     compiled = jax.jit(function).lower(*arrays).compile()
     before = device.memory_stats() or {}
     taken = seconds(lambda: jax.block_until_ready(compiled(*arrays)), budget)
     after = device.memory_stats() or {}
     analysis, rise = compiled.memory_analysis(), None
-    assert analysis is not None, "this backend tells nothing of its memory"
+    assert analysis is not None, "this backend has no memory analysis"
     if after.get("peak_bytes_in_use", 0) > before.get("peak_bytes_in_use", 0):
         rise = (after["peak_bytes_in_use"] - before["bytes_in_use"] - analysis.output_size_in_bytes) / 2**20
     return {"ms": 1e3 * taken, "temporaries_mib": analysis.temp_size_in_bytes / 2**20, "peak_mib": rise}
 
 
 def measured(candidate: Candidate, size, budget: float = 1.0) -> dict[str, Any]:
-    """A row of the table."""
     n, d, v = size
     if candidate.peer:
         times = [{"ms": 1e3 * seconds(run, budget)} for run in candidate.run(*size)]
@@ -179,7 +175,7 @@ def measured(candidate: Candidate, size, budget: float = 1.0) -> dict[str, Any]:
 
 
 def report(sizes, everything: list[Candidate], minutes: float, path: str | None = None, small=SMALL) -> list[dict]:
-    """Prints a line for each candidate and size, and writes all to the file."""
+    """Prints a line for each candidate and size, and writes all rows to the file `path`."""
     end, rows = time.monotonic() + 60 * minutes, []
     device = jax.devices()[0].device_kind
     first, *others = sizes
@@ -190,10 +186,10 @@ def report(sizes, everything: list[Candidate], minutes: float, path: str | None 
         row: dict[str, Any] = {"device": device, "candidate": candidate.name, "size": size}
         try:
             if time.monotonic() > end:
-                row["error"] = f"not begun within {minutes:g} minutes"
+                row["error"] = f"not started within {minutes:g} minutes"
             else:
                 row |= check(candidate, small) if size is None else measured(candidate, size)
-        except Exception as error:  # whatever a candidate cannot do, the others are still to be measured
+        except Exception as error:  # go on with the other candidates
             row["error"] = f"{type(error).__name__}: {str(error)[:300]}"
         rows.append(row)
         print(_line(row), flush=True)
@@ -209,7 +205,7 @@ def _line(row) -> str:
         return f"{where} | {row['candidate']} | {row['error']}"
     if "errors" in row:
         worst = " ".join(f"{name} {error:.1e}" for name, error in row["errors"].items())
-        return f"{where} | {row['candidate']} | {'right' if row['right'] else 'WRONG'} | {worst}"
+        return f"{where} | {row['candidate']} | {'correct' if row['right'] else 'WRONG'} | relative errors {worst}"
     parts = [f"{where} | {row['candidate']}"]
     for name in ("forward", "with_gradients"):
         if name in row:
@@ -222,9 +218,9 @@ def _line(row) -> str:
 
 
 def main(sizes, path: str | None, minutes: float) -> None:
-    """Everything on this machine's GPU; jax takes memory as it needs it, and leaves the rest to the peers."""
+    """Runs all candidates on this machine's GPU; jax does not preallocate memory, so that peers have room."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if jax.default_backend() != "gpu":
-        raise SystemExit(f"--device gpu needs a GPU; jax has {jax.default_backend()}")
+        raise SystemExit(f"--device = gpu: expected a GPU, but jax's backend is {jax.default_backend()}")
     others = [Candidate(name, make, peer=True) for name, make in peers().items()]
     report(sizes, [*candidates(), *others], minutes, path)

@@ -1,4 +1,4 @@
-"""Other libraries' heads, where they are installed, to their documented interfaces; names say what each gives."""
+"""Heads of other libraries, through their documented interfaces, if installed; their names list their outputs."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 
 def peers() -> dict[str, Callable]:
-    """`(N, D, V) -> (forward, step)` of every one that can be imported."""
+    """A function `(N, D, V) -> (forward, step)` by name, for every library that is installed."""
     forms = {
         "torch.compile, dense, all three": ("torch", _compiled),
         "cut_cross_entropy, logp": ("cut_cross_entropy", _cut_cross_entropy),
@@ -16,13 +16,13 @@ def peers() -> dict[str, Callable]:
 
 
 def cut_cross_entropy_on_cpu(dtype: str, n: int, d: int, v: int):
-    """(forward, step) of its `torch_compile` form, which gives the log-probability alone."""
+    """(forward, step) of Cut Cross-Entropy's `torch_compile` form, which computes the log-probability only."""
     loss = import_module("cut_cross_entropy").linear_cross_entropy
     return _timed(lambda h, w, y: loss(h, w, y, reduction="none", impl="torch_compile").sum(), n, d, v, "cpu", dtype)
 
 
 def _timed(loss: Callable, n: int, d: int, v: int, device: str = "cuda", dtype: str = "bfloat16"):
-    """(forward, forward and backward) of loss(hidden, unembedding, targets)."""
+    """(forward, step), functions without arguments that run loss(hidden, unembedding, targets) and its gradient."""
     torch = import_module("torch")
 
     options = {"device": device, "dtype": getattr(torch, dtype)}

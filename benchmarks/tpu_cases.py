@@ -1,4 +1,4 @@
-"""What `make tpu-compile` compiles: each kernel forward and backward, its bounds, and what has to fail."""
+"""Programs compiled by `make tpu-compile`: each kernel forward and backward, memory bounds, and expected failures."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,27 +13,27 @@ from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import segmented_cummin, segmented_cumsum, token_stats
 
-SIZES = [(4096, 4096, 151936), (1000, 640, 50257)]  # N, D, V: a real one, and one that no tile divides
+SIZES = [(4096, 4096, 151936), (1000, 640, 50257)]  # N, D, V: a realistic size, and one that no tile divides
 MORE_SIZES = [(8192, 2048, 32000), (512, 8192, 262144)]
-FORWARD, BACKWARD = 8, 32  # MiB of temporaries; the gradients are results, and come on top
+FORWARD, BACKWARD = 8, 32  # bounds of temporaries in MiB; gradients are results and do not count
 
 
 class Case(NamedTuple):
-    """A program: `build(devices)` is a function and the shapes of its arguments."""
+    """A program to compile: `build(devices)` returns a function and the shapes of its arguments."""
 
     program: str
     sizes: tuple[int, ...]
     build: Callable[[Any], tuple[Callable, tuple]]
-    temporaries: float | None = None  # MiB at most
-    is_kernel: bool = True  # a Pallas kernel has to be in it
-    fails_with: str | None = None  # what the compiler has to say in refusing it
+    temporaries: float | None = None  # upper bound in MiB
+    is_kernel: bool = True  # the program must contain a Pallas kernel
+    fails_with: str | None = None  # pattern of the expected compiler error, None if it must compile
 
 
 def cases(everything: bool) -> list[Case]:
     sizes = SIZES + MORE_SIZES * everything
     found = [case for size in sizes for case in _token_stats(size)] + [_with_everything()]
     found += [case for size in sizes if everything for case in _dense(size)]
-    split = SIZES if everything else SIZES[1:]  # the large one takes a minute and a half more
+    split = SIZES if everything else SIZES[1:]  # the large size takes 90 seconds longer
     found += [case for size in split for backward in (False, True) for case in _sharded(size, backward)]
     return found + _segmented_scans() + overflows()
 
@@ -42,7 +42,7 @@ def cases(everything: bool) -> list[Case]:
 
 
 def _token_stats(size) -> list[Case]:
-    """The weight padded to a multiple of 128 where it is made; and as it is, for which one copy of it may be spent."""
+    """With the weight's rows padded to a multiple of 128, and unpadded, which may cost one copy of the weight."""
     n, d, v = size
     found = []
     for padded in sorted({v, _to_128(v)}, reverse=True):
@@ -57,7 +57,6 @@ def _token_stats(size) -> list[Case]:
 
 
 def _with_everything() -> Case:
-    """float32, a bias, a soft cap and a mask."""
     n, _, v = size = SIZES[1]
     hidden, unembedding, targets, weights = (
         jax.ShapeDtypeStruct(x.shape, jnp.float32 if x.dtype == jnp.bfloat16 else x.dtype) for x in inputs(*size)
@@ -74,7 +73,6 @@ def _with_everything() -> Case:
 
 
 def _dense(size) -> list[Case]:
-    """What the kernel is held against."""
     stats, arguments = partial(token_stats, implementation="reference"), inputs(*size)
     return [
         Case("dense", size, _given(forward(stats), *arguments), is_kernel=False),
@@ -83,7 +81,7 @@ def _dense(size) -> list[Case]:
 
 
 def _sharded(size, with_gradients: bool) -> list[Case]:
-    """The vocabulary over four chips, V/4 no multiple of 128: padded on each, and as it is."""
+    """The vocabulary sharded over four chips, with V/4 not a multiple of 128: padded on each chip, and unpadded."""
     n, d, v = size
     quarter = -(-v // 4)
     assert quarter % 128
@@ -112,7 +110,7 @@ def forward(stats: Callable) -> Callable:
 
 
 def backward(stats: Callable) -> Callable:
-    """The gradients of Σ weights · (logp, entropy, proxy) in hidden states and unembedding."""
+    """A function that returns the gradients of Σ weights · (logp, entropy, proxy) in hidden states and unembedding."""
 
     def loss(hidden, unembedding, targets, weights):
         return jnp.sum(weights * jnp.stack(tuple(stats(hidden, unembedding, targets))))
@@ -130,7 +128,7 @@ def _to_128(size: int) -> int:
 
 
 def _copy(size) -> float:
-    """MiB of the weight."""
+    """MiB of one copy of the weight."""
     return 2 * size[1] * _to_128(size[2]) / 2**20
 
 
@@ -138,11 +136,11 @@ def _given(function: Callable, *arguments):
     return lambda devices: (function, arguments)
 
 
-# ------------------------------------------------------------------------------------------------------- the others
+# ------------------------------------------------------------------------------------------------- the other kernels
 
 
 def _segmented_scans() -> list[Case]:
-    """A long batch, the longest row, and one that fills no block, in both directions and with both kinds of ids."""
+    """A large batch, the longest row and a batch smaller than a block, in both directions, with ids and a mask."""
     found = []
     for label, scan, size, ids in (
         ("segmented_cumsum", segmented_cumsum, (512, 4096), jnp.int32),
@@ -159,7 +157,7 @@ def _segmented_scans() -> list[Case]:
 
 
 def overflows() -> list[Case]:
-    """What has to be refused: a kernel with two windows of 32 MiB in VMEM, and a dense program beyond any HBM."""
+    """Expected failures: a kernel with two 32 MiB windows in VMEM, and a dense program larger than any HBM."""
 
     def kernel(x, y):
         y[...] = x[:8]

@@ -1,4 +1,4 @@
-"""The TPU generations, and compiling for them on a machine that has none: libtpu need only be told of the chips."""
+"""TPU generations, and compilation for them with libtpu on a machine without a TPU."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-# Without a TPU, libtpu would ask in vain who it is; it locks other processes out; its programs cannot be cached.
+# Without these, libtpu queries a metadata server, locks out other processes, and caches programs it cannot read back.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -26,14 +26,14 @@ ENVIRONMENT = {
 
 
 class Chip(NamedTuple):
-    """One jax device of a generation; the rates are those of its public specification."""
+    """One jax device of a TPU generation; rates are from its public specification."""
 
     name: str
-    topology: str  # the smallest host that has four chips
-    flops: float  # bfloat16, per second
-    bandwidth: float  # of HBM, bytes per second
-    cores: int  # TensorCores that share a device's work
-    cycle_flops: int  # of the matrix units of one core; what the compiler's schedules keep to
+    topology: str  # the smallest topology of one host with four chips
+    flops: float  # per second, in bfloat16
+    bandwidth: float  # of HBM, in bytes per second
+    cores: int  # TensorCores per device
+    cycle_flops: int  # per cycle, of the matrix units of one core, as in the compiler's schedules
 
     @property
     def clock(self) -> float:
@@ -41,8 +41,8 @@ class Chip(NamedTuple):
         return self.flops / (self.cores * self.cycle_flops)
 
 
-SMALL = 4 * 128 * 128 * 2  # four units, a row each per cycle: 16 rows of bfloat16 are 16 cycles apart in the bundles
-LARGE = 2 * 256 * 256 * 2 * 2  # two units, two rows each per cycle: 16 rows are 8 cycles apart
+SMALL = 4 * 128 * 128 * 2  # four units, one row per cycle each: 16 rows of bfloat16 take 16 cycles in the bundles
+LARGE = 2 * 256 * 256 * 2 * 2  # two units, two rows per cycle each: 16 rows take 8 cycles
 
 CHIPS = {
     chip.name: chip
@@ -60,40 +60,40 @@ def has_libtpu() -> bool:
 
 
 def with_environment() -> None:
-    """Starts this program again with what has to be in the environment before jax is imported."""
+    """Restarts this program with ENVIRONMENT, which must be set before jax is imported, unless it is set."""
     if not ENVIRONMENT.items() <= os.environ.items():
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ENVIRONMENT)
 
 
 @cache
 def devices(chip: Chip):
-    """The devices of a host of four chips; they take programs to compile, and run nothing."""
+    """The devices of a host with four chips, for compilation only."""
     return topologies.get_topology_desc(platform="tpu", topology_name=chip.topology).devices
 
 
 def compile_for(chip: Chip, function: Callable, arguments):
-    """The function compiled for the chip, its arguments `jax.ShapeDtypeStruct`s, on one device where not sharded.
+    """Compiles the function for the chip; `arguments` are `jax.ShapeDtypeStruct`s, on one device unless sharded.
 
-    Raises jax.errors.JaxRuntimeError where the compiler refuses, RuntimeError where it compiled for the CPU.
+    Raises jax.errors.JaxRuntimeError if the compiler rejects the program, RuntimeError if it compiled for the CPU.
     """
     one = NamedSharding(Mesh(np.asarray(devices(chip)[:1]), ("chip",)), P())
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or one), arguments)
     mesh = jax.tree.leaves(placed)[0].sharding.mesh
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # tells a kernel for which chip it is traced
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # kernels read the chip from the mesh
         compiled = jax.jit(function).lower(*placed).compile()
-    if not re.search(r"tpu_custom_call|:T\(\d", compiled.as_text() or ""):  # a kernel, or a layout that only a TPU has
+    if not re.search(r"tpu_custom_call|:T\(\d", compiled.as_text() or ""):  # a kernel or a TPU-only layout
         raise RuntimeError(f"compiled for the CPU, not for {chip.name}")
     return compiled
 
 
 class Figures(NamedTuple):
-    """What a compiled program needs on each device: MiB, and floating-point operations."""
+    """Memory per device in MiB and floating-point operations of a compiled program."""
 
     temporaries: float
-    peak: float  # of HBM, arguments and results included
-    vmem: float  # of the operation that takes most
+    peak: float  # of HBM, including arguments and results
+    vmem: float  # of the operation with the most VMEM
     flops: float
-    is_kernel: bool  # a Pallas kernel is in it
+    is_kernel: bool  # whether it contains a Pallas kernel
 
 
 def figures(compiled) -> Figures:

@@ -1,9 +1,9 @@
-"""Every kernel compiled for every TPU generation, on a machine that has no TPU: a table, and an error where one fails.
+"""Compiles every kernel for every TPU generation on a machine without a TPU; prints a table, and fails on errors.
 
-    python benchmarks/tpu_compile.py [--all] [WORD ...]      only rows that hold all the words, such as v5e gradients
+    python benchmarks/tpu_compile.py [--all] [WORD ...]      only rows that contain all words, such as v5e gradients
 
-What is checked: the compiler takes the program, a Pallas kernel is in it, its temporaries are within their bound, and
-a deliberate overflow is refused. What it computes is checked elsewhere, by the interpreter (tests/kernels).
+Each program must compile, contain a Pallas kernel and keep its temporaries within their bound; deliberate overflows
+must be rejected. Results are not checked here but in Pallas' interpreters (tests/kernels).
 """
 
 import re
@@ -18,11 +18,11 @@ from tpu_cases import Case, cases
 from tpu_chips import CHIPS, Chip, Figures, compile_for, devices, figures, has_libtpu, with_environment
 
 HEAD = ("program", "N, D, V", "chip", "temporaries MiB", "at most", "peak HBM MiB", "VMEM MiB", "TFLOP", "seconds")
-COMPILERS = 2  # at a time: the compiler keeps a little more than one core busy
+COMPILERS = 2  # concurrent compilations; one keeps a little more than one core busy
 
 
 class Outcome(NamedTuple):
-    """A compiled case, or the compiler's error; and what is wrong with it, None where nothing is."""
+    """Result of compiling a case: figures if it compiled, and the fault `wrong`, None if it met expectations."""
 
     case: Case
     chip: Chip
@@ -32,26 +32,26 @@ class Outcome(NamedTuple):
 
 
 def attempt(case: Case, chip: Chip, compile: Callable[[Case, Chip], Figures]) -> Outcome:
-    """Compiles it; whatever is raised is an outcome too."""
+    """Compiles a case; an exception becomes part of the outcome."""
     start, found, error = time.monotonic(), None, None
     try:
         found = compile(case, chip)
-    except Exception as raised:  # the other cases have to be heard of
+    except Exception as raised:  # go on with the other cases
         error = f"{type(raised).__name__}: {raised}"
     return Outcome(case, chip, found, judge(case, found, error), time.monotonic() - start)
 
 
 def judge(case: Case, found: Figures | None, error: str | None) -> str | None:
-    """What is wrong, if anything."""
+    """The fault of an outcome, or None if it met expectations."""
     if case.fails_with and found:
-        return f"compiled, where the compiler should have said {case.fails_with!r}"
+        return f"the program compiled: expected an error that contains {case.fails_with!r}"
     if found is None:
         expected = case.fails_with and re.search(case.fails_with, error or "")
         return None if expected else error
     if case.is_kernel and not found.is_kernel:
-        return "no Pallas kernel is in it"
+        return "the program contains no Pallas kernel: expected one"
     if case.temporaries is not None and found.temporaries > case.temporaries:
-        return f"temporaries of {found.temporaries:.1f} MiB, at most {case.temporaries:.1f} are allowed"
+        return f"temporaries = {found.temporaries:.1f} MiB: expected at most {case.temporaries:.1f} MiB"
     return None
 
 
@@ -60,10 +60,9 @@ def compile_case(case: Case, chip: Chip) -> Figures:
 
 
 def row(outcome: Outcome) -> str:
-    """A line of the table."""
     case, chip, found, wrong, seconds = outcome
     allowed = "" if case.temporaries is None else f"{case.temporaries:.0f}"
-    numbers = ["refused, as it should be" if wrong is None else "failed", "", "", ""]
+    numbers = ["rejected, as expected" if wrong is None else "failed", "", "", ""]
     if found:
         numbers = [f"{found.temporaries:.1f}", f"{found.peak:.1f}", f"{found.vmem:.1f}", f"{found.flops / 1e12:.3f}"]
     cells = (case.program, ", ".join(map(str, case.sizes)), chip.name, numbers[0], allowed, *numbers[1:])
@@ -75,7 +74,7 @@ def label(case: Case, chip: Chip) -> str:
 
 
 def report(todo: Iterable[tuple[Case, Chip]], compile: Callable[[Case, Chip], Figures]) -> int:
-    """Prints the table and then what is wrong; the number of cases that are."""
+    """Prints the table and then the faults; returns the number of faults."""
     print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}", flush=True)
     outcomes = []
     with ThreadPoolExecutor(COMPILERS) as pool:
@@ -85,21 +84,21 @@ def report(todo: Iterable[tuple[Case, Chip]], compile: Callable[[Case, Chip], Fi
     wrong = [outcome for outcome in outcomes if outcome.wrong]
     for outcome in wrong:
         print(f"\nFAILED: {label(outcome.case, outcome.chip)}: {outcome.wrong[:2000]}")
-    print(f"\n{len(outcomes) - len(wrong)} of {len(outcomes)} as they should be")
+    print(f"\n{len(outcomes) - len(wrong)} of {len(outcomes)} programs as expected")
     return len(wrong)
 
 
 def main(arguments: list[str]) -> int:
     if not has_libtpu():
-        print("tpu-compile: nothing was compiled, libtpu is not installed; `make .venv/.tpu` installs it")
+        print("tpu-compile: nothing was compiled, since libtpu is not installed; `make .venv/.tpu` installs it")
         return 0
     words = [word for word in arguments if word != "--all"]
     todo = list(product(cases(everything="--all" in arguments), CHIPS.values()))
     todo = [item for item in todo if all(word in label(*item) for word in words)]
     if not todo:
-        print(f"tpu-compile: no row holds {' and '.join(words)}")
+        print(f"tpu-compile: no row contains {' and '.join(words)}")
         return 1
-    for chip in CHIPS.values():  # here, since two threads that load libtpu at once fail
+    for chip in CHIPS.values():  # load libtpu here, since two threads cannot load it at once
         devices(chip)
     return min(report(todo, compile_case), 1)
 

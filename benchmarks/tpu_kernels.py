@@ -1,4 +1,4 @@
-"""The three kernels of token_stats as `tpu_static.py` has them compiled: each alone, for a small grid of tiles."""
+"""Compiles one kernel of token_stats for a small grid of tiles; run by `tpu_static.py` as a subprocess."""
 
 import sys
 from collections.abc import Callable
@@ -18,14 +18,14 @@ from pallas_kernels.token_stats.tpu import backward_hidden, backward_weight, gen
 
 
 class Kernel(NamedTuple):
-    """What is timed."""
+    """A kernel whose cycles are estimated."""
 
     run: Callable  # (hidden, head, targets, slope, tile) -> arrays
-    products: int  # matrix products of N·D·V, at 2 operations each
-    outer: str  # the tiles that stay, while all of the others pass by: "tokens" or "vocabulary"
+    products: int  # number of matrix products of 2·N·D·V operations
+    outer: str  # the outer grid axis, whose tiles stay in VMEM: "tokens" or "vocabulary"
 
     def traffic(self, tile: Tile, n: int, d: int, v: int) -> float:
-        """Bytes to and from HBM, in bfloat16."""
+        """Bytes read from and written to HBM, in bfloat16."""
         hidden, weight = 2 * n * d, 2 * v * d
         gradient = self.products > 1
         if self.outer == "tokens":
@@ -43,7 +43,7 @@ KERNELS = {
 
 
 def compile_one(name: str, chip: str, *numbers: str) -> None:
-    """The kernel with tiles of (tokens, columns), for so many of each at a width of d."""
+    """Compiles a kernel; `numbers` are tokens and columns per tile, D, and the number of tiles of each."""
     tokens, columns, d, r, c = map(int, numbers)
     n, v = r * tokens, c * columns
     visit_every_tile(c)
@@ -60,7 +60,10 @@ def compile_one(name: str, chip: str, *numbers: str) -> None:
 
 
 def visit_every_tile(columns: int) -> None:
-    """Of so many tiles of the vocabulary, none with rows to be left out: the estimate takes what it cannot know."""
+    """Replaces data-dependent branches by constants, since the estimate counts every branch as taken.
+
+    All `columns` tiles of the vocabulary are computed, and no rows are set to zero.
+    """
     backward_hidden.zero_unless = backward_weight.zero_unless = lambda *rows: None
     known = {
         "computes": lambda plan, i, first: True,
@@ -73,7 +76,7 @@ def visit_every_tile(columns: int) -> None:
 
 
 def read_from_hbm() -> None:
-    """What a kernel is given, as large arrays are; the compiler keeps small ones in VMEM, and cannot estimate that."""
+    """Places kernel arguments in HBM; the compiler keeps small arrays in VMEM, for which it has no estimate."""
     pallas_call = pl.pallas_call
 
     def constrained(*arguments, **options):

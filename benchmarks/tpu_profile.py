@@ -1,8 +1,7 @@
-"""Reads what libtpu dumps of the programs it compiles: estimated cycles, and how full the loops' bundles are.
+"""Reads libtpu's dumps of compiled programs: estimated cycles, and the utilization of the main loop's bundles.
 
-The flags are undocumented and the format is nobody's promise: what is not as expected raises ValueError.  A bundle is
-what one TensorCore issues in a cycle, a row of slots; bundles that wait take more than one, which only the estimate of
-cycles knows.
+The flags are undocumented and the format may change; unexpected contents raise ValueError. A bundle is the row of slots
+that a TensorCore issues in one cycle. Bundles that stall take more cycles, which only the estimated cycles include.
 """
 
 import re
@@ -11,43 +10,43 @@ from typing import NamedTuple
 
 
 def flags(folder: Path) -> str:
-    """LIBTPU_INIT_ARGS for a process whose programs are to be dumped; of each only its last pass."""
+    """LIBTPU_INIT_ARGS that dump the programs of a process to `folder`, each after its last compiler pass."""
     dump, profile = f"--xla_jf_dump_to={folder}", f"--xla_jf_dump_static_llo_profile_to={folder}"
     return f"{dump} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=final.* {profile}"
 
 
 class Loop(NamedTuple):
-    """The loop of a kernel that has most of its matrix products, without the loops inside it."""
+    """The loop with most of a kernel's matrix products, excluding loops inside it."""
 
     bundles: int
-    mxu: float  # share of its matrix units' slots that are taken
-    spills: int  # registers stored to VMEM and loaded again for want of room, in one turn of the loop
+    mxu: float  # share of the matrix unit slots that are used
+    spills: int  # register spills and fills per iteration
 
 
 def estimated_cycles(folder: Path, kernel: str) -> int:
-    """Of the kernel whose name begins so, on one TensorCore, with every grid step counted."""
+    """Estimated cycles on one TensorCore of the kernel whose name begins with `kernel`, over all grid steps."""
     found = [path.read_text(encoding="utf-8") for path in folder.glob(f"{kernel}*_static_llo_profile.textproto")]
     if len(found) != 1:
-        raise ValueError(f"{len(found)} estimates of cycles of {kernel}* in {folder}")
+        raise ValueError(f"{folder} has {len(found)} estimates of cycles for {kernel}*: expected one")
     return int(re.findall(r"estimated_cycles: (\d+)", found[0])[0])
 
 
 def main_loops(folder: Path) -> list[Loop]:
-    """The main loop of each kernel with matrix products, in the order they were compiled in."""
+    """The main loop of each kernel with matrix products, in order of compilation."""
     loops = []
     for path in sorted(folder.glob("*-final_hlo-static-per-bundle-utilization.txt")):
         (bundles,) = folder.glob(f"{path.name.rsplit('-', 6)[0]}-??-final_bundles.txt")
         capacity, rows = utilization(path.read_text(encoding="utf-8"))
         owners = innermost_loops(bundles.read_text(encoding="utf-8"))
         if len(owners) != len(rows):
-            raise ValueError(f"{bundles.name} has {len(owners)} bundles, {path.name} {len(rows)}")
+            raise ValueError(f"{bundles.name} has {len(owners)} bundles: expected {len(rows)}, as {path.name}")
         if loop := main_loop(capacity, rows, owners):
             loops.append(loop)
     return loops
 
 
 def utilization(text: str) -> tuple[dict[str, int], list[dict[str, int]]]:
-    """Slots by kind: how many a bundle has, and how many each takes."""
+    """(slots per bundle by kind, used slots by kind for each bundle)."""
     _, names, capacity, _, *rows = text.splitlines()
     kinds = names.split(", ")
     read = [dict(zip(kinds, map(int, line.split()), strict=True)) for line in (capacity, *rows) if line]
@@ -55,11 +54,11 @@ def utilization(text: str) -> tuple[dict[str, int], list[dict[str, int]]]:
 
 
 def innermost_loops(text: str) -> list[int | None]:
-    """Of each bundle, the first bundle of the innermost loop that it is in; None outside of all.
+    """For each bundle, the index of the first bundle of its innermost loop; None outside of all loops.
 
-    A line is `address LB: >> { ... }`: LB where a loop begins, as many > as loops are around it.  The scheduler moves
-    bundles into and out of a loop without a sign, so that depth alone tells: a loop ends where one of its own depth or
-    less begins.
+    A line is `address LB: >> { ... }`; LB marks the start of a loop, and the number of > is the loop depth. The
+    scheduler moves bundles into and out of loops without a mark, so only the depth is reliable: a loop ends where
+    another loop of the same or a smaller depth begins.
     """
     owners, open_loops = [], {}
     for mark, depth in re.findall(r"^ *(?:0x[0-9a-f]+|0) +(\w\w)? *: *(>*) *\{", text, flags=re.M):

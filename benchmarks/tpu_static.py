@@ -1,17 +1,16 @@
-"""How long the token_stats kernels should take on each TPU generation, by the compiler's own estimate, tile by tile.
+"""Estimated time of the token_stats kernels on each TPU generation, from the compiler's static schedules.
 
-    python benchmarks/tpu_static.py [--size N D V] [--search] [WORD ...]  rows that hold all the words: v5e sums
+    python benchmarks/tpu_static.py [--size N D V] [--search] [WORD ...]  rows that contain all words, such as v5e sums
 
-Without `--search` only the tiles that the kernels take by themselves, and what they add up to.
+Without `--search`, only the kernels' default tiles and their sums are printed. Nothing here runs on a TPU.
 
-The compiler's estimate unrolls the grid, so that only small grids can be had: of r and c tiles it is α + β·r + γ·c +
-δ·r·c, which four of them determine, and which then gives the whole grid's (tried for 6 by 6 tiles, right to the cycle,
-and for 8 by 3, .3 % off).  It counts a branch whose condition it cannot know as taken, so that here it is told that
-every tile is computed and none holds what is to be left out.  The time is that or what the kernel's bytes take at the
-full bandwidth, whichever is longer; the floor is the matrix products' at the peak rate.
+The compiler unrolls the grid for its estimate, so only small grids are feasible. For r × c tiles the estimate is
+α + β·r + γ·c + δ·r·c, which four small grids determine. Data-dependent branches count as taken, so the benchmark
+replaces their conditions: every tile is computed, and no rows are cleared. The time is the larger of the estimated
+cycles and the kernel's bytes at full HBM bandwidth. The floor is the time of the matrix products at the peak rate.
 
-What this cannot see: the latency of HBM, contention for it, a transfer that one tile waits for while the whole would
-fit, and the clock under load.  It ranks tiles; only a TPU tells the time.
+The estimate excludes the latency of HBM, contention for HBM, stalls on single transfers, and the clock under load. It
+ranks tiles; only a measurement on a TPU gives times.
 """
 
 import argparse
@@ -33,28 +32,28 @@ from tpu_kernels import KERNELS, Kernel
 from pallas_kernels._vocabulary.types import Tile
 from pallas_kernels.token_stats.tpu.generations import GENERATIONS
 
-COMPILERS = 2  # at a time
-OUTER, INNER = (1, 2), (2, 3)  # tiles of the small grids; the outer ones are shared by a chip's cores
+COMPILERS = 2  # concurrent compilations
+OUTER, INNER = (1, 2), (2, 3)  # tiles per axis of the small grids; a chip's cores share the outer tiles
 SIDES = (256, 512, 1024)
-HEAD = ("kernel", "chip", "tile", "cycles a step", "MXU %", "spills a step", "ms", "limit", "share of floor %")
+HEAD = ("kernel", "chip", "tile", "cycles per step", "MXU %", "spills per step", "ms", "limit", "share of floor %")
 
 
 class Estimate(NamedTuple):
-    cycles: float  # a grid step
+    cycles: float  # per grid step
     loop: tpu_profile.Loop
     seconds: float
-    limit: str  # "cycles" or "bytes"
-    share: float  # of the floor
+    limit: str  # the larger of the two times: "cycles" or "bytes"
+    share: float  # floor / seconds
 
 
 def grids(kernel: Kernel, chip: Chip) -> list[tuple[int, int]]:
-    """(tiles of tokens, of the vocabulary) of four small grids, the largest last."""
+    """(tiles of tokens, tiles of the vocabulary) of four small grids, the largest last."""
     outer = [chip.cores * tiles for tiles in OUTER]
     return list(product(outer, INNER) if kernel.outer == "tokens" else product(INNER, outer))
 
 
 def whole(cycles: dict[tuple[int, int], float], rows: float, columns: float) -> float:
-    """The bilinear function of (rows, columns) through four grids, at the whole one."""
+    """Extrapolates the cycles of four small grids bilinearly to a grid of rows × columns."""
     (low, high), (few, many) = (sorted({grid[axis] for grid in cycles}) for axis in (0, 1))
     r, c = (rows - low) / (high - low), (columns - few) / (many - few)
     return (
@@ -66,7 +65,6 @@ def whole(cycles: dict[tuple[int, int], float], rows: float, columns: float) -> 
 
 
 def estimate(kernel: Kernel, chip: Chip, tile: Tile, size, cycles, loop) -> Estimate:
-    """Of the size [N, D, V], the tiles that cover it."""
     n, d, v = size
     rows, columns = -(-n // tile.tokens), -(-v // tile.vocabulary)
     total = whole(cycles, rows, columns)
@@ -81,7 +79,7 @@ def estimate(kernel: Kernel, chip: Chip, tile: Tile, size, cycles, loop) -> Esti
 
 
 def floor(products: int, chip: Chip, size) -> float:
-    """Seconds of so many products at the peak rate."""
+    """Seconds of `products` matrix products of 2·N·D·V at the peak rate."""
     n, d, v = size
     return 2 * products * n * d * v / chip.flops
 
@@ -90,18 +88,18 @@ def floor(products: int, chip: Chip, size) -> float:
 
 
 class RefusedError(Exception):
-    """The compiler did not take the tile."""
+    """The compiler rejected a tile."""
 
 
 def profile(name: str, chip: Chip, tile: Tile, d: int, grid) -> tuple[int, tpu_profile.Loop]:
-    """Cycles of a small grid, and the kernel's main loop, from a process of its own: libtpu reads its flags once."""
+    """Cycles of a small grid and the kernel's main loop, from a subprocess, since libtpu reads its flags only once."""
     numbers = (*tile, d, *grid)
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | ENVIRONMENT | {"LIBTPU_INIT_ARGS": tpu_profile.flags(Path(folder))}
         script = str(Path(__file__).with_name("tpu_kernels.py"))
         command = [sys.executable, script, name, chip.name, *map(str, numbers)]
         done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8")
-        # On tpu7x libtpu 0.0.42 aborts after it has written the profiles of all operations: those count, not its end.
+        # On tpu7x, libtpu 0.0.42 aborts after it has written all profiles, so the exit status is ignored.
         try:
             (loop,) = tpu_profile.main_loops(Path(folder))
             return tpu_profile.estimated_cycles(Path(folder), "token_stats_"), loop
@@ -116,7 +114,7 @@ def profile(name: str, chip: Chip, tile: Tile, d: int, grid) -> tuple[int, tpu_p
 def row(name: str, chip: Chip, tile: Tile, found: Estimate | RefusedError) -> str:
     cells = [name, chip.name, in_words(tile)]
     if isinstance(found, RefusedError):
-        cells += [f"refused: {found}", *[""] * 5]
+        cells += [f"rejected: {found}", *[""] * 5]
     else:
         cells += [f"{found.cycles:.0f}", f"{100 * found.loop.mxu:.0f}", f"{found.loop.spills}"]
         cells += [f"{1e3 * found.seconds:.1f}", found.limit, f"{100 * found.share:.1f}"]
@@ -128,7 +126,7 @@ def in_words(tile: Tile) -> str:
 
 
 def search(name: str, chip: Chip, tiles: Iterable[Tile], size, profile=profile) -> dict[Tile, float]:
-    """Prints a line for each tile; the seconds of those that are not refused."""
+    """Prints a line for each tile and returns the seconds of the tiles that the compiler accepts."""
     seconds = {}
     with ThreadPoolExecutor(COMPILERS) as pool:
         small = grids(KERNELS[name], chip)
@@ -146,28 +144,27 @@ def search(name: str, chip: Chip, tiles: Iterable[Tile], size, profile=profile) 
 
 
 def own_tile(name: str, chip: Chip) -> Tile:
-    """The one that the kernel takes by itself."""
     return getattr(GENERATIONS[chip.name.removeprefix("tpu")], name)
 
 
 def summary(chip: Chip, best: dict[str, tuple[Tile, float]], size) -> str:
-    """Of the best tile of each kernel."""
+    """A line on the best tile of each kernel and their share of the peak rate."""
     tiles = ", ".join(f"{name} {in_words(tile)}" for name, (tile, _) in best.items())
     forward, both = best["sums"][1], sum(seconds for _, seconds in best.values())
     shares = f"forward {100 * floor(1, chip, size) / forward:.1f} %"
     if best.keys() == KERNELS.keys():
-        shares += f", with gradients {100 * floor(4, chip, size) / both:.1f} % of 8·N·D·V at the peak"
+        shares += f", with gradients {100 * floor(4, chip, size) / both:.1f} % of the peak rate for 8·N·D·V"
     return f"{chip.name}: {tiles}: {shares}"
 
 
 def main(arguments: list[str]) -> int:
     if not has_libtpu():
-        print("tpu-static: nothing was compiled, libtpu is not installed; `make .venv/.tpu` installs it")
+        print("tpu-static: nothing was compiled, since libtpu is not installed; `make .venv/.tpu` installs it")
         return 0
     parser = argparse.ArgumentParser()
     parser.add_argument("--size", nargs=3, type=int, default=tpu_cases.SIZES[0], metavar=("N", "D", "V"))
-    parser.add_argument("--search", action="store_true", help="all tiles, not only the kernels' own")
-    parser.add_argument("words", nargs="*", metavar="WORD", help="of a row: a kernel, a chip, a tile such as 512x512")
+    parser.add_argument("--search", action="store_true", help="all tiles, not only the defaults")
+    parser.add_argument("words", nargs="*", metavar="WORD", help="kernel, chip or tile (such as 512x512) of the rows")
     options = parser.parse_args(arguments)
     print(f"N, D, V = {', '.join(map(str, options.size))}\n\n| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}", flush=True)
     chosen, best = set(options.words), {chip: {} for chip in CHIPS.values()}

@@ -1,13 +1,13 @@
-"""One GRPO step, loss, gradient and AdamW, of the trainer beside that of google-tunix 0.1.7: CPU time and memory.
+"""CPU time and memory of one GRPO step (loss, gradient and AdamW) of the trainer and of google-tunix 0.1.7.
 
     make .venv-tunix/.ready
     .venv/bin/uv pip install --python .venv-tunix/bin/python tyro matplotlib
     PYTHONPATH=. .venv-tunix/bin/python benchmarks/train_step.py [--turns 5]
 
-Both are transformers of 4 layers, width 256 and a tied vocabulary of 32 768, in float32, on 8 rows of 64 prompt and 256
-completion tokens; Tunix's is its Qwen3 with its own `grpo` loss in a step as its trainer makes it.  They are run in
-turns within one process; the least processor time of each counts.  Memory is XLA's temporaries.  Without Tunix, as in
-`.venv`, the trainer's own figures are printed alone.
+Both models are float32 transformers of 4 layers, width 256 and a tied vocabulary of 32 768, on 8 rows of 64 prompt and
+256 completion tokens. Tunix runs its Qwen3 and its `grpo` loss in an optimizer step like its trainer's. The steps run
+in interleaved turns in one process, and the least CPU time counts. Memory is XLA's temporaries. If Tunix is not
+installed, as in `.venv`, only the trainer is timed.
 """
 
 import argparse
@@ -36,7 +36,7 @@ GROUPS, COMPLETIONS, PROMPT, COMPLETION = 2, 4, 64, 256
 
 
 def random_rows():
-    """(tokens [8, 320], advantages [8]); no token is one that pads or ends."""
+    """(tokens [8, 320] without PAD or EOS, advantages [8])."""
     draw = np.random.default_rng(0)
     tokens = draw.integers(4, V, (GROUPS * COMPLETIONS, PROMPT + COMPLETION)).astype(np.int32)
     return tokens, np.tile([1.0, -1.0], GROUPS * COMPLETIONS // 2).astype(np.float32)
@@ -47,7 +47,7 @@ def optimizer():
 
 
 def ours(microbatches):
-    """(compiled step, a function from a state to the next, the first state)."""
+    """(compiled step, function from a state to the next state, first state) of the trainer."""
     config = Config(
         task=StringsTask(),
         algorithm=algorithms.grpo(),
@@ -82,7 +82,7 @@ def ours(microbatches):
 
 
 def tunix():
-    """The same of Tunix."""
+    """The same three values for Tunix."""
     from flax import nnx
     from tunix.models.qwen3 import model as qwen3  # pyright: ignore[reportMissingImports]
     from tunix.rl import common, function_registry  # pyright: ignore[reportMissingImports]
@@ -135,7 +135,7 @@ def main(turns):
     try:
         programs["tunix 0.1.7"] = tunix()
     except ImportError as error:
-        print(f"Tunix is not installed ({error}): not compared")
+        print(f"Tunix is not installed and was not timed ({error})")
     compare(programs, turns)
 
 

@@ -1,6 +1,6 @@
-"""The control: the string task with its rewards permuted within each group, so that they carry no information.
+"""Control experiment: the string task with rewards permuted within each group, so that they carry no information.
 
-Groups, and so the size of the updates, stay as they are: what this run gains is not due to the reward.
+The sizes of the updates do not change. Any gain of this run is therefore not due to the rewards.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
-"""The string task under HölderPO: a power mean of ratios, p annealed from 2 to −2 (2605.12058). About 7 minutes.
+"""HölderPO (2605.12058) on the string task, with p annealed from 2 to −2; about 7 minutes on 2 CPU cores.
 
-p falls over the rollouts of the default recipe: with another number of `--steps`, change it here too.
+The annealing takes the number of rollouts of the default recipe. If you set `--steps`, change `annealed` too.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from rljax import algorithms
 
 
 def annealed(step):
-    """The objective at a rollout's step, which is traced: p falls linearly over the rollouts."""
+    """The algorithm for rollout `step` (traced), with p decreasing linearly."""
     return algorithms.holder_po(p=algorithms.holder_schedule(step, start=2.0, end=-2.0, steps=strings.config.steps))
 
 

@@ -1,7 +1,6 @@
-"""The string task under Lion (2302.06675) in place of AdamW: a recipe takes any optimizer of Optax. About 7 minutes.
+"""Lion (2302.06675) instead of AdamW on the string task, as an example of a recipe with an Optax optimizer.
 
-A step of Lion has the same size in every coordinate, so its learning rate is a fraction of AdamW's. Schedule and clip
-are Optax's too, composed in the order in which they apply.
+A Lion update has the same size in every coordinate, so the learning rate is smaller than for AdamW.
 """
 
 import dataclasses

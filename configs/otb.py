@@ -1,6 +1,6 @@
-"""The string task under the optimal token baseline (2602.07078). About 7 minutes on 2 cores.
+"""The optimal token baseline (2602.07078) on the string task; about 7 minutes on 2 CPU cores.
 
-The baseline's energies come from one more forward pass over each rollout.
+The baseline requires one additional forward pass per rollout.
 """
 
 import dataclasses

@@ -1,9 +1,8 @@
-"""Rejection fine-tuning on the string task: sample, keep what the verifier accepts, fine-tune on it by likelihood.
+"""Rejection fine-tuning on the string task: maximum likelihood on the sampled completions that the verifier accepts.
 
-It takes as many samples as reinforcement learning does in `strings.py`, one round a rollout, and learns from every
-verified completion. In the algebra: A is the reward, w the mean over verified tokens, and e^{f(ℓ)} is 1 with the
-gradient of log π. π is the policy that sampled, at the rollouts' temperature, as it is for the recipe beside which
-this one stands.
+The number of samples equals that of `strings.py`, and every verified completion is used. As a policy-gradient
+objective: A is the reward, w averages over verified tokens, and e^f is 1 with the gradient of log π. As in
+`strings.py`, π is the policy at the sampling temperature.
 """
 
 import dataclasses

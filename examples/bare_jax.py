@@ -1,7 +1,7 @@
-"""CTPO's ratio under OTB's advantage in a bare JAX loop: `python examples/bare_jax.py`, under a minute on a CPU.
+"""CTPO's ratio with OTB's advantage in a bare JAX loop: `python examples/bare_jax.py`, under a minute on a CPU.
 
-The task: from a digit, count up to 9, then stop (`7` → `8 9 .`). The policy sees one token back. It is rewarded with
-the share of the right answer before its first mistake, which a program verifies.
+The task is to count from a digit up to 9, then stop (`7` → `8 9 .`). The policy sees only the previous token. The
+reward is the share of the right answer before the first mistake.
 """
 
 import dataclasses
@@ -14,11 +14,11 @@ from pallas_kernels import token_stats
 from rljax import Rollouts, advantage, algorithms, make_batch, policy_loss
 
 CTPO_OTB = dataclasses.replace(algorithms.ctpo(), advantage=advantage.optimal_token_baseline)
-G, T, WIDTH, STOP, RATE = 16, 10, 16, 10, 10.0  # completions a prompt, tokens, …; the ten digits are the prompts
+G, T, WIDTH, STOP, RATE = 16, 10, 16, 10, 10.0  # completions per prompt, tokens, …; the ten digits are the prompts
 
 
 def rollout(params, key):
-    """Tokens, mask, rewards: the mask is true up to and including STOP."""
+    """(tokens, mask, rewards); the mask is true up to and including STOP."""
     prompts = jnp.repeat(jnp.arange(10)[:, None], G, axis=1)
 
     def step(token, key):
@@ -32,7 +32,7 @@ def rollout(params, key):
 
 
 def stats(params, tokens):
-    """Log-probabilities, entropies and proxies [P, G, T], from one pass over what the policy saw."""
+    """TokenStats (log-probabilities, entropies and proxies), [P, G, T] each."""
     prompts = jnp.broadcast_to(jnp.arange(10)[:, None, None], (10, G, 1))
     seen = params["embedding"][jnp.concatenate([prompts, tokens[..., :-1]], axis=-1)]
     flat = token_stats(seen.reshape(-1, WIDTH), params["unembedding"], tokens.reshape(-1))
@@ -41,7 +41,7 @@ def stats(params, tokens):
 
 @jax.jit
 def train_step(params, key):
-    """One rollout, and four steps of gradient descent on it: from the second on, the ratio is not 1."""
+    """One rollout and four optimizer steps on it; from the second step on the ratio differs from 1."""
     tokens, mask, rewards = rollout(params, key)
     old = stats(params, tokens)
     rollouts = Rollouts(tokens=tokens, mask=mask, rewards=rewards, old_logp=old.logp, proxy=old.proxy)

@@ -1,10 +1,10 @@
-"""CTPO's ratio under OTB's advantage for a Flax linen model on 8 devices: `python examples/linen_shard_map.py`.
+"""CTPO's ratio with OTB's advantage for a Flax linen model on 8 devices: `python examples/linen_shard_map.py`.
 
-Data parallelism by `jax.shard_map` and `psum`, no pmap; the devices are simulated on the CPU. The task: say three
-symbols backwards, then stop. The reward is the share of the right answer before the first mistake.
+Data parallelism uses `jax.shard_map` and `psum` on 8 simulated CPU devices. The task is to repeat three symbols
+backwards, then stop. The reward is the share of the right answer before the first mistake.
 
-What to copy: advantages and weights are made of the global arrays, outside the shard_map; inside it each device calls
-`policy_loss` on its own rows, and since the weights are a measure over the whole step, the sum is the loss.
+The pattern to copy: compute advantages and weights from global arrays, outside of the shard_map. Inside, each device
+calls `policy_loss` on its own rows. The weights refer to the whole optimizer step, so the sum over devices is the loss.
 """
 
 import dataclasses
@@ -26,11 +26,11 @@ jax.config.update("jax_num_cpu_devices", 8)
 CTPO_OTB = dataclasses.replace(algorithms.ctpo(), advantage=advantage.optimal_token_baseline)
 MESH = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 PROMPTS, COMPLETIONS, SYMBOLS, GIVEN, WIDTH = 32, 16, 4, 3, 32
-STOP, LENGTH = SYMBOLS, 2 * GIVEN + 1  # a row: the prompt, then at most as many symbols and STOP
+STOP, LENGTH = SYMBOLS, 2 * GIVEN + 1  # a row is the prompt, the answer and STOP
 
 
 class Policy(nn.Module):
-    """One block of causal attention, from tokens [*B, T] to hidden states; its embedding unembeds them."""
+    """One transformer block from tokens [*B, T] to hidden states [*B, T, WIDTH]; embedding and unembedding are tied."""
 
     @nn.compact
     def __call__(self, tokens):
@@ -88,14 +88,14 @@ def loss(params, tokens, batch):
 
 
 def data_parallel_loss(params, tokens, batch):
-    """The same number: a sum of sums. Differentiated from outside, its gradient is the psum of the devices'."""
+    """`loss` as a psum of the devices' losses; its gradient is summed over devices too."""
     total = over_devices(lambda *args: lax.psum(loss(*args), "data"), P(), P("data"), P("data"), out=P())
     return total(params, tokens, batch)
 
 
 @jax.jit
 def roll_out(params, key):
-    """Tokens, their Batch, and the mean reward, of global arrays whose prompts are divided over the devices."""
+    """(tokens, Batch, mean reward); the arrays are global, with prompts sharded over the devices."""
     tokens = over_devices(sample, P(), P(), out=P("data"))(params, key)
     mask, rewards = verify(tokens)
     old = over_devices(stats, P(), P("data"), P("data"), out=P("data"))(params, tokens, mask)
@@ -113,7 +113,7 @@ def descend(params, state, gradient):
 
 
 def difference(params, tokens, batch):
-    """Of the sharded gradient from the unsharded one, over the latter's largest entry."""
+    """Greatest difference between the sharded and the unsharded gradient, relative to the largest entry."""
     unsharded = jax.jit(jax.grad(loss))(*jax.device_get((params, tokens, batch)))
     pairs = (GRADIENT(params, tokens, batch), unsharded)
     ours, theirs = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in pairs)
@@ -126,11 +126,11 @@ def main() -> None:
     for step in range(80):
         tokens, batch, reward = roll_out(params, jax.random.key(step))
         rewards.append(float(reward))
-        for _ in range(2):  # in the second the ratio is not 1
+        for _ in range(2):  # in the second step the ratio differs from 1
             params, state = descend(params, state, GRADIENT(params, tokens, batch))
         if step == 0:
             error = difference(params, tokens, batch)
-            print(f"the sharded gradient is the unsharded one to {error:.1e} of its largest entry")
+            print(f"the sharded gradient equals the unsharded gradient to {error:.1e} of its largest entry")
             assert error < 1e-5
     print(f"reward before {rewards[0]:.3f}, after {rewards[-1]:.3f} on {jax.device_count()} devices")
 

@@ -1,7 +1,7 @@
-"""A sweep in one compiled step: HölderPO at eight p, `python examples/sweep.py`, under a minute on a CPU.
+"""Hyper-parameter sweep in one compiled step: HölderPO at eight p, `python examples/sweep.py`, under a minute on a CPU.
 
 The task is that of `bare_jax.py`. An algorithm is a pytree whose leaves are its hyper-parameters, so a sweep is a
-`jax.vmap` over stacked algorithms and the parameters of each: eight runs, one program. Writes `runs/sweep.png`.
+`jax.vmap` over stacked algorithms and their parameters: eight runs in one program. Writes `runs/sweep.png`.
 """
 
 from functools import partial
@@ -21,7 +21,7 @@ STEPS, RATE, OUT = 50, 10.0, Path("runs/sweep.png")
 
 
 def train_step(algorithm, params, key):
-    """One rollout and four steps of gradient descent on it, under one algorithm."""
+    """One rollout and four optimizer steps on it with one algorithm; returns (parameters, mean reward)."""
     tokens, mask, rewards = rollout(params, key)
     old_logp = stats(params, tokens).logp
     batch = make_batch(algorithm, Rollouts(tokens=tokens, mask=mask, rewards=rewards, old_logp=old_logp))
@@ -35,14 +35,13 @@ def train_step(algorithm, params, key):
 
 @jax.jit
 def train(several, params, keys):
-    """Mean rewards [step, algorithm] of all the algorithms, each from the same parameters and random keys."""
+    """Mean rewards [step, algorithm]; all algorithms start from the same parameters and use the same random keys."""
     step = jax.vmap(train_step, in_axes=(0, 0, None))
     params = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(POWERS), *x.shape)), params)
     return lax.scan(lambda params, key: step(several, params, key), params, keys)[1]
 
 
 def draw(rewards: np.ndarray) -> None:
-    """Writes the learning curves, as means over ten steps."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     smooth = np.apply_along_axis(partial(np.convolve, np.ones(10) / 10, mode="valid"), 0, rewards)
     for i, (p, curve) in enumerate(zip(POWERS, smooth.T, strict=True)):

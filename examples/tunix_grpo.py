@@ -1,18 +1,17 @@
-"""CTPO's ratio under OTB's advantage in the GRPO learner of google-tunix 0.1.7 (`make examples` sets it up).
+"""CTPO's ratio with OTB's advantage in the GRPO learner of google-tunix 0.1.7 (`make examples` installs Tunix).
 
-Tunix lets a policy loss and an advantage estimator be registered by name, and a GRPOConfig names them. That suffices
-for the ratio: `ctpo_loss` is called with the model and the example. It does not for the optimal token baseline: an
-estimator is given the rewards and nothing else, no mask and no model, and its learner keeps one advantage a
-completion. What the adapter has to do, in two registered functions and one overridden method (underscored, but the one
-that its base class leaves abstract), with nothing patched:
+Tunix registers policy losses and advantage estimators by name, and a GRPOConfig refers to them. This suffices for the
+ratio, since a loss gets the model and the example. It does not suffice for the optimal token baseline: an estimator
+gets only the rewards, without the mask or the model, and the learner keeps one advantage per completion. The adapter
+is two registered functions and one overridden method (private, but abstract in the base class); nothing is patched:
 
-- `rewards_as_they_are`, registered as the estimator, hands the rewards through in place of advantages;
-- `Learner._generate_and_compute_advantage`, with the whole rollout at hand, makes the proxies and old log-probabilities
-  in one more pass of the actor, then A and w as [B, T], kept in fields of its own TrainExample;
-- `ctpo_loss` returns a plain sum. Tunix's gradient accumulation averages microbatches, so a sum would have to be
-  multiplied by their number; here a rollout is one microbatch, and anything else is refused.
+- `rewards_as_they_are`, the registered estimator, passes the rewards through in place of advantages.
+- `Learner._generate_and_compute_advantage` has the whole rollout. It computes proxies and old log-probabilities in
+  one more pass of the actor, then A and w, [B, T] each, and stores them in its own TrainExample.
+- `ctpo_loss` returns a plain sum. Tunix's gradient accumulation averages over microbatches, so a sum would have to be
+  multiplied by their number; the learner accepts only one microbatch per rollout.
 
-The task: from a digit, count up to 9, then stop; the reward is the share of the answer right before the first mistake.
+The task is to count from a digit up to 9, then stop; the reward is the share of the answer before the first mistake.
 """
 
 import dataclasses
@@ -36,7 +35,7 @@ from rljax.logprobs import token_logps
 CTPO_OTB = dataclasses.replace(algorithms.ctpo(), advantage=advantage.optimal_token_baseline)
 PAD, STOP, DIGITS = 0, 1, "0123456789"
 PROMPTS, COMPLETIONS, ROLLOUTS = 16, 16, 40
-TRACED, REWARDS = [], []  # the losses that Tunix asked for, and the mean reward of each rollout
+TRACED, REWARDS = [], []  # the name of each traced loss, and the mean reward of each rollout
 
 
 @flax.struct.dataclass(frozen=True)
@@ -45,10 +44,10 @@ class Example(grpo_learner.TrainExample):
 
 
 def stats(model, example, temperature):
-    """Log-probabilities, entropies and proxies of the completions, [B, T], through `pallas_kernels.token_stats`."""
+    """TokenStats of the completions, [B, T] each, through `pallas_kernels.token_stats`."""
     tokens, positions, attention, _ = common.process_ids(example.prompt_ids, example.completion_ids, PAD, STOP)
-    model = nnx.merge(*nnx.split(model))  # what it sows stays in the copy
-    model(tokens, positions, None, attention, output_hidden_states=True)  # its logits are not used, so not computed
+    model = nnx.merge(*nnx.split(model))  # a copy, since the model sows intermediates
+    model(tokens, positions, None, attention, output_hidden_states=True)  # unused logits are not computed
     hidden = nnx.pop(model, nnx.Intermediate)["all_hidden_states"][-1]
     mask = jnp.concatenate([jnp.zeros(example.prompt_ids.shape, bool), example.completion_mask], axis=1)
     found = token_logps(hidden, model.embedder.input_embedding[...], tokens, mask, temperature=temperature)
@@ -78,20 +77,21 @@ def ctpo_loss(model, example, algo_config, pad_id, eos_id):
 
 
 class Learner(grpo_learner.GRPOLearner):
-    """Tunix's own, but for what an example holds."""
+    """Tunix's learner, with A and w of every token in its examples."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if self._training_config.mini_batch_size or self._training_config.train_micro_batch_size:
-            raise ValueError("the weights are a measure over one rollout: one optimizer step has to be one rollout")
+            raise ValueError("mini_batch_size and train_micro_batch_size: expected None, since the weights refer to a "
+                             "whole rollout, which must be one optimizer step")  # fmt: skip
 
     def _generate_and_compute_advantage(self, training_input, mode=clusters.Mode.TRAIN):
         rollout = self.rl_cluster.cluster_config.rollout_config
-        rollout.seed = jax.random.PRNGKey(len(REWARDS))  # None would be the same draws every time
+        rollout.seed = jax.random.PRNGKey(len(REWARDS))  # None would repeat the same draws
         example = super()._generate_and_compute_advantage(training_input, mode)
         REWARDS.append(float(np.mean(example.advantages)))
         old = stats_of(self.rl_cluster.actor_trainer.model, example, temperature=self.algo_config.temperature)
-        np.testing.assert_allclose(  # Tunix made these too, since num_iterations > 1: the same policy
+        np.testing.assert_allclose(  # Tunix computes these as well if num_iterations > 1
             jnp.where(example.completion_mask, example.old_per_token_logps, 0), old.logp, atol=1e-4
         )
         G = self.algo_config.num_generations
@@ -105,7 +105,7 @@ class Learner(grpo_learner.GRPOLearner):
 
 
 class Tokenizer:
-    """A digit a token, and a dot where it stops."""
+    """One token per digit, and a dot for STOP."""
 
     TOKENS = ("", ".", *DIGITS)
 
@@ -126,7 +126,6 @@ class Tokenizer:
 
 
 def reward(prompts, completions, **_):
-    """The share of the right answer before the first mistake."""
     answers = [DIGITS[int(prompt) + 1 :] + "." for prompt in prompts]
     return [len(commonprefix(pair)) / len(pair[0]) for pair in zip(answers, completions, strict=True)]
 
@@ -141,7 +140,7 @@ def tiny_qwen3():
         **size, vocab_size=2 + len(DIGITS), rope_theta=100, norm_eps=1e-6, use_tied_embedding=True
     )
     model = qwen3.Qwen3(config, rngs=nnx.Rngs(0))
-    model.embedder.input_embedding[...] *= 20  # Tunix leaves weights small or zero, for a checkpoint to fill
+    model.embedder.input_embedding[...] *= 20  # Tunix initializes weights to be replaced by a checkpoint
     draws = nnx.Rngs(1)
     for layer in model.layers:
         for part in (layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj):
@@ -181,8 +180,8 @@ def main() -> None:
     learner.train(batches(ROLLOUTS))
     trainer = learner.rl_cluster.actor_trainer
     assert trainer.train_steps == 2 * len(REWARDS) == 2 * ROLLOUTS
-    assert TRACED == ["ctpo_loss"]  # once, for the one program that made every step
-    print(f"Tunix's trainer made {trainer.train_steps} optimizer steps by {TRACED[0]} on {len(REWARDS)} rollouts")
+    assert TRACED == ["ctpo_loss"]  # traced once: one program runs every step
+    print(f"Tunix's trainer ran {trainer.train_steps} optimizer steps of {TRACED[0]} on {len(REWARDS)} rollouts")
     print(f"reward before {REWARDS[0]:.3f}, after {np.mean(REWARDS[-5:]):.3f}")
 
 

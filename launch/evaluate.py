@@ -1,4 +1,4 @@
-"""Measures a run's newest checkpoint on the held-out problems: `python launch/evaluate.py RUN`."""
+"""Evaluates the newest checkpoint of a run on the held-out problems: `python launch/evaluate.py RUN`."""
 
 from rljax._entry_points import evaluate
 

@@ -1,7 +1,7 @@
-"""Kernels for LLM-RL losses.  Every kernel is a folder: `reference` defines it, `chunked` runs on any device.
+"""Kernels for LLM-RL losses: statistics over the vocabulary from hidden states, and scans within sequences.
 
-A function takes `implementation=None`, which picks the best one there is for the platform, or the name of one, which
-runs or raises.  This package imports jax and jaxtyping only.
+Every kernel is a folder: `reference` is its definition, `chunked` runs on any device. `implementation=None` picks the
+best implementation for the platform; a named one runs or raises. This package imports jax and jaxtyping only.
 """
 
 from pallas_kernels.segmented_cumsum import segmented_cummin, segmented_cumsum

@@ -1,4 +1,4 @@
-"""Shared by all kernels: choice of the implementation, argument checks, and dtypes."""
+"""Choice of the implementation, argument checks, dtypes and mesh axes, shared by all kernels."""
 
 from collections.abc import Callable, Iterable
 from functools import partial, reduce, wraps
@@ -15,22 +15,22 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-PLATFORMS = {"tpu": ("tpu",), "gpu": ("cuda",)}  # an implementation, and what XLA calls its platforms
+PLATFORMS = {"tpu": ("tpu",), "gpu": ("cuda",)}  # implementation: XLA's names of its platforms
 DEVICES = {"tpu": "a TPU", "gpu": "an NVIDIA GPU"}
 
 
 def chosen(kernel: str, implementation: str | None, available: Iterable[str | None]) -> str | None:
-    """The implementation as given. Raises ValueError where there is none of that name."""
+    """Returns `implementation`. Raises ValueError if `available` does not contain it."""
     names = ", ".join(repr(name) for name in available if name is not None)
-    require(implementation in available, kernel, "implementation", repr(implementation), f"None or one of {names}")
+    require(implementation in available, kernel, "implementation", f"= {implementation!r}", f"None or one of {names}")
     return implementation
 
 
 def by_platform(kernel: str, **implementations: Callable[..., Any]) -> Callable[..., Any]:
-    """The implementation of the platform that a program is lowered for, or `chunked` where it has none.
+    """A function that runs the implementation of the platform it is lowered for, or `chunked` on other platforms.
 
-    Which one that is stands in the program, as the scope `kernel_implementation`. Derivatives are those of `chunked`.
-    Arguments may be trees; what is no array in them is known to the implementation when it is traced.
+    The program contains the named scope `{kernel}_{implementation}`. Derivatives are those of `chunked`. Arguments may
+    be pytrees; leaves that are not arrays are passed to the implementation as static values.
     """
     scoped = {name: jax.named_scope(f"{kernel}_{name}")(function) for name, function in implementations.items()}
     default = scoped.pop("chunked")
@@ -63,15 +63,15 @@ def _with_derivative_of(default: Callable[..., Any], branches: dict[str, Callabl
     return function
 
 
-_placed = Primitive("placed")  # an array, unless it is lowered for another platform than the implementation's
+_placed = Primitive("placed")  # the identity; lowering it for another platform than the implementation's raises
 _placed.def_impl(lambda x, **named: jax.jit(partial(_placed.bind, **named))(x))
 _placed.def_abstract_eval(lambda x, **named: x)
 
 
 def only_on(kernel: str, implementation: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function of an array and more, in its scope. Lowering it for another platform raises NotImplementedError.
+    """`function` in its named scope; lowering it for another platform raises NotImplementedError.
 
-    Pallas' interpreter runs a TPU's kernels on any platform.
+    Its first argument is an array. Pallas' interpreter runs TPU kernels on any platform, so it disables the check.
     """
     scoped = jax.named_scope(f"{kernel}_{implementation}")(function)
 
@@ -84,8 +84,8 @@ def only_on(kernel: str, implementation: str, function: Callable[..., Any]) -> C
 
 
 def _interpreted() -> bool:
-    """Whether Pallas' interpreter is in force."""
-    unvarying = jax.typeof(jnp.zeros(())).manual_axis_type  # what a shard_map wants to be told
+    """Whether Pallas' interpreter is active."""
+    unvarying = jax.typeof(jnp.zeros(())).manual_axis_type  # shard_map requires it of every output type
     out = jax.ShapeDtypeStruct((8, 128), jnp.float32, manual_axis_type=unvarying)
     kernel = pl.pallas_call(lambda out: None, out)
     return any(equation.params.get("interpret") for equation in jax.make_jaxpr(kernel)().eqns)
@@ -96,7 +96,7 @@ def _lower_placed(ctx, x, *, kernel, implementation):
     if not platforms <= set(PLATFORMS[implementation]):
         raise NotImplementedError(
             f"{kernel}: implementation = {implementation!r}: expected {DEVICES[implementation]}, not "
-            f"{', '.join(sorted(platforms))}; None picks one by the platform, and 'chunked' runs on any"
+            f"{', '.join(sorted(platforms))}; None picks the platform's own, and 'chunked' runs on any platform"
         )
     return [x]
 
@@ -106,26 +106,26 @@ batching.primitive_batchers[_placed] = lambda arrays, axes, **named: (_placed.bi
 
 
 def require(fits: bool, kernel: str, argument: str, value: object, remedy: str, error: type[Exception] = ValueError):
-    """Raises `error` naming the argument, what it was and what would be right, unless it fits."""
+    """Raises `error` unless `fits`. `value` follows the argument's name: "= 0" or "has shape (3,)"."""
     if not fits:
-        raise error(f"{kernel}: {argument} is {value}; it should be {remedy}")
+        raise error(f"{kernel}: {argument} {value}: expected {remedy}")
 
 
 def promoted(*dtypes):
-    """The common dtype of some that are about to be cast to it by hand, so that strict promotion has no objection."""
+    """The common dtype of `dtypes`, also under strict promotion; the caller casts explicitly."""
     with jax.numpy_dtype_promotion("standard"):
         return reduce(jnp.promote_types, dtypes)
 
 
 def axes_of(*arrays: Array | None) -> frozenset:
-    """The axes of a `shard_map` over which one of the arrays varies; none elsewhere."""
+    """The `shard_map` axes over which any of the arrays varies; empty outside of `shard_map`."""
     return frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in arrays if x is not None))
 
 
 def varying_over(axes: frozenset, *arrays: Array | None) -> tuple[Any, ...]:
-    """The arrays, each varying over the axes.
+    """The arrays, each cast to vary over the axes; None stays None.
 
-    What was replicated there has its gradient summed over those axes, as the transpose of replication.
+    The transpose of the cast sums the gradient of an array that was replicated over the axes.
     """
 
     def spread(x):
@@ -136,10 +136,10 @@ def varying_over(axes: frozenset, *arrays: Array | None) -> tuple[Any, ...]:
 
 
 def on_explicit_axes(spec: Callable[[PartitionSpec], PartitionSpec]) -> Callable[[Function], Function]:
-    """A decorator for functions whose loops slice axes that an explicit mesh may shard.
+    """Decorates functions whose loops slice array axes that a mesh axis of AxisType.Explicit may shard.
 
-    If an argument is on a mesh with axes of AxisType.Explicit, these are Auto within the function, and its outputs are
-    sharded by `spec` of the first argument's PartitionSpec.
+    Such mesh axes become Auto within the function. The outputs are sharded by `spec(PartitionSpec)` of the first
+    argument's PartitionSpec.
     """
 
     def decorate(function: Function) -> Function:
@@ -165,5 +165,5 @@ def on_explicit_axes(spec: Callable[[PartitionSpec], PartitionSpec]) -> Callable
 
 
 def rows_of(spec: PartitionSpec) -> PartitionSpec:
-    """The sharding of the first axis alone."""
+    """The spec of the first array axis alone."""
     return PartitionSpec(*spec[:1])

@@ -1,8 +1,8 @@
-"""LLM-RL objectives, native to JAX: L(θ) = − Σ_t w_t · A_t · exp f(ℓ; A, m)_t.
+"""JAX library of LLM-RL objectives: L(θ) = − Σ_t w_t · A_t · exp f(ℓ; A, m)_t.
 
-An algorithm is a value, three functions: an `advantage` (A), an `aggregation` (w) and a `ratio` (f), held by a
-`PolicyGradient`; `algorithms` has the papers'. `policy_loss` is a plain sum over a `Batch`; a `penalty` is added to it.
-This core imports jax and jaxtyping only.
+An algorithm is a `PolicyGradient` with three functions: `advantage` (A), `aggregation` (w) and `ratio` (f).
+`algorithms` has the published ones. `policy_loss` is a plain sum over a `Batch`, to which a `penalty` may be added. The
+core imports only jax and jaxtyping.
 """
 
 import importlib
@@ -56,7 +56,7 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    """`rljax.logprobs`, which imports the kernels' entry points, is loaded when it is first used."""
+    """Loads `rljax.logprobs` on first use, because it imports the kernels."""
     if name == "logprobs":
         return importlib.import_module("rljax.logprobs")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

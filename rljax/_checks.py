@@ -1,4 +1,4 @@
-"""Trace-time checks of arguments, in plain words: what was given, and what would be right."""
+"""Checks of arguments at trace time; the errors name the value given and the values expected."""
 
 import functools
 import inspect
@@ -16,13 +16,12 @@ SHARE = (0.0, math.nextafter(1.0, 2.0))
 
 
 def check(holds: bool, argument: str, value: object, wanted: str) -> None:
-    """Raises the one error that every field out of range gives: its name, its value, what would be right."""
     if not holds:
         raise ValueError(f"{argument} = {value!r}: expected {wanted}")
 
 
 def accumulators(**arrays) -> tuple[Array, ...]:
-    """The arrays in the dtype that sums are made in: float64 where any of them is float64, else float32."""
+    """The arrays in the dtype of sums: float64 if any of them is float64, else float32."""
     arrays = {name: jnp.asarray(x) for name, x in arrays.items()}
     for name, x in arrays.items():
         if jnp.issubdtype(x.dtype, jnp.complexfloating):
@@ -32,14 +31,13 @@ def accumulators(**arrays) -> tuple[Array, ...]:
 
 
 def require_floating(**arrays) -> None:
-    """Raises for an integer or boolean array where only a floating one makes sense."""
     for name, x in arrays.items():
         if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
-            raise TypeError(f"{name} has dtype {jnp.result_type(x)}: expected floating numbers")
+            raise TypeError(f"{name} has dtype {jnp.result_type(x)}: expected floating-point numbers")
 
 
 def require_mask(mask, axes: str = "") -> Array:
-    """A boolean mask, of the axes given as in "P G T"."""
+    """The boolean mask as an array; checked against axes such as "P G T" if they are given."""
     mask = jnp.asarray(mask)
     if mask.dtype != jnp.bool_:
         raise TypeError(f"mask has dtype {mask.dtype}: expected bool, true exactly where the policy chose the token")
@@ -49,7 +47,7 @@ def require_mask(mask, axes: str = "") -> Array:
 
 
 def require_segments(segments) -> Array:
-    """A boolean mask (one sequence a row) or integer ids (0 where no token is trained)."""
+    """A boolean mask (one sequence per row) or integer ids (0: not trained), as an array."""
     segments = jnp.asarray(segments)
     if segments.dtype != jnp.bool_ and not jnp.issubdtype(segments.dtype, jnp.integer):
         raise TypeError(f"segments have dtype {segments.dtype}: expected a bool mask or int32 ids, 0 = not trained")
@@ -57,23 +55,23 @@ def require_segments(segments) -> Array:
 
 
 def require_rank(name: str, x, *axes: str) -> None:
-    """Raises unless x has one of the axes given as in "P G T"."""
+    """Raises unless x has the axes of one of the arguments, such as "P G T"."""
     if x.ndim not in [len(a.split()) for a in axes]:
         expected = " or ".join(f"[{', '.join(a.split())}]" for a in axes)
         raise ValueError(f"{name} has shape {x.shape}: expected {expected}")
 
 
 def require_shape(shape: tuple[int, ...], like: str, **arrays) -> None:
-    """Raises unless every array has the shape, which is that of the argument called `like`."""
+    """Raises unless every array has this shape, the shape of the argument called `like`."""
     for name, x in arrays.items():
         if jnp.shape(x) != shape:
             raise ValueError(f"{name} has shape {jnp.shape(x)}: expected {shape}, as {like}")
 
 
 def ranges(**intervals: tuple[float, float]) -> Callable:
-    """Declares the ranges of a function's hyper-parameters, `name=(low, high)` for low ≤ value < high.
+    """Declares the ranges of hyper-parameters, `name=(low, high)` for low ≤ value < high.
 
-    They are checked at each call, and when an algorithm is built from the function. None and traced values pass.
+    They are checked in each call and when an algorithm is built from the function. None and traced values pass.
     """
 
     def declare(function):
@@ -97,17 +95,13 @@ def ranges(**intervals: tuple[float, float]) -> Callable:
 
 
 def require_scalar(name: str, value: float | Array) -> None:
-    """Raises unless a hyper-parameter is one number."""
     if np.ndim(value) != 0:
-        raise ValueError(f"{name} has shape {np.shape(value)}: expected one number; to try several, stack whole "
-                         "algorithms, jax.tree.map(lambda *x: jnp.stack(x), …), and use jax.vmap")  # fmt: skip
+        raise ValueError(f"{name} has shape {np.shape(value)}: expected one number; for a sweep, stack algorithms "
+                         "with jax.tree.map(lambda *x: jnp.stack(x), …) and use jax.vmap")  # fmt: skip
 
 
 def require_range(name: str, value: float | Array, low: float, high: float = float("inf")) -> None:
-    """Raises unless low ≤ value < high, for each element of an array; a traced value is not looked at.
-
-    Where high is infinite, infinity itself is in the range.
-    """
+    """Raises unless low ≤ each element < high (infinity is in range if high is infinite); ignores traced values."""
     if isinstance(value, Tracer):
         return
     numbers = np.asarray(value)
@@ -123,7 +117,7 @@ def _interval(low: float, high: float) -> str:
 
 
 def require_ordered(low: float | Array, high: float | Array, least: float) -> None:
-    """Raises unless least ≤ low ≤ high; traced values are not looked at."""
+    """Raises unless least ≤ low ≤ high; ignores traced values."""
     require_between("low", low, least)
     require_between("high", high, least)
     try:
@@ -135,11 +129,11 @@ def require_ordered(low: float | Array, high: float | Array, least: float) -> No
 
 
 def require_share(name: str, value: float | Array) -> None:
-    """Raises unless value is one number with 0 ≤ value ≤ 1; a traced value is not looked at."""
+    """Raises unless value is a scalar with 0 ≤ value ≤ 1; ignores traced values."""
     require_between(name, value, *SHARE)
 
 
 def require_between(name: str, value: float | Array, low: float, high: float = float("inf")) -> None:
-    """Raises unless value is one number with low ≤ value < high; a traced value is not looked at."""
+    """Raises unless value is a scalar with low ≤ value < high; ignores traced values."""
     require_scalar(name, value)
     require_range(name, value, low, high)

@@ -8,19 +8,19 @@ from types import ModuleType
 
 
 def train() -> None:
-    """`rljax-train [RECIPE] [--field value …]`: trains from a recipe, going on from where its run stands."""
+    """`rljax-train [RECIPE] [--field value …]`: trains from a recipe, or continues its run."""
     keep_freed_memory()
     _commands().train()
 
 
 def evaluate() -> None:
-    """`rljax-evaluate RUN [--field value …]`: measures a run's newest checkpoint on the held-out problems."""
+    """`rljax-evaluate RUN [--field value …]`: evaluates a run's newest checkpoint on the held-out problems."""
     keep_freed_memory()
     _commands().evaluate()
 
 
 def _commands() -> ModuleType:
-    """The trainer's commands. Ends the process with one line if the packages of the extra `train` are missing."""
+    """The trainer's commands; exits with a one-line error if the packages of the extra `train` are missing."""
     try:
         from rljax.training import commands
     except ImportError as error:
@@ -30,17 +30,17 @@ def _commands() -> ModuleType:
     return commands
 
 
-_M_ARENA_MAX, _M_MMAP_MAX, _M_TRIM_THRESHOLD = -8, -4, -1  # of glibc's malloc.h
+_M_ARENA_MAX, _M_MMAP_MAX, _M_TRIM_THRESHOLD = -8, -4, -1  # from glibc's malloc.h
 _ACCELERATORS = ("/dev/accel0", "/dev/vfio/0", "/dev/nvidiactl")
 
 
 def keep_freed_memory() -> None:
-    """Lets this process keep the host memory that it frees, if it computes on a CPU.
+    """Makes this process keep the host memory that it frees, if it computes on a CPU.
 
-    XLA allocates the temporaries of each step anew. By default glibc maps and unmaps them, so that the kernel zeroes
-    all of their pages in every step (docs/benchmarks.md). There is one arena because XLA allocates on its worker
-    threads, and only the main arena grows without mapping. Nothing is changed if there is an accelerator, which holds
-    the temporaries itself, if the C library is not glibc, or if the environment has settings for its allocator.
+    XLA allocates the temporaries of each step anew. By default glibc maps and unmaps them, so the kernel zeroes their
+    pages in every step (docs/benchmarks.md). We use one arena because XLA allocates on worker threads, and only the
+    main arena grows without mapping. Does nothing with an accelerator, with another C library, or if the environment
+    configures malloc.
     """
     configured = "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ)
     computes_on_cpu = os.environ.get("JAX_PLATFORMS") == "cpu" or not any(map(os.path.exists, _ACCELERATORS))

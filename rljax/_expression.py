@@ -1,7 +1,7 @@
-"""Functions with bound arguments as values: pytrees with equality, a hash, and a repr that reads as the call.
+"""Functions with bound arguments as values: pytrees with equality, a hash and a repr that reads like the call.
 
-The numbers among the arguments are pytree leaves, so that they may be traced, mapped and differentiated; functions,
-counts (`int`), strings and None are structure.
+Floating-point arguments are pytree leaves, so that they can be traced, mapped and differentiated. Functions, integers,
+strings and None are part of the structure.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from rljax._checks import require_range
 
 
 class _Number:
-    """The place of a leaf in a template."""
+    """Placeholder of a leaf in a template."""
 
     def __repr__(self):
         return "…"
@@ -34,7 +34,7 @@ NUMBER = _Number()
 
 
 def is_number(value: object) -> bool:
-    """True for what is a leaf: floating-point numbers and arrays, concrete or traced."""
+    """True for leaves: floating-point numbers and arrays, concrete or traced."""
     return isinstance(value, float | complex | Array | np.ndarray | np.generic | _Number)
 
 
@@ -42,14 +42,14 @@ def is_number(value: object) -> bool:
 class Bound:
     """`functools.partial(function, *args, **keywords)` as a value.
 
-    `template` is (args, values of the keywords) with NUMBER in place of each leaf. It is fixed when the value is built,
-    so that mapping the leaves to anything (None, an axis, a tracer) keeps the structure.
+    `template` is (args, values of the keywords) with NUMBER in place of each leaf. It is fixed at construction, so that
+    the structure does not change if leaves are mapped to None, an axis or a tracer.
     """
 
     __slots__ = ("__weakref__", "function", "leaves", "names", "template")
 
     def __init__(self, function: Callable, *args, **keywords):
-        inspect.signature(function).bind_partial(*args, **keywords)  # a name it does not have is an error here
+        inspect.signature(function).bind_partial(*args, **keywords)  # raises for unknown names
         keywords = _canonical(function, keywords)
         _require_ranges(function, keywords)
         self.function, self.names = function, tuple(keywords)
@@ -82,7 +82,7 @@ class Bound:
         return args, dict(zip(self.names, values, strict=True))
 
     def made(self) -> Callable:
-        """The function that a call of the value calls."""
+        """The function that a call of this value calls."""
         args, keywords = self._arguments()
         return functools.partial(self.function, *args, **keywords)
 
@@ -118,7 +118,7 @@ class Bound:
 
 @jax.tree_util.register_pytree_node_class
 class Composed(Bound):
-    """A call of a combinator: `function(*args, **keywords)` makes the function that is called."""
+    """A call of a combinator: `function(*args, **keywords)` returns the function to call."""
 
     __slots__ = ()
 
@@ -128,7 +128,7 @@ class Composed(Bound):
 
 
 def combinator(make: Callable[..., Callable]) -> Callable[..., Composed]:
-    """Lets a function that makes functions return values: what it makes prints as the call that made it."""
+    """Decorator for functions that return functions; the results become values that print as the call."""
 
     @functools.wraps(make)
     def composed(*args, **keywords) -> Composed:
@@ -139,7 +139,7 @@ def combinator(make: Callable[..., Callable]) -> Callable[..., Composed]:
 
 
 def functions(cls):
-    """A frozen dataclass of functions as a pytree: `partial`s become values, whose numbers are its leaves."""
+    """Registers a frozen dataclass of functions as a pytree, whose leaves are the numbers bound to them."""
     names = tuple(field.name for field in dataclasses.fields(cls))
 
     def flatten(value):
@@ -158,21 +158,21 @@ def functions(cls):
     def equal(self, other):
         if type(other) is not type(self):
             return NotImplemented
-        return all([getattr(self, name) == getattr(other, name) for name in names])  # of all, so that tracers raise
+        return all([getattr(self, name) == getattr(other, name) for name in names])  # a list, so that tracers raise
 
     jax.tree_util.register_pytree_node(cls, flatten, unflatten)
-    cls.__eq__ = equal  # that of dataclasses compares tuples, which takes one object to be equal to itself
+    cls.__eq__ = equal  # the default compares tuples, which treat identical objects as equal
     return cls
 
 
 def convert_fields(value) -> None:
-    """Turns the `partial`s among a frozen dataclass's fields into values; for its `__post_init__`."""
+    """Turns the `partial`s among a frozen dataclass's fields into values, in `__post_init__`."""
     for field in dataclasses.fields(value):
         object.__setattr__(value, field.name, as_value(getattr(value, field.name)))
 
 
 def as_value(argument: Any) -> Any:
-    """Each `functools.partial` of a pytree as a value; anything else as it is."""
+    """Turns each `functools.partial` in a pytree into a value; keeps everything else."""
 
     def converted(leaf):
         return Bound(leaf.func, *leaf.args, **leaf.keywords) if isinstance(leaf, functools.partial) else leaf
@@ -181,14 +181,14 @@ def as_value(argument: Any) -> Any:
 
 
 def name_of(function: Any) -> str:
-    """The name of a function, whatever is bound to it."""
+    """The name of a function, without its bound arguments."""
     if isinstance(function, functools.partial):
         return name_of(function.func)
     return getattr(function, "__name__", None) or type(function).__name__
 
 
 def shown(value: Any) -> str:
-    """An argument as one would write it: functions by name, numbers in their shortest decimal form."""
+    """An argument as source code: functions by name, numbers in their shortest decimal form."""
     if isinstance(value, functools.partial):
         return shown(as_value(value))
     if type(value) in (list, tuple):
@@ -204,7 +204,7 @@ def shown(value: Any) -> str:
 
 
 class _Structure(typing.NamedTuple):
-    """What two values must share for one trace to serve both."""
+    """The parts of a value that must be equal for two values to share a trace."""
 
     function: Callable
     names: tuple[str, ...]
@@ -221,18 +221,18 @@ class _Structure(typing.NamedTuple):
 
     def _key(self):
         found, tree = jax.tree.flatten(self.template)
-        return self.function, self.names, tuple((type(x), x) for x in found), tree  # 1 is not True
+        return self.function, self.names, tuple((type(x), x) for x in found), tree  # 1 differs from True
 
 
 def _key(value: Bound) -> tuple:
-    """What equality compares."""
+    """The key that equality and hash use."""
     return _Structure(value.function, value.names, value.template), tuple(map(_constant, value.leaves))
 
 
 def _constant(leaf: Any) -> tuple:
-    """A leaf by its dtype, shape and bytes."""
+    """Dtype, shape and bytes of a leaf."""
     if isinstance(leaf, Tracer):
-        raise TypeError(f"{leaf}: expected concrete hyper-parameters, since traced ones have no equality and no hash")
+        raise TypeError(f"{leaf}: expected concrete hyper-parameters; traced values cannot be compared or hashed")
     if isinstance(leaf, float):
         return float, leaf
     array = np.asarray(leaf)
@@ -244,7 +244,7 @@ def _rebuilt(cls, function, names, template, leaves):
 
 
 def _canonical(function: Callable, keywords: dict[str, Any]) -> dict[str, Any]:
-    """Keywords in one form: in the signature's order, floats if floats are declared, no None that is the default."""
+    """Keywords in one form: in the signature's order, floats if declared so, without a None that is the default."""
     parameters = inspect.signature(function).parameters
     order, found = list(parameters), {}
     for name in sorted(keywords, key=lambda name: (order.index(name) if name in order else len(order), name)):
@@ -262,7 +262,7 @@ def _declares_float(annotation: Any) -> bool:
 
 
 def _floating(argument: Any) -> Any:
-    """A number as a floating-point number or array, so that it has a derivative."""
+    """A number or array in a floating-point dtype, so that it has a derivative."""
     if isinstance(argument, bool) or not isinstance(argument, int | float | np.generic | np.ndarray | Array):
         return argument
     if isinstance(argument, int | float):

@@ -1,4 +1,4 @@
-"""Guards, visible where they are used: a value with another's gradient, numbers in place of infinities, rounding."""
+"""Guards: a value with the gradient of another, finite numbers instead of infinities, and rounding."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from jax import Array
 
 @jax.custom_jvp
 def with_gradient_of(value: Array, x: Array) -> Array:
-    """sg(value − x) + x to the last digit, also where x is infinite or much larger than the value."""
+    """sg(value − x) + x without rounding, also if x is infinite or much larger than `value`."""
     return value
 
 
@@ -17,19 +17,19 @@ def _(primals, tangents):
 
 
 def finite(x: Array) -> Array:
-    """x with ±1e30 for ±∞: e^x and e^−x are the same, and differences and weighted means of such are no NaN."""
+    """x with ±1e30 instead of ±∞: e^x and e^−x are unchanged, and differences and weighted means are not NaN."""
     return with_gradient_of(jnp.clip(x, -1e30, 1e30), x)
 
 
 def rounding_of(x: Array) -> Array:
-    """8 units in the last place of numbers as large as x: what sums in another order may differ by; 0 for ±∞."""
+    """8 units in the last place of |x|, a bound on the effect of summation order; 0 for ±∞."""
     return jnp.where(jnp.isfinite(x), 8 * float(jnp.finfo(x.dtype).eps) * jnp.abs(x), 0.0)
 
 
 def alike(x: Array, members: Array, axis: int | None = None) -> Array:
-    """True if the members' values along the axis (all axes if None, kept as 1) are equal up to rounding.
+    """True if the members' values along the axis (default: all axes, kept as 1) are equal up to rounding.
 
-    True over no members; false if a member is NaN.
+    True without members; false if a member is NaN.
     """
     highest = jnp.max(x, axis=axis, keepdims=True, where=members, initial=-jnp.inf)
     lowest = jnp.min(x, axis=axis, keepdims=True, where=members, initial=jnp.inf)

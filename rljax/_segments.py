@@ -1,8 +1,8 @@
-"""How tokens form sequences: the only file that knows of padding, packing and holes.
+"""Sums, means and extrema over sequences: the only file that handles padding, packing and holes.
 
-`segments [*B, T]` is a boolean mask, every row one sequence, or int32 ids: equal non-zero ids in a row are one
-sequence, contiguous but for zeros. A zero is a token that the policy did not choose (padding, or a tool's output in
-the middle of a completion): it neither adds nor resets, whatever it holds, and gets 0.
+`segments [*B, T]` is a boolean mask with one sequence per row, or integer ids: equal non-zero ids in a row form one
+sequence, contiguous except for zeros. A zero marks a token that the policy did not choose (padding, or the output of a
+tool within a completion). Such a token is skipped, and its result is 0.
 """
 
 from collections.abc import Callable
@@ -23,24 +23,24 @@ def trained(segments: Segments) -> Bool[Array, "*B T"]:
 
 
 def cumulative(x: Float[Array, "*B T"], segments: Segments) -> Float[Array, "*B T"]:
-    """Σ_{j≤t} x_j over t's sequence."""
+    """Σ_{j≤t} x_j over the sequence of token t."""
     return segmented_cumsum(x, segments)
 
 
 def total(x: Float[Array, "*B T"], segments: Segments) -> Float[Array, "*B T"]:
-    """Σ_j x_j over t's sequence, on each of its tokens; `[*B, 1]` for a mask, whose rows are one sequence each."""
-    if segments.dtype == jnp.bool_:  # a plain sum, which a device does faster than a scan
+    """Σ_j x_j over the sequence, at each of its tokens; `[*B, 1]` for a mask, whose rows are one sequence each."""
+    if segments.dtype == jnp.bool_:  # a plain sum is faster than a scan
         return jnp.sum(x, axis=-1, keepdims=True, where=segments)
     return segmented_cumsum(x, segments) + segmented_cumsum(x, segments, reverse=True, exclusive=True)
 
 
 def mean(x: Float[Array, "*B T"], segments: Segments) -> Float[Array, "*B T"]:
-    """The mean of x over t's sequence, as `total`."""
+    """The mean of x over the sequence, in the shape of `total`."""
     return total(x, segments) / jnp.maximum(total(jnp.ones_like(x), segments), 1)
 
 
 def maximum(x: Float[Array, "*B T"], segments: Segments) -> Float[Array, "*B T"]:
-    """max_j x_j over t's sequence, as `total`; −∞ over nothing. Not for differentiation."""
+    """max_j x_j over the sequence, in the shape of `total`; −∞ if it is empty. Not differentiable."""
     if segments.dtype == jnp.bool_:
         return jnp.max(x, axis=-1, keepdims=True, where=segments, initial=-jnp.inf)
     up_to, from_here = (segmented_cummin(-x, segments, reverse=reverse) for reverse in (False, True))
@@ -48,12 +48,12 @@ def maximum(x: Float[Array, "*B T"], segments: Segments) -> Float[Array, "*B T"]
 
 
 def minimum_before(x: Float[Array, "*B T"], segments: Segments) -> Float[Array, "*B T"]:
-    """min_{j<t} x_j over t's sequence; 0 at its first token, which has nothing before it. Not for differentiation."""
+    """min_{j<t} x_j over the sequence of token t; 0 at its first token. Not differentiable."""
     return jnp.where(ordinal(segments) > 1, segmented_cummin(x, segments, exclusive=True), 0.0)
 
 
 def ordinal(segments: Segments) -> Int[Array, "*B T"]:
-    """1 at the first trained token of a sequence, 2 at the second, …; 0 at the holes."""
+    """1 at the first trained token of a sequence, 2 at the second, …; 0 at untrained tokens."""
     counts = trained(segments).astype(jnp.float32)
     if segments.dtype == jnp.bool_:
         return jnp.where(segments, row_cumulative(counts).astype(jnp.int32), 0)
@@ -61,9 +61,9 @@ def ordinal(segments: Segments) -> Int[Array, "*B T"]:
 
 
 def row_cumulative(x: Float[Array, "*B T"]) -> Float[Array, "*B T"]:
-    """Σ_{j≤t} x_j along the row, for x finite: products of 64 tokens with a triangle of ones, faster than a scan."""
+    """Σ_{j≤t} x_j along the row, for finite x, by products of 64 tokens with a triangular matrix."""
     sharding = jax.typeof(x).sharding
-    if axes := sharding.mesh.explicit_axes:  # an axis that is split there cannot be reshaped
+    if axes := sharding.mesh.explicit_axes:  # axes split over explicit mesh axes cannot be reshaped
         automatic: Callable = jax.sharding.auto_axes(row_cumulative, axes=axes, out_sharding=sharding)
         return automatic(x)
     count = -(-x.shape[-1] // 64)

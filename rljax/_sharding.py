@@ -1,4 +1,4 @@
-"""Arrays on meshes with explicit axes, the default of `jax.make_mesh`."""
+"""Resharding of arrays on meshes with explicit axes, the default of `jax.make_mesh`."""
 
 import jax
 from jax import Array
@@ -7,10 +7,7 @@ from jax.sharding import PartitionSpec as P
 
 
 def gathered(x: Array, *axes: int) -> Array:
-    """x with these axes whole on every device, if they are sharded over explicit mesh axes; all axes if none is named.
-
-    Sorts, scans and gathers along an axis need it whole.
-    """
+    """x without sharding over explicit mesh axes along `axes` (default: all), as sorts, scans and gathers require."""
     if not _explicit(x):
         return x
     sharding = jax.typeof(x).sharding
@@ -20,7 +17,7 @@ def gathered(x: Array, *axes: int) -> Array:
 
 
 def rows(table: Array, ids: Array) -> Array:
-    """table[ids], sharded as the ids are."""
+    """`table[ids]`, sharded like `ids`."""
     if not _explicit(table) and not _explicit(ids):
         return table[ids]
     sharding = jax.typeof(ids if _explicit(ids) else table).sharding

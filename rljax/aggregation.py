@@ -1,10 +1,13 @@
-"""Aggregations w: how much a token counts, once an optimizer step and without gradient.
+"""Aggregations w: the weight of each token in the loss, computed once per optimizer step and without gradient.
 
-Each is `f(mask [P, G, T], sign [P, G], **fields of Rollouts) -> weights [P, G, T]`, 0 where the mask is false; a field
-is a required keyword-only parameter of its name. The mask is that of the whole optimizer step (not of a microbatch, nor
-of a shard), and holds whole groups. Sequences and groups without a trained token are not counted. `sign` is −1, 0 or 1
-for each completion, from `side`; the weights are float64 if it is, else float32. All raise ValueError where shapes do
-not fit, TypeError where the mask is not boolean.
+An aggregation is called as `f(mask, sign)` and returns weights w [P, G, T], which are 0 at untrained tokens: P prompts,
+G completions per prompt (a group), T tokens. `mask` [P, G, T] is boolean and true at trained tokens. It covers the
+whole optimizer step, not a microbatch or a shard, and holds whole groups. Completions and groups without a trained
+token are not counted. `sign` [P, G] is −1, 0 or 1, the sign of the completion's mean advantage, as `side` computes.
+
+Other required keyword-only parameters are filled in from the fields of `Rollouts` with these names. The weights are
+float64 if `sign` is, else float32. All functions raise ValueError if shapes differ, and TypeError if `mask` is not
+boolean. In formulas, n_i is the number of trained tokens of completion i.
 """
 
 import math
@@ -23,9 +26,10 @@ Weights = Float[Array, "P G T"]
 
 
 def side(advantages: Float[Array, "P G T"], mask: Mask) -> Float[Array, "P G"]:
-    """The sign of each completion's mean advantage over its trained tokens; 0 where it has none.
+    """Sign of each completion's mean advantage over its trained tokens, [P, G]; 0 without trained tokens.
 
-    It is the sign of A where A is constant in the completion.
+    Takes `advantages` and the boolean `mask`, both [P, G, T]. Raises ValueError if shapes differ. If A is constant in a
+    completion, this is the sign of A. The result is the `sign` that aggregations take.
 
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
     >>> side(jnp.array([[[0.5, 9.0, 9.0], [1.0, -2.0, -2.0]]]), lengths_1_and_3).tolist()
@@ -38,7 +42,12 @@ def side(advantages: Float[Array, "P G T"], mask: Mask) -> Float[Array, "P G"]:
 
 
 def token_mean(mask: Mask, sign: Sign) -> Weights:
-    """Every token alike, 1/Σm over the step (DAPO, 2503.14476).
+    """DAPO's aggregation: every token of the step has the same weight (2503.14476).
+
+        w = 1/Σ_i n_i
+
+    Takes `mask` [P, G, T] and `sign` [P, G]; returns w [P, G, T]. Raises ValueError if shapes differ. `sequence_mean`
+    is a mean per sequence.
 
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
     >>> token_mean(lengths_1_and_3, jnp.array([[1, -1]])).tolist()
@@ -49,7 +58,12 @@ def token_mean(mask: Mask, sign: Sign) -> Weights:
 
 
 def sequence_mean(mask: Mask, sign: Sign) -> Weights:
-    """Every sequence alike, 1/(n_i · number of sequences) (GRPO, 2402.03300; GSPO, 2507.18071).
+    """GRPO's and GSPO's aggregation: every sequence has the same total weight (2402.03300, 2507.18071).
+
+        w = 1/(n_i · number of sequences)
+
+    Takes `mask` [P, G, T] and `sign` [P, G]; returns w [P, G, T]. Raises ValueError if shapes differ. `token_mean`
+    gives every token the same weight; `group_mean` gives every group the same total weight.
 
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
     >>> print(sequence_mean(lengths_1_and_3, jnp.array([[1, -1]])))
@@ -62,7 +76,12 @@ def sequence_mean(mask: Mask, sign: Sign) -> Weights:
 
 
 def group_mean(mask: Mask, sign: Sign) -> Weights:
-    """Every prompt alike, and its tokens alike, 1/(P · tokens of the group).
+    """Mean per prompt: every group has the same total weight, and so have all tokens of a group.
+
+        w = 1/(number of groups · Σ of n_i in the group)
+
+    Takes `mask` [P, G, T] and `sign` [P, G]; returns w [P, G, T]. Raises ValueError if shapes differ. `sequence_mean`
+    gives every sequence the same total weight. `balanced` also separates the signs of A.
 
     >>> two_groups = jnp.array([[[1, 0, 0], [1, 0, 0]], [[1, 1, 0], [1, 1, 0]]], bool)
     >>> group_mean(two_groups, jnp.ones((2, 2))).tolist()
@@ -74,10 +93,13 @@ def group_mean(mask: Mask, sign: Sign) -> Weights:
 
 @ranges(max_length=(1, math.inf))
 def constant(mask: Mask, sign: Sign, *, max_length: float | Array) -> Weights:
-    """A token counts the same in every step, 1/(max_length · number of sequences) (Dr. GRPO, 2503.20783).
+    """Dr. GRPO's aggregation: a sum over tokens divided by a constant, then a mean over sequences (2503.20783).
 
-    Unlike the others the weights do not sum to 1, by design: a long sequence counts more. `max_length` is the budget
-    of trained tokens; with 1 the loss is a mean of sums over sequences.
+        w = 1/(max_length · number of sequences)
+
+    Takes `mask` [P, G, T] and `sign` [P, G]; returns w [P, G, T]. Raises ValueError if shapes differ or max_length < 1.
+    `max_length` is the budget of trained tokens per sequence; with 1 the loss is the mean over sequences of sums over
+    tokens. The weights do not sum to 1, so a long sequence counts more than under `sequence_mean`.
 
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
     >>> constant(lengths_1_and_3, jnp.array([[1, -1]]), max_length=4).tolist()
@@ -93,9 +115,10 @@ def balanced(mask: Mask, sign: Sign) -> Weights:
 
         w = (n_side / G) / (tokens of the side) / P
 
-    n_side counts the completions on the token's side, G those of the group, P the groups. A completion with A = 0 is on
-    neither side: it counts in G, and gets 0. A group with a NaN among its advantages has NaN weights. Within a group
-    this is 1/(G·n_i) when the lengths are equal on each side, and `group_mean` when both sides' mean lengths are equal.
+    Takes `mask` [P, G, T] and `sign` [P, G]; returns w [P, G, T]. Raises ValueError if shapes differ. n_side is the
+    number of completions on the token's side, G the number in the group, P the number of groups. A completion with A =
+    0 counts in G only and has w = 0. A group with a NaN in `sign` has NaN weights. Within a group, this is 1/(G·n_i) if
+    lengths are equal on each side, and `group_mean` if the mean lengths of both sides are equal.
 
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
     >>> print(balanced(lengths_1_and_3, jnp.array([[1, -1]])))  # half over one token, half over three
@@ -122,7 +145,7 @@ def _checked(mask, sign) -> tuple[Array, Array]:
 
 
 def _count(mask: Array, axis, sign: Array) -> Array:
-    """The number of true entries along the axes, at least 1 (nothing is divided by it where there are none)."""
+    """The number of true entries along the axes, at least 1 (an empty count divides nothing)."""
     return jnp.maximum(jnp.sum(mask, axis=axis, keepdims=True), 1).astype(sign.dtype)
 
 

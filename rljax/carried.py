@@ -1,10 +1,9 @@
-"""State carried from rollout to rollout: hysteresis of the entropy, an average reward, an entropy coefficient.
+"""State carried from one rollout to the next: entropy hysteresis, an average reward, an adaptive entropy coefficient.
 
-Each function returns a `Carried(init, update)`, to be given as `PolicyGradient(carried=…)`. `init() -> state` is a
-pytree of arrays; `update(state, rollouts) -> (rollouts, state)` is called once per rollout, before the advantage, on
-the whole rollout, and what it writes into the rollouts is read by the advantage, the aggregation or a penalty. A field
-of `Rollouts` that an update needs is a required keyword-only parameter of its name. The trainer keeps the state in its
-checkpoints.
+Each function returns a `Carried(init, update)` for `PolicyGradient(carried=…)`. `init()` returns the first state, a
+pytree of arrays. `update(state, rollouts)` returns the new rollouts and the new state; it is called once per rollout,
+before the advantage. Advantages, aggregations and penalties read the fields that the update has written. A field of
+`Rollouts` that an update needs is a required keyword-only parameter. The trainer saves the state in its checkpoints.
 """
 
 import dataclasses
@@ -23,7 +22,11 @@ __all__ = ["advance", "average_reward", "entropy_hysteresis", "target_entropy"]
 
 
 def advance(carried: Carried | None, state: Any, rollouts: Rollouts) -> tuple[Rollouts, Any]:
-    """`carried.update` on the state and the fields it names; (rollouts, state) as they are if `carried` is None.
+    """Updates the carried state once, before the advantage of a rollout is computed.
+
+    `carried` is the `Carried` of an algorithm, or None; `state` is the state after the previous rollout,
+    `carried.init()` at first; `rollouts` is the whole new rollout. Returns (rollouts, state), both unchanged if
+    `carried` is None. Raises ValueError if `rollouts` lacks a field that the update names.
 
     >>> rollouts = Rollouts(tokens=jnp.zeros((1, 2, 1), int), mask=jnp.ones((1, 2, 1), bool),
     ...                     rewards=jnp.array([[1.0, 0.0]]), old_logp=jnp.zeros((1, 2, 1)))
@@ -36,12 +39,14 @@ def advance(carried: Carried | None, state: Any, rollouts: Rollouts) -> tuple[Ro
 
 
 def entropy_hysteresis(*, low: float | Array, high: float | Array) -> Carried:
-    """AEPO's state: whether sequences of A < 0 are left out (QwenLong-L1.5, 2512.12967). Writes `Rollouts.dropping`.
+    """AEPO's switch: drop completions with A < 0 while the entropy is high (QwenLong-L1.5, 2512.12967).
 
-        dropping ← H > high, or dropping and H ≥ low;    false at first, H the mean entropy of the trained tokens, nats
+        dropping ← H > high, or dropping and H ≥ low;    false at first
 
-    Read it by `advantage.without_negatives`. 0 ≤ low ≤ high; the paper's thresholds are unpublished. Needs
-    `Rollouts.entropy`.
+    H is the mean entropy of the trained tokens of a rollout, in nats, from `Rollouts.entropy`. `low` and `high` are
+    thresholds in nats, 0 ≤ low ≤ high; the paper does not publish its thresholds. Returns a `Carried` that writes
+    `Rollouts.dropping`, which `advantage.without_negatives` reads. `target_entropy` instead adjusts an entropy bonus.
+    Raises ValueError if the thresholds are negative or low > high.
 
     >>> rollouts = Rollouts(tokens=jnp.zeros((1, 1, 2), int), mask=jnp.ones((1, 1, 2), bool), rewards=jnp.ones((1, 1)),
     ...                     old_logp=jnp.zeros((1, 1, 2)), entropy=jnp.array([[[0.5, 1.0]]]))
@@ -55,7 +60,6 @@ def entropy_hysteresis(*, low: float | Array, high: float | Array) -> Carried:
 
 
 def never() -> Bool[Array, ""]:
-    """False."""
     return jnp.zeros((), jnp.bool_)
 
 
@@ -68,7 +72,7 @@ def switch_dropping(
     low: float | Array,
     high: float | Array,
 ) -> tuple[Rollouts, Bool[Array, ""]]:
-    """The update of `entropy_hysteresis`. A rollout without a trained token leaves the state as it is."""
+    """The update of `entropy_hysteresis`; a rollout without a trained token leaves the state unchanged."""
     require_shape((), "a scalar", dropping=dropping)
     mean, any_token = _mean(entropy, rollouts.mask)
     switched = (mean > high) | (jnp.asarray(dropping) & ~(mean < low))
@@ -77,12 +81,16 @@ def switch_dropping(
 
 
 def average_reward(*, decay: float | Array = 0.95) -> Carried:
-    """A moving average of the rewards as their baseline (RAE of SPIRAL, 2506.24119). Writes `Rollouts.rewards`.
+    """A moving average of the rewards as their baseline (RAE of SPIRAL, 2506.24119).
 
         b ← decay · b + (1 − decay) · mean R,    R ← R − b;    b = 0 at first
 
-    The average is over the completions with a trained token, one b for all (the paper has one for each agent and role).
-    decay in [0, 1). For outcome rewards [P, G]. Not verified from the paper: read in notes on it.
+    `decay` in [0, 1) is the weight of the old average. The mean is over the completions of a rollout that have a
+    trained token, and b is in units of reward. Returns a `Carried` that writes `Rollouts.rewards`, which must have
+    shape [P, G]. Unlike the group mean of `advantage.mean_baseline`, b also depends on earlier rollouts. Raises
+    ValueError if decay is outside [0, 1).
+
+    From third-party notes, not checked against the paper, which keeps one b per agent and role; here all share one b.
 
     >>> rollouts = Rollouts(tokens=jnp.zeros((1, 2, 1), int), mask=jnp.ones((1, 2, 1), bool),
     ...                     rewards=jnp.array([[1.0, 0.0]]), old_logp=jnp.zeros((1, 2, 1)))
@@ -95,7 +103,6 @@ def average_reward(*, decay: float | Array = 0.95) -> Carried:
 
 
 def zero() -> Float[Array, ""]:
-    """0."""
     return jnp.zeros((), jnp.float32)
 
 
@@ -114,12 +121,16 @@ def subtract_average(
 def target_entropy(
     *, target: float | Array = 0.2, step: float | Array = 0.005, initial: float | Array = 0.0
 ) -> Carried:
-    """An entropy coefficient that follows a target (Skywork-OR1, 2505.22312). Writes `Rollouts.entropy_coefficient`.
+    """An entropy coefficient that moves toward a target entropy (Skywork-OR1, 2505.22312).
 
-        c ← max(0, c + step) if H < target, max(0, c − step) otherwise;    used while H ≤ target, 0 above it
+        c ← max(0, c + step) if H < target, else max(0, c − step);    c = initial at first
 
-    H is the mean entropy of the trained tokens, nats. The bonus itself is `penalty.adaptive_entropy`. target, step and
-    initial ≥ 0. Needs `Rollouts.entropy`. Not verified from the paper: the figures are from notes on its code.
+    H is the mean entropy of the trained tokens of a rollout, in nats, from `Rollouts.entropy`. `target` ≥ 0 is in nats;
+    `step` ≥ 0 and `initial` ≥ 0 are in units of the coefficient. Returns a `Carried` that writes
+    `Rollouts.entropy_coefficient`: c if H ≤ target, and 0 above the target. `penalty.adaptive_entropy` reads the
+    coefficient; `penalty.entropy_bonus` has a fixed one. Raises ValueError if an argument is negative.
+
+    From notes on the authors' code, not checked against the paper.
 
     >>> rollouts = Rollouts(tokens=jnp.zeros((1, 1, 2), int), mask=jnp.ones((1, 1, 2), bool), rewards=jnp.ones((1, 1)),
     ...                     old_logp=jnp.zeros((1, 1, 2)), entropy=jnp.array([[[0.0, 0.25]]]))
@@ -133,7 +144,6 @@ def target_entropy(
 
 @ranges(initial=(0, math.inf))
 def starting_at(*, initial: float | Array) -> Float[Array, ""]:
-    """The number as float32."""
     return jnp.asarray(initial, jnp.float32)
 
 
@@ -156,7 +166,7 @@ def approach(
 
 
 def _mean(x: Array, mask: Array) -> tuple[Array, Array]:
-    """The mean of x where the mask is true, and whether it is true anywhere."""
+    """The mean of x over the tokens where the mask is true, and whether there is any such token."""
     mask = require_mask(mask)
     require_shape(mask.shape, "mask", x=x)
     x = lax.stop_gradient(jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32)))

@@ -1,21 +1,21 @@
-"""Rollout correction: the policy that sampled is not quite the one that trains (other kernels, other precision).
+"""Rollout correction: weights and rejections for tokens that a slightly different policy has sampled.
 
-λ_t = log π_train(y_t) − log π_rollout(y_t), of the same parameters: `Rollouts.old_logp − Rollouts.sampled_logp`.
-A *weight* w̄ [P, G, T] multiplies the aggregation's weights; a *rejection* is a boolean [P, G], true for the sequences
-that are kept. All are constants, over rows `[*B, T]`: the derivative by their bounds is 0, too.
+The sampler runs other kernels than the trainer, possibly at another precision, so its policy q differs from the trained
+policy p even if the parameters are equal. The mismatch of a token is λ_t = log p(y_t) − log q(y_t), in nats:
+`Rollouts.old_logp − Rollouts.sampled_logp`. A *weight* w̄ [P, G, T] multiplies the weights of the aggregation. A
+*rejection* is a boolean [P, G], true for the sequences that are kept. No result has a gradient.
 
     weights = aggregation.token_mean(mask, sign) * correction.token_truncated(mismatch, mask)
 
-In an algorithm the expression says what a correction reaches:
+In an algorithm, one of three combinators determines which quantities the correction changes:
 
-    weighted(token_mean, token_truncated)      # multiplies w; a rejection here leaves the denominators as they are
-    aggregation_of_kept(token_mean, veto)      # rejected sequences are out of the denominators of w, too
-    advantage_of_kept(group_relative, veto)    # rejected sequences are out of their group's baseline, and have A = 0
+    weighted(token_mean, token_truncated)      # multiplies w; the denominators of w do not change
+    aggregation_of_kept(token_mean, veto)      # rejected sequences do not count in the denominators of w either
+    advantage_of_kept(group_relative, veto)    # rejected sequences do not count in their group's baseline; A = 0
 
-A sequence with a NaN among its λ is not kept. `report` measures what was rejected. Rows may be packed: with
-`segment_ids` sequences are those of equal non-zero ids, and a rejection is [*B, T].
-
-All raise ValueError where shapes differ or a bound is out of range, TypeError where the mask is not boolean.
+`report` measures what was corrected. Each row is one sequence if `segment_ids` is None. In packed rows, the tokens of a
+row with equal non-zero `segment_ids` [..., T] are one sequence, 0 is not trained, and a rejection is [..., T]. No
+rejection keeps a sequence with a NaN among its λ. The formulas without another source are those of verl 0.9.1.
 """
 
 import inspect
@@ -57,7 +57,12 @@ Ids = Int[Array, "*B T"] | None
 
 @ranges(cap=(1e-30, math.inf))
 def token_truncated(mismatch: Mismatch, mask: Mask, *, cap: float | Array = 2.0, segment_ids: Ids = None) -> Weights:
-    """Truncated importance sampling, token by token: min(e^λ, cap). cap > 0.
+    """Token-level truncated importance sampling (token-TIS): w̄_t = min(e^{λ_t}, cap).
+
+    `mismatch` is λ [..., T] in nats, `mask` [..., T] is true at the trained tokens, and `segment_ids` is [..., T] or
+    None. The bound `cap` > 0 is a ratio. Returns w̄, [..., T], in [0, cap]; 0 at tokens that are not trained. Unlike
+    `icepop`, a ratio above the bound is lowered to the bound, not dropped. Raises ValueError if shapes differ or
+    cap ≤ 0, TypeError if the mask is not boolean.
 
     >>> print(token_truncated(jnp.log(jnp.array([0.5, 1.5, 4.0])), jnp.ones(3, bool)))
     [0.5 1.5 2. ]
@@ -68,7 +73,12 @@ def token_truncated(mismatch: Mismatch, mask: Mask, *, cap: float | Array = 2.0,
 
 @ranges(cap=(1e-30, math.inf))
 def sequence_truncated(mismatch: Mismatch, mask: Mask, *, cap: float | Array = 2.0, segment_ids: Ids = None) -> Weights:
-    """Truncated importance sampling of the sequence: min(e^{Σλ}, cap) on each of its tokens. cap > 0.
+    """Sequence-level truncated importance sampling (sequence-TIS): w̄_t = min(e^s, cap), s = Σλ over the sequence.
+
+    `mismatch` is λ [..., T] in nats, `mask` [..., T] is true at the trained tokens, and `segment_ids` is [..., T] or
+    None. The bound `cap` > 0 is the ratio of a sequence. Returns w̄, [..., T], in [0, cap]; 0 at tokens that are not
+    trained. Unlike in `token_truncated`, all tokens of a sequence have the same weight. Raises ValueError if shapes
+    differ or cap ≤ 0, TypeError if the mask is not boolean.
 
     >>> print(sequence_truncated(jnp.log(jnp.array([[0.5, 3.0], [2.0, 3.0]])), jnp.ones((2, 2), bool)))
     [[1.5 1.5]
@@ -88,7 +98,12 @@ def icepop(
     high: float | Array = 5.0,
     segment_ids: Ids = None,
 ) -> Weights:
-    """IcePop: e^λ within [low, high], 0 outside: a token that the two disagree about is dropped. 0 < low ≤ high.
+    """IcePop: w̄_t = e^{λ_t} if low ≤ e^{λ_t} ≤ high, else 0.
+
+    `mismatch` is λ [..., T] in nats, `mask` [..., T] is true at the trained tokens, and `segment_ids` is [..., T] or
+    None. The bounds `low` and `high` are ratios, 0 < low ≤ high. Returns w̄, [..., T]; 0 at tokens that are not
+    trained. Unlike in `token_truncated`, a ratio outside the bounds gives weight 0. Raises ValueError if shapes differ,
+    low ≤ 0 or low > high, TypeError if the mask is not boolean.
 
     >>> print(icepop(jnp.log(jnp.array([0.25, 1.5, 4.0, 8.0])), jnp.ones(4, bool)))
     [0.  1.5 4.  0. ]
@@ -101,7 +116,12 @@ def icepop(
 
 @ranges(cap=(1e-30, math.inf))
 def sequence_masked(mismatch: Mismatch, mask: Mask, *, cap: float | Array = 2.0, segment_ids: Ids = None) -> Weights:
-    """Seq-MIS: e^{Σλ} on the tokens of a sequence where that is at most cap, 0 on the others. cap > 0.
+    """Sequence-level masked importance sampling (Seq-MIS): w̄_t = e^s if e^s ≤ cap, else 0; s = Σλ over the sequence.
+
+    `mismatch` is λ [..., T] in nats, `mask` [..., T] is true at the trained tokens, and `segment_ids` is [..., T] or
+    None. The bound `cap` > 0 is the ratio of a sequence. Returns w̄, [..., T], in [0, cap]; 0 at tokens that are not
+    trained. Unlike in `sequence_truncated`, a ratio above the bound gives weight 0. Raises ValueError if shapes differ
+    or cap ≤ 0, TypeError if the mask is not boolean.
 
     >>> print(sequence_masked(jnp.log(jnp.array([[0.5, 3.0], [2.0, 3.0]])), jnp.ones((2, 2), bool)))
     [[1.5 1.5]
@@ -114,7 +134,11 @@ def sequence_masked(mismatch: Mismatch, mask: Mask, *, cap: float | Array = 2.0,
 
 
 def batch_normalized(weights: Weights, mask: Mask) -> Weights:
-    """The weights over their mean on the trained tokens, so that a batch counts as much as without correction.
+    """Weights divided by their mean over the trained tokens, so that a correction does not change the size of a step.
+
+    `weights` is w̄ [..., T], for instance from `token_truncated`; `mask` [..., T] is true at the trained tokens.
+    Returns w̄/mean w̄, [..., T]; 0 at tokens that are not trained, and everywhere if all weights are 0. Raises
+    ValueError if shapes differ, TypeError if the mask is not boolean.
 
     >>> batch_normalized(jnp.array([1.0, 3.0, 9.0]), jnp.array([True, True, False])).tolist()
     [0.5, 1.5, 0.0]
@@ -136,7 +160,12 @@ def geometric(
     high: float | Array = 1.001,
     segment_ids: Ids = None,
 ) -> Kept:
-    """Keeps a sequence while its geometric mean ratio is in bounds: low ≤ exp(mean λ) ≤ high. 0 < low ≤ high.
+    """Keeps a sequence if the geometric mean of its ratios is in an interval (Geo-RS): low ≤ exp(mean λ) ≤ high.
+
+    `mismatch` is λ [..., T] in nats, `mask` [..., T] is true at the trained tokens, and `segment_ids` is [..., T] or
+    None. The bounds `low` and `high` are ratios, 0 < low ≤ high. Returns true for the kept sequences, [...], or
+    [..., T] in packed rows. Unlike in `k3`, positive and negative λ cancel. Raises ValueError if shapes differ, low ≤ 0
+    or low > high, TypeError if the mask is not boolean.
 
     >>> geometric(jnp.array([[0.0005, 0.0], [0.01, 0.0]]), jnp.ones((2, 2), bool)).tolist()
     [True, False]
@@ -149,7 +178,12 @@ def geometric(
 
 @ranges(limit=(1e-30, math.inf))
 def k3(mismatch: Mismatch, mask: Mask, *, limit: float | Array = 0.01, segment_ids: Ids = None) -> Kept:
-    """Keeps a sequence while mean(e^λ − λ − 1) ≤ limit, an estimate of KL(π_rollout ‖ π_train), nats. limit > 0.
+    """Keeps a sequence if its estimated KL(q ‖ p) is small (K3-RS): mean(e^λ − λ − 1) ≤ limit.
+
+    `mismatch` is λ [..., T] in nats, `mask` [..., T] is true at the trained tokens, and `segment_ids` is [..., T] or
+    None. The bound `limit` > 0 is in nats per token. Returns true for the kept sequences, [...], or [..., T] in packed
+    rows. Unlike in `geometric`, every token with λ ≠ 0 raises the estimate. Raises ValueError if shapes differ or
+    limit ≤ 0, TypeError if the mask is not boolean.
 
     >>> k3(jnp.array([[0.1, -0.1], [1.0, 0.0]]), jnp.ones((2, 2), bool)).tolist()  # means 0.005, 0.359
     [True, False]
@@ -161,7 +195,12 @@ def k3(mismatch: Mismatch, mask: Mask, *, limit: float | Array = 0.01, segment_i
 
 @ranges(least=(1e-30, math.inf))
 def veto(mismatch: Mismatch, mask: Mask, *, least: float | Array = 1e-4, segment_ids: Ids = None) -> Kept:
-    """Drops a sequence that holds any token with e^λ < least. least > 0.
+    """Drops a sequence if one of its trained tokens has a ratio e^λ < least.
+
+    `mismatch` is λ [..., T] in nats, `mask` [..., T] is true at the trained tokens, and `segment_ids` is [..., T] or
+    None. The bound `least` > 0 is a ratio. Returns true for the kept sequences, [...], or [..., T] in packed rows.
+    Unlike in `geometric`, one token is enough to drop a sequence. Raises ValueError if shapes differ or least ≤ 0,
+    TypeError if the mask is not boolean.
 
     >>> veto(jnp.array([[0.0, -1.0], [0.0, -20.0]]), jnp.ones((2, 2), bool)).tolist()
     [True, False]
@@ -173,12 +212,26 @@ def veto(mismatch: Mismatch, mask: Mask, *, least: float | Array = 1e-4, segment
 
 @ranges(limit=(0, math.inf))
 def opsm(mismatch: Mismatch, mask: Mask, sign: Array, *, limit: float | Array, segment_ids: Ids = None) -> Kept:
-    """Off-policy sequence masking: keeps a sequence if A ≥ 0 or mean(−λ) ≤ limit, nats (DeepSeek-V3.2, 2512.02556).
+    """Off-policy sequence masking (DeepSeek-V3.2, 2512.02556): drops off-policy sequences with a negative advantage.
 
-        mean_t(log q_t − log p_t) ≤ limit,    q the sampler's policy, p the trained one
+        keep if A ≥ 0 or mean(−λ) ≤ limit,    −λ_t = log q(y_t) − log p(y_t)
 
-    `sign` is the side of each sequence's advantage, [*B] as aggregations get it; [*B, T] on packed rows. There is no
-    published limit, so no default: limit ≥ 0. Not verified from the paper: read in TRL's and slime's code.
+    Unlike `k3`, it keeps every sequence with A ≥ 0 or a mean λ ≥ 0. Read in TRL's and slime's code, not checked against
+    the paper, which publishes no limit.
+
+    Args:
+      mismatch: λ, [..., T], in nats.
+      mask: True at the trained tokens, [..., T].
+      sign: Sign of the advantage, −1, 0 or 1: [...] per sequence, as aggregations get it, or [..., T] in packed rows.
+      limit: Greatest mean of −λ over a sequence, in nats; limit ≥ 0.
+      segment_ids: Sequence ids, [..., T], or None if each row is one sequence.
+
+    Returns:
+      True for the sequences that are kept, [...], or [..., T] in packed rows.
+
+    Raises:
+      ValueError: If shapes differ or limit < 0.
+      TypeError: If the mask is not boolean.
 
     >>> opsm(jnp.array([[-0.5], [-0.5], [-0.1]]), jnp.ones((3, 1), bool), jnp.array([1, -1, -1]), limit=0.2).tolist()
     [True, False, True]
@@ -194,12 +247,14 @@ def opsm(mismatch: Mismatch, mask: Mask, sign: Array, *, limit: float | Array, s
 
 @combinator
 def weighted(aggregation: Callable, weight: Callable) -> Callable:
-    """The aggregation's weights times `weight(mismatch, mask)`, a weight [P, G, T] or a rejection [P, G].
+    """An aggregation whose weights are multiplied by a correction.
 
-        w · w̄,    mismatch = old_logp − sampled_logp
+        w · w̄,    w = aggregation(mask, sign),    w̄ = weight(old_logp − sampled_logp, mask)
 
-    The aggregation does not see the correction: denominators stay as they are. A weight that names a third argument
-    `sign` (`opsm`) is given the completions' sides. Needs `Rollouts.old_logp` and `.sampled_logp`.
+    `aggregation` has the form of `PolicyGradient.aggregation`. `weight` returns a weight [P, G, T] or a rejection
+    [P, G]; if it has a parameter `sign`, as `opsm` has, it also gets the sign of each completion's advantage. Unlike in
+    `aggregation_of_kept`, rejected sequences count in the denominators of w. Returns an aggregation that requires
+    `Rollouts.old_logp` and `Rollouts.sampled_logp` and raises ValueError if shapes differ.
 
     >>> from rljax import aggregation
     >>> mask, sign = jnp.ones((1, 2, 1), bool), jnp.array([[1, -1]])
@@ -219,9 +274,14 @@ def weighted(aggregation: Callable, weight: Callable) -> Callable:
 
 @combinator
 def aggregation_of_kept(aggregation: Callable, keep: Callable) -> Callable:
-    """The aggregation over the sequences that `keep(mismatch, mask) -> [P, G]` keeps: the others count in nothing.
+    """An aggregation over the sequences that a rejection keeps.
 
-    Needs `Rollouts.old_logp` and `.sampled_logp`.
+        aggregation(mask of the kept sequences, sign),    kept = keep(old_logp − sampled_logp, mask)
+
+    `aggregation` has the form of `PolicyGradient.aggregation`. `keep` returns a rejection [P, G] and may have a
+    parameter `sign`, as in `weighted`. Unlike in `weighted`, rejected sequences do not count in the denominators of w.
+    Returns an aggregation that requires `Rollouts.old_logp` and `Rollouts.sampled_logp` and raises ValueError if shapes
+    differ.
 
     >>> from rljax import aggregation
     >>> mask, sign = jnp.ones((1, 2, 1), bool), jnp.array([[1, -1]])
@@ -240,8 +300,14 @@ def aggregation_of_kept(aggregation: Callable, keep: Callable) -> Callable:
 
 @combinator
 def advantage_of_kept(advantage: Callable, keep: Callable) -> Callable:
-    """The advantage over the sequences that `keep(mismatch, mask) -> [P, G]` keeps: the others are out of their
-    group's baseline, and have A = 0. Needs `Rollouts.old_logp` and `.sampled_logp`.
+    """An advantage over the sequences that a rejection keeps; rejected sequences have A = 0.
+
+        advantage(rewards, mask of the kept sequences),    kept = keep(old_logp − sampled_logp, mask)
+
+    `advantage` has the form of `PolicyGradient.advantage`, and `keep` returns a rejection [P, G]. Rejected sequences do
+    not count in the baseline of their group; unlike in `aggregation_of_kept`, the weights do not change. Returns an
+    advantage that requires `Rollouts.old_logp` and `Rollouts.sampled_logp`. It raises ValueError if shapes differ or if
+    `keep` has a parameter `sign`, because the sign of A is not known yet.
 
     >>> from rljax import advantage
     >>> mask, rewards = jnp.ones((1, 3, 1), bool), jnp.array([[1.0, 0.0, 5.0]])
@@ -260,23 +326,23 @@ def advantage_of_kept(advantage: Callable, keep: Callable) -> Callable:
 
 
 MISMATCH = frozenset({"old_logp", "sampled_logp"})
-"""The fields of `Rollouts` that the mismatch is made of."""
+"""The fields of `Rollouts` from which the mismatch is computed."""
 
 
 def _named(function: Callable, old_logp, sampled_logp, fields: dict[str, Array]) -> dict[str, Array]:
-    """The fields that the corrected function names itself; the two of the mismatch may be among them."""
+    """The fields that the corrected function requires; these may include the two fields of the mismatch."""
     fields = {"old_logp": old_logp, "sampled_logp": sampled_logp, **fields}
     return {name: fields[name] for name in required_fields(function)}
 
 
 def _of_rollouts(function: Callable, mask, sign, old_logp, sampled_logp) -> Array:
-    """A weight or a rejection of rollouts, whose rows are one sequence each, as [P, G, T] or [P, G, 1]."""
+    """A weight or a rejection of rollouts, one sequence per row, as [P, G, T] or [P, G, 1]."""
     require_shape(mask.shape, "mask", old_logp=old_logp, sampled_logp=sampled_logp)
     old_logp, sampled_logp = accumulators(old_logp=old_logp, sampled_logp=sampled_logp)
     asks = "sign" in inspect.signature(function).parameters
     if asks and sign is None:
-        raise ValueError(f"{name_of(function)} requires the side of the advantage, which is not known before it: "
-                         "expected a rejection of (mismatch, mask)")  # fmt: skip
+        raise ValueError(f"keep = {name_of(function)}: expected a function of (mismatch, mask), because the sign of "
+                         "the advantage is not known before the advantage")  # fmt: skip
     sides = (sign,) if asks else ()
     found = function(old_logp - sampled_logp, mask, *sides)
     return found[..., None] if found.ndim == mask.ndim - 1 else found
@@ -285,12 +351,27 @@ def _of_rollouts(function: Callable, mask, sign, old_logp, sampled_logp) -> Arra
 def report(
     mismatch: Mismatch, mask: Mask, weights: Weights | None = None, kept: Kept | None = None
 ) -> dict[str, Float[Array, ""]]:
-    """What the correction did, over the trained tokens of a rollout; ρ = e^λ.
+    """Statistics of a correction over the trained tokens of a rollout, with ρ = e^λ and one sequence per row.
 
     - `rejected`: share of the sequences with a trained token that are not kept;
-    - `effective_samples`: 1/mean((w̄/mean w̄)²) of the weights (ρ itself where none are given), of the kept tokens;
-    - `chi_squared`: mean ρ² − 1, the χ² divergence of π_train from π_rollout;
-    - `kl`: mean(ρ − λ − 1), nats.
+    - `effective_samples`: 1/mean((w̄/mean w̄)²) over the kept tokens, in [0, 1];
+    - `chi_squared`: mean ρ² − 1, the χ² divergence of the trained policy p from the sampler q;
+    - `kl`: mean(ρ − λ − 1), an estimate of KL(q ‖ p) in nats.
+
+    `metrics.policy_summary` has such statistics of the ratio π_θ/π_old.
+
+    Args:
+      mismatch: λ, [..., T], in nats.
+      mask: True at the trained tokens, [..., T].
+      weights: Weights w̄ of the correction, [..., T]; None takes ρ.
+      kept: Sequences that are kept, [...]; None keeps all.
+
+    Returns:
+      The four statistics by name, scalars without gradient.
+
+    Raises:
+      ValueError: If shapes differ.
+      TypeError: If the mask is not boolean.
 
     >>> found = report(jnp.log(jnp.array([[0.5, 1.5]])), jnp.ones((1, 2), bool))  # mean ρ = 1, mean ρ² = 1.25
     >>> {name: float(x) for name, x in found.items()}
@@ -302,7 +383,7 @@ def report(
     require_shape(present.shape, "mask's leading axes", kept=kept)
     rho = jnp.where(mask, jnp.exp(mismatch), 0.0)
     live = mask & kept[..., None]
-    if weights is None:  # up to a factor, which the share does not feel and which keeps its squares from overflowing
+    if weights is None:  # scaled by 1/max ρ, which cancels in the share and keeps the squares from overflowing
         weights = jnp.where(mask, jnp.exp(mismatch - jnp.max(mismatch, where=live, initial=-1e30)), 0.0)
     weights = jnp.asarray(weights).astype(rho.dtype)
     require_shape(mask.shape, "mask", weights=weights)
@@ -312,13 +393,13 @@ def report(
     return {
         "rejected": jnp.sum(present & ~kept).astype(rho.dtype) / jnp.maximum(jnp.sum(present), 1).astype(rho.dtype),
         "effective_samples": jnp.sum(w) ** 2 / live_n / jnp.where(squares > 0, squares, 1.0),
-        "chi_squared": jnp.sum(jnp.where(mask, jnp.expm1(2 * mismatch), 0.0)) / n,  # a difference of ones is not exact
+        "chi_squared": jnp.sum(jnp.where(mask, jnp.expm1(2 * mismatch), 0.0)) / n,  # expm1: exact near 0
         "kl": jnp.sum(jnp.where(mask, jnp.expm1(mismatch) - mismatch, 0.0)) / n,
     }
 
 
 def _checked(mismatch, mask, *, segment_ids: Ids = None, **bounds) -> tuple[Array, ...]:
-    """λ without gradient, finite, and 0 outside the mask; the mask; and the bounds in λ's dtype."""
+    """λ without gradient, finite, and 0 at tokens that are not trained; the mask; and the bounds in the dtype of λ."""
     mask = trained(mask, segment_ids)
     require_shape(mask.shape, "mask", mismatch=mismatch)
     (mismatch,) = accumulators(mismatch=mismatch)
@@ -331,5 +412,5 @@ def _sequences(mask: Array, segment_ids: Ids) -> Array:
 
 
 def _kept(holds: Array, segment_ids: Ids) -> Array:
-    """[*B] where a row is one sequence, from [*B, 1]; [*B, T] where rows are packed."""
+    """[...] from [..., 1] if each row is one sequence; [..., T] if rows are packed."""
     return holds[..., 0] if segment_ids is None else holds

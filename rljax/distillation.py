@@ -1,17 +1,15 @@
-"""On-policy distillation: the student samples, a teacher q says what it would have done.
+"""On-policy distillation: the student π samples, and a teacher q scores the samples.
 
-With the sampled token alone it is a policy gradient, whose advantage is `sampled_token`. With more of the teacher's
-distribution it is a loss of its own, Σ w · KL(π̂ ‖ q̂) over a *support* S of a few tokens a position, both renormalized
-over S, differentiated directly:
+With the teacher's log-probability of the sampled token alone, distillation is a policy gradient with the advantage
+`sampled_token`. With more of the teacher's distribution it is a loss of its own, Σ w · KL(π̂ ‖ q̂), differentiated
+directly. π̂ and q̂ are the two distributions renormalized over a *support* S of a few tokens per position:
 
     ids, _ = top_tokens(teacher_hidden, teacher_unembedding, k=32)          # [N, K], no [N, V] logits
     student, teacher = logits_at(hidden, unembedding, ids), logits_at(teacher_hidden, teacher_unembedding, ids)
     loss = support_loss(student, teacher, weights, support=teachers(ids))
 
-The supports: `teachers`, `students`, `intersection`, `union`. Weights are made from the mask of `ordinary` tokens.
-Only the student is differentiated.
-
-All raise ValueError where shapes differ.
+`teachers`, `students`, `intersection` and `union` make supports. Compute the weights from the mask of `ordinary`
+tokens. Only the student is differentiated.
 """
 
 from typing import NamedTuple
@@ -45,7 +43,7 @@ Ids = Int[Array, "*B K"]
 
 
 class Support(NamedTuple):
-    """The tokens that a divergence is taken over: `ids [*B, K]`, and `valid [*B, K]`, false where an entry is none."""
+    """The tokens over which a divergence is computed: `ids` [..., K], used where `valid` [..., K] is true."""
 
     ids: Int[Array, "*B K"]
     valid: Bool[Array, "*B K"]
@@ -54,9 +52,14 @@ class Support(NamedTuple):
 def sampled_token(
     old_logp: Float[Array, "P G T"], teacher_logp: Float[Array, "P G T"], mask: Bool[Array, "P G T"]
 ) -> Float[Array, "P G T"]:
-    """The advantage A_t = log q(y_t) − log π_old(y_t), neither centered nor scaled; 0 where the mask is false.
+    """The advantage of on-policy distillation from the sampled token, without gradient.
 
-    Its policy gradient is that of −KL(π ‖ q), token by token.
+        A_t = log q(y_t) − log π_old(y_t)
+
+    `old_logp` and `teacher_logp` [P, G, T] are log π_old and log q of the sampled tokens, in nats; `mask` [P, G, T] is
+    true at the trained tokens. Returns A, [P, G, T], in nats, neither centered nor scaled; 0 at other tokens. Its
+    policy gradient is the gradient of −KL(π ‖ q) at each token. `support_loss` instead uses several tokens per
+    position. Raises ValueError if shapes differ, TypeError if the mask is not boolean.
 
     >>> old_logp, teacher_logp = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.25, 1.0]))
     >>> print(sampled_token(old_logp, teacher_logp, jnp.ones(2, bool)))
@@ -75,12 +78,26 @@ def importance_weighted(
     *,
     gamma: float | Array = 0.5,
 ) -> Float[Array, "P G T"]:
-    """`sampled_token`, weighted more before most of the completion's disagreement (IW-OPD, 2606.22600).
+    """The advantage of `sampled_token`, with a larger weight early in the completion (IW-OPD, 2606.22600).
 
         a_t = log q(y_t) − log π_old(y_t),    w_t = 1 + γ (1 − Σ_{j<t} |a_j| / Σ_j |a_j|),    A_t = w_t a_t
 
-    Sums are over the completion's trained tokens: the first has weight 1 + γ, and one after which nothing differs, 1.
-    The loss is −Σ log π · A. gamma in [0, 1]; 0 gives `sampled_token`. Not verified: read in TRL's code, no paper text.
+    The sums are over the trained tokens of the completion. w falls from 1 + γ at the first token to 1 after the last
+    token with a ≠ 0. Unlike in `sampled_token`, A_t depends on other tokens. Read in TRL's code, not checked against
+    the paper.
+
+    Args:
+      old_logp: log π_old of the sampled tokens, [P, G, T], in nats.
+      teacher_logp: log q of the sampled tokens, [P, G, T], in nats.
+      mask: True at the trained tokens, [P, G, T].
+      gamma: γ, the greatest extra weight, in [0, 1]; 0 gives `sampled_token`.
+
+    Returns:
+      A, [P, G, T], in nats, without gradient; 0 at tokens that are not trained.
+
+    Raises:
+      ValueError: If gamma is outside [0, 1] or shapes differ.
+      TypeError: If the mask is not boolean.
 
     >>> old_logp, teacher_logp = jnp.zeros(3), jnp.array([-1.0, 2.0, -1.0])  # w = 1 + ½ (1, ¾, ¼)
     >>> importance_weighted(old_logp, teacher_logp, jnp.ones(3, bool)).tolist()
@@ -96,7 +113,11 @@ def importance_weighted(
 
 
 def ordinary(mask: Bool[Array, "*B T"], tokens: Int[Array, "*B T"], special: tuple[int, ...]) -> Bool[Array, "*B T"]:
-    """The mask without the special tokens (2603.25562): templates differ, so the teacher's opinion of them misleads.
+    """The mask without special tokens (2603.25562), whose teacher probabilities mislead if the chat templates differ.
+
+    `mask` and `tokens` are [..., T]; `special` lists the ids of the special tokens. Returns a mask [..., T]. Unlike a
+    Support, the result selects positions, not vocabulary entries. Raises ValueError if shapes differ, TypeError if the
+    mask is not boolean.
 
     >>> ordinary(jnp.array([True, True, False]), jnp.array([5, 1, 5]), special=(0, 1)).tolist()
     [True, False, False]
@@ -109,7 +130,9 @@ def ordinary(mask: Bool[Array, "*B T"], tokens: Int[Array, "*B T"], special: tup
 
 
 def teachers(ids: Ids) -> Support:
-    """The teacher's likeliest tokens (2603.25562).
+    """The support of the teacher's most likely tokens (2603.25562).
+
+    `ids` [..., K] come from `top_tokens` of the teacher. Returns a Support with all entries valid, as does `students`.
 
     >>> teachers(jnp.array([[5, 2]])).valid.tolist()
     [[True, True]]
@@ -118,7 +141,9 @@ def teachers(ids: Ids) -> Support:
 
 
 def students(ids: Ids) -> Support:
-    """The student's likeliest tokens: what it would say, judged by the teacher.
+    """The support of the student's most likely tokens.
+
+    `ids` [..., K] come from `top_tokens` of the student. Returns a Support with all entries valid, as does `teachers`.
 
     >>> students(jnp.array([[5, 2]])).ids.tolist()
     [[5, 2]]
@@ -127,7 +152,11 @@ def students(ids: Ids) -> Support:
 
 
 def intersection(teacher_ids: Ids, student_ids: Ids) -> Support:
-    """The teacher's tokens that are among the student's; there may be none.
+    """The support of the tokens that both lists contain, possibly none.
+
+    `teacher_ids` [..., K] and `student_ids` [..., L] come from `top_tokens`. Returns a Support with the K teacher's
+    ids, valid if the student's ids contain them; `union` keeps all tokens. Raises ValueError if the leading axes
+    differ.
 
     >>> [x.tolist() for x in intersection(jnp.array([[5, 2]]), jnp.array([[2, 7]]))]
     [[[5, 2]], [[False, True]]]
@@ -137,7 +166,11 @@ def intersection(teacher_ids: Ids, student_ids: Ids) -> Support:
 
 
 def union(teacher_ids: Ids, student_ids: Ids) -> Support:
-    """The teacher's tokens, then those of the student's that are not among them.
+    """The support of the tokens that at least one of two lists contains.
+
+    `teacher_ids` [..., K] and `student_ids` [..., L] come from `top_tokens`. Returns a Support with K + L ids; an id of
+    the student that the teacher's ids contain is not valid. `intersection` keeps only the tokens of both. Raises
+    ValueError if the leading axes differ.
 
     >>> [x.tolist() for x in union(jnp.array([[5, 2]]), jnp.array([[2, 7]]))]
     [[[5, 2, 2, 7]], [[True, True, False, True]]]
@@ -151,10 +184,13 @@ def union(teacher_ids: Ids, student_ids: Ids) -> Support:
 def support_kl(
     student_logits: Float[Array, "*B K"], teacher_logits: Float[Array, "*B K"], support: Support
 ) -> Float[Array, "*B"]:
-    """KL(π̂ ‖ q̂) = Σ_{v∈S} π̂(v) log(π̂(v)/q̂(v)), nats, both renormalized over the support; 0 where it is empty.
+    """The KL divergence of the student from the teacher, both renormalized over the support (2603.25562).
 
-    Without the renormalization the mass outside of S is free, and the student puts all of it there. The teacher has
-    no gradient.
+        KL(π̂ ‖ q̂) = Σ_{v∈S} π̂(v) log(π̂(v)/q̂(v))
+
+    `student_logits` and `teacher_logits` [..., K] are logits at the ids of `support`, from `logits_at`; the teacher has
+    no gradient. Returns [...], in nats; 0 if the support is empty. Without renormalization, the student could lower the
+    loss by moving its mass outside of S. `support_loss` is the weighted sum. Raises ValueError if shapes differ.
 
     >>> support, student, teacher = teachers(jnp.array([[5, 2]])), jnp.zeros((1, 2)), jnp.log(jnp.array([[3.0, 1.0]]))
     >>> print(support_kl(student, teacher, support))  # ½ log(½ ÷ ¾) + ½ log(½ ÷ ¼)
@@ -174,7 +210,24 @@ def support_loss(
     *,
     support: Support,
 ) -> Float[Array, ""]:
-    """Σ w · KL(π̂ ‖ q̂): a plain sum; the weights are an aggregation's. A token of weight 0 may hold anything.
+    """The weighted sum of the divergences over the support (2603.25562).
+
+        Σ_n w_n · KL(π̂_n ‖ q̂_n)
+
+    Losses of microbatches add up, as those of `policy_loss`, if the weights come from one aggregation. A position with
+    weight 0 may hold any logits, even NaN. `support_kl` has the divergence of each position.
+
+    Args:
+      student_logits: Logits of the student at the ids of the support, [..., K].
+      teacher_logits: Logits of the teacher at these ids, [..., K]; a constant.
+      weights: w, [...], from an aggregation; a constant.
+      support: The tokens of each position.
+
+    Returns:
+      The loss, a scalar, in nats if the weights sum to 1.
+
+    Raises:
+      ValueError: If shapes differ.
 
     >>> support, student = teachers(jnp.array([[5, 2]])), jnp.zeros((1, 2))
     >>> teacher = jnp.log(jnp.array([[3.0, 1.0]]))
@@ -190,11 +243,22 @@ def support_loss(
 def top_tokens(
     hidden: Float[Array, "N D"], unembedding: Float[Array, "V D"], *, k: int, tile: int = 512
 ) -> tuple[Int[Array, "N K"], Float[Array, "N K"]]:
-    """(ids, logits) of each row's k largest logits of h·Wᵀ, the largest first, from one pass over vocabulary tiles.
+    """The k largest logits of each row of h·Wᵀ and their ids, largest first, from one pass over vocabulary tiles.
 
-    Of equal logits the lower id comes first. Not for differentiation: `logits_at` is. `tile` is the tokens of the
-    vocabulary in a tile of logits. ValueError if an argument is sharded over explicit mesh axes: call it under
-    `jax.shard_map`, or `jax.sharding.auto_axes`. `pallas_kernels.token_topk` gives log π, of a temperature, instead.
+    Of equal logits, the lower id comes first. The result has no gradient; to differentiate, call `logits_at` with the
+    ids. `pallas_kernels.token_topk` returns log π at a temperature instead of logits.
+
+    Args:
+      hidden: Hidden states h, [N, D].
+      unembedding: W, [V, D].
+      k: Number of tokens per row, in [1, V].
+      tile: Number of vocabulary rows per tile of logits.
+
+    Returns:
+      (ids, logits), both [N, k].
+
+    Raises:
+      ValueError: If shapes differ, k is out of range, or an argument is sharded over explicit mesh axes.
 
     >>> hidden, unembedding = jnp.array([[1.0, 0.0]]), jnp.array([[3.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
     >>> [x.tolist() for x in top_tokens(hidden, unembedding, k=2)]
@@ -211,7 +275,11 @@ def top_tokens(
 def logits_at(
     hidden: Float[Array, "N D"], unembedding: Float[Array, "V D"], ids: Int[Array, "N K"]
 ) -> Float[Array, "N K"]:
-    """h·W[ids]: the logits of a few tokens of each row, differentiable in both. Gathers [N, K, D].
+    """The logits of a few tokens per row, h·W[ids], differentiable in both arrays.
+
+    `hidden` is h [N, D], `unembedding` is W [V, D] and `ids` [N, K] are token ids. Returns [N, K], in float64 if an
+    input is and else in float32. It gathers an array [N, K, D]. Unlike `top_tokens`, it takes the ids as given. Raises
+    ValueError if shapes do not fit each other.
 
     >>> hidden, unembedding = jnp.array([[1.0, 0.0]]), jnp.array([[3.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
     >>> logits_at(hidden, unembedding, jnp.array([[2, 0]])).tolist()
@@ -227,8 +295,8 @@ def logits_at(
 
 
 def _log_softmax(logits: Array, valid: Array) -> Array:
-    """log softmax over the valid entries, 0 at the others; nothing that those hold is read."""
-    logits = finite(logits)  # one of −∞ is of no mass, and its divergence from another is a number
+    """log softmax over the valid entries; 0 at the invalid entries, which are not read."""
+    logits = finite(logits)  # a logit of −∞ has probability 0 and a finite divergence
     top = jnp.max(lax.stop_gradient(logits), axis=-1, keepdims=True, where=valid, initial=-jnp.inf)
     shifted = jnp.where(valid, logits - jnp.where(jnp.isfinite(top), top, 0.0), 0.0)
     total = jnp.sum(jnp.where(valid, jnp.exp(shifted), 0.0), axis=-1, keepdims=True)
@@ -236,5 +304,5 @@ def _log_softmax(logits: Array, valid: Array) -> Array:
 
 
 def _among(ids: Array, others: Array) -> Array:
-    """True at the ids that are among the others of the same position."""
+    """True at the ids that the `others` of the same position contain."""
     return jnp.any(ids[..., :, None] == others[..., None, :], axis=-1)

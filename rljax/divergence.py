@@ -1,4 +1,4 @@
-"""Divergences of two policies from what is known of a few tokens at each position: what trust regions are made of."""
+"""Divergences of two policies, computed from a few tokens per position, for the trust regions of `ratio`."""
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -10,12 +10,14 @@ __all__ = ["total_variation"]
 
 
 def total_variation(logp: Float[Array, "*B K"], old_logp: Float[Array, "*B K"]) -> Float[Array, "*B"]:
-    """The total variation of two policies over K tokens and the rest taken as one (CPPO, 2606.10968). No gradient.
+    """The total variation of two policies over K tokens, with all other tokens merged into one (CPPO, 2606.10968).
 
-        D = ½ (Σ_v |p_v − q_v| + |Σ_v (p_v − q_v)|)
+        D = ½ (Σ_v |p_v − q_v| + |Σ_v (p_v − q_v)|),    p = e^logp,    q = e^old_logp
 
-    p = e^logp and q = e^old_logp at the same K tokens, the old policy's likeliest; in [0, 1], and a lower bound of the
-    total variation over the whole vocabulary. ValueError where shapes differ.
+    `logp` and `old_logp` [..., K], in nats, are the log-probabilities of the same K tokens, the old policy's most
+    likely ones, under the new and the old policy. Returns D, [...], in [0, 1], without gradient, for
+    `ratio.cumulative_divergence_mask`. D is a lower bound of the total variation over the whole vocabulary;
+    `ratio.total_variation_mask` instead uses the sampled token alone. Raises ValueError if shapes differ.
 
     >>> round(float(total_variation(jnp.log(jnp.array([0.5, 0.1])), jnp.log(jnp.array([0.3, 0.2])))), 6)
     0.2

@@ -1,6 +1,6 @@
-"""From hidden states and the unembedding to what the loss needs of every trained token, on one device or a mesh.
+"""Sharded log-probabilities, entropies and KL divergences of a model's tokens, from hidden states and the unembedding.
 
-In all, hidden[t − 1] has seen the tokens before t, so it says how likely token t was; at t = 0 there is nothing.
+hidden[t − 1] predicts token t, so position 0 has no prediction and gets 0.
 """
 
 import math
@@ -18,7 +18,7 @@ from rljax.distillation import logits_at
 
 SoftCap = float | Float[Array, ""] | None
 Bias = Float[Array, " V"] | None
-BANNED = -1e30  # a token is banned if its z/τ is not above this, as in token_stats
+BANNED = -1e30  # a token is banned if z/τ ≤ this, as in token_stats
 
 __all__ = ["delayed", "logps_at", "preceding", "token_kls", "token_logps"]
 
@@ -37,22 +37,35 @@ def token_logps(
     split: P | None = None,
     implementation: str | None = None,
 ) -> TokenStats:
-    """log π(tokens[t] | tokens[<t]) where `mask` is true, with the entropy and the proxy of the same π.
+    """The log-probability, the entropy and the proxy of every token, from a model's hidden states.
 
-        π_t = softmax((hidden[t−1]·Wᵀ + b)/τ):   logp[t] = log π_t(tokens[t]),   and 0 where ¬mask[t] or t = 0
+        π_t = softmax((hidden[t−1]·Wᵀ + b)/τ),    logp[t] = log π_t(tokens[t])
 
-    Each [*B, T] and as `pallas_kernels.token_stats` defines it.  What `hidden` and `tokens` hold where nothing is
-    predicted changes nothing, even NaN.  A token outside the vocabulary counts as masked.
+    `pallas_kernels.token_stats` defines the three statistics, soft caps and banned tokens, and has no shift by one
+    position; `token_kls` compares two models. Hidden states and tokens that predict nothing may hold anything. On a
+    mesh (axes of AxisType.Auto), tokens are divided over all axes except the axis of the vocabulary; values and
+    gradients are those of one device (tests/logprobs_test.py).
 
-    Rows of the unembedding from `vocab_size` on are padding. `bias` b and `softcap` are as in `token_stats`: a bias of
-    −∞ bans a token, even with a soft cap.
+    Args:
+      hidden: Hidden states, [..., T, D].
+      unembedding: W, [V, D].
+      tokens: Token ids, [..., T]; an id outside the vocabulary counts as masked.
+      mask: True at the tokens to score, [..., T].
+      temperature: τ, without unit; τ > 0.
+      softcap: Soft cap c of the logits, or None.
+      bias: b, [V], or None; −∞ bans a token.
+      vocab_size: Number of tokens; rows of W beyond are padding. None means all V rows.
+      mesh: Device mesh, or None for one device.
+      split: Sharding of W on the mesh: P("tensor", "fsdp") splits the vocabulary over tensor and the width over fsdp;
+        P() or None replicates W. The bias is split as the vocabulary.
+      implementation: Name of a kernel implementation, or None for the best one on the platform.
 
-    With a `mesh` (axes of AxisType.Auto) `split` says how the unembedding lies there: P("tensor", "fsdp") if its
-    vocabulary is split over the axis tensor and its width over fsdp, P() or None if every device holds it whole. The
-    bias is split as the vocabulary. The tokens are divided over all axes but the vocabulary's. Values and gradients
-    are those of one device.
+    Returns:
+      TokenStats(logp in nats, entropy in nats, proxy), [..., T] each; 0 at masked tokens and at t = 0.
 
-    Raises ValueError for shapes that do not fit each other, TypeError for dtypes.
+    Raises:
+      ValueError: If shapes do not fit each other, or split does not name axes of the mesh.
+      TypeError: If the mask is not boolean, or tokens are not signed integers.
 
     >>> import jax.numpy as jnp
     >>> hidden, unembedding = jnp.zeros((1, 3, 8)), jnp.ones((4, 8))
@@ -89,10 +102,31 @@ def token_kls(
     mesh: Mesh | None = None,
     implementation: str | None = None,
 ) -> Float[Array, "*B T"]:
-    """KL(π_t ‖ ρ_t) over the whole vocabulary where `mask` is true, nats, of the policy from the reference; else 0.
+    """The exact KL divergence of the policy from a reference at every token, over the whole vocabulary.
 
-    `bias` and `softcap` are those of both models, or a pair: the policy's, then the reference's. As `token_logps` in
-    all else; the reference has no gradient. `penalty.exact_kl` sums it.
+        KL(π_t ‖ ρ_t) = Σ_v π_t(v) (log π_t(v) − log ρ_t(v)),    ρ the reference
+
+    `pallas_kernels.token_kl` defines soft caps and banned tokens, and takes rows without the shift by one position.
+    `penalty.exact_kl` sums the result; `token_logps` gives the terms of a sampled estimate.
+
+    Args:
+      hidden: Hidden states of the policy, [..., T, D].
+      unembedding: W of the policy, [V, D].
+      ref_hidden: Hidden states of the reference, [..., T, E]; constants.
+      ref_unembedding: W of the reference, [V, E]; a constant.
+      mask: True at the tokens to score, [..., T].
+      temperature: τ of both, without unit; τ > 0.
+      softcap: Soft cap of both, or a pair: the policy's, then the reference's.
+      bias: Bias [V] of both, or a pair: the policy's, then the reference's.
+      mesh: Device mesh, or None for one device; W is replicated.
+      implementation: Name of a kernel implementation, or None for the best one on the platform.
+
+    Returns:
+      KL, [..., T], in nats; 0 at masked tokens and at t = 0.
+
+    Raises:
+      ValueError: If shapes do not fit each other.
+      TypeError: If the mask is not boolean.
 
     >>> hidden, mask = jnp.ones((2, 1)), jnp.array([False, True])
     >>> kl = token_kls(hidden, jnp.log(jnp.array([[1.0], [3.0]])), hidden, jnp.zeros((2, 1)), mask)
@@ -124,13 +158,29 @@ def logps_at(
     softcap: SoftCap = None,
     bias: Bias = None,
 ) -> Float[Array, "*B T K"]:
-    """log π_t of a few tokens v at each position, from that of the position's own token y.
+    """The log-probabilities of a few tokens v per position, from the log-probability of the sampled token y.
 
-        log π(v) = log π(y) + x_v − x_y
+        log π_t(v) = log π_t(y) + x_v − x_y,    x the scaled logits of `pallas_kernels.token_stats`
 
-    with the logits x of `token_stats`. `ids[t]` are the tokens v, `logp` as `token_logps` gives it with the same
-    temperature, soft cap and bias; meaningless where that is masked. A banned v has −∞ without a gradient. If y is
-    banned every v has −∞, as `logp` does: log π(v) is then unknown.
+    A banned v gets −∞ without a gradient. If y is banned, all v get −∞, because log π(v) is unknown. Unlike in
+    `distillation.logits_at`, the result is normalized over the whole vocabulary.
+
+    Args:
+      hidden: Hidden states, [..., T, D].
+      unembedding: W, [V, D].
+      ids: The tokens v, [..., T, K].
+      tokens: The sampled tokens y, [..., T].
+      logp: log π(y), [..., T], in nats, from `token_logps` with the same temperature, softcap and bias.
+      temperature: τ, without unit; τ > 0.
+      softcap: Soft cap of the logits, or None.
+      bias: Bias, [V], or None.
+
+    Returns:
+      log π(v), [..., T, K], in nats; meaningless where logp is masked.
+
+    Raises:
+      ValueError: If shapes do not fit each other.
+      TypeError: If tokens are not signed integers.
 
     >>> hidden, unembedding = jnp.ones((2, 1)), jnp.log(jnp.array([[1.0], [3.0]]))
     >>> tokens, logp = jnp.array([0, 1]), jnp.array([0.0, jnp.log(0.75)])
@@ -152,7 +202,7 @@ def logps_at(
 
 
 def _scaled(z, tau, softcap: SoftCap):
-    """(x, whether it is banned) of logits z; the x of a banned token is 0, so that no ∞ − ∞ arises."""
+    """(x, True if banned) of logits z; the x of a banned token is 0, so that no ∞ − ∞ arises."""
     banned = z / tau <= BANNED
     z = jnp.where(banned, 0, z)
     if softcap is not None:
@@ -162,31 +212,31 @@ def _scaled(z, tau, softcap: SoftCap):
 
 
 def _flat(hidden):
-    """[*B, T, D] as rows [N, D]."""
+    """Rows [N, D] of [..., T, D]."""
     return hidden.reshape(-1, hidden.shape[-1])
 
 
 def _advanced(x, absent):
-    """[.., T] one step earlier: hidden[t] sees what stands at t + 1."""
+    """x [..., T] shifted one position earlier, because hidden[t] predicts token t + 1; the last entry is `absent`."""
     return jnp.concatenate([x[..., 1:], jnp.full_like(x[..., :1], absent)], axis=-1)
 
 
 def _axes(mesh: Mesh | None, split: P | None) -> tuple[str | None, str | None]:
-    """The axes over which the vocabulary and the width of the unembedding are split; None where there is one part."""
+    """The mesh axes that split the vocabulary and the width of the unembedding; None for an axis of one part."""
     if mesh is None or split is None:
         return None, None
     names = (*split, None, None)[: max(2, len(split))]
     if len(names) > 2 or not all(name is None or name in mesh.axis_names for name in names):
-        raise ValueError(f"token_logps: split is {split}; it should be P(vocabulary's axis, width's axis), each None "
-                         f"or one of the mesh's axes {mesh.axis_names}")  # fmt: skip
+        raise ValueError(f"token_logps: split = {split}: expected P(axis of the vocabulary, axis of the width), each "
+                         f"None or one of the mesh axes {mesh.axis_names}")  # fmt: skip
     vocabulary, width = (name if name is not None and mesh.shape[name] > 1 else None for name in names)
     return vocabulary, width
 
 
 def _divided(function, mesh: Mesh | None, arrays: int, others: tuple, vocabulary: str | None = None):
-    """The function with the rows of its first `arrays` arguments split over the mesh, but not its axis `vocabulary`.
+    """`function` with the rows of its first `arrays` arguments split over all axes of the mesh but `vocabulary`.
 
-    The `others` lie as they say; what is whole on several devices has its gradients summed.
+    `others` are the specs of the remaining arguments; gradients of replicated arguments are summed over devices.
     """
     if mesh is None:
         return function
@@ -203,13 +253,15 @@ def _divided(function, mesh: Mesh | None, arrays: int, others: tuple, vocabulary
 
 
 def _padded(x, extra: int):
-    """Rows that count as masked, so that every device has as many."""
+    """x with `extra` masked rows, so that every device gets the same number of rows."""
     absent = False if x.dtype == jnp.bool_ else -1 if jnp.issubdtype(x.dtype, jnp.integer) else 0
     return jnp.pad(x, ((0, extra), *[(0, 0)] * (x.ndim - 1)), constant_values=absent)
 
 
 def delayed(x: Float[Array, "*B T"]) -> Float[Array, "*B T"]:
-    """[.., T] one step later: what was computed at t−1 stands at t, and 0 at t = 0.
+    """Shifts an array one position later: entry t of the result is x[t − 1], and entry 0 is 0.
+
+    `x` is [..., T], in any unit, such as values per hidden state; returns [..., T]. `preceding` shifts hidden states.
 
     >>> delayed(jnp.array([1.0, 2.0, 3.0])).tolist()
     [0.0, 1.0, 2.0]
@@ -218,7 +270,9 @@ def delayed(x: Float[Array, "*B T"]) -> Float[Array, "*B T"]:
 
 
 def preceding(hidden: Float[Array, "*B T D"]) -> Float[Array, "N D"]:
-    """Rows of hidden states that each have seen the tokens before their own: `delayed` along T, then flat.
+    """The hidden states that predict each token, as rows: row t is hidden[t − 1], and row 0 of a sequence is 0.
+
+    `hidden` is [..., T, D]; returns [N, D] with N the number of tokens. `delayed` shifts arrays without the axis D.
 
     >>> preceding(jnp.array([[1.0], [2.0], [3.0]])).tolist()
     [[0.0], [1.0], [2.0]]
@@ -230,17 +284,17 @@ def _check(caller: str, hidden, unembedding, tokens, mask, of: str = "") -> None
     shape = jnp.shape(tokens)
     if not shape or jnp.shape(hidden)[:-1] != shape:
         raise ValueError(
-            f"{caller}: {of}hidden is of shape {jnp.shape(hidden)}; it should be [*B, T, D] "
+            f"{caller}: {of}hidden has shape {jnp.shape(hidden)}: expected [*B, T, D] "
             f"with [*B, T] = {shape}, as in tokens"
         )
     if jnp.shape(mask) != shape:
-        raise ValueError(f"{caller}: mask is of shape {jnp.shape(mask)}; it should be {shape}, as tokens")
+        raise ValueError(f"{caller}: mask has shape {jnp.shape(mask)}: expected {shape}, as tokens")
     if jnp.result_type(mask) != jnp.bool_:
-        raise TypeError(f"{caller}: mask is of dtype {jnp.result_type(mask)}; it should be bool")
+        raise TypeError(f"{caller}: mask has dtype {jnp.result_type(mask)}: expected bool")
     if not jnp.issubdtype(jnp.result_type(tokens), jnp.signedinteger):
-        raise TypeError(f"{caller}: tokens is of dtype {jnp.result_type(tokens)}; it should be a signed integer")
+        raise TypeError(f"{caller}: tokens has dtype {jnp.result_type(tokens)}: expected a signed integer")
     if jnp.ndim(unembedding) != 2 or jnp.shape(unembedding)[1] != jnp.shape(hidden)[-1]:
         raise ValueError(
-            f"{caller}: {of}unembedding is of shape {jnp.shape(unembedding)}; it should be [V, D] "
+            f"{caller}: {of}unembedding has shape {jnp.shape(unembedding)}: expected [V, D] "
             f"with D = {jnp.shape(hidden)[-1]}, as in {of}hidden"
         )

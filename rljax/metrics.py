@@ -1,7 +1,7 @@
 """Training metrics computed from ℓ, f, A, w, the mask and ∂L/∂logp; the same code serves every algorithm.
 
-`policy_sums` of microbatches (or shards, or optimizer steps) add; `policy_summary` of their total divides once. A mean
-over nothing is NaN.
+Add the `policy_sums` of microbatches, shards or optimizer steps, then call `policy_summary` once on the total. A mean
+over no token is NaN. r = e^ℓ is the ratio π_θ/π_old.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +29,12 @@ __all__ = [
 
 
 def policy_sums(logp: Float[Array, "*B T"], batch: Batch, ratio: Callable) -> dict[str, Float[Array, ""]]:
-    """The sums over a batch's tokens that `policy_summary` reads; those of its parts add. Costs one ∂L/∂logp.
+    """The sums over the tokens of a batch from which `policy_summary` computes its metrics.
+
+    `logp` [..., T] is log π_θ in nats, and `batch` and `ratio` are the arguments of `policy_loss`, whose derivative in
+    logp is computed once. Returns scalars by name: `tokens`, `weight` (Σw), `clipped` and `clipped_positive` (Σw of the
+    tokens with w·A ≠ 0 and zero gradient, and of those with A > 0), `k1`, `k3`, `ratio` and `ratio_squared` (sums of
+    −ℓ, r − 1 − ℓ, r and r²). `position_sums` has sums per position. Raises as `policy_loss`.
 
     >>> from rljax import algorithms
     >>> batch = Batch(mask=jnp.ones(4, bool), old_logp=jnp.zeros(4), weights=jnp.full(4, 0.25), advantages=jnp.ones(4))
@@ -54,13 +59,16 @@ def policy_sums(logp: Float[Array, "*B T"], batch: Batch, ratio: Callable) -> di
 
 
 def policy_summary(sums: Mapping[str, Float[Array, ""]]) -> dict[str, Float[Array, ""]]:
-    """The metrics of one or more optimizer steps, from the sums over all their tokens; NaN without any.
+    """The metrics of one or more optimizer steps, from the sums over all their tokens.
 
-    - `clip_share`: Σw of the tokens with w·A ≠ 0 and ∂L/∂logp = 0, over Σw; of it `clip_share_positive` where A > 0
-      and `clip_share_negative` where A < 0;
-    - `kl`, `kl_k1`: token means of r − 1 − ℓ and −ℓ, estimates of KL(π_old ‖ π_θ), nats;
-    - `ratio_mean`: token mean of r;  `effective_samples`: (Σr)²/(n Σr²), 1 where every r is the same, 0 where Σr²
-      overflows.
+    - `clip_share`: Σw of the tokens with w·A ≠ 0 and ∂L/∂logp = 0, divided by the Σw of all tokens;
+    - `clip_share_positive`, `clip_share_negative`: the parts of `clip_share` with A > 0 and with A < 0;
+    - `kl`, `kl_k1`: token means of r − 1 − ℓ and of −ℓ, estimates of KL(π_old ‖ π_θ) in nats;
+    - `ratio_mean`: token mean of r;
+    - `effective_samples`: (Σr)²/(n Σr²) over the n trained tokens: 1 if all r are equal, 0 if Σr² overflows.
+
+    `sums` maps names to scalars, as `policy_sums` returns them. Returns scalars by name, NaN if there is no token;
+    shares and ratios have no unit. `correction.report` has such statistics of the rollout mismatch.
 
     >>> names = ("tokens", "weight", "clipped", "clipped_positive", "k1", "k3", "ratio", "ratio_squared")
     >>> sums = dict(zip(names, jnp.array([4.0, 1.0, 0.5, 0.5, 0.0, 0.5, 5.0, 7.5])))
@@ -83,9 +91,23 @@ def policy_summary(sums: Mapping[str, Float[Array, ""]]) -> dict[str, Float[Arra
 def position_sums(
     logp: Float[Array, "*B T"], batch: Batch, ratio: Callable, *, edges: Sequence[int] = (16, 64, 256, 1024, 4096)
 ) -> dict[str, Float[Array, "K"]]:
-    """What `position_summary` reads, for the trained tokens of ordinal ≤ edges[0], in (edges[0], edges[1]], …, beyond.
+    """The sums per position from which `position_summary` computes its metrics.
 
-    The sums of a batch's parts add. Costs one ∂L/∂logp. `edges` must rise.
+    A token's position is its ordinal among the trained tokens of its sequence, from 1. Bin 0 holds the positions up to
+    edges[0], bin i those in (edges[i − 1], edges[i]], and the last bin those above. Unlike `policy_sums`, the sums are
+    arrays. Sums of microbatches add up.
+
+    Args:
+      logp: log π_θ, [..., T], in nats.
+      batch: Batch of `policy_loss`.
+      ratio: Ratio f of `policy_loss`, whose derivative in logp is computed once.
+      edges: Last position of each bin but the last, strictly increasing.
+
+    Returns:
+      Sums by name, [len(edges) + 1] each.
+
+    Raises:
+      ValueError: If edges are empty or not strictly increasing, or as in `policy_loss`.
 
     >>> from rljax import algorithms
     >>> batch = Batch(mask=jnp.ones(4, bool), old_logp=jnp.zeros(4), weights=jnp.full(4, 0.25), advantages=jnp.ones(4))
@@ -94,7 +116,7 @@ def position_sums(
     [2. 2.] [1. 1.] [0.5  0.25]
     """
     if list(edges) != sorted(set(edges)) or not edges:
-        raise ValueError(f"edges = {edges!r}: expected ordinals that rise")
+        raise ValueError(f"edges = {edges!r}: expected strictly increasing positions")
     gradient = jax.grad(policy_loss)(logp, batch, ratio)
     mask, segments, advantages, weights, log_ratio, live = terms(logp, batch)
     cumulative = _segments.cumulative(log_ratio, segments)
@@ -117,10 +139,13 @@ def position_sums(
 
 
 def position_summary(sums: Mapping[str, Float[Array, "K"]]) -> dict[str, Float[Array, "K"]]:
-    """By position, from `position_sums`; NaN at positions without tokens.
+    """The metrics per position, from `position_sums`; NaN at positions without tokens.
 
-    - `clip_share_positive`, `clip_share_negative`: Σw of the tokens cut where A > 0 and A < 0, over the position's Σw;
-    - `drift`, `spread`: mean and standard deviation of Σ_{j≤t} ℓ_j, which prefix ratios clip.
+    - `clip_share_positive`, `clip_share_negative`: as in `policy_summary`, divided by the Σw of the position;
+    - `drift`, `spread`: mean and standard deviation of Σ_{j≤t} ℓ_j in nats, the quantity that prefix ratios clip.
+
+    `sums` maps names to arrays [K], one entry per bin, as `position_sums` returns them. Returns arrays [K] by name.
+    `policy_summary` has the metrics over all positions.
 
     >>> names = ("tokens", "weight", "clipped_positive", "clipped_negative", "cumulative", "cumulative_squared")
     >>> sums = {name: jnp.array([x]) for name, x in zip(names, (2.0, 0.5, 0.25, 0.0, 1.0, 1.0))}
@@ -139,9 +164,12 @@ def position_summary(sums: Mapping[str, Float[Array, "K"]]) -> dict[str, Float[A
 
 
 def sign_length_gap(advantages: Float[Array, "P G T"], mask: Bool[Array, "P G T"]) -> Float[Array, ""]:
-    """Mean length of the completions with A > 0 less that of those with A < 0, in trained tokens; 0 where a side lacks.
+    """Mean length of the completions with A > 0 minus the mean length of those with A < 0 (2605.04077).
 
-    What couples the sign of an update to length under a token mean, and what Balanced Aggregation removes (2605.04077).
+    `advantages` is A [P, G, T], and `mask` [P, G, T] is true at the trained tokens; the mean of A decides the sign of a
+    completion. Returns a scalar in tokens; 0 unless both signs are present. `aggregation.token_mean` couples the sign
+    of an update to this gap, and `aggregation.balanced` does not. Raises ValueError if shapes differ, TypeError if the
+    mask is not boolean.
 
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
     >>> float(sign_length_gap(jnp.array([[[1.0, 1.0, 1.0], [-1.0, -1.0, -1.0]]]), lengths_1_and_3))
@@ -160,11 +188,25 @@ def variance_proxies(
     proxy: Float[Array, "P G T"],
     gradient_norm: Float[Array, ""],
 ) -> dict[str, Float[Array, ""]]:
-    """How noisy a policy gradient is, from the logit-gradient proxies alone (2602.07078, as verl reports it).
+    """Estimates of the noise of a policy gradient from logit-gradient proxies (2602.07078; form of verl 0.9.1).
 
         signal S = ‖g‖²,    total P = mean_i Ā_i² W_i,    noise = max(0, (P − S)/(B − 1))
 
-    over the B completions with a trained token; Ā_i is the mean advantage of completion i and W_i its Σ m_t e_t.
+    The mean is over the B completions with a trained token; Ā_i is the mean of A over completion i, and W_i the sum of
+    its proxies, floored at 0. Unlike the other metrics, these need the gradient norm of the parameters.
+
+    Args:
+      advantages: A, [P, G, T].
+      mask: True at the trained tokens, [P, G, T].
+      proxy: Squared norm of the logit gradient, [P, G, T], in [0, 2]; `TokenStats.proxy`.
+      gradient_norm: ‖g‖, the norm of the gradient of the loss in the parameters, a scalar.
+
+    Returns:
+      `signal`, `total` and `noise` by name, scalars.
+
+    Raises:
+      ValueError: If shapes differ.
+      TypeError: If the mask is not boolean.
 
     >>> advantages, proxy = jnp.array([[[2.0], [0.0]]]), jnp.array([[[0.5], [1.0]]])  # P = (4 · ½ + 0)/2
     >>> found = variance_proxies(advantages, jnp.ones((1, 2, 1), bool), proxy=proxy, gradient_norm=jnp.float32(0.5))
@@ -184,18 +226,18 @@ def variance_proxies(
 
 
 def _over(numerator: Array, denominator: Array) -> Array:
-    """The quotient, 0 where nothing is divided by."""
+    """The quotient; 0 if the denominator is 0."""
     empty = denominator == 0
     return jnp.where(empty, 0.0, numerator / jnp.where(empty, 1, denominator).astype(numerator.dtype))
 
 
 def _mean(total: Array, count: Array) -> Array:
-    """The quotient, NaN if nothing was counted."""
+    """The quotient; NaN if the count is 0."""
     return jnp.divide(total, count)
 
 
 def _effective(total: Array, squares: Array, count: Array) -> Array:
-    """(Σr)²/(n Σr²), 0 where Σr² overflows."""
+    """(Σr)²/(n Σr²); 0 if Σr² overflows."""
     overflows = jnp.isinf(squares)
     total, squares = jnp.where(overflows, 0.0, total), jnp.where(overflows, 1.0, squares)
     return _mean(_mean(total, count) * total, squares)
@@ -204,9 +246,15 @@ def _effective(total: Array, squares: Array, count: Array) -> Array:
 def reward_summary(
     rewards: Real[Array, "P G"], mask: Bool[Array, "P G T"], signal: Bool[Array, "P"] | None = None
 ) -> dict[str, Float[Array, ""]]:
-    """Of a rollout's present completions: `reward` and `reward_std` (over all of them, divided by their number),
-    `length` in trained tokens, and `informative`, the share of groups with a `signal`, by default those whose rewards
-    differ. NaN if no completion is present.
+    """The reward metrics of a rollout, over the completions that have a trained token.
+
+    - `reward`, `reward_std`: mean and standard deviation over these completions (divisor N), in units of reward;
+    - `length`: mean number of trained tokens;
+    - `informative`: share of the groups for which `signal` is true.
+
+    `rewards` is [P, G], `mask` [P, G, T] is true at the trained tokens, and `signal` [P] is by default
+    `rewards.informative`. Returns scalars by name, NaN if no completion is present. `policy_summary` has the metrics of
+    the updates. Raises ValueError if shapes differ, TypeError if the mask is not boolean.
 
     >>> found = reward_summary(jnp.array([[1.0, 0.0], [1.0, 1.0]]), jnp.ones((2, 2, 3), bool))
     >>> {name: float(x) for name, x in found.items()}

@@ -1,7 +1,8 @@
-"""The objective: L(θ) = − Σ_t w_t · A_t · exp f(ℓ; A, m)_t, with ℓ_t = log π_θ(y_t) − log π_old(y_t).
+"""The policy-gradient objective: L(θ) = − Σ_t w_t · A_t · exp f(ℓ; A, m)_t, with ℓ_t = log π_θ(y_t) − log π_old(y_t).
 
-A (advantage) is computed once per rollout, w (aggregation) once per optimizer step, f (ratio) on every microbatch. With
-w fixed for the step, the sums of microbatches, shards and hosts add up to the sum of the whole.
+The advantage A is computed once per rollout, the weights w (the aggregation) once per optimizer step, and the ratio f
+on every microbatch; m is the mask. Because w is fixed for the optimizer step, the losses of microbatches, shards and
+hosts add up to the loss of the whole step.
 """
 
 import dataclasses
@@ -24,54 +25,62 @@ from rljax._guards import finite
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rollouts:
-    """Sampled completions: P prompts, G completions each, rows of T tokens. Advantages and aggregations read its fields
-    by name; all of them are constants."""
+    """Sampled completions: P prompts with G completions each, in rows of T tokens.
 
-    tokens: Int[Array, "P G T"]
-    mask: Bool[Array, "P G T"]  # true exactly where the policy chose the token
-    rewards: Float[Array, "P G"] | Float[Array, "P G T"]
-    old_logp: Float[Array, "P G T"]  # of the policy that sampled, untruncated
-    segment_ids: Int[Array, "P G T"] | None = None  # prompt and completion 1, padding 0: 0 is never trained
-    sampled_logp: Float[Array, "P G T"] | None = None  # of the distribution really drawn from
-    ref_logp: Float[Array, "P G T"] | None = None  # of the reference policy
-    proxy: Float[Array, "P G T"] | None = None  # 1 − 2π(y) + Σπ²
-    entropy: Float[Array, "P G T"] | None = None  # nats
-    values: Float[Array, "P G T"] | None = None
-    greedy_rewards: Float[Array, "P"] | None = None  # of the prompt's greedy completion
-    components: Float[Array, "P G K"] | None = None  # the rewards that `rewards` is made of
-    task: Int[Array, "P"] | None = None
-    dropping: Bool[Array, ""] | None = None  # whether completions of A < 0 are left out (`carried.entropy_hysteresis`)
-    entropy_coefficient: Float[Array, "P G T"] | None = None  # of an entropy bonus (`carried.target_entropy`)
+    Advantages, aggregations and `Carried.update` read the fields by name. All fields are constants of the loss.
+    """
+
+    tokens: Int[Array, "P G T"]  # token ids of prompt and completion, read by `advantage.prefix_tree`
+    mask: Bool[Array, "P G T"]  # true exactly at the tokens that the policy chose; false on prompts, tools, padding
+    rewards: Float[Array, "P G"] | Float[Array, "P G T"]  # one per completion, or one per token
+    old_logp: Float[Array, "P G T"]  # log π_old, nats: the sampling policy without top-k or top-p truncation
+    segment_ids: Int[Array, "P G T"] | None = None  # 1 on prompt and completion, 0 on padding; 0 is never trained
+    sampled_logp: Float[Array, "P G T"] | None = None  # log-probability the sampler drew with, nats; `correction`
+    ref_logp: Float[Array, "P G T"] | None = None  # log π_ref of the reference policy, nats; `penalty`, `regression`
+    proxy: Float[Array, "P G T"] | None = None  # 1 − 2π(y) + Σ_v π(v)², in [0, 2]; `advantage.optimal_token_baseline`
+    entropy: Float[Array, "P G T"] | None = None  # entropy of π_old at each token, nats; read by `carried`
+    values: Float[Array, "P G T"] | None = None  # value function, in units of reward; GAE
+    greedy_rewards: Float[Array, "P"] | None = None  # reward of each prompt's greedy completion; `advantage.remax`
+    components: Float[Array, "P G K"] | None = None  # the K rewards behind `rewards`; `advantage.multi_reward`
+    task: Int[Array, "P"] | None = None  # task id of each prompt; `advantage.task_relative`
+    dropping: Bool[Array, ""] | None = None  # true: drop completions with A < 0; set by `carried.entropy_hysteresis`
+    entropy_coefficient: Float[Array, "P G T"] | None = None  # weight of the bonus; set by `carried.target_entropy`
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """The arrays of a loss: rows `[*B, T]` of any leading axes. A ratio reads its fields by name; all are constants."""
+    """The arrays of a loss, in rows [..., T] with any leading axes.
 
-    mask: Bool[Array, "*B T"]
-    old_logp: Float[Array, "*B T"]
-    advantages: Float[Array, "*B T"]
-    weights: Float[Array, "*B T"]  # of an aggregation over the whole optimizer step
-    segment_ids: Int[Array, "*B T"] | None = None  # packed rows: 1, 2, 3, …; None: every row is one sequence
-    tokens: Int[Array, "*B T"] | None = None
-    ref_logp: Float[Array, "*B T"] | None = None
-    divergence: Float[Array, "*B T"] | None = None
-    entropy_coefficient: Float[Array, "*B T"] | None = None
+    Ratios and penalties read the fields by name. All fields are constants of the loss.
+    """
+
+    mask: Bool[Array, "*B T"]  # true exactly at the tokens that the policy chose
+    old_logp: Float[Array, "*B T"]  # log π_old, nats
+    advantages: Float[Array, "*B T"]  # A, in units of reward unless standardized
+    weights: Float[Array, "*B T"]  # w, from an aggregation over the whole optimizer step
+    segment_ids: Int[Array, "*B T"] | None = None  # 1, 2, 3, … in packed rows, 0 = not trained; None: one per row
+    tokens: Int[Array, "*B T"] | None = None  # token ids, which the trainer's model reads
+    ref_logp: Float[Array, "*B T"] | None = None  # log π_ref, nats; read by KL penalties and `regression.a2po`
+    divergence: Float[Array, "*B T"] | None = None  # of π_θ from π_old, ≥ 0; `ratio.cumulative_divergence_mask`
+    entropy_coefficient: Float[Array, "*B T"] | None = None  # read by `penalty.adaptive_entropy`
 
 
 @functions
 @dataclasses.dataclass(frozen=True, repr=False)
 class Carried:
-    """State carried from rollout to rollout, in optax's form; `update` is called once, before the advantage.
+    """State that is carried from one rollout to the next, in the form of an optax transformation: `init` and `update`.
 
-    Plain functions or `functools.partial`s of them, as in `PolicyGradient`. `rljax.carried` has some.
+    `update` is called once per rollout, before the advantage is computed. Both fields are functions or
+    `functools.partial`s, as in `PolicyGradient`; `rljax.carried` has ready-made ones.
+
+    Raises TypeError if `init` or `update` is not a function that takes the arguments below.
     """
 
     init: Callable[[], Any]
-    """`init() -> state`, a pytree of arrays."""
+    """Initial state, called as `init() -> state`; a pytree of arrays."""
     update: Callable[..., tuple[Rollouts, Any]]
-    """`update(state, rollouts, **fields of Rollouts) -> (rollouts, state)`."""
+    """One update, called as `update(state, rollouts, **fields) -> (rollouts, state)`; fields of Rollouts by name."""
 
     def __post_init__(self):
         convert_fields(self)
@@ -85,15 +94,15 @@ class Carried:
 @functions
 @dataclasses.dataclass(frozen=True, repr=False)
 class PolicyGradient:
-    """An algorithm: three functions, A, w and f of the objective.
+    """An algorithm: the three functions `advantage` (A), `aggregation` (w) and `ratio` (f) of the objective.
 
-    It is a value: two algorithms are equal, with equal hashes, if their functions and hyper-parameters are, and its
-    repr reads as the expression that made it. It is a pytree: the numbers bound to its functions are its leaves, so
-    they may be traced, mapped by `jax.vmap` and differentiated; functions, counts and None are structure. Only those of
-    the ratio have a derivative in `policy_loss`: A and w are constants, whatever they were computed from. Comparing
-    traced hyper-parameters raises TypeError. Functions may be plain ones or `functools.partial`s of them.
+    A PolicyGradient is a value: two are equal, with equal hashes, if their functions and hyper-parameters are equal,
+    and the repr is the expression that builds it. It is also a pytree. The numbers bound to its functions are its
+    leaves, so they can be traced, mapped by `jax.vmap` and differentiated; functions, counts and None are part of the
+    tree structure. `policy_loss` differentiates only the hyper-parameters of the ratio, because A and w are constants.
+    Each function is a plain function or a `functools.partial` of one.
 
-    Raises TypeError if a field is not a function that takes the arguments below.
+    Raises TypeError if a field is not a function of the arguments below, or if traced hyper-parameters are compared.
 
     >>> from functools import partial
     >>> from rljax import advantage, aggregation, ratio
@@ -104,15 +113,15 @@ class PolicyGradient:
     """
 
     advantage: Callable[..., Float[Array, "P G T"]]
-    """A, the advantage of a token: `f(rewards [P, G] or [P, G, T], mask [P, G, T], **fields of Rollouts)`."""
+    """A, [P, G, T], called as `f(rewards, mask, **fields)`: rewards [P, G] or [P, G, T], fields of Rollouts by name."""
     aggregation: Callable[..., Float[Array, "P G T"]]
-    """w, the weight of a token: `f(mask [P, G, T], sign [P, G], **fields of Rollouts)`."""
+    """w, [P, G, T], called as `f(mask, sign, **fields)`: sign [P, G] is −1, 0 or 1 per completion."""
     ratio: Callable[..., Float[Array, "*B T"]]
-    """f, from log-ratios to log-ratios: `f(log_ratio, advantages, segments, **fields of Batch) -> log_ratio`."""
+    """f, [..., T], in nats, called as `f(log_ratio, advantages, segments, **fields)`; fields of Batch by name."""
     carried: Carried | None = None
-    """State carried from one rollout to the next, if there is any; any object with `init` and `update` is accepted."""
+    """State carried from one rollout to the next, or None; any object with `init` and `update` is accepted."""
     top_k: int | None = None
-    """Number of the sampling policy's likeliest tokens that `Batch.divergence` is taken over, if the ratio needs it."""
+    """Number of the sampling policy's most likely tokens over which `Batch.divergence` is computed, or None."""
 
     def __post_init__(self):
         convert_fields(self)
@@ -130,12 +139,12 @@ class PolicyGradient:
 
 
 def _require_function(name: str, value: object, *arguments: str) -> None:
-    """Raises TypeError unless it can be called with these positional arguments and the fields that it requires."""
+    """Raises TypeError unless `value` can be called with these positional arguments and the fields that it requires."""
     if not callable(value):
         raise TypeError(f"{name} = {value!r}: expected a function")
     try:
         signature = inspect.signature(value)
-    except ValueError:  # some functions of C have none
+    except ValueError:  # some functions written in C have no signature
         return
     try:
         signature.bind(*arguments, **dict.fromkeys(required_fields(value)))
@@ -150,7 +159,9 @@ def _expression(value) -> str:
 
 
 def required_fields(function: Callable) -> frozenset[str]:
-    """The names of a function's required keyword-only parameters; one bound by `functools.partial` is not required.
+    """The names of the required keyword-only parameters of `function`.
+
+    A parameter that is bound by `functools.partial` is not required.
 
     >>> sorted(required_fields(lambda rewards, mask, *, proxy, gamma=1.0: None))
     ['proxy']
@@ -160,7 +171,7 @@ def required_fields(function: Callable) -> frozenset[str]:
 
 
 def requiring(fields: frozenset[str], function: Callable) -> Callable:
-    """`function(…, **bound)`, declared to require those keyword-only parameters."""
+    """Gives `function`, which takes `**fields`, a signature that requires `fields` as keyword-only parameters."""
     parameters = inspect.signature(function).parameters.values()
     plain = [p for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in fields]
     named = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in sorted(fields)]
@@ -169,23 +180,23 @@ def requiring(fields: frozenset[str], function: Callable) -> Callable:
 
 
 def bind(function: Callable, source: Rollouts | Batch) -> Callable:
-    """The function with its required keyword-only parameters taken, as constants, from the fields of those names.
+    """Binds the required keyword-only parameters of `function` to the fields of `source` with the same names.
 
-    Raises ValueError, naming the field, if the source has none of that name or it is None.
+    The fields are constants. Raises ValueError if `source` lacks a field or the field is None.
     """
     name, kind, bound = name_of(function), type(source).__name__, {}
     for field in sorted(required_fields(function)):
         if field not in {f.name for f in dataclasses.fields(source)}:
-            raise ValueError(f"{name} requires {field!r}, which is not a field of {kind}: bind it, "
+            raise ValueError(f"{name} requires {field!r}, which is not a field of {kind}: bind it with "
                              f"partial({name}, {field}=…)")  # fmt: skip
         bound[field] = lax.stop_gradient(getattr(source, field))
         if bound[field] is None:
-            raise ValueError(f"{name} requires {field!r}, and {kind}.{field} is None: give {kind}({field}=…)")
+            raise ValueError(f"{name} requires {field!r}, and {kind}.{field} is None: pass {kind}({field}=…)")
     return partial(function, **bound)
 
 
 def trained(mask: Bool[Array, "*B T"], segment_ids: Int[Array, "*B T"] | None) -> Bool[Array, "*B T"]:
-    """The tokens that are trained on: mask true, and segment id not 0 if there are ids."""
+    """True at the trained tokens: `mask` is true and `segment_ids`, unless None, are not 0; all [..., T]."""
     mask = require_mask(mask)
     if segment_ids is None:
         return mask
@@ -194,10 +205,16 @@ def trained(mask: Bool[Array, "*B T"], segment_ids: Int[Array, "*B T"] | None) -
 
 
 def advantages_of(advantage: Callable, rollouts: Rollouts) -> Float[Array, "P G T"]:
-    """A of a rollout: the advantage function on the fields it names, without gradient, 0 where no token is trained.
+    """The advantages A of a whole rollout, without gradient.
 
-    Raises ValueError if a field that it names is missing or shapes do not fit, TypeError if the mask is not boolean or
-    the advantages are not floating-point numbers.
+        A = advantage(rewards, mask, **fields of Rollouts that it names)
+
+    `advantage` has the form of `PolicyGradient.advantage`; `rollouts` holds all completions of each group. Returns A,
+    [P, G, T], in units of reward unless the advantage standardizes them, and 0 at tokens that are not trained.
+    `make_batch` computes A and w together; call `advantages_of` if one rollout is split into several optimizer steps.
+
+    Raises ValueError if a field that the advantage names is missing or shapes do not fit, and TypeError if the mask is
+    not boolean or the advantages are not floating-point numbers.
 
     >>> from rljax import advantage
     >>> rollouts = Rollouts(tokens=jnp.zeros((1, 2, 1), int), mask=jnp.ones((1, 2, 1), bool),
@@ -214,16 +231,16 @@ def advantages_of(advantage: Callable, rollouts: Rollouts) -> Float[Array, "P G 
 
 
 def make_batch(algorithm: PolicyGradient, rollouts: Rollouts) -> Batch:
-    """The batch of one optimizer step over whole groups: A, and w as a measure over all of its tokens; axes [P, G, T].
+    """The batch of one optimizer step that trains on a whole rollout, with axes [P, G, T].
 
-        A = advantage(rewards, mask),    w = aggregation(mask, sign of A)
+        A = advantage(rewards, mask),    w = aggregation(mask, sign of each completion's mean A)
 
-    State that the algorithm carries is updated before, once per rollout: `algorithm.carried.update(state, rollouts)`.
-    To take several optimizer steps, compute A over the rollout (`advantages_of`) and w over each minibatch
-    (`weighted_batch`). Everything in the batch is a constant.
+    `algorithm` is a PolicyGradient and `rollouts` holds all completions of each group. Returns a Batch in which every
+    array is a constant. If the algorithm carries state, call `carried.advance` first. For several optimizer steps per
+    rollout, compute A over the rollout with `advantages_of` and w over each minibatch with `weighted_batch`.
 
-    Raises ValueError if a field that the algorithm names is missing or shapes do not fit, TypeError if the mask is not
-    boolean, or `algorithm` is not a PolicyGradient.
+    Raises ValueError if a field that the algorithm names is missing or shapes do not fit, and TypeError if the mask is
+    not boolean or `algorithm` is not a PolicyGradient.
 
     >>> from rljax import algorithms
     >>> rollouts = Rollouts(tokens=jnp.zeros((1, 2, 1), int), mask=jnp.ones((1, 2, 1), bool),
@@ -237,7 +254,11 @@ def make_batch(algorithm: PolicyGradient, rollouts: Rollouts) -> Batch:
 
 
 def weighted_batch(aggregation: Callable, rollouts: Rollouts, advantages: Float[Array, "P G T"]) -> Batch:
-    """The batch of one optimizer step from advantages that were computed over its whole rollout; see `make_batch`."""
+    """The batch of one optimizer step, from `advantages` [P, G, T] that were computed over the whole rollout.
+
+    `aggregation` has the form of `PolicyGradient.aggregation`; `rollouts` holds the minibatch of this step, in whole
+    groups. Returns and raises as `make_batch`.
+    """
     mask = trained(rollouts.mask, rollouts.segment_ids)
     named = ("tokens", "old_logp", "ref_logp", "entropy_coefficient")
     fields = {name: x for name in named if (x := getattr(rollouts, name)) is not None}
@@ -256,45 +277,46 @@ def weighted_batch(aggregation: Callable, rollouts: Rollouts, advantages: Float[
 
 
 def require_algorithm(argument: str, algorithm: object) -> None:
-    """Raises TypeError unless it is a PolicyGradient; a function that makes one should have been called."""
+    """Raises TypeError unless `algorithm` is a PolicyGradient; `argument` is the name that the message gives it."""
     if not isinstance(algorithm, PolicyGradient):
         call = f"; call it, {algorithm.__name__}(…)" if inspect.isfunction(algorithm) else ""
         raise TypeError(f"{argument} = {shown(algorithm)}: expected a PolicyGradient, such as algorithms.grpo(){call}")
 
 
 def _require_result(kind: str, function: Callable, result: Array, mask: Array) -> None:
-    """Raises unless what a function returned has the mask's shape and is floating."""
+    """Raises unless the array that a function returned has the shape of the mask and a floating-point dtype."""
     if jnp.shape(result) != mask.shape:
         raise ValueError(f"{kind} {name_of(function)} returned shape {jnp.shape(result)}: expected {mask.shape}, "
-                         "that of the mask")  # fmt: skip
+                         "the shape of mask")  # fmt: skip
     if not jnp.issubdtype(jnp.result_type(result), jnp.floating):
         raise TypeError(f"{kind} {name_of(function)} returned dtype {jnp.result_type(result)}: "
                         "expected floating-point numbers")  # fmt: skip
 
 
 class Terms(NamedTuple):
-    """The arrays of the objective, `[*B, T]`, checked against each other once and in the dtype of sums."""
+    """The arrays of the objective, [..., T], with checked shapes, in float64 if any input is and else in float32."""
 
     mask: Bool[Array, "*B T"]
     segments: Array
-    """What ratios read: the mask, or the segment ids with 0 where the mask is false."""
+    """The argument of ratios: the mask, or the segment ids, set to 0 at masked tokens."""
     advantages: Float[Array, "*B T"]
-    """A; 0 where the mask is false."""
+    """A, set to 0 at masked tokens."""
     weights: Float[Array, "*B T"]
-    """w; 0 where the mask is false."""
+    """w, set to 0 at masked tokens."""
     log_ratio: Float[Array, "*B T"]
-    """ℓ = log π_θ − log π_old; 0 where the mask is false."""
+    """ℓ = log π_θ − log π_old in nats, set to 0 at masked tokens."""
     live: Bool[Array, "*B T"]
-    """True at the tokens that contribute to the loss: mask true, w ≠ 0, A ≠ 0, and w·A ≠ 0 (it may underflow)."""
+    """True at the tokens that contribute to the loss: mask true, w ≠ 0, A ≠ 0, and w·A ≠ 0 after rounding."""
 
 
 def terms(logp: Float[Array, "*B T"], batch: Batch) -> Terms:
-    """The terms of the objective at log π_θ = `logp`; only ℓ has a gradient.
+    """The terms of the objective for `logp`, [..., T], log π_θ in nats; only their log-ratio has a gradient.
 
-    A token that contributes nothing still counts in the ratio of its sequence, but not if its ℓ is NaN or infinite.
-    Elsewhere ±∞ (a policy that gives the token no mass) becomes ±1e30: e^ℓ is the same, and pools of it are not NaN.
+    A token that contributes nothing to the loss still counts in the pooled ratio of its sequence, unless its ℓ is NaN
+    or infinite. At other tokens ℓ = ±∞ (a policy that gives the token no mass) becomes ±1e30, which has the same e^ℓ
+    but no NaN in a mean. `batch` provides all other arrays, as constants.
 
-    Raises ValueError if shapes differ, TypeError if the mask is not boolean or log-probabilities are not floating.
+    Raises ValueError if shapes differ, and TypeError if the mask is not boolean or log-probabilities are not floating.
 
     >>> batch = Batch(mask=jnp.array([True, True, False]), old_logp=jnp.zeros(3), weights=jnp.full(3, 0.5),
     ...               advantages=jnp.array([1.0, 0.0, 1.0]))
@@ -320,22 +342,25 @@ def terms(logp: Float[Array, "*B T"], batch: Batch) -> Terms:
 
 
 def earns(batch: Batch) -> Bool[Array, "*B T"]:
-    """True at the tokens that contribute to the loss, as `Terms.live`."""
+    """True at the tokens of `batch` that contribute to the loss, [..., T]; see `Terms.live`."""
     return terms(batch.old_logp, batch).live
 
 
 def policy_loss(logp: Float[Array, "*B T"], batch: Batch, ratio: Callable) -> Float[Array, ""]:
-    """The loss of a policy gradient, a plain sum over the batch's tokens.
+    """The policy-gradient loss, a plain sum over the tokens of a batch.
 
         L = − Σ_t w_t · A_t · exp f(ℓ; A, m)_t,    ℓ_t = logp_t − old_logp_t
 
-    `logp [*B, T]` holds log π_θ(tokens[t] | tokens[<t]), nats; `ratio` is f. The sums of microbatches, shards and hosts
-    add to the sum of the whole, since the weights were made over the whole optimizer step. Only `logp` and the
-    hyper-parameters of `ratio` are differentiated; every field of the batch is a constant. A token with mask false or
-    w·A = 0 contributes exactly 0, value and gradient, whatever it holds (as a part of its sequence's ratio it is read
-    while its ℓ is finite).
+    `logp` [..., T] is log π_θ(tokens[t] | tokens[<t]) in nats. `batch` holds old_logp, A, w and the mask m, all
+    constants. `ratio` is f, for instance `algorithm.ratio`. Returns a scalar in units of A·w, in float32, or float64 if
+    an input is float64. The losses of microbatches, shards and hosts are added without dividing, because w was computed
+    over the whole optimizer step. Only `logp` and the hyper-parameters of `ratio` are differentiated.
 
-    Raises ValueError if shapes differ or the ratio names a field that the batch lacks; TypeError if the mask is not
+    A token with mask false or w·A = 0 adds exactly 0 to the loss and to the gradient, even if it holds NaN. A token
+    with mask true, w·A = 0 and a finite ℓ still counts in the pooled ratio of its sequence. A `penalty` has the same
+    form without A and f.
+
+    Raises ValueError if shapes differ or the ratio names a field that the batch lacks, and TypeError if the mask is not
     boolean or the ratio is not a function that returns floating-point numbers.
 
     >>> from rljax import ratio

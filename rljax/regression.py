@@ -1,12 +1,12 @@
-"""Policy optimization as regression (A2PO): the log-ratio to π_ref is fitted to R − V*, V* from π_ref's samples.
+"""Policy optimization as regression (A2PO): the log-ratio to π_ref is fitted to R − V*, with V* from samples of π_ref.
 
     A = optimal_advantage(rewards, mask, reference_rewards=reference_rewards)
     mask = mask & solvable(reference_rewards)[:, None, None]
     weights = aggregation.sequence_mean(mask, aggregation.side(A, mask))
     loss = a2po(logp, Batch(mask=mask, advantages=A, weights=weights, ref_logp=…, …))
 
-`reference_rewards [P, N]` are the rewards of N completions per prompt (8, as published), sampled once from π_ref. Only
-`logp` is differentiated.
+`reference_rewards` [P, N] are the rewards of N completions per prompt (N = 8 in TRL), sampled once from π_ref. All
+three functions were read in TRL's code and not checked against a paper.
 """
 
 import jax
@@ -26,12 +26,25 @@ __all__ = ["a2po", "optimal_advantage", "solvable"]
 def optimal_advantage(
     rewards: Rewards, mask: Mask, *, reference_rewards: Float[Array, "P N"], beta: float | Array = 0.5
 ) -> Advantages:
-    """The reward less the optimal value of its prompt under a KL penalty of coefficient β, from samples of π_ref.
+    """The advantage R − V*, with V* the optimal value of the prompt under a KL penalty with coefficient β.
 
-        A = R − V*,    V* = β log mean_i e^{R_i/β}
+        A = R − V*,    V* = β log mean_i e^{R_i/β} over the N samples of π_ref
 
-    Near the mean of the R_i for a large β, near their greatest for a small one. beta > 0. Not verified: read in TRL's
-    code, no paper text.
+    V* is close to the mean of the R_i for a large β and to their maximum for a small β. Unlike in
+    `advantage.group_relative`, the baseline comes from samples of π_ref, not from the group. Read in TRL's code.
+
+    Args:
+      rewards: R, [P, G], or [P, G, T] whose sum over the trained tokens is R; in units of reward.
+      mask: True at the trained tokens, [P, G, T].
+      reference_rewards: R_i, [P, N], in units of reward.
+      beta: β, in units of reward; beta > 0.
+
+    Returns:
+      A, [P, G, T], in units of reward, without gradient; 0 at tokens that are not trained.
+
+    Raises:
+      ValueError: If shapes differ or beta ≤ 0.
+      TypeError: If the mask is not boolean.
 
     >>> reference_rewards = jnp.log(jnp.array([[1.0, 3.0]]))  # V* = log 2 with β = 1
     >>> rewards, mask = jnp.log(jnp.array([[2.0, 4.0]])), jnp.ones((1, 2, 1), bool)
@@ -50,9 +63,11 @@ def optimal_advantage(
 
 
 def solvable(reference_rewards: Float[Array, "P N"]) -> Bool[Array, "P"]:
-    """True for the prompts of which a sample of π_ref has a reward above 0: A2PO leaves the others out.
+    """True for the prompts with a sample of π_ref whose reward is above 0, [P]; A2PO trains on these prompts only.
 
-    A prompt with a NaN is kept, so that the loss shows it.
+    `reference_rewards` is [P, N]. A prompt with a NaN is kept, so that the loss becomes NaN. Unlike
+    `rewards.informative`, it keeps a prompt whose rewards are all equal and positive. Raises ValueError if
+    `reference_rewards` is not [P, N]. Read in TRL's code.
 
     >>> solvable(jnp.array([[0.0, 1.0], [0.0, 0.0]])).tolist()
     [True, False]
@@ -63,13 +78,16 @@ def solvable(reference_rewards: Float[Array, "P N"]) -> Bool[Array, "P"]:
 
 
 def a2po(logp: Tokens, batch: Batch, *, beta: float | Array = 1e-3) -> Float[Array, ""]:
-    """Σ_t w_t (β s − A_t)²: the completion's log-ratio to π_ref, scaled, regressed on its advantage R − V*.
+    """The A2PO loss: squared error between the scaled log-ratio of a completion and its advantage.
 
-        s = Σ_{j in t's sequence} (logp_j − ref_logp_j)
+        Σ_t w_t (β s_t − A_t)²,    s_t = Σ_j (logp_j − ref_logp_j) over the trained tokens of t's sequence
 
-    With `sequence_mean` weights, the mean over completions of (β log π/π_ref − A)². β here is a scale of its own, not
-    that of `optimal_advantage`. beta > 0. ValueError if `batch.ref_logp` is None or shapes differ. Not verified: read
-    in TRL's code, no paper text; that s is a sum over the completion, and the mean over completions, are ours.
+    `logp` [..., T] is log π_θ in nats and has the only gradient; `batch` has w, ref_logp and A from
+    `optimal_advantage`; `beta` > 0, in units of reward per nat, is not the β of `optimal_advantage`. Returns a scalar;
+    with weights of `aggregation.sequence_mean`, the mean over completions of (β log π/π_ref − A)². Unlike in
+    `policy_loss`, there is no ratio to π_old. Raises ValueError if `batch.ref_logp` is None, shapes differ or beta ≤ 0.
+
+    Read in TRL's code. The sum over the completion and the mean over completions are our reading.
 
     >>> batch = Batch(mask=jnp.ones(2, bool), old_logp=jnp.zeros(2), advantages=jnp.full(2, 0.5),
     ...               weights=jnp.array([0.5, 0.5]), ref_logp=jnp.array([-1.0, -2.0]))
@@ -79,7 +97,7 @@ def a2po(logp: Tokens, batch: Batch, *, beta: float | Array = 1e-3) -> Float[Arr
     require_between("beta", beta, 1e-30)
     mask = trained(batch)
     if batch.ref_logp is None:
-        raise ValueError("Batch.ref_logp is None: give Batch(ref_logp=…), log π_ref of the batch's tokens")
+        raise ValueError("Batch.ref_logp = None: expected log π_ref of the batch's tokens; pass Batch(ref_logp=…)")
     arrays = {"ref_logp": batch.ref_logp, "advantages": batch.advantages, "weights": batch.weights}
     require_shape(mask.shape, "mask", logp=logp, **arrays)
     logp, *constants = (jnp.where(mask, x, 0.0) for x in accumulators(logp=logp, **arrays))

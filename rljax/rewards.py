@@ -1,4 +1,4 @@
-"""Steps between a reward and its advantage, without gradient: dynamic sampling, length penalties, and a control."""
+"""Functions of rewards that run before the advantage: dynamic sampling, length penalties, controls. No gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,12 @@ __all__ = ["improvement", "informative", "length_shaping", "overlong_penalty", "
 
 
 def informative(rewards: Real[Array, "P G"], mask: Bool[Array, "P G T"]) -> Bool[Array, "P"]:
-    """True for the groups whose rewards differ among the completions present: the others have advantage 0.
+    """True for the groups whose rewards differ, [P]: DAPO's dynamic sampling keeps only these groups (2503.14476).
 
-    Keeping these is DAPO's dynamic sampling, 0 < #correct < G for binary rewards (2503.14476). Rewards that are equal
-    up to rounding do not differ; a group with a NaN is kept, so that the loss shows it.
+    `rewards` [P, G] are in any unit, and `mask` [P, G, T] is true at the trained tokens; completions without a trained
+    token are ignored. All other groups have group-relative advantage 0. Rewards that are equal up to rounding do not
+    differ. A group with a NaN is kept, so that the loss becomes NaN. `regression.solvable` is the selection of A2PO.
+    Raises ValueError if shapes differ, TypeError if the mask is not boolean.
 
     >>> informative(jnp.array([[1.0, 0.0], [1.0, 1.0]]), jnp.ones((2, 2, 1), bool)).tolist()
     [True, False]
@@ -29,7 +31,10 @@ def informative(rewards: Real[Array, "P G"], mask: Bool[Array, "P G T"]) -> Bool
 
 
 def permute_within_group(rewards: Real[Array, "P G"], key: Array) -> Real[Array, "P G"]:
-    """The rewards of each group in an order of its own, uniformly random: a control that must teach nothing.
+    """The rewards of each group in random order: a control run with these rewards must not learn.
+
+    `rewards` [P, G] are in any unit; `key` is a random key. Returns [P, G]. Each group keeps its mean and standard
+    deviation, unlike in `length_shaping`. Raises ValueError if `rewards` is not [P, G].
 
     >>> shuffled = permute_within_group(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jax.random.key(0))
     >>> jnp.sort(shuffled, axis=1).tolist()
@@ -45,8 +50,9 @@ def overlong_penalty(lengths: Real[Array, "..."], *, max_length: float, buffer: 
 
         clip(−(length − (max_length − buffer)) / buffer, −1, 0)
 
-    In tokens: 0 until the last `buffer` tokens of `max_length`, then falling linearly to −1 at `max_length`, and −1
-    past it.
+    `lengths` [...], `max_length` ≥ 1 and `buffer` > 0 are in tokens. Returns [...], in units of reward: 0 up to
+    max_length − buffer, then falling linearly to −1 at max_length. Unlike `length_shaping`, it does not depend on the
+    other completions of the group. Raises ValueError if max_length or buffer is out of range.
 
     >>> overlong_penalty(jnp.array([70, 90, 100, 180]), max_length=100, buffer=20).tolist()
     [0.0, -0.5, -1.0, -1.0]
@@ -60,14 +66,27 @@ def overlong_penalty(lengths: Real[Array, "..."], *, max_length: float, buffer: 
 def length_shaping(
     rewards: Real[Array, "P G"], mask: Bool[Array, "P G T"], *, share: float = 0.2, alpha: float | Array = 0.2
 ) -> Float[Array, "P G"]:
-    """GRPO-λ: shorter is better among right completions, in the groups that are right most often.
+    """GRPO-λ's length shaping: in the most accurate groups, a shorter correct completion has a higher reward.
 
-        right: 1 − α·σ((n − mean n_right) / std n_right),    wrong: 0
+        1 − α·σ((n − mean n) / std n) if correct, else 0
 
-    in the `share` of the groups with the greatest accuracy; 0/1 rewards elsewhere. A completion is right where its
-    reward is above 0; mean and std (with n − 1) of the trained tokens n are over the group's right completions, and
-    where that std is 0 the shaping is 1 − α/2 for all. A NaN reward stays one. share in [0, 1], alpha in [0, 1]. Not
-    verified from the source: from third-party notes on the paper, which leave α open.
+    A completion is correct if its reward is above 0. n is its number of trained tokens; mean and std (divisor N − 1)
+    are over the correct completions of the group, and σ is the sigmoid. If the std is 0, the shaped reward is 1 − α/2.
+    Other groups get rewards 0 and 1. A NaN reward stays NaN. Unlike `overlong_penalty`, it needs no maximal length.
+    From third-party notes, which leave α open; not checked against the paper.
+
+    Args:
+      rewards: Rewards, [P, G], positive if correct.
+      mask: True at the trained tokens, [P, G, T].
+      share: Share of the groups that is shaped, in [0, 1].
+      alpha: α, the greatest reduction, in units of reward, in [0, 1].
+
+    Returns:
+      The new rewards, [P, G].
+
+    Raises:
+      ValueError: If share or alpha is outside [0, 1] or shapes differ.
+      TypeError: If the mask is not boolean.
 
     >>> lengths_1_3_2 = jnp.array([[[1, 0, 0], [1, 1, 1], [1, 1, 0]]], bool)
     >>> print(length_shaping(jnp.array([[1.0, 1.0, 0.0]]), lengths_1_3_2, share=1.0))  # 1 − 0.2 σ(∓1/√2)
@@ -96,10 +115,14 @@ def length_shaping(
 def improvement(
     rewards: Real[Array, "P G"], mask: Bool[Array, "P G T"], history: Float[Array, "K"]
 ) -> Float[Array, ""]:
-    """PIPO's ξ = (µ − µ_his)/σ_his: this batch's mean reward against the means of the K batches before it.
+    """PIPO's policy improvement ξ: the mean reward of this batch, standardized by the means of the K batches before.
 
-    0 where σ_his (with K − 1) is 0. For `advantage.policy_improvement`. Not verified from the source: from third-party
-    notes on the paper, where K = 8.
+        ξ = (mean R − mean history) / std history,    std with divisor K − 1;    0 if the std is 0
+
+    `rewards` R are [P, G], `mask` [P, G, T] is true at the trained tokens, and completions without one are ignored.
+    `history` [K] has the earlier means, in units of reward. Returns a scalar without unit for
+    `advantage.policy_improvement`. Unlike `carried.average_reward`, ξ is standardized. Raises ValueError if shapes
+    differ, TypeError if the mask is not boolean. From third-party notes, where K = 8; not checked against the paper.
 
     >>> rewards, mask = jnp.array([[1.0, 0.0]]), jnp.ones((1, 2, 1), bool)
     >>> float(improvement(rewards, mask, jnp.array([0.0, 0.25, 0.5])))  # (½ − ¼)/¼

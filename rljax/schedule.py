@@ -1,8 +1,8 @@
-"""Schedules: a number that moves over training, called inside the jitted step with the rollout's step, traced.
+"""Schedules: numbers that change over training, as functions of the rollout's step, which may be traced.
 
     anneal(step) = start + (end − start) · shape(s),    s = min(step/steps, 1)
 
-A shape maps the share s of the way, in [0, 1], to how far the number has come, from 0 to 1.
+A shape maps the elapsed share s of the schedule, in [0, 1], to a share of the change, in [0, 1].
 """
 
 from collections.abc import Callable
@@ -19,7 +19,9 @@ Share = Float[Array, ""]
 
 
 def linear(s: Share) -> Share:
-    """s: the same pace all the way.
+    """The linear shape, s; `cosine` and `cubic` are slower at both ends.
+
+    `s` is the elapsed share, a scalar in [0, 1], as is the result.
 
     >>> float(linear(jnp.float32(0.25)))
     0.25
@@ -28,7 +30,9 @@ def linear(s: Share) -> Share:
 
 
 def cosine(s: Share) -> Share:
-    """½(1 − cos πs): slow at both ends.
+    """The cosine shape, ½(1 − cos πs), flat at both ends; `cubic` is the polynomial shape with the same slopes there.
+
+    `s` is the elapsed share, a scalar in [0, 1], as is the result.
 
     >>> float(cosine(jnp.float32(0.25)))
     0.1464
@@ -37,7 +41,9 @@ def cosine(s: Share) -> Share:
 
 
 def cubic(s: Share) -> Share:
-    """3s² − 2s³: slow at both ends, the polynomial of least degree that is flat there.
+    """The cubic shape, 3s² − 2s³, flat at both ends; `cosine` has the same slopes there.
+
+    `s` is the elapsed share, a scalar in [0, 1], as is the result.
 
     >>> float(cubic(jnp.float32(0.25)))
     0.15625
@@ -46,7 +52,9 @@ def cubic(s: Share) -> Share:
 
 
 def power(n: float) -> Callable[[Share], Share]:
-    """The shape s^n: n > 1 moves late, n < 1 early. n > 0.
+    """The shape s^n: for n > 1 most of the change is late, for n < 1 early. `power(1)` is `linear`.
+
+    `n` > 0 is a number without unit. Returns a function of the elapsed share in [0, 1]. Raises ValueError if n ≤ 0.
 
     >>> float(power(2)(jnp.float32(0.25)))
     0.0625
@@ -63,9 +71,24 @@ def anneal(
     steps: int,
     shape: Callable[[Share], Share] = linear,
 ) -> Float[Array, ""]:
-    """The number at a rollout's step: `start` at 0, `end` from `steps` on, between them as the shape says.
+    """The value of a schedule at a step: `start` at step 0, `end` from `steps` on, and in between according to `shape`.
 
-    steps ≥ 1; `step` may be traced.
+        start + (end − start) · shape(min(step/steps, 1))
+
+    Unlike an `optax` schedule of the learning rate, it sets a hyper-parameter of an algorithm, once per rollout.
+
+    Args:
+      step: Step of the rollout, from 0; may be traced.
+      start: First value, in the unit of the hyper-parameter.
+      end: Last value, in the same unit.
+      steps: Length of the schedule in rollouts; steps ≥ 1.
+      shape: Function from [0, 1] to [0, 1], such as `linear`, `cosine`, `cubic` or `power(n)`.
+
+    Returns:
+      The value, a scalar in float32.
+
+    Raises:
+      ValueError: If steps < 1.
 
     >>> [float(anneal(step, start=2.0, end=-2.0, steps=500)) for step in (0, 125, 500, 900)]
     [2.0, 1.0, -2.0, -2.0]

@@ -1,4 +1,4 @@
-"""How far float32 and bfloat16 inputs are from float64: no further than docs/accuracy.md says, function by function."""
+"""Tests that the errors of float32 and bfloat16 inputs against float64 stay within the table of docs/accuracy.md."""
 
 import re
 from functools import partial
@@ -23,7 +23,7 @@ ADVANTAGES = {name: f for name, f in ADVANTAGES.items() if not name.startswith("
 AGGREGATIONS = {name: bound(aggregation, name) for name in aggregation.__all__ if name != "side"}
 NOT_OF_THE_MISMATCH = ("batch_normalized", "report", "opsm", "weighted", "aggregation_of_kept", "advantage_of_kept")
 CORRECTIONS = [name for name in correction.__all__ if name not in NOT_OF_THE_MISMATCH]
-EXACT = ("Support", "intersection", "ordinary", "students", "teachers", "union")  # ids and masks, no arithmetic
+EXACT = ("Support", "intersection", "ordinary", "students", "teachers", "union")  # no arithmetic
 PENALTIES = {
     **{f"kl, {e.__name__}": partial(penalty.kl, estimator=e) for e in (penalty.k1, penalty.k2, penalty.k3)},
     "kl_corrected": penalty.kl_corrected,
@@ -34,7 +34,7 @@ PENALTIES = {
 
 
 def inputs():
-    """Rows of T tokens near the policy that sampled, rollouts of groups, and two models' heads, at float64."""
+    """Rows of T tokens near the sampling policy, rollouts of groups, and the heads of two models, in float64."""
     rng = np.random.default_rng(0)
     l, A, w, mask = papers.random_batch(0, (4, T), scale=0.05)
     old, ref = rng.normal(size=l.shape) - 3, rng.normal(size=l.shape) - 3
@@ -46,7 +46,7 @@ def inputs():
 
 
 def rollout(rng, mask):
-    """log π of the policy that trains and of the one that sampled; their sequences differ by more and by less."""
+    """log π of the trained and of the sampling policy; the mismatch differs between sequences."""
     sampled = rng.normal(size=mask.shape) - 3
     mismatch = 0.02 * rng.choice([0.1, 1.0, 10.0], (*mask.shape[:-1], 1)) * rng.normal(size=mask.shape)
     mismatch[0, :2, T // 2] = -12.0  # a token for `veto`
@@ -54,7 +54,7 @@ def rollout(rng, mask):
 
 
 def heads(rng, n=64, d=64, v=1000):
-    """A student's and a teacher's hidden states and unembeddings, with logits that are spread over 3 nats; and ids."""
+    """Hidden states and unembeddings of a student and a teacher (logits with a spread of 3 nats), and token ids."""
     unembedding = rng.normal(size=(v, d))
     hidden = 3 / np.sqrt(d) * rng.normal(size=(n, d))
     teacher = hidden + 0.3 * np.std(hidden) * rng.normal(size=(n, d)), unembedding
@@ -64,7 +64,7 @@ def heads(rng, n=64, d=64, v=1000):
 
 @jax.jit
 def outputs(logp, batch, rewards, mask, fields, rollout, heads):
-    """By name: e^f, A, w or another function's value, and the gradient where there is one."""
+    """The value of each function (e^f, A, w, …) by name, and its gradient or None."""
     out = corrections(*rollout, mask) | distillations(*heads)
     for name, f in RATIOS.items():
         found = terms(logp, batch)
@@ -88,7 +88,7 @@ def corrections(logp, sampled, mask):
 
 
 def distillations(student, teacher, ids):
-    """The gradients are those in the student's hidden states."""
+    """Values, and gradients in the student's hidden states."""
     hidden, unembedding = student
     support, goal = distillation.teachers(ids), distillation.logits_at(*teacher, ids)
     weights = jnp.full(len(ids), 1 / len(ids), hidden.dtype)
@@ -116,7 +116,7 @@ def distillations(student, teacher, ids):
 
 
 def error(actual, exact) -> float:
-    """The greatest difference, over the greatest answer; of decisions, the share of those that are others."""
+    """The largest difference divided by the largest answer; for booleans, the share that differs."""
     if exact.dtype == bool:
         return float(np.mean(actual != exact))
     actual, exact = np.asarray(actual, np.float64), np.asarray(exact, np.float64)
@@ -124,9 +124,9 @@ def error(actual, exact) -> float:
 
 
 def measure() -> dict[str, list[float]]:
-    """By name: float32 inputs' error in value and gradient, then the error in value of inputs rounded to bfloat16.
+    """By name: errors in value and gradient of float32 inputs, and the error in value of inputs rounded to bfloat16.
 
-    bfloat16 inputs are summed as float32 (a law of laws_test), so they are given as float32 once they are rounded.
+    bfloat16 inputs are summed in float32 (a law of laws_test), so the rounded inputs are passed as float32.
     """
     cast = lambda dtype, x: x if x.dtype in (bool, np.int32) else x.astype(dtype)  # noqa: E731
     whole = jax.tree.map(np.asarray, inputs())
@@ -143,14 +143,14 @@ def measure() -> dict[str, list[float]]:
 
 
 def stated(heading: str) -> dict[str, list[float]]:
-    """The table of the docs under a heading; 0 where it is empty."""
+    """The rows of the table under a heading of the docs; an empty cell is 0."""
     page = DOCS.read_text().split(f"\n{heading}\n")[1].split("\n## ")[0]
     rows = re.findall(r"^\| `(.*)` \|(.*)\|$", page, re.MULTILINE)
     return {name: [float(x.strip() or 0) for x in row.split("|")] for name, row in rows}
 
 
 def allowed(limit: float) -> float:
-    """Half as much again, and two units in the last place, are left to another device's order of summation."""
+    """The limit plus 50 % and at least two units in the last place, for another device's order of summation."""
     return max(1.5 * limit, 2.4e-7)
 
 
@@ -180,4 +180,4 @@ def test_no_function_escapes(measured):
 def test_errors_are_within_those_stated(name, measured):
     for found, limit in zip(measured[name], stated("## The table")[name], strict=True):
         assert found <= allowed(limit)
-    assert measured[name][2] >= measured[name][0] / 4  # and rounding the inputs is noticed, where they are read
+    assert measured[name][2] >= measured[name][0] / 4  # rounding the inputs has an effect

@@ -1,4 +1,4 @@
-"""Advantages against the papers' formulas at float64, what they must never do, and what each refuses."""
+"""Advantages: the papers' formulas in float64, invariants, and rejected arguments."""
 
 from functools import partial
 
@@ -42,8 +42,6 @@ every_case = pytest.mark.parametrize("name", CASES)
 
 
 def programs(*names):
-    """A function that gives these advantages by name, on random fields but for those given."""
-
     @together
     def run(rewards, mask, fields):
         found = {}
@@ -112,7 +110,7 @@ def test_rewards_and_proxies_at_masked_tokens_are_not_read(name):
 @pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize("name", [*TOKEN_BASELINES, "exact_energy_baseline"])
 def test_completions_without_holes_need_no_packing(name, dense):
-    """They begin at one column: the quick way, which one token out of line leaves."""
+    """Completions that begin at one column take the fast path; one misplaced token selects the other path."""
     rewards, mask, _ = papers.random_rollouts(0, dense=dense)
     columns, lengths = np.arange(mask.shape[-1]), np.random.default_rng(0).integers(0, 6, mask.shape[:2])
     mask = (columns >= 1) & (columns < 1 + lengths[..., None])
@@ -124,7 +122,7 @@ def test_completions_without_holes_need_no_packing(name, dense):
 
 @pytest.mark.parametrize("name", TOKEN_BASELINES)
 def test_being_longest_pays_nothing(name):
-    """R ≡ 1, lengths 5 and 3: the published code gives [0, 0, 0, 1, 1] to the longer."""
+    """R = 1 with lengths 5 and 3: the paper's code gives the longer completion A = [0, 0, 0, 1, 1]."""
     mask = np.arange(5) < np.array([[5], [3]])
     rewards, proxy = np.ones(2), np.ones((2, 5))
     np.testing.assert_array_equal(papers.reference_token_baseline(rewards, mask, proxy)[0], [0, 0, 0, 1, 1])
@@ -140,7 +138,7 @@ def test_past_all_others_the_baseline_is_theirs_at_their_last_tokens():
 
 
 def test_own_sample_form_is_the_leave_one_out_form_shortened_by_its_own_share():
-    """A = (1 − W_i / ΣW) · A_loo: a shorter step, which is its bias."""
+    """A = (1 − W_i / ΣW) · A_loo: the shorter step is the bias."""
     rewards, mask, proxy = np.array([[1.0, 0.0, 0.3]]), np.ones((1, 3, 4), bool), np.ones((1, 3, 4))
     A = token_baselines(rewards, mask, proxy)
     np.testing.assert_allclose(A["optimal_token_baseline"], A["leave_one_out_token_baseline"] * (2 / 3), rtol=1e-6)
@@ -156,7 +154,7 @@ def test_equal_energies_give_the_mean_baselines():
 
 
 def test_tiny_energies_of_the_others_survive_a_large_one_of_ones_own():
-    """Sums over the others are made of the others: a total less one's own would leave rounding."""
+    """Subtracting the own energy from the total would leave rounding errors."""
     proxy = np.array([[[2.0], [1e-9], [3e-9]]])
     A = token_baselines(np.array([[0.0, 1.0, 2.0]]), np.ones((1, 3, 1), bool), proxy)
     np.testing.assert_allclose(A["leave_one_out_token_baseline"][0, 0, 0], -1.75, rtol=1e-6)
@@ -217,7 +215,7 @@ def test_hyper_parameters_out_of_range():
 
 
 def test_worked_returns():
-    """Three chosen tokens with a tool token between: R = 1 at the last; γ = ½, λ = ½, V = ½."""
+    """Three trained tokens around a tool token: R = 1 at the last; γ = ½, λ = ½, V = ½."""
     rewards, mask = np.array([[1.0]]), np.array([[[True, False, True, True]]])
 
     @jax.jit

@@ -1,4 +1,4 @@
-"""Aggregations against the papers' formulas at float64, relations between them, and what each refuses."""
+"""Aggregations: the papers' formulas in float64, relations between them, and rejected arguments."""
 
 from functools import partial
 
@@ -27,7 +27,7 @@ def every(mask, sign):
 
 def random_step(seed):
     _, mask, _ = papers.random_rollouts(seed)
-    mask[2] = False  # a whole group is absent
+    mask[2] = False  # an absent group
     return mask, np.random.default_rng(seed).integers(-1, 2, mask.shape[:2])
 
 

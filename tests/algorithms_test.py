@@ -1,4 +1,4 @@
-"""Algorithms end to end: rollouts to gradient, against the papers' formulas put together, and how they relate."""
+"""Algorithms from rollouts to gradients: the papers' combined formulas, and relations between algorithms."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
 
 
 def small_move(seed):
-    """Rollouts of a policy that moved a little: some tokens and sequences are beyond a clip, some within."""
+    """Rollouts of a policy that moved slightly: some tokens and sequences are clipped, others are not."""
     rewards, mask, _ = papers.random_rollouts(seed)
     rng = np.random.default_rng(seed)
     l = rng.normal(size=mask.shape) * rng.choice([1e-4, 0.02, 0.3], mask.shape[:2])[..., None] * mask
@@ -96,7 +96,7 @@ def test_holder_at_zero_is_gspo_with_its_bounds():
 
 
 def test_holder_token_clip_is_grpo_at_one_and_gmpo_at_zero():
-    """GMPO with PPO's bounds in log space; the two clips before the pool are the same map."""
+    """With GMPO's bounds set to PPO's in log space, both clips are equal."""
     bounds = {"low": float(-np.log(0.8)), "high": float(np.log(1.2))}
     pairs = [
         (algorithms.holder_po_token_clip(p=1.0), algorithms.grpo()),

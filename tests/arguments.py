@@ -1,6 +1,6 @@
-"""Random arguments of every public function that makes advantages, penalties, rewards and distillation, by their axes.
+"""Random arguments, by axes, for every public function that computes advantages, penalties, rewards or distillation.
 
-A function of these modules is looked for in `FUNCTIONS`, which is taken from the modules, so that none escapes.
+`FUNCTIONS` is collected from the modules, so that no function is missed.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ DIFFERENTIATED = {
 
 
 def differentiable(rewards, mask):
-    """An advantage of a user's own, which stops nothing."""
+    """A user-defined advantage without stop_gradient."""
     return jnp.where(mask, rewards[..., None], 0.0)
 
 
@@ -65,7 +65,6 @@ def random(axes: str, seed: int, sizes=SIZES) -> np.ndarray:
 
 
 def arguments(name: str, sizes=SIZES) -> dict:
-    """The arguments of a function that it requires, and its optional arrays, by their names."""
     floats = {name: random(axes, seed, sizes) for seed, (name, axes) in enumerate(AXES.items())}
     ids = np.random.default_rng(0).integers(0, sizes["V"], (sizes["N"], sizes["K"])).astype(np.int32)
     mask = random_mask(np.random.default_rng(1), [sizes[axis] for axis in "PGT"])
@@ -94,7 +93,6 @@ def arguments(name: str, sizes=SIZES) -> dict:
 
 
 def call(name: str):
-    """The function by its arguments' names, its hyper-parameters bound."""
     return partial(FUNCTIONS[name], **BOUND.get(name, {}))
 
 
@@ -109,7 +107,7 @@ def floating(tree) -> dict[str, np.ndarray]:
 
 
 def replaced(tree, **arrays):
-    """The arguments with other arrays at these paths."""
+    """The arguments with the arrays at these paths replaced."""
 
     def one(path, x):
         return arrays.get(jax.tree_util.keystr(path, simple=True, separator="."), x)

@@ -1,4 +1,4 @@
-"""What does not fit is refused at trace time, by name: every public function, over lists taken from the modules."""
+"""Arguments that every public function must reject at trace time, by name; the lists come from the modules."""
 
 import dataclasses
 import inspect
@@ -12,22 +12,22 @@ import pytest
 from rljax import distillation, ratio
 from tests.signatures_test import ARGUMENTS, BATCH, COMBINATORS, FUNCTIONS, OTHERWISE
 
-# Of one array, of any shape or number of groups.
+# Functions of one array of any shape.
 FREE = ("k1", "k2", "k3", "overlong_penalty", "permute_within_group", "solvable")
 NO_TOKENS = ("batch", "key", "support", "ids", "teacher_ids", "student_ids", "hidden", "unembedding", "history")
-# A value that each bound refuses, whatever the function.
+# A value that each bound rejects in every function.
 REFUSED = {
     "low": -0.1, "high": -0.1, "dual": -0.1, "cap": -0.1, "limit": -0.1, "slack": -0.1, "least": -0.1, "gamma": 1.5,
     "lam": -0.1, "share": 1.5, "alpha": -0.1, "max_length": 0.0, "buffer": 0.0, "slope": -1.0, "positive": 0.0,
     "negative": -1.0, "log_low": -0.1, "log_high": -0.1, "log_dual": -0.1, "k_positive": -1.0, "k_negative": -1.0,
     "lam_positive": -1.0, "lam_negative": -1.0,
 }  # fmt: skip
-ONE_MINUS = ("clip", "two_sided_clip")  # where 1 − low is the bound
+ONE_MINUS = ("clip", "two_sided_clip")  # the bound is 1 − low
 FUNCTIONS = {
     name: f
     for name, f in FUNCTIONS.items()
     if name.startswith("rljax") and name.split(".")[-1] not in COMBINATORS
-    and not name.startswith(("rljax.logprobs", "rljax.schedule"))  # their tests have their own
+    and not name.startswith(("rljax.logprobs", "rljax.schedule"))  # tested in their own files
 }  # fmt: skip
 
 
@@ -37,7 +37,7 @@ def arguments(function, **replaced) -> dict:
 
 
 def cases(wanted, least):
-    """Each function and parameter that is wanted, of which there are at least so many."""
+    """Each function and matching parameter; asserts a minimum number of them."""
     found = [(f, p) for f in FUNCTIONS.values() for p in inspect.signature(f).parameters if wanted(f, p)]
     assert len(found) >= least
     return pytest.mark.parametrize(("function", "name"), found, ids=[f"{f.__name__} {p}" for f, p in found])
@@ -49,7 +49,7 @@ def has_a_shape(function, name):
 
 @cases(has_a_shape, 100)
 def test_another_shape_is_refused_by_name(function, name):
-    """One entry fewer along the first axis, one axis more, one axis fewer."""
+    """A shorter first axis, an extra axis, and a missing axis."""
     given = arguments(function)
     x = given[name]
     wrong = (x[:-1], x[..., None], x[..., 0]) if x.ndim else (x[None],)
@@ -101,7 +101,7 @@ def test_no_lower_bound_is_none():
 def test_hidden_states_and_ids_that_do_not_fit():
     hidden, unembedding, ids = ARGUMENTS["hidden"], ARGUMENTS["unembedding"], ARGUMENTS["ids"]
     wider = r"unembedding has shape \(6,\): expected \(7,\), as hidden's last axis"
-    with pytest.raises(ValueError, match=r"unembedding is of shape \(11, 6\).*D = 7, as in hidden"):
+    with pytest.raises(ValueError, match=r"unembedding has shape \(11, 6\).*D = 7, as in hidden"):
         distillation.top_tokens(hidden, unembedding[:, :-1], k=2)
     with pytest.raises(ValueError, match=wider):
         distillation.logits_at(hidden, unembedding[:, :-1], ids)

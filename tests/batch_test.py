@@ -1,4 +1,4 @@
-"""From rollouts to a batch: make_batch, what it refuses, and that all of a batch is constant."""
+"""Tests of `make_batch`: its values and errors, corrections in an algorithm, and that the batch is constant."""
 
 import dataclasses
 from functools import partial
@@ -37,7 +37,7 @@ REINFORCE = PolicyGradient(advantage.mean_baseline, aggregation.token_mean, rati
 
 
 def test_old_logp_of_the_same_parameters_leaves_reinforces_gradient():
-    """The objective exactly on-policy: ∂L/∂logp = −w A, though old_logp is the same array."""
+    """On-policy, ∂L/∂logp = −w A, also if old_logp is the same array as logp."""
 
     def loss(logp):
         batch = Batch(mask=jnp.ones(2, bool), old_logp=logp, advantages=jnp.ones(2), weights=jnp.full(2, 0.5))
@@ -48,7 +48,7 @@ def test_old_logp_of_the_same_parameters_leaves_reinforces_gradient():
 
 @pytest.mark.parametrize("name", [n for n in ALGORITHMS if n not in ("aepo", "cppo", "otb", "ppo", "remax")])
 def test_a_batch_made_inside_a_loss_is_constant(name):
-    """Everything in the rollouts made from the parameters, logp apart; the gradient is that with constants."""
+    """All fields of the rollouts depend on the parameters; the gradient equals that with constant fields."""
     algorithm = make(name)
 
     def loss(shift, inside):
@@ -75,7 +75,7 @@ def test_the_batch_is_the_advantage_and_the_aggregation():
 
 @pytest.mark.parametrize("name", ["grpo", "gspo", "ctpo", "rloo", "holder_po"])
 def test_a_segment_id_of_0_is_not_trained(name):
-    """At a token with mask true: the same loss and gradient as if the mask were false there."""
+    """The loss and the gradient equal those with a mask that is false at the token."""
     algorithm = make(name)
     ids = MASK.astype(np.int32)
     ids[:, :, 0] = 0
@@ -131,7 +131,7 @@ def test_what_a_ratio_returns_is_checked():
 
 
 def test_a_token_correction_in_an_algorithm():
-    """−Σ w min(ρ, 2) A r, with ρ = e^{old_logp − sampled_logp}, by loops."""
+    """−Σ w min(ρ, 2) A r, with ρ = e^{old_logp − sampled_logp}."""
     corrected = correction.weighted(aggregation.token_mean, partial(correction.token_truncated, cap=2.0))
     algorithm = replaced(aggregation=corrected)
     batch = jax.jit(make_batch)(algorithm, ROLLOUTS)
@@ -144,7 +144,7 @@ def test_a_token_correction_in_an_algorithm():
 
 
 def test_what_a_rejection_reaches_is_written_in_the_expression():
-    """One sequence of three is rejected: its weight, the denominators, the group's baseline."""
+    """One of three sequences is rejected."""
     mismatch = np.zeros((1, 3, 2), np.float32)
     mismatch[0, 2] = -20.0
     rollouts = Rollouts(
@@ -164,14 +164,14 @@ def test_what_a_rejection_reaches_is_written_in_the_expression():
     assert of(aggregation=correction.weighted(token_mean, veto)) == ([-1, -2, 3], [2, 2, 0])
     assert of(aggregation=correction.aggregation_of_kept(token_mean, veto)) == ([-1, -2, 3], [3, 3, 0])
     assert of(advantage=correction.advantage_of_kept(mean, veto)) == ([0.5, -0.5, 0], [2, 2, 2])
-    with pytest.raises(ValueError, match="opsm requires the side of the advantage"):
+    with pytest.raises(ValueError, match=r"keep = opsm: expected a function of \(mismatch, mask\)"):
         of(advantage=correction.advantage_of_kept(mean, partial(correction.opsm, limit=0.1)))
     opsm = correction.weighted(token_mean, partial(correction.opsm, limit=0.1))
-    assert of(aggregation=opsm) == ([-1, -2, 3], [2, 2, 2])  # its advantage is positive: it is kept
+    assert of(aggregation=opsm) == ([-1, -2, 3], [2, 2, 2])  # kept, since its advantage is positive
 
 
 def test_corrections_of_packed_rows_are_those_of_their_sequences():
-    """Two sequences in one row, against a row each; with a hole between them."""
+    """Two sequences in one row with a hole between them, compared with one sequence per row."""
     mismatch = np.log(np.array([[1.5, 1.25, 9.0, 0.5, 0.25]], np.float32))
     ids = np.array([[1, 1, 0, 2, 2]], np.int32)
     mask = np.ones((1, 5), bool)
@@ -201,7 +201,6 @@ def test_corrections_of_packed_rows_are_those_of_their_sequences():
 
 
 def test_nan_shows():
-    """A NaN among a group's advantages is in its weights; a NaN mismatch in its weight."""
     A = jnp.array([[[1.0], [-1.0]], [[jnp.nan], [1.0]]])
     mask = jnp.ones((2, 2, 1), bool)
     weights = np.asarray(aggregation.balanced(mask, aggregation.side(A, mask)))

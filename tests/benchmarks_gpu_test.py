@@ -1,4 +1,4 @@
-"""The GPU comparison on what there is: its judgment, its table and its file, at a tiny size in Pallas' interpreter."""
+"""benchmarks/token_stats_gpu.py on a CPU, in Pallas' interpreter at a tiny size: correctness check, table and file."""
 
 import importlib
 import json
@@ -53,9 +53,9 @@ def test_a_run_judges_times_and_keeps_what_fails(tmp_path, capsys):
 
 def test_nothing_is_begun_too_late(capsys):
     rows = comparison.report([SIZE], comparison.candidates([], INTERPRETED[:1]), 0, small=[SIZE])
-    assert all("not begun within 0 minutes" in row["error"] for row in rows)
+    assert all("not started within 0 minutes" in row["error"] for row in rows)
 
 
 def test_without_a_gpu_it_says_so():
-    with pytest.raises(SystemExit, match="needs a GPU; jax has cpu"):
+    with pytest.raises(SystemExit, match="--device = gpu: expected a GPU, but jax's backend is cpu"):
         comparison.main([SIZE], None, 1)

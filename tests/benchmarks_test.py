@@ -1,4 +1,4 @@
-"""The memory of the losses as compiled, and the speed comparison at a small size."""
+"""benchmarks/objectives.py: memory of the compiled losses, and the comparison of times at a small size."""
 
 import importlib.util
 from functools import partial
@@ -12,7 +12,7 @@ import pytest
 from pallas_kernels import segmented_cumsum
 from rljax import Batch
 
-# Bazel runs a link to this file: the checkout is where the link leads.
+# Under Bazel this file is a symbolic link into the checkout.
 SPEC = importlib.util.spec_from_file_location(
     "objectives", Path(__file__).resolve().parents[1] / "benchmarks" / "objectives.py"
 )
@@ -51,7 +51,7 @@ def test_the_comparison_runs(monkeypatch, capsys):
 
 
 def test_numpys_baselines_are_the_worked_ones():
-    """R = 1, 0 at energies 1, 1: B = ½; past the second-longest, the other's 0, or in verl's form no baseline."""
+    """R = (1, 0) and equal energies: B = ½ at the first token; at the second, one completion is left, and B = 0."""
     mask = np.array([[[True, True], [True, False]]])
     rewards, proxy = np.array([[1.0, 0.0]], np.float32), np.ones((1, 2, 2), np.float32)
     for baselines in (objectives.vectorized, objectives.over_groups):

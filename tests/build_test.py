@@ -1,4 +1,4 @@
-"""BUILD is what the files and their imports make of it, and Bazel's core is as light as the package's."""
+"""BUILD matches the files and their imports, and the core targets depend only on JAX and jaxtyping."""
 
 import ast
 
@@ -7,7 +7,7 @@ import pytest
 from tools import build_file
 from tools.imports import ROOT, files
 
-LIGHT = {"@pypi//jax", "@pypi//jaxtyping"}  # all that the losses and the kernels may need
+LIGHT = {"@pypi//jax", "@pypi//jaxtyping"}  # allowed dependencies of the losses and the kernels
 
 
 def read(text: str) -> dict[str, tuple[set[str], set[str]]]:
@@ -24,7 +24,6 @@ def read(text: str) -> dict[str, tuple[set[str], set[str]]]:
 
 
 def reached(label: str, targets: dict) -> set[str]:
-    """The label and all that it depends on, through any number of targets."""
     seen, todo = set(), [label]
     while todo:
         if (item := todo.pop()) not in seen:
@@ -44,14 +43,14 @@ def test_build_is_current():
 
 def test_every_file_is_in_one_target(targets):
     named = [source for sources, _ in targets.values() for source in sources if source[0] != ":"]
-    assert sorted(named) == sorted(set(files()) - {"tests/run_pytest.py"})  # py_test adds that one
+    assert sorted(named) == sorted(set(files()) - {"tests/run_pytest.py"})  # added by py_test
     assert len(named) > 200
 
 
 def test_the_core_is_light(targets):
     assert reached(":pallas_kernels", targets) == {":pallas_kernels", *LIGHT}
-    assert reached(":rljax", targets) == {":rljax", ":pallas_kernels", "@pypi//numpy", *LIGHT}  # jax requires it
-    assert "@pypi//optax" in reached(":launch", targets)  # which a heavy core would reach too
+    assert reached(":rljax", targets) == {":rljax", ":pallas_kernels", "@pypi//numpy", *LIGHT}
+    assert "@pypi//optax" in reached(":launch", targets)  # a check of `reached`
 
 
 @pytest.mark.parametrize(("file", "dependency"), [

@@ -1,4 +1,4 @@
-"""State carried from rollout to rollout, against loops in NumPy; it passes through jit, and repeats no step."""
+"""Tests of carried state: updates under jit against loops in NumPy, and refused arguments."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ def rollouts(entropy=0.0, rewards=(1.0, 0.0), mask=True) -> Rollouts:
 
 
 def through(value: Carried, each) -> tuple[list, list]:
-    """The rollouts and states after each rollout, one jitted call a rollout."""
+    """The rollouts and the state after each rollout, with one jitted call per rollout."""
     advance = jax.jit(lambda state, r: carried.advance(value, state, r))
     state, seen, states = value.init(), [], []
     for r in each:

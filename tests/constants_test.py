@@ -1,4 +1,4 @@
-"""Every public function beside the ratios: which arrays it reads, which of them have a gradient, and where NaN goes."""
+"""Inputs of every public function except ratios: arrays read, arrays with a gradient, propagation of NaN."""
 
 import dataclasses
 import inspect
@@ -14,7 +14,7 @@ every_function = pytest.mark.parametrize("name", FUNCTIONS)
 
 
 def scalar(out):
-    """A sum of all floating outputs in which none cancels another, or None if there are none."""
+    """Sum of all floating outputs, weighted so that none cancels; None without floating outputs."""
     floats = [x for x in jax.tree.leaves(out) if jnp.issubdtype(x.dtype, jnp.floating)]
     return sum(jnp.sum(jnp.cos(jnp.arange(1.0, x.size + 1)).reshape(x.shape) * x) for x in floats) if floats else None
 
@@ -25,7 +25,7 @@ def test_no_function_escapes():
 
 
 def gradients(name, given):
-    """By path, of every floating argument; None if the outputs are ids and decisions."""
+    """The gradient of every floating argument by path; None if all outputs are ids or decisions."""
 
     def total(arrays):
         return scalar(call(name)(**replaced(given, **arrays)))
@@ -51,7 +51,7 @@ def test_only_predictions_are_differentiated(name):
 
 
 def trained_places(name, path, given):
-    """Places of an array that are trained, and that are not."""
+    """Indices of an array that are trained and that are not."""
     x = floating(given)[path]
     mask = given["batch"].mask if "batch" in given else given.get("mask", np.ones((), bool))
     if "support" in given and path.endswith("logits"):
@@ -82,7 +82,7 @@ def test_a_nan_of_a_trained_token_shows_and_one_of_another_is_not_read(name):
                     read += 1
                     assert np.isnan(spoilt[0]), (path, place)
                     if path == "rewards" and np.ndim(spoilt[1]) and name != "permute_within_group":
-                        own = spoilt[1][place]  # of the completion itself, not only of others of its group
+                        own = spoilt[1][place]  # at the completion itself, not only at others of its group
                         assert np.isnan(own[given["mask"][place]] if own.ndim else own).all(), place
             for place in others[:2]:
                 assert_equal(run(arrays | {path: moved(x, place, np.nan)})[1], out, path)
@@ -104,7 +104,6 @@ OF_BATCHES = [name for name in FUNCTIONS if "batch" in inspect.signature(FUNCTIO
 
 @pytest.mark.parametrize("name", [name for name in OF_BATCHES if name not in ("clip_cov", "confident_negatives")])
 def test_a_segment_id_of_0_is_not_trained(name):
-    """As a mask that is false there."""
     given = arguments(name)
     batch, hole = given["batch"], np.random.default_rng(5).random(given["batch"].mask.shape) > 0.7
     batches = {

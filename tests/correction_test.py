@@ -1,4 +1,4 @@
-"""Rollout correction against its formulas at float64, its laws, and what it refuses."""
+"""Tests of the rollout corrections: formulas in float64, worked values, laws, and refused arguments."""
 
 from functools import partial
 
@@ -17,7 +17,7 @@ FUNCTIONS = {name: getattr(correction, name) for name in (*WEIGHTS, *REJECTIONS)
 
 
 def rows(seed=0, scale=0.4, shape=(8, 9)):
-    """λ and a ragged mask with holes; NaN where it is false."""
+    """λ and a ragged mask with holes; λ is NaN at masked tokens."""
     rng = np.random.default_rng(seed)
     mask = papers.random_mask(rng, shape)
     mismatch = rng.normal(size=shape) * scale * rng.choice([1e-3, 0.1, 1.0, 8.0], (*shape[:-1], 1))
@@ -56,7 +56,7 @@ def test_rejections_are_the_papers(name, scale):
 
 @together
 def gradients(mismatch, mask):
-    """Of the sum of the weights."""
+    """Gradients of the sum of the weights."""
     return {name: jax.grad(lambda x, name=name: jnp.sum(FUNCTIONS[name](x, mask)))(mismatch) for name in WEIGHTS}
 
 
@@ -76,7 +76,7 @@ def test_worked_values():
     np.testing.assert_allclose(found["icepop"], [[3, 0, 1, 0]], rtol=1e-6)
     np.testing.assert_allclose(found["sequence_truncated"], [[0.3, 0.3, 0.3, 0]], rtol=1e-6)
     np.testing.assert_allclose(jax.jit(partial(correction.sequence_masked, cap=0.2))(mismatch, mask), [[0, 0, 0, 0]])
-    # ρ = 3 is above 1, and a bound of [.5, 5] keeps it: the bounds are on ρ, not on its inverse
+    # the bounds [0.5, 5] are on ρ, not on 1/ρ, so ρ = 3 is kept
     near = jax.jit(partial(correction.geometric, low=0.5, high=5))
     np.testing.assert_array_equal(near(np.log([[3.0], [0.3]]), np.ones((2, 1), bool)), [True, False])
 
@@ -93,7 +93,7 @@ def test_the_report_by_hand():
     mismatch, mask = np.log([[2.0, 0.5], [1.0, 9.0], [9.0, 9.0]]), np.array([[1, 1], [1, 0], [0, 0]], bool)
     kept = np.array([True, False, True])
     about = jax.jit(correction.report)(mismatch, mask, kept=kept)
-    np.testing.assert_allclose(about["rejected"], 0.5)  # of the two sequences that have tokens
+    np.testing.assert_allclose(about["rejected"], 0.5)  # one of the two sequences with tokens
     np.testing.assert_allclose(about["effective_samples"], 2.5**2 / 2 / 4.25, rtol=1e-6)
     np.testing.assert_allclose(about["chi_squared"], (4 + 0.25 + 1) / 3 - 1, rtol=1e-6)
     np.testing.assert_allclose(about["kl"], 0.5 / 3, rtol=1e-5)  # ρ − λ − 1: 1 − log 2, log 2 − ½, 0
@@ -127,7 +127,6 @@ def test_bounds_in_the_wrong_order(f):
 
 
 def test_off_policy_sequences_of_negative_advantage_are_masked():
-    """By loops, float64: kept if A ≥ 0 or mean(log q − log p) ≤ limit over the sequence's trained tokens."""
     rng = np.random.default_rng(0)
     mismatch, mask, sign = rng.normal(0, 0.3, (6, 5, 7)), rng.random((6, 5, 7)) > 0.3, rng.integers(-1, 2, (6, 5))
     with jax.enable_x64(True):

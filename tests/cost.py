@@ -1,4 +1,4 @@
-"""A pytest plugin that prints what a run of the tests cost: CPU minutes, peak memory, the most expensive files."""
+"""Pytest plugin that prints the cost of a test run: CPU minutes, peak memory and the most expensive files."""
 
 import os
 import resource
@@ -13,13 +13,12 @@ COSTS, WORKERS = pytest.StashKey[list](), pytest.StashKey[list]()
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process and of the children it has waited for."""
+    """CPU time of this process and its terminated children."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
 
 def peak_gigabytes() -> float:
-    """Peak memory of this process, without its children."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
@@ -37,18 +36,17 @@ def pytest_runtest_protocol(item, nextitem):
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session):
-    if hasattr(session.config, "workeroutput"):  # a worker of pytest-xdist, which has no other way to say it
+    if hasattr(session.config, "workeroutput"):  # a pytest-xdist worker
         session.config.workeroutput["cost"] = cpu_seconds(), peak_gigabytes(), session.config.stash[COSTS]
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node, error):
-    if cost := getattr(node, "workeroutput", {}).get("cost"):  # one that crashed has none
+    if cost := getattr(node, "workeroutput", {}).get("cost"):  # absent if the worker crashed
         node.config.stash.setdefault(WORKERS, []).append(cost)
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """CPU minutes of all processes, peak memory, and the files that took most of the time."""
     workers = config.stash.get(WORKERS, [])
     seconds = time.process_time() + sum(worker[0] for worker in workers) if workers else cpu_seconds()
     peak = max((worker[1] for worker in workers), default=peak_gigabytes())

@@ -1,4 +1,4 @@
-"""Distillation against loops at float64, by the laws that each support keeps, and what it refuses."""
+"""Tests of distillation: loops in float64, gradients by finite differences, supports, and refused arguments."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,6 @@ def random_case(seed=0, n=6, d=5, v=40):
 
 
 def kl_by_loops(student, teacher, ids, valid):
-    """KL over the support, from the dense logits."""
     out = np.zeros(len(ids))
     for n, (row, ok) in enumerate(zip(ids, valid, strict=True)):
         x, z = (np.array([h[n] @ w[i] for i in row[ok]]) for h, w in (student, teacher))
@@ -32,7 +31,7 @@ TOP_TOKENS = jax.jit(distillation.top_tokens, static_argnames=("k", "tile"))
 
 @together
 def supports(student, teacher):
-    """Of four tokens of each, by name."""
+    """The four supports, from the four most likely tokens of each model."""
     (ids, _), (own, _) = (distillation.top_tokens(*model, k=4) for model in (teacher, student))
     return {
         "teachers": distillation.teachers(ids),
@@ -96,7 +95,7 @@ def test_supports_by_hand():
 
 
 def test_worked_divergence_and_what_invalid_entries_hold():
-    """π̂ = (½, ½), q̂ = (¾, ¼): KL = ½ log(4/3)."""
+    """π̂ = (½, ½) and q̂ = (¾, ¼): KL = ½ log(4/3)."""
     support = Support(np.array([[0, 1, 2]], np.int32), np.array([[True, True, False]]))
     nothing = support._replace(valid=np.zeros((1, 3), bool))
     student, teacher = np.array([[0.0, 0.0, np.nan]], np.float32), np.array([[np.log(3.0), 0.0, np.inf]], np.float32)
@@ -136,7 +135,7 @@ def test_the_sampled_token_advantage_is_the_log_ratio_of_the_teacher():
 
 
 def test_arguments_that_do_not_fit():
-    with pytest.raises(ValueError, match=r"k is 9; it should be an integer in \[1, 5\]"):
+    with pytest.raises(ValueError, match=r"k = 9: expected an integer in \[1, 5\]"):
         distillation.top_tokens(jnp.zeros((2, 3)), jnp.zeros((5, 3)), k=9)
     support = distillation.teachers(jnp.zeros((2, 3), jnp.int32))
     with pytest.raises(ValueError, match=r"teacher_logits has shape \(2, 2\)"):

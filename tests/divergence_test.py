@@ -1,4 +1,4 @@
-"""The total variation over a few tokens and the rest, against loops, and its bounds."""
+"""Tests of the total variation over a few tokens: loops in NumPy, the lower bound, and refused arguments."""
 
 import jax
 import jax.numpy as jnp

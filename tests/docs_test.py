@@ -1,4 +1,4 @@
-"""What the documentation shows is true and whole: doctests, docstrings, the reference's pages, the families'."""
+"""Documentation: doctests, docstrings, and completeness of the reference and algorithm pages."""
 
 import dataclasses
 import doctest
@@ -20,7 +20,7 @@ import rljax
 from rljax import algorithms
 from tools.imports import ROOT
 
-TRAINER = ("configs", "models", "rollout", "tasks", "training")  # these need more than jax
+TRAINER = ("configs", "models", "rollout", "tasks", "training")  # these packages need the extra `train`
 CORE = [
     importlib.import_module(f"rljax.{module.name}")
     for module in pkgutil.iter_modules(rljax.__path__)
@@ -36,7 +36,7 @@ DIRECTIVE = re.compile(r"^::: (\S+)((?:\n +.*)*)", flags=re.M)
 
 
 class Rounded(doctest.OutputChecker):
-    """Takes a number that the docstring rounds to three decimals or more, and any spaces; all else as it is written."""
+    """Compares numbers up to the rounding shown (three decimals or more) and other text exactly, without spaces."""
 
     def check_output(self, want: str, got: str, optionflags: int) -> bool:
         rest = ["".join(NUMBER.sub("#", text).split()) for text in (want, got)]
@@ -45,7 +45,7 @@ class Rounded(doctest.OutputChecker):
 
 
 def same_number(shown: re.Match, found: re.Match) -> bool:
-    """Within half a unit of the last digit shown; one of less than three decimals is exact, to 1e-6."""
+    """Equal to half a unit of the last digit shown; to 1e-6 if fewer than three decimals are shown."""
     value, decimals = float(shown[0]), len(shown[1])
     half = 0.5 * 10.0 ** (int(shown[2] or 0) - decimals) if decimals > 2 else 0.0
     return abs(value - float(found[0])) <= half + 1e-6 * (abs(value) or 0.1)
@@ -64,7 +64,6 @@ def test_a_number_counts_to_the_digits_shown(want, got, same):
 
 
 def with_examples() -> list[str]:
-    """The modules whose text holds a doctest."""
     found = (path for top in ("rljax", "pallas_kernels") for path in sorted((ROOT / top).rglob("*.py")))
     paths = [path.relative_to(ROOT).with_suffix("") for path in found if ">>> " in path.read_text()]
     return [".".join(path.parts).removesuffix(".__init__") for path in paths]
@@ -96,7 +95,6 @@ def test_an_algorithm_gives_its_equation_and_its_source(name):
 
 
 def shown(pages: str) -> set[int]:
-    """The identities of what the directives of reference pages show."""
     found = set()
     for name, options in DIRECTIVE.findall(pages):
         try:
@@ -111,7 +109,7 @@ def shown(pages: str) -> set[int]:
 
 
 def members(module) -> list[object]:
-    """What a module's page shows. A function that is called as its own file is hidden by it: it needs that one's."""
+    """Objects on a module's page. A function named like its own file is not shown; its file needs a directive."""
     here = {k: v for k, v in vars(module).items() if getattr(v, "__module__", None) == module.__name__}
     names = getattr(module, "__all__", here)
     package = hasattr(module, "__path__")
@@ -136,7 +134,7 @@ def test_a_page_that_is_missing_is_noticed(gone):
 
 @pytest.mark.parametrize("family", [module.name for module in pkgutil.iter_modules(algorithms.__path__)])
 def test_a_family_of_algorithms_has_a_page_that_shows_no_others(family):
-    """Those that the page does not mention are shown at its end (tools/docs/hooks.py)."""
+    """tools/docs/hooks.py appends the algorithms that the page does not mention."""
     page = (ROOT / f"docs/algorithms/{family}.md").read_text()
     shown = re.findall(r"^\{\{ (\w+) \}\}$", page, flags=re.M)
     assert len(shown) == len(set(shown))
@@ -151,7 +149,6 @@ def test_every_algorithm_is_of_one_family():
 
 
 def test_the_table_in_the_docs_is_the_algorithms():
-    """As `make generate` writes it."""
     table = runpy.run_path(str(ROOT / "tools/algorithm_table.py"))["table"]()
     assert table in (ROOT / "docs/algorithms/index.md").read_text()
 
@@ -172,9 +169,12 @@ def test_the_task_of_the_contributing_page_loads():
     assert data.reward("1+2=", "3", "3") == 1
 
 
-@pytest.mark.parametrize("page", ["algebra.md", "algorithms/correction.md", "algorithms/entropy.md"])
+PAGES = ["algebra.md", *(f"algorithms/{path.name}" for path in sorted((ROOT / "docs/algorithms").glob("*.md")))]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_the_code_of_a_page_runs(page):
-    """Its blocks, one after the other; those with prompts print what the page shows."""
+    """Runs the blocks in order and compares the output of doctest blocks."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
     assert blocks
     names = on_the_pages()
@@ -187,13 +187,18 @@ def test_the_code_of_a_page_runs(page):
 
 
 def on_the_pages() -> dict:
-    """What the code of the pages takes as given: modules, a rollout and the arrays of a step."""
+    """Names that the code of the pages uses: modules, a rollout and the arrays of an optimizer step."""
     full = partial(jnp.full, (1, 2, 3))
     rollouts = rljax.Rollouts(
         tokens=full(0), mask=full(True), rewards=jnp.array([[1.0, 0.0]]), old_logp=full(-1.0), sampled_logp=full(-1.25),
         ref_logp=full(-1.5), entropy=full(0.5), proxy=full(0.5),
     )  # fmt: skip
-    arrays = {name: getattr(rollouts, name) for name in ("mask", "old_logp", "sampled_logp")}
+    names = ("mask", "old_logp", "rewards", "sampled_logp", "tokens")
+    arrays = {name: getattr(rollouts, name) for name in names} | {
+        "hidden": jnp.ones((1, 2, 3, 4)), "unembedding": jnp.ones((40, 4)), "values": full(0.5),
+        "new_values": full(0.25), "teacher_logp": full(-0.5), "teacher_hidden": jnp.ones((1, 2, 3, 5)),
+        "teacher_unembedding": jnp.ones((40, 5)),
+    }  # fmt: skip
     return {name: getattr(rljax, name) for name in rljax.__all__} | arrays | {
         "dataclasses": dataclasses, "jax": jax, "jnp": jnp, "partial": partial, "rollouts": rollouts,
         "logp": full(-0.75), "sign": jnp.array([[1, -1]]), "key": jax.random.key(0), "algorithm": algorithms.dapo(),

@@ -1,4 +1,4 @@
-"""The commands' processes keep the memory that they free, and only those that should."""
+"""The commands configure malloc to keep freed memory, only for CPU runs without other malloc settings."""
 
 import ctypes
 import platform
@@ -24,7 +24,7 @@ def temporaries():
     libc.memset(block, 1, SIZE)
     libc.free(block)
 
-def step():  # XLA allocates on a thread of its own
+def step():  # XLA allocates on its own threads
     thread = threading.Thread(target=temporaries)
     thread.start()
     thread.join()
@@ -35,9 +35,9 @@ print(step() - first)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's malloc")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="tests glibc's malloc")
 def test_memory_that_a_step_frees_is_there_in_the_next():
-    """256 MiB are 65536 pages of 4 KiB, 128 of 2 MiB; a new thread touches some of its own."""
+    """256 MiB are 65536 pages of 4 KiB or 128 pages of 2 MiB; a new thread faults a few pages of its own."""
     code = FAULTS.replace("SIZE", str(2**28))
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, env={"JAX_PLATFORMS": "cpu"}
@@ -46,7 +46,6 @@ def test_memory_that_a_step_frees_is_there_in_the_next():
 
 
 def calls(monkeypatch, *, environment=(), libc="glibc", devices=()) -> dict[int, int]:
-    """What would be given to mallopt."""
     given = {}
     monkeypatch.setattr(_entry_points.os, "environ", dict.fromkeys(environment, "cpu"))
     monkeypatch.setattr(_entry_points.os.path, "exists", lambda path: path in devices)

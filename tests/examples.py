@@ -1,6 +1,6 @@
-"""Each algorithm as the tests call it, with its paper's formula; hyper-parameters of functions that have no defaults.
+"""An instance of each algorithm with its paper's formula, and hyper-parameters for functions without defaults.
 
-A new algorithm is one entry of ALGORITHMS; laws, extremes, packing, the trainer and the papers' loops then test it.
+To add an algorithm, add one entry to ALGORITHMS; the tests of laws, extremes, packing, the trainer and papers cover it.
 """
 
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ from tests.papers import chain, clip, local_gradient
 
 
 class Example(NamedTuple):
-    """What the tests know of an algorithm."""
+    """The facts about an algorithm that the tests use."""
 
     paper: tuple
     """(A, w, f) of tests/papers.py, for `make(name)`."""
     bounded: tuple[bool, bool]
-    """Whether e^f has an upper bound where A > 0, and where A < 0."""
+    """Whether e^f has an upper bound if A > 0, and if A < 0."""
     hyper: Mapping[str, Any] = MappingProxyType({})
     """Hyper-parameters that have no default."""
     batch_wide: bool = False
@@ -90,7 +90,7 @@ ALGORITHMS = {
     "otb": Example((papers.optimal_token_baseline, ALIKE, PPO_CLIP), POSITIVE),
 }
 
-# Of ratios and aggregations.
+# Ratios and aggregations.
 HYPER = {
     "power_mean": {"p": 1.5},
     "clip": {"low": 0.2, "high": 0.3, "dual": 1.4},
@@ -109,15 +109,13 @@ LOCAL_ONLY = (
     "prefix_mean",
     "gamma_gate",
     "taper",
-)  # ratios that are used under local_gradient alone
+)  # used only under local_gradient
 
 
 def make(name: str, **hyper):
-    """The algorithm of that name."""
     return getattr(algorithms, name)(**ALGORITHMS[name].hyper, **hyper)
 
 
 def bound(module, name: str):
-    """A module's ratio, advantage or aggregation with its hyper-parameters."""
     function = partial(getattr(module, name), **HYPER.get(name, {}))
     return ratio.local_gradient(function) if name in LOCAL_ONLY else function

@@ -1,4 +1,4 @@
-"""The examples that need no environment of their own, as real processes: they learn."""
+"""The examples that run in the project's environment, as subprocesses: their rewards rise."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from tests.quick import QUICK_TO_COMPILE
 from tools.imports import ROOT
 
 NUMBER = r"(\d\.\d+(?:e-\d+)?)"
-FLAGS = f"{QUICK_TO_COMPILE} --xla_backend_optimization_level=1"  # they run for as long as they compile
+FLAGS = f"{QUICK_TO_COMPILE} --xla_backend_optimization_level=1"  # compile time is as long as run time
 
 
 def output(example: str) -> str:

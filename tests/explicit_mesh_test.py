@@ -1,4 +1,4 @@
-"""Prompts, completions and tokens sharded over explicit mesh axes, the default of `jax.make_mesh`: the same numbers."""
+"""Tests that arrays sharded over explicit mesh axes, the default of `jax.make_mesh`, give the values of one device."""
 
 from functools import cache, partial
 
@@ -26,7 +26,7 @@ def single(x):
 
 
 def sharded(x, layout):
-    """`[P, G, T]`, or its leading axes, as the layout says; other arrays over their first axis, if 4 divides it."""
+    """Shards [P, G, T] or its leading axes by `layout`, and other arrays over their first axis if 4 divides it."""
     if not isinstance(x, np.ndarray):
         return x
     leading = x.shape == (SHAPES["P"], SHAPES["G"], SHAPES["T"])[: x.ndim]
@@ -40,7 +40,7 @@ def given(name, layout=None):
 
 
 def traced(name, given):
-    """The function as a program of its arrays alone."""
+    """The function of its arrays alone, and the arrays."""
     arrays, others = ({k: x for k, x in given.items() if callable(x) == c} for c in (False, True))
     return (lambda arrays: call(name)(**arrays, **others)), arrays
 
@@ -48,7 +48,6 @@ def traced(name, given):
 @every_layout
 @every_function
 def test_it_traces(name, layout):
-    """Inside and outside of `jax.set_mesh`."""
     function, arrays = traced(name, given(name, layout))
     alone = jax.eval_shape(function, arrays)
     with jax.set_mesh(mesh()):
@@ -57,7 +56,7 @@ def test_it_traces(name, layout):
 
 @cache
 def results(layout):
-    """Of all functions, in one program."""
+    """The values of all functions, from one program."""
     programs = {name: traced(name, given(name, layout)) for name in FUNCTIONS if name != "top_tokens"}
     functions, arrays = ({name: x[i] for name, x in programs.items()} for i in (0, 1))
     run = jax.jit(lambda arrays: {name: f(arrays[name]) for name, f in functions.items()})
@@ -85,7 +84,6 @@ def test_what_needs_automatic_axes_says_so():
 
 
 def test_the_gradient_of_gathered_rows():
-    """As on one device, and nothing else of the table moves."""
     ids = np.random.default_rng(0).integers(0, 11, (8, 2)).astype(np.int32)
     hidden, unembedding = np.ones((8, 4), np.float32), np.ones((11, 4), np.float32)
     gradient = jax.jit(jax.grad(lambda table, hidden, ids: distillation.logits_at(hidden, table, ids).sum()))

@@ -1,4 +1,4 @@
-"""An algorithm is a value and a pytree: equality, hash, repr, pickling, tracing, mapping and derivatives."""
+"""Algorithms as values and pytrees: equality, hash, repr, pickling, tracing, mapping and derivatives."""
 
 import inspect
 import pickle
@@ -37,7 +37,7 @@ def test_its_leaves_are_its_floating_point_hyper_parameters(name):
     assert bool(leaves) >= bool(numbers)
     assert jax.tree.unflatten(tree, leaves) == algorithm
     for anything in (None, 0, object(), jax.ShapeDtypeStruct((), jnp.float32)):
-        mapped = jax.tree.unflatten(tree, [anything] * len(leaves))  # never validated
+        mapped = jax.tree.unflatten(tree, [anything] * len(leaves))  # unflatten does not validate
         assert jax.tree.structure(mapped, is_leaf=lambda x: x is None) == tree
 
 
@@ -64,7 +64,7 @@ def clipped(**bounds):
 
 def test_hyper_parameters_tell_algorithms_apart():
     assert algorithms.grpo(low=0.1) != algorithms.grpo()
-    assert algorithms.grpo(low=0, high=1) == algorithms.grpo(low=0.0, high=1.0)  # numbers are floating-point
+    assert algorithms.grpo(low=0, high=1) == algorithms.grpo(low=0.0, high=1.0)  # integers become floats
     assert algorithms.dapo(dual=None) == algorithms.dapo()
     assert algorithms.dapo(dual=3.0) != algorithms.dapo()
     assert algorithms.cppo(top_k=20) != algorithms.cppo(top_k=21)
@@ -78,7 +78,7 @@ def test_hyper_parameters_tell_algorithms_apart():
 
 
 def test_a_hash_is_the_same_in_another_process_but_for_the_functions():
-    """What is written into a checkpoint is the repr; it does not depend on the process."""
+    """Checkpoints store the repr, which does not depend on the process."""
     program = "from rljax import algorithms; print(repr(algorithms.aepo(entropy_low=0.25, entropy_high=0.5)))"
     printed = {subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
                for _ in range(2)}  # fmt: skip
@@ -90,7 +90,7 @@ def test_traced_hyper_parameters_have_no_equality():
         with pytest.raises(TypeError, match="expected concrete hyper-parameters"):
             assert algorithm == algorithms.grpo()
         with pytest.raises(TypeError, match="expected concrete hyper-parameters"):
-            assert algorithm == algorithm  # not even with itself
+            assert algorithm == algorithm  # raises even for the same object
         with pytest.raises(TypeError, match="expected concrete hyper-parameters"):
             hash(algorithm)
         return 0
@@ -111,7 +111,7 @@ def test_two_values_of_a_bound_share_a_trace():
     np.testing.assert_allclose(np.exp(narrow).max(), 1.1, rtol=1e-6)
     np.testing.assert_allclose(np.exp(wide).max(), 1.2, rtol=1e-6)
     f(algorithms.dapo(dual=3), ℓ)
-    assert len(traces) == 2  # another structure
+    assert len(traces) == 2  # a new structure is traced again
 
 
 def test_equal_static_arguments_share_a_trace():
@@ -129,7 +129,7 @@ def test_equal_static_arguments_share_a_trace():
 
 @pytest.mark.parametrize("p", [-2.0, 0.0, 1e-3, 0.5, 3.0])
 def test_the_derivative_by_p_is_exact(p):
-    """Against a central difference of the paper's equation in float64; at 0 it is half the variance of ℓ."""
+    """Compared with central differences of the paper's equation in float64; at p = 0 it is half the variance of ℓ."""
     x = np.array([0.1, 0.3, -0.25])
 
     def value(p):
@@ -149,7 +149,7 @@ def test_the_derivative_by_p_is_exact(p):
 @pytest.mark.parametrize("p", [-2.0, 0.0, 1e-25, 3.0])
 @pytest.mark.parametrize("dtype", [bool, jnp.int32])
 def test_the_derivative_by_p_beside_a_sequence_without_tokens(p, dtype):
-    """An absent completion, or a hole in a packed row, has nothing to be the greatest of: no NaN."""
+    """An absent completion or a hole in a packed row must not give NaN."""
     x, mask = jnp.array([[0.1, 0.3, -0.25, 9.0], [0.0] * 4]), jnp.array([[True, True, True, False], [False] * 4])
 
     def slope(x, segments):
@@ -165,7 +165,7 @@ def test_derivatives_by_bounds():
     by_low, by_high = jax.tree.leaves(jax.grad(loss)(algorithms.grpo(low=0.5, high=0.25)))
     np.testing.assert_allclose([by_low, by_high], [-1 / 0.5, 1 / 1.25], rtol=1e-6)  # of log(1 − low), log(1 + high)
     stopped = jax.grad(lambda a: a.ratio(ℓ, ONES, MASK).sum())(algorithms.cispo(high=0.1))
-    assert jax.tree.leaves(stopped) == [0.0]  # under local_gradient, as its docstring says
+    assert jax.tree.leaves(stopped) == [0.0]  # 0 under local_gradient
 
 
 def test_stacked_algorithms_are_mapped():
@@ -215,7 +215,7 @@ def test_what_is_not_a_function_or_not_a_parameter_is_refused():
 
 
 class Counting:
-    """A state with `init` and `update`, of no class of ours."""
+    """A state with `init` and `update` that is not an instance of `Carried`."""
 
     def init(self):
         return jnp.zeros((), jnp.int32)
@@ -239,7 +239,7 @@ def both(log_ratio, advantages, segments, *, ratios) -> jax.Array:
 
 
 def test_functions_of_ones_own():
-    """Plain functions and partials are valid; of what a partial binds, floats are leaves and counts structure."""
+    """Plain functions and partials are valid; a partial's floats are leaves, its integers are structure."""
     algorithm = PolicyGradient(advantage.group_relative, aggregation.token_mean, partial(mine, scale=2.0, power=3))
     assert jax.tree.leaves(algorithm) == [2.0]
     assert repr(algorithm.ratio) == "mine(scale=2.0, power=3)"

@@ -1,4 +1,4 @@
-"""Far from the policy that sampled nothing is a NaN: log-ratios of ±100, references of −∞, powers of ±50, long rows."""
+"""No NaN far from the sampling policy: ℓ of ±100, references of −∞, powers of ±50, and long rows."""
 
 import dataclasses
 from functools import partial
@@ -16,7 +16,7 @@ from tests.metrics_test import CLIP
 from tests.together import together
 
 RATIOS = RATIOS | {f"power_mean {p}": partial(ratio.power_mean, p=p) for p in (-50.0, 0.01, 50.0)}
-BOUNDED = {  # where f cannot exceed a bound: (A > 0, A < 0)
+BOUNDED = {  # upper bounds of f for (A > 0, A < 0)
     "clip": (True, True), "position_clip": (True, True), "soft_gate": (True, True), "two_sided_clip": (True, True),
     "clamp": (True, True), "gamma_gate": (True, True), "taper": (True, True),
     "total_variation_mask": (True, True), "kl_mask": (True, True), "log_clip": (True, False),
@@ -36,8 +36,8 @@ ESTIMATORS = {
         for b in (penalty.k1, penalty.k2, penalty.k3)
     },
 }
-NORMALIZED = "batch_normalized"  # of weights, not of a mismatch
-CORRECTED = ("weighted", "aggregation_of_kept", "advantage_of_kept")  # functions of functions
+NORMALIZED = "batch_normalized"  # takes weights, not a mismatch
+CORRECTED = ("weighted", "aggregation_of_kept", "advantage_of_kept")  # return functions
 every_ratio = pytest.mark.parametrize("name", RATIOS)
 
 
@@ -47,7 +47,6 @@ def test_every_ratio_is_known_to_be_bounded_or_not():
 
 
 def look(logp, batch, f):
-    """The value that a loss exponentiates, and the gradient."""
     found = terms(logp, batch)
     values = bind(f, batch)(found.log_ratio, batch.advantages, found.segments)
     return values, jax.grad(policy_loss)(logp, batch, f)
@@ -59,14 +58,14 @@ def look_at_all(logp, batch):
 
 
 def far_rows(shape=(8, 10)):
-    """Rows 0–3 ℓ of ±100; 4–6 references of −∞ here and there; 7 near. A > 0 in even rows, A < 0 in odd ones."""
+    """ℓ is ±100 in rows 0–3, small in row 7; references of −∞ in rows 4–6. A > 0 in even rows, A < 0 in odd rows."""
     rng = np.random.default_rng(0)
     mask = rng.random(shape) > 0.2
     mask[:, ::5] = True
     old = rng.normal(size=shape) - 3
     l = rng.normal(size=shape) * 0.1
     l[:4] = rng.choice([-100.0, 0.1, 100.0], l[:4].shape)
-    l[2:4], l[7] = np.abs(l[2:4]), 1e-3 * l[7]  # only above; near
+    l[2:4], l[7] = np.abs(l[2:4]), 1e-3 * l[7]  # positive; small
     logp = old + l
     old[4:7, ::5] = -np.inf
     A = np.where(np.arange(8) % 2 == 0, 1.0, -1.0)[:, None] * rng.uniform(0.5, 1, shape[:1])[:, None]
@@ -92,7 +91,7 @@ def test_no_nan_and_what_is_bounded_is_finite(name):
 
 
 def test_the_unbounded_overflow_token_by_token():
-    """The infinite token alone: its neighbors keep their numbers."""
+    """Only the overflowing token is infinite; its neighbors are finite."""
     logp, batch = far_rows()
     _, gradient = look_at_all(logp, batch)["token"]
     infinite = batch.mask & (np.isneginf(batch.old_logp) | (logp - batch.old_logp > 90))
@@ -104,7 +103,7 @@ def test_the_unbounded_overflow_token_by_token():
 
 
 def test_local_gradient_has_the_value_to_the_last_digit():
-    """However far ℓ is: sg(f(ℓ) − ℓ) + ℓ as written would leave its rounding, or a NaN."""
+    """sg(f(ℓ) − ℓ) + ℓ computed literally would round, or give NaN."""
     l, mask = np.array([[1e6, -1e6, np.inf]], np.float32), np.ones((1, 3), bool)
     f = partial(ratio.two_sided_clip, low=0.2, high=0.28)
     local = ratio.local_gradient(f)
@@ -121,7 +120,7 @@ def test_local_gradient_has_the_value_to_the_last_digit():
 
 
 def test_a_token_that_the_old_policy_all_but_excluded_is_dropped():
-    """q = e^−110 is 0 in float32 and r = e^108 infinite, but p − q = e^−2."""
+    """q = e^−110 underflows in float32 and r = e^108 overflows, but p − q = e^−2."""
     one = np.ones((1, 2), np.float32)
     f = jax.jit(partial(ratio.total_variation_mask, low=0.1, high=0.1, old_logp=-110 * one))
     np.testing.assert_array_equal(np.isneginf(f(np.array([[108, 100]], np.float32), one, one > 0)), [[True, False]])
@@ -130,7 +129,7 @@ def test_a_token_that_the_old_policy_all_but_excluded_is_dropped():
 @every_ratio
 @pytest.mark.parametrize("held", [np.inf, -np.inf, np.nan])
 def test_a_token_that_earns_nothing_gives_exactly_zero(name, held):
-    """Whatever its ℓ is, and whichever of w, A or their product is 0; its neighbors have numbers."""
+    """For any ℓ, if w, A or w·A is 0; the neighbors are finite."""
     logp, batch = far_rows()
     l = np.clip(logp - batch.old_logp, -1e-4, 1e-4)
     logp, batch = np.where(batch.mask, l, 0), dataclasses.replace(batch, old_logp=np.zeros_like(l))
@@ -151,7 +150,7 @@ def test_a_token_that_earns_nothing_gives_exactly_zero(name, held):
 
 @pytest.mark.parametrize("name", ["ctpo", "minpro", "gspo", "power_mean -50.0"])
 def test_long_rows(name):
-    """T = 32768, where the sum of ℓ is in the millions: packed in one row of 16 sequences, and of one."""
+    """T = 32768 and sums of ℓ in the millions: 16 packed sequences, or one sequence."""
     T = 32768
     rng = np.random.default_rng(0)
     l = rng.choice([-100.0, 0.0, 100.0], (2, T)).astype(np.float32)
@@ -194,7 +193,7 @@ def test_no_other_penalty_is_nan():
     for value, gradient in losses:
         assert not np.isnan(value)
         assert not np.isnan(gradient).any()
-    assert kept.all()  # no covariance here is between 1 and 5
+    assert kept.all()  # here no covariance is between 1 and 5
 
 
 @together

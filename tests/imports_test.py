@@ -1,4 +1,4 @@
-"""The core can be imported into any JAX code base: it brings in no framework."""
+"""The core and the kernels import no framework besides JAX."""
 
 import inspect
 import subprocess
@@ -12,7 +12,7 @@ HEAVY = ("flax", "optax", "orbax", "tensorflow_datasets", "tensorflow", "grain",
 
 @cache
 def modules_after(*packages: str) -> list[set[str]]:
-    """What is imported once each of the packages is, one after the other in a new process."""
+    """Modules imported after each of the packages, which are imported in order in a new process."""
     steps = (f"import {package}; print(*sys.modules)" for package in packages)
     run = subprocess.run(
         [sys.executable, "-c", "; ".join(["import sys", *steps])], capture_output=True, text=True, check=True
@@ -27,7 +27,7 @@ def test_the_core_and_the_kernels_import_jax_and_jaxtyping_only():
 def test_the_kernels_know_nothing_of_rljax():
     kernels, core = modules_after("pallas_kernels", "rljax")
     assert "rljax" not in kernels
-    assert "rljax" in core  # so that a name that is never there would be noticed
+    assert "rljax" in core
 
 
 def test_public_names_have_docstrings():

@@ -1,4 +1,4 @@
-"""Laws that every ratio, advantage, aggregation and algorithm meets, over lists taken from the modules themselves."""
+"""Laws that all ratios, advantages, aggregations and algorithms satisfy; the lists come from the modules."""
 
 import dataclasses
 from functools import partial
@@ -17,7 +17,7 @@ from tests.examples import ALGORITHMS, bound, make
 from tests.together import together
 
 COMBINATORS = ("chain", "local_gradient", "standardized", "whiten", "whitened", "without_negatives")
-RETURNS = ("discounted_returns", "generalized_advantage_estimation")  # no baseline that a constant outcome cancels
+RETURNS = ("discounted_returns", "generalized_advantage_estimation")  # a constant outcome does not give 0
 BATCH_WIDE = ("multi_reward", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "task_relative")
 NO_GROUP = (*RETURNS, "max_rl", "multi_reward", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "remax")
 
@@ -25,7 +25,7 @@ NO_GROUP = (*RETURNS, "max_rl", "multi_reward", "reinforce_plus_plus", "reinforc
 RATIOS = {name: bound(ratio, name) for name in ratio.__all__ if name not in COMBINATORS}
 RATIOS |= {name: make(name).ratio for name in ALGORITHMS}
 seen = [(f.func, f.keywords) if isinstance(f, partial) else f for f in RATIOS.values()]
-RATIOS = {name: f for i, (name, f) in enumerate(RATIOS.items()) if seen[i] not in seen[:i]}  # four clip alike
+RATIOS = {name: f for i, (name, f) in enumerate(RATIOS.items()) if seen[i] not in seen[:i]}  # four have the same clip
 ADVANTAGES = {name: bound(advantage, name) for name in advantage.__all__ if name not in COMBINATORS}
 ADVANTAGES |= {
     f"{combine.__name__} {name}": combine(getattr(advantage, name))
@@ -44,12 +44,11 @@ every_aggregation = pytest.mark.parametrize("name", AGGREGATIONS)
 
 @together
 def losses(logp, batch):
-    """The loss and its gradient under every ratio."""
     return {name: jax.value_and_grad(policy_loss)(logp, batch, f) for name, f in RATIOS.items()}
 
 
 def random_rows(seed=0, shape=(8, 10)):
-    """log π and a Batch of float32 rows with holes; the advantages are constant in each row."""
+    """log π and a float32 Batch; rows have holes, and advantages are constant in each row."""
     l, A, w, mask = papers.random_batch(seed, shape)
     old = np.random.default_rng(seed).normal(size=shape) - 3
     divergence = np.random.default_rng(seed).uniform(0, 0.2, shape)
@@ -58,17 +57,15 @@ def random_rows(seed=0, shape=(8, 10)):
 
 
 def rows(f, logp, batch):
-    """The same function of each row, moved alike."""
     return f(logp), jax.tree.map(f, batch)
 
 
 def cast(dtype, *trees):
-    """All arrays but masks in the dtype."""
     return jax.tree.map(lambda x: x if x.dtype == bool else np.asarray(x, dtype), trees)
 
 
 def spread(*arrays):
-    """The arrays' leading axis over 8 devices."""
+    """The leading axis sharded over 8 devices."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     return jax.device_put(arrays, NamedSharding(mesh, P("data")))
 
@@ -79,7 +76,7 @@ def assert_same(actual, expected, tolerance=2e-6):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * max(np.max(np.abs(b)), 1e-3))
 
 
-# Ratios, through the loss that differentiates them.
+# Ratios, tested through the loss.
 
 
 def test_no_ratio_escapes():
@@ -88,12 +85,12 @@ def test_no_ratio_escapes():
 
 @every_ratio
 def test_on_policy_the_gradient_is_reinforces(name):
-    """−w A, for advantages and weights constant in a sequence."""
+    """−w A, if advantages and weights are constant in each sequence."""
     _, batch = random_rows()
     equal = np.repeat(batch.weights[:, :1], 10, axis=1)
     expected = np.where(batch.mask, -equal * batch.advantages, 0)
     assert_same(losses(batch.old_logp, dataclasses.replace(batch, weights=equal))[name][1], expected)
-    assert np.max(np.abs(expected)) > 0.1  # so that a zero gradient fails
+    assert np.max(np.abs(expected)) > 0.1  # a zero gradient fails
 
 
 @every_ratio
@@ -107,7 +104,6 @@ def test_what_masked_places_hold_changes_nothing(name):
 
 @every_ratio
 def test_padding_and_the_order_of_rows_change_nothing(name):
-    """Five columns of padding on the right, or three of them on the left."""
     logp, batch = random_rows()
     batch = dataclasses.replace(batch, mask=batch.mask & (np.arange(10) < 5))
     value, gradient = losses(logp, batch)[name]
@@ -117,7 +113,7 @@ def test_padding_and_the_order_of_rows_change_nothing(name):
 
 
 def packed(x):
-    """[8, T] as [4, 2T]: two sequences a row."""
+    """[8, T] as [4, 2T]: two sequences per row."""
     return x.reshape(4, -1)
 
 
@@ -126,7 +122,7 @@ SEGMENT_IDS = packed(np.repeat(np.array([[1], [2]] * 4, np.int32), 10, axis=1))
 
 @every_ratio
 def test_packing_changes_nothing_and_microbatches_add(name):
-    """Also with prompts and tool tokens between, which the model's segment ids cover and the mask does not."""
+    """Includes prompt and tool tokens, which have segment ids but are masked."""
     logp, batch = random_rows()
     value, gradient = losses(logp, batch)[name]
 
@@ -135,7 +131,7 @@ def test_packing_changes_nothing_and_microbatches_add(name):
         return losses(logp_there, dataclasses.replace(batch_there, segment_ids=SEGMENT_IDS))[name]
 
     assert_same(with_ids(packed), (value, packed(gradient)), 1e-6)
-    halves = [slice(0, 4), slice(4, 8)]  # rows of one sequence each, beside padding
+    halves = [slice(0, 4), slice(4, 8)]  # rows of one sequence each, with padding
     parts = [with_ids(lambda x, half=half: np.pad(x[half], ((0, 0), (0, 10)))) for half in halves]
     assert_same(parts[0][0] + parts[1][0], value)
     assert_same(np.concatenate([part[1][:, :10] for part in parts]), gradient)
@@ -143,7 +139,7 @@ def test_packing_changes_nothing_and_microbatches_add(name):
 
 @pytest.mark.parametrize("name", ["sequence_mean", "cumulative", "prefix_min", "power_mean", "position_clip"])
 def test_packing_without_ids_is_noticed(name):
-    """The mutant that forgets the ids fails the law above."""
+    """Without the ids, the law above must fail."""
     logp, batch = random_rows()
     gradient = losses(logp, batch)[name][1]
     mutant = LOSS(packed(logp), jax.tree.map(packed, batch), RATIOS[name])[1]
@@ -184,7 +180,6 @@ def test_sharding_changes_nothing(name):
 
 @together
 def advantages(rewards, mask, fields):
-    """Of every kind."""
     return {n: f(rewards, mask, **{name: fields[name] for name in required_fields(f)}) for n, f in ADVANTAGES.items()}
 
 
@@ -194,7 +189,7 @@ def random_rollouts(seed):
 
 
 def each(f, fields, axes):
-    """f of the fields that have so many axes or more, the others as they are."""
+    """Applies f to the fields with at least this many axes."""
     return {name: f(x) if np.ndim(x) >= axes else x for name, x in fields.items()}
 
 
@@ -205,7 +200,7 @@ def but(*names):
 @but(*RETURNS)
 def test_a_constant_outcome_gives_exactly_zero(name):
     _, mask, fields = random_rollouts(0)
-    mask[0] &= name != "max_rl"  # to which a group of one is not constant
+    mask[0] &= name != "max_rl"  # max_rl does not give 0 in a group of one
     for value in (0.1, -7.3, 1e6):
         rewards = np.full(mask.shape[:2], value, np.float32)
         same = {"greedy_rewards": rewards[:, 0], "components": np.stack([rewards] * 2, -1)}
@@ -248,7 +243,7 @@ def test_padding_changes_no_advantage(name):
 
 
 def two_steps():
-    """The groups of two rollouts after each other."""
+    """The groups of two rollouts, concatenated."""
     one, two = random_rollouts(1), random_rollouts(2)
     return jax.tree.map(lambda x, y: np.concatenate([x, y]) if np.ndim(x) else x, one, two)
 
@@ -287,7 +282,6 @@ def test_an_empty_rollout_has_no_advantage(name):
 
 @together
 def weights(mask, sign):
-    """Of every aggregation."""
     return {name: f(mask, sign) for name, f in AGGREGATIONS.items()}
 
 

@@ -1,4 +1,4 @@
-"""token_logps: which hidden state speaks of which token, masks, and the same numbers on every mesh."""
+"""Tests of token_logps, token_kls and logps_at: alignment, masks, bans, and equal results on every mesh."""
 
 from functools import partial
 
@@ -15,7 +15,7 @@ from rljax import logprobs
 from rljax.logprobs import logps_at, token_kls, token_logps
 from tests.together import together
 
-B, T, D, V = 3, 7, 5, 11  # B·T = 21 rows: no multiple of 8
+B, T, D, V = 3, 7, 5, 11  # 21 rows, not a multiple of 8
 
 
 @pytest.fixture(name="example", scope="module")
@@ -38,7 +38,7 @@ on_one_device = together(GRADIENTS)
 
 
 def on(mesh, *example, **options):
-    """The same on a mesh."""
+    """Values and gradients on a mesh."""
     return jax.jit(partial(GRADIENTS, mesh=mesh, **options))(*example)
 
 
@@ -102,7 +102,7 @@ def test_every_mesh_gives_the_same(example, shape, implementation):
     "shape", [(1, 1, 8), (2, 2, 2), pytest.param((1, 4, 2), marks=pytest.mark.slow), (2, 4, 1), (1, 1, 1)]
 )
 def test_an_unembedding_split_over_vocabulary_and_width(example, shape):
-    """Padded to rows that divide, as a model keeps it."""
+    """The unembedding is padded so that the mesh divides its rows, as in a model."""
     hidden, unembedding, tokens, mask = example
     hidden, table = (np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, 3)]) for x in (hidden, unembedding))
     padded = np.pad(table, ((0, 16 - V), (0, 0)), constant_values=9.0)
@@ -131,18 +131,18 @@ def test_mutants_fail(example, monkeypatch):
 def test_errors_name_the_argument(example):
     hidden, unembedding, tokens, mask = example
     for inputs, error, words in (
-        ((hidden[:, 1:], unembedding, tokens, mask), ValueError, r"hidden is of shape \(3, 6, 5\).*\(3, 7\)"),
-        ((hidden, unembedding.T, tokens, mask), ValueError, r"unembedding is of shape \(5, 11\).*D = 5"),
-        ((hidden, unembedding, tokens, mask[:, 1:]), ValueError, r"mask is of shape \(3, 6\).*\(3, 7\)"),
-        ((hidden, unembedding, tokens, mask.astype(jnp.int32)), TypeError, "mask is of dtype int32.*bool"),
-        ((hidden, unembedding, hidden[..., 0], mask), TypeError, "tokens is of dtype float32"),
+        ((hidden[:, 1:], unembedding, tokens, mask), ValueError, r"hidden has shape \(3, 6, 5\).*\(3, 7\)"),
+        ((hidden, unembedding.T, tokens, mask), ValueError, r"unembedding has shape \(5, 11\).*D = 5"),
+        ((hidden, unembedding, tokens, mask[:, 1:]), ValueError, r"mask has shape \(3, 6\).*\(3, 7\)"),
+        ((hidden, unembedding, tokens, mask.astype(jnp.int32)), TypeError, "mask has dtype int32.*bool"),
+        ((hidden, unembedding, hidden[..., 0], mask), TypeError, "tokens has dtype float32"),
     ):
         with pytest.raises(error, match=words):
             token_logps(*inputs)
     with pytest.raises(ValueError, match="implementation is 'fast'"):
         token_logps(*example, implementation="fast")
     mesh = jax.make_mesh((8,), ("tensor",), axis_types=(AxisType.Auto,))
-    with pytest.raises(ValueError, match=r"split is .*'model'.*axes \('tensor',\)"):
+    with pytest.raises(ValueError, match=r"split = .*'model'.*axes \('tensor',\)"):
         token_logps(*example, mesh=mesh, split=P("model"))
 
 
@@ -152,7 +152,7 @@ def reference_model(seed=5, width=4):
 
 
 def test_the_exact_kl_is_aligned_as_the_log_probabilities(example):
-    """KL[t] from hidden[t−1] of both, by a loop in float64; the same on a mesh, with its gradients."""
+    """KL[t] from hidden[t−1] of both models, by a loop in float64; values and gradients on a mesh are equal."""
     hidden, unembedding, _, mask = example
     theirs = reference_model()
     expected = np.zeros((B, T))
@@ -196,11 +196,11 @@ def test_a_few_tokens_beside_the_sampled_one(example):
 def test_errors_of_the_others_name_them_and_the_argument(example):
     hidden, unembedding, tokens, mask = example
     theirs = reference_model()
-    with pytest.raises(ValueError, match=r"token_kls: ref_hidden is of shape \(2, 7, 4\).*\(3, 7\)"):
+    with pytest.raises(ValueError, match=r"token_kls: ref_hidden has shape \(2, 7, 4\).*\(3, 7\)"):
         token_kls(hidden, unembedding, theirs[0][1:], theirs[1], mask)
-    with pytest.raises(ValueError, match=r"token_kls: ref_unembedding is of shape \(4, 11\).*D = 4, as in ref_hidden"):
+    with pytest.raises(ValueError, match=r"token_kls: ref_unembedding has shape \(4, 11\).*D = 4, as in ref_hidden"):
         token_kls(hidden, unembedding, theirs[0], theirs[1].T, mask)
-    with pytest.raises(ValueError, match=r"logps_at: unembedding is of shape \(5, 11\)"):
+    with pytest.raises(ValueError, match=r"logps_at: unembedding has shape \(5, 11\)"):
         logps_at(hidden, unembedding.T, tokens[..., None], tokens, mask.astype(jnp.float32))
     with pytest.raises(ValueError, match=r"ids has shape \(2, 7\): expected \(3, 7\), as tokens"):
         logps_at(hidden, unembedding, tokens[1:, :, None], tokens, mask.astype(jnp.float32))
@@ -208,7 +208,7 @@ def test_errors_of_the_others_name_them_and_the_argument(example):
 
 @pytest.fixture(name="bans", scope="module")
 def bans_fixture(example):
-    """A bias that bans three tokens, none of which is trained or at position 0."""
+    """A bias that bans the three rarest tokens."""
     tokens = example[2]
     counts = np.bincount(tokens.ravel(), minlength=V)
     bias = np.linspace(-1, 1, V, dtype=np.float32)
@@ -217,7 +217,7 @@ def bans_fixture(example):
 
 
 def dense_log_pi(hidden, unembedding, bias, cap=None, tau=0.7):
-    """log π of each hidden state, −∞ if banned, in float64."""
+    """log π of each hidden state in float64; −∞ for banned tokens."""
     z = np.float64(hidden) @ np.float64(unembedding).T + bias
     x = np.where(np.isinf(bias), -np.inf, (z if cap is None else cap * np.tanh(z / cap)) / tau)
     top = x.max(axis=-1, keepdims=True)
@@ -227,7 +227,7 @@ def dense_log_pi(hidden, unembedding, bias, cap=None, tau=0.7):
 @pytest.mark.parametrize("shape", [None, (2, 2, 2), (1, 1, 8)])
 @pytest.mark.parametrize("cap", [None, 1.5])
 def test_a_bias_of_minus_infinity_bans_tokens(example, bans, shape, cap):
-    """On every mesh; the gradient of the bias is 0 there, and that of the weight is finite."""
+    """On every mesh, the gradient of a banning bias is 0 and the gradient of the unembedding is finite."""
     hidden, unembedding, tokens, mask = example
     hidden, table = (np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, 3)]) for x in (hidden, unembedding))
     table, bias = np.pad(table, ((0, 16 - V), (0, 0))), np.pad(bans, (0, 16 - V))
@@ -296,7 +296,7 @@ def test_a_few_tokens_with_banned_ones_among_them(example, bans, cap):
 
 
 def test_a_few_tokens_read_nan_and_a_banned_token(example, bans):
-    """NaN stays NaN beside a banned token; of a banned token's own log-probability nothing can be told."""
+    """A NaN logp gives NaN, also for a banned token; a banned sampled token gives −∞ for all tokens."""
     hidden, unembedding, tokens, _ = example
     banned = np.int32(np.flatnonzero(np.isinf(bans))[0])
     ids, own = np.full((B, T, 2), banned), np.full((B, T), banned)

@@ -1,4 +1,4 @@
-"""Penalties, corrections, distillation, rewards and metrics against plain loops at float64, values and gradients."""
+"""Penalties, corrections, distillation, rewards and metrics: values and gradients of plain loops in float64."""
 
 import dataclasses
 import inspect
@@ -28,7 +28,7 @@ ESTIMATORS = {
 
 
 def tokens(seed):
-    """Arrays `[B, T]` by name: advantages of both signs in a row, rows with holes and one of them empty."""
+    """Arrays `[B, T]` by name: mixed signs of A, rows with holes, and an empty row."""
     rng = np.random.default_rng(seed)
     l, A, w, mask = papers.random_batch(seed)
     mask[4] = False
@@ -90,7 +90,7 @@ SELECTIONS = (
     "confident_negatives",
     "clip_cov",
     "top_entropy",
-)  # here or, by hand, in penalty_test
+)  # tested here or in penalty_test
 ROWS = {"token_truncated": {}, "sequence_truncated": {}, "icepop": {}, "sequence_masked": {}}
 KEPT = {"geometric": {"low": 0.9, "high": 1.1}, "k3": {"limit": 0.1}, "veto": {"least": 0.5}}
 
@@ -146,7 +146,7 @@ def test_selections_are_the_papers():
 
 
 def mismatch(seed):
-    """λ of sequences near and far, an empty one, NaN where nothing is trained."""
+    """λ of sequences near 0 and far from it, an empty sequence, and NaN at untrained tokens."""
     x = tokens(seed)
     far = np.random.default_rng(seed).choice([0.05, 0.5, 2.0], (len(x["mask"]), 1))
     return np.where(x["mask"], (x["ref_logp"] - x["old_logp"]) * far, np.nan), x["mask"]
@@ -202,7 +202,7 @@ def support_loss(student, teacher, weights, valid):
 
 @pytest.mark.parametrize("name", ["teachers", "students", "intersection", "union"])
 def test_distillation_and_its_gradient_are_the_papers(name):
-    """The gradient of the logits written out; supports made by sets."""
+    """Gradients with respect to the logits are written out."""
     with jax.enable_x64(True):
         choose = jax.jit(getattr(distillation, name))
         for seed in SEEDS:
@@ -213,7 +213,7 @@ def test_distillation_and_its_gradient_are_the_papers(name):
             combine = {"intersection": set.intersection, "union": set.union}.get(name, lambda a, _: a)
             for ids, ok, a, b in zip(*map(np.asarray, support), own, other, strict=True):
                 assert sorted(ids[ok]) == sorted(combine({*a}, {*b}))
-            valid = np.asarray(support.valid) & (np.arange(6) != 3)[:, None]  # nothing at the fourth position
+            valid = np.asarray(support.valid) & (np.arange(6) != 3)[:, None]  # masks the fourth position
             student, teacher = rng.normal(size=(2, *valid.shape))
             weights = rng.uniform(0.5, 1.5, 6) * (np.arange(6) != 1)
             value, gradient = support_loss(*(np.where(valid, x, np.nan) for x in (student, teacher)), weights, valid)
@@ -275,7 +275,7 @@ def test_metrics_of_a_step_are_the_papers():
                 assert papers.agree(value, expected[name]), name
             expected = papers_losses.position_summary(*named, np.asarray(gradient), edges)
             for name, value in by_position.items():
-                assert papers.agree(value, expected[name], 1e-9), name  # a spread is a difference of squares
+                assert papers.agree(value, expected[name], 1e-9), name  # the spread is a difference of squares
 
 
 def test_metrics_of_a_rollout_are_the_papers():

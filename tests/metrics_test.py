@@ -1,4 +1,4 @@
-"""Metrics: hand-worked, additive over microbatches, and quiet about empty batches."""
+"""Tests of the metrics: worked values, sums over microbatches, and empty batches."""
 
 from functools import partial
 
@@ -14,7 +14,6 @@ CLIP = partial(ratio.clip, low=0.2, high=0.2)
 
 @jax.jit
 def policy(logp, batch):
-    """The sums and their summary."""
     sums = metrics.policy_sums(logp, batch, CLIP)
     return sums, metrics.policy_summary(sums)
 
@@ -27,7 +26,7 @@ def test_worked_summary():
     batch = Batch(mask=mask, old_logp=np.zeros((2, 4)), advantages=advantages, weights=weights)
     _, summary = policy(logp, batch)
     r = np.array([1.5, 1.1, 0.5, 1.5, 1.5, 1.0, 0.5])
-    np.testing.assert_allclose(summary["clip_share"], (0.1 + 0.2) / 1.0, rtol=1e-6)  # 1.5 above, 0.5 below; w = 0 apart
+    np.testing.assert_allclose(summary["clip_share"], (0.1 + 0.2) / 1.0, rtol=1e-6)  # r = 1.5, r = 0.5
     np.testing.assert_allclose(summary["clip_share_positive"], 0.1, rtol=1e-6)
     np.testing.assert_allclose(summary["clip_share_negative"], 0.2, rtol=1e-6)
     np.testing.assert_allclose(summary["kl"], np.mean(r - 1 - np.log(r)), rtol=1e-5)
@@ -69,7 +68,7 @@ def test_reward_summary_counts_what_is_present():
 
 
 def test_positions_by_hand():
-    """Ordinals 1, 2 | 3, 4 of two rows, with a hole; w = 1, and the positive row is cut at .2 from the left."""
+    """Ordinals 1, 2 and 3, 4 of two rows with a hole; w = 1, and ratios outside 1 ± 0.2 are clipped."""
     l = np.array([[0.1, 0.3, np.nan, 0.5, -0.2], [-0.1, -0.5, 0.1, 0.1, 7.0]])
     mask = np.array([[1, 1, 0, 1, 1], [1, 1, 1, 1, 0]], bool)
     advantages = np.array([[1.0] * 5, [-1.0] * 5])
@@ -101,7 +100,7 @@ def test_the_sign_length_gap_by_hand():
 
 
 def test_variance_proxies_by_hand():
-    """Ā = 2, −1 and W = 3, .5 over B = 2 completions: P = (4·3 + 1·.5)/2; an empty third counts nowhere."""
+    """Ā = 2, −1 and W = 3, 0.5 over B = 2 completions: P = (4·3 + 1·0.5)/2; an empty third completion is ignored."""
     mask = np.array([[[True, True], [True, False], [False, False]]])
     A, proxy = np.array([[[1.0, 3.0], [-1.0, 9.0], [9.0, 9.0]]]), np.array([[[1.0, 2.0], [0.5, 9.0], [9.0, 9.0]]])
     variances = jax.jit(metrics.variance_proxies)

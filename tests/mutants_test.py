@@ -1,4 +1,4 @@
-"""The list of mutants fits the code. `make mutants` runs them."""
+"""Every mutant matches the code. `make mutants` runs the tests on the mutants."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The loss as a sum, dead tokens, and the one place where functions get the fields that they name."""
+"""Tests of the objective: the loss as a sum, tokens without weight, the binding of fields, and refused arguments."""
 
 import dataclasses
 from functools import partial
@@ -33,7 +33,6 @@ def small_rollouts(**fields):
 @pytest.mark.parametrize("held", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("f", [ratio.token, ratio.soft_gate, ratio.sequence_mean, POOL])
 def test_a_token_without_weight_or_advantage_contributes_exactly_zero(f, held, dead):
-    """Whatever it holds, in value and in gradient."""
     here = np.arange(6).reshape(2, 3) == 1
     logp = np.where(here, np.float32(held), np.float32(-1.1))
     batch = small_batch(**{dead: np.where(here, np.float32(0), np.float32(1))})

@@ -1,4 +1,4 @@
-"""The wheel's packages, requirements, version and license; `make test-install` installs and runs it."""
+"""Packages, requirements, version and license of the wheel; `make test-install` installs and runs the wheel."""
 
 import ast
 import re
@@ -22,12 +22,10 @@ REMEDY = "pip install 'rljax-llm[train]'"
 
 
 def distribution(requirement: str) -> str:
-    """The name in a requirement, as package indices normalize it."""
     return re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-")
 
 
 def all_of(extra: str) -> list[str]:
-    """Requirements of an extra, and of those of the project's extras that it includes."""
     found = []
     for requirement in EXTRAS[extra]:
         if distribution(requirement) == PROJECT["name"]:
@@ -62,7 +60,6 @@ def test_the_commands_exist():
 
 
 def test_the_base_requires_jax_and_jaxtyping_alone():
-    """As installed: what an extra needs is marked with it."""
     assert {distribution(needed) for needed in PROJECT["dependencies"]} == {"jax", "jaxtyping"}
     try:
         installed = requires(PROJECT["name"]) or ()
@@ -72,25 +69,25 @@ def test_the_base_requires_jax_and_jaxtyping_alone():
 
 
 def test_the_core_imports_what_the_base_requires():
-    """And the rest of the library what `train` requires, or looks for beforehand."""
+    """The trainer imports only requirements of `train`, or checks for them first."""
     third_party = {}
     for file in files("pallas_kernels", "rljax"):
         area = file.split("/")[1] in ("models", "rollout", "tasks", "training")
         modules = {name.split(".")[0] for name in imported(file)} - {*sys.stdlib_module_names, *FOLDERS}
         third_party.setdefault(area, set()).update(modules)
-    assert third_party[False] - {"numpy"} == {"jax", "jaxtyping"}  # jax requires NumPy itself
+    assert third_party[False] - {"numpy"} == {"jax", "jaxtyping"}  # NumPy is required by jax
     needed = next(
         ast.literal_eval(node.value)
         for node in ast.parse((ROOT / "rljax/training/__init__.py").read_text()).body
         if isinstance(node, ast.Assign) and node.targets[0].id == "_NEEDED"
     )
-    assert set(needed) == third_party[True] - {"jax", "jaxtyping", "tensorboardX"}  # which is the extra `tb`
+    assert set(needed) == third_party[True] - {"jax", "jaxtyping", "tensorboardX"}  # tensorboardX: extra `tb`
     named = {"orbax": "orbax-checkpoint", "tensorflow_datasets": "tensorflow-datasets"}
     assert {named.get(name, name) for name in needed} <= {distribution(needed) for needed in all_of("train")}
 
 
 def test_no_version_has_an_upper_bound():
-    """None is known to break; a cap would keep others from installing the library beside theirs."""
+    """An upper bound would prevent installing the library next to other packages, and none is needed."""
     for requirement in (*PROJECT["dependencies"], *(needed for extra in EXTRAS for needed in EXTRAS[extra])):
         assert "<" not in requirement.split(";")[0], requirement
     assert PROJECT["requires-python"] == ">=3.11"
@@ -119,7 +116,7 @@ def test_the_license_is_apache():
 
 
 def without_flax_and_grain(code: str) -> subprocess.CompletedProcess:
-    """Runs the code in a process that does not find the two, as one without the extra `train`."""
+    """Runs the code in a process that cannot import flax and grain, as without the extra `train`."""
     hide = """
 from importlib.machinery import PathFinder
 find = PathFinder.find_spec
@@ -148,7 +145,7 @@ def test_the_lock_file_holds_every_dependency():
 
 
 def test_the_tpu_extra_is_locked_as_jax_wants_it():
-    """What jax[tpu] needs beside jax is in the two lock files, libtpu in the version that belongs to the jax here."""
+    """The lock files contain the requirements of jax[tpu], with the libtpu version required by the installed jax."""
     locked = [(ROOT / name).read_text() for name in ("requirements.lock", "requirements-tpu.lock")]
     of_tpu = [
         line.split(";")[0].strip() for line in requires("jax") or () if "extra == 'tpu'" in line.replace('"', "'")

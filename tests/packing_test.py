@@ -1,4 +1,4 @@
-"""A group may be split over rows and devices: A and w are made of the whole step, the losses of the devices add."""
+"""Tests that packing sequences into rows and splitting groups over devices change neither loss nor gradient."""
 
 import dataclasses
 from functools import partial
@@ -15,13 +15,13 @@ from tests import papers
 from tests.examples import ALGORITHMS as EXAMPLES
 from tests.examples import make
 
-SHAPE = (4, 8, 6)  # 32 sequences, two a row, two rows a device
+SHAPE = (4, 8, 6)  # 32 sequences, two per row; two rows per device
 ALGORITHMS = {name: make(name) for name in EXAMPLES}
 IDS = np.repeat(np.array([[1, 2]], np.int32), SHAPE[-1], axis=1).repeat(16, axis=0)
 
 
 def rollout():
-    """A policy that moved, on ragged groups with tool tokens inside the completions."""
+    """A rollout of ragged groups with tool tokens inside the completions, and log π of a policy that has moved."""
     rewards, mask, _ = papers.random_rollouts(0, SHAPE)
     rng = np.random.default_rng(0)
     fields = papers.random_fields(0, rewards, mask) | {
@@ -44,12 +44,12 @@ def whole_batch(algorithm, rollouts) -> Batch:
 
 
 def packed(x, order):
-    """`[P, G, T]` as rows of two sequences, in that order."""
+    """[P, G, T] as rows of two sequences, in the given order."""
     return x.reshape(-1, SHAPE[-1])[order].reshape(-1, 2 * SHAPE[-1])
 
 
 def devices_loss(logp, batch, ratio):
-    """The sum of the losses of eight devices, each of its own rows."""
+    """The sum of the losses of eight devices, each on its own rows."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
 
     def own(logp, batch):
@@ -60,9 +60,9 @@ def devices_loss(logp, batch, ratio):
 
 @pytest.fixture(scope="module")
 def both():
-    """For each algorithm its loss and gradient, of the rollout as it stands, and packed over devices."""
+    """Loss and gradient of each algorithm, on the unpacked rollout and packed over devices."""
     order = np.random.default_rng(2).permutation(32)
-    assert all(len({*(order[4 * d : 4 * d + 4] // 8)}) > 1 for d in range(8))  # every device has several groups' parts
+    assert all(len({*(order[4 * d : 4 * d + 4] // 8)}) > 1 for d in range(8))  # several groups on each device
 
     @jax.jit
     def run(rollouts, logp):

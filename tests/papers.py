@@ -1,7 +1,7 @@
-"""The papers' formulas in plain NumPy loops at float64, and random ragged batches to try them on.
+"""The papers' formulas as plain NumPy loops in float64, and random ragged batches to test them on.
 
-A ratio here is `f(l, A, l0) -> f(l)` over the trained tokens of one sequence; `l0` holds ℓ where the paper stops the
-gradient. Loops run on complex numbers too, so that a complex step gives gradients to the last digits.
+A ratio is `f(l, A, l0) -> f(l)` over the trained tokens of one sequence; `l0` is ℓ where the paper stops the gradient.
+Loops also accept complex numbers, for gradients by complex steps.
 """
 
 from functools import partial
@@ -53,7 +53,7 @@ def greater(x, y):
 
 
 def clip(low, high, dual=np.inf):
-    """max over the two losses of PPO, written on r: the ratio that min(rA, clip(r)A) uses, then the dual clip."""
+    """The ratio from the maximum of PPO's two losses (min(rA, clip(r)A)), then the dual clip."""
 
     def one(x, a):
         r = np.exp(x)
@@ -95,7 +95,7 @@ def soft_gate(positive=1.0, negative=1.05):
 
 
 def total_variation_mask(low, high, q, cap=3.0):
-    """DPPO-TV where every token had probability q."""
+    """DPPO-TV if every token had probability q."""
 
     def one(x, x0, a):
         d = q * np.exp(x0) - q
@@ -107,7 +107,7 @@ def total_variation_mask(low, high, q, cap=3.0):
 
 
 def kl_mask(low, high, q, cap=3.0):
-    """DPPO-KL where every token had probability q."""
+    """DPPO-KL if every token had probability q."""
 
     def one(x, x0, a):
         p = q * np.exp(x0)
@@ -120,7 +120,7 @@ def kl_mask(low, high, q, cap=3.0):
 
 
 def cumulative_divergence_mask(limit, slack, divergence, least=0.8):
-    """CPPO where every token has that divergence."""
+    """CPPO if every token has this divergence."""
 
     def f(l, A, l0):
         n = len(l)
@@ -166,7 +166,7 @@ def local_gradient(ratio):
 
 
 def sequences(ids):
-    """The (row, columns) of each sequence in ids [B, T]; 0 is no sequence."""
+    """The (row, columns) of each sequence in ids [B, T]; 0 is not a sequence."""
     return [(b, np.flatnonzero(row == i)) for b, row in enumerate(ids) for i in np.unique(row[row != 0])]
 
 
@@ -187,7 +187,7 @@ def policy_loss(ratio, l, A, w, ids, l0=None):
 
 
 def policy_gradient(ratio, l, A, w, ids):
-    """∂L/∂logp by complex steps."""
+    """By complex steps."""
     gradient = np.zeros_like(l)
     for b, columns in sequences(ids):
         for t in columns:
@@ -197,11 +197,11 @@ def policy_gradient(ratio, l, A, w, ids):
     return gradient
 
 
-# Advantages of one group: `rewards [G]` or `[G, T]`, `mask [G, T]`, and the proxy where it is named.
+# Advantages of one group: `rewards [G]` or `[G, T]`, `mask [G, T]`, and `proxy` if required.
 
 
 def returns(rewards, mask):
-    """R, or G_t, at each member's ordinals."""
+    """R, or G_t, at each member's positions."""
     out = []
     for reward, m in zip(rewards, mask, strict=True):
         own = [reward] * int(m.sum()) if np.ndim(reward) == 0 else list(np.cumsum(reward[m][::-1])[::-1])
@@ -210,7 +210,7 @@ def returns(rewards, mask):
 
 
 def outcomes(baseline):
-    """Lifts A_i(R, n) over the present members to tokens."""
+    """Applies A_i(R, n) to the present members and copies the result to their tokens."""
 
     def f(rewards, mask):
         out = np.zeros(mask.shape)
@@ -301,7 +301,7 @@ def prefix_tree(rewards, mask, tokens):
 
 
 def token_rewards(rewards, mask):
-    """r_t at each member's ordinals: an outcome is paid at the last."""
+    """r_t at each member's positions; an outcome is paid at the last one."""
     out = []
     for reward, m in zip(rewards, mask, strict=True):
         n = int(m.sum())
@@ -324,7 +324,6 @@ def remax(rewards, mask, greedy_rewards):
 
 
 def generalized_advantage_estimation(rewards, mask, values, gamma=1.0, lam=0.95):
-    """The sum (γλ)^k δ_{t+k}, written out."""
     out = np.zeros(mask.shape)
     for i, r in enumerate(token_rewards(rewards, mask)):
         V = [*values[i][mask[i]], 0.0]
@@ -396,7 +395,7 @@ def weighted_mean(values, weights):
 
 
 def token_baseline(rewards, mask, W, leave_out):
-    """W holds each member's energies at its ordinals."""
+    """W holds each member's energies at its positions."""
     G = returns(rewards, mask)
     out = np.zeros(mask.shape)
     for i, m in enumerate(mask):
@@ -433,7 +432,7 @@ def exact_energy_baseline(rewards, mask, energy):
 
 
 def reference_token_baseline(rewards, mask, proxy):
-    """The published code's behavior past the second-longest completion: a baseline of 0 (a fault that we avoid)."""
+    """The published code's baseline of 0 past the second-longest completion (a fault that we avoid)."""
     out = optimal_token_baseline(rewards, mask, proxy)
     lengths = sorted(mask.sum(axis=1))
     for i, m in enumerate(mask):
@@ -511,7 +510,7 @@ def veto(x, least=1e-4):
 
 
 def random_mask(rng, shape, hole=0.25):
-    """Ragged, with holes inside; where shape is [P, G, T], group 0 has one member and one completion is empty."""
+    """Ragged, with holes; in [P, G, T], group 0 has one member and one completion is empty."""
     mask = rng.random(shape) > hole
     mask &= np.arange(shape[-1]) < rng.integers(1, shape[-1] + 1, shape[:-1])[..., None]
     if len(shape) == 3:
@@ -523,7 +522,7 @@ def random_mask(rng, shape, hole=0.25):
 
 
 def random_rollouts(seed, shape=(4, 5, 8), *, dense=False):
-    """rewards, mask, proxy: ragged groups, one with equal rewards, one with a proxy of zeros and negatives."""
+    """rewards, mask, proxy: ragged groups, one with equal rewards, one with zeros and negatives in the proxy."""
     rng = np.random.default_rng(seed)
     mask = random_mask(rng, shape)
     rewards = rng.normal(size=shape if dense else shape[:2])
@@ -534,7 +533,7 @@ def random_rollouts(seed, shape=(4, 5, 8), *, dense=False):
 
 
 def random_fields(seed, rewards, mask):
-    """What advantages name beyond rewards and mask, for the rollouts of that seed."""
+    """Other fields that advantages require, for the rollouts of this seed."""
     rng = np.random.default_rng(seed + 1000)
     groups, members = mask.shape[:2]
     proxy = rng.uniform(-0.2, 2, mask.shape)
@@ -554,7 +553,7 @@ def random_fields(seed, rewards, mask):
 
 
 def random_batch(seed, shape=(6, 9), scale=0.4):
-    """log-ratios, advantages (one row of zeros), weights and a mask, `[B, T]`."""
+    """Log-ratios, advantages (one row of zeros), weights and a mask, `[B, T]`."""
     rng = np.random.default_rng(seed)
     mask = random_mask(rng, shape)
     advantages = np.repeat(rng.normal(size=(*shape[:-1], 1)), shape[-1], axis=-1)
@@ -563,7 +562,7 @@ def random_batch(seed, shape=(6, 9), scale=0.4):
 
 
 def agree(actual, expected, tolerance=1e-10):
-    """True where the arrays differ by at most the tolerance relative to the answer's size, NaN at the same places."""
+    """True if the difference is at most the tolerance times the answer's size, with NaN at the same places."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     if actual.shape == expected.shape:
         neither = np.isnan(actual) & np.isnan(expected)

@@ -1,13 +1,13 @@
-"""What stands beside the policy gradient, in plain NumPy loops at float64: penalties, distillation, rewards, metrics.
+"""Losses other than the policy gradient as plain NumPy loops in float64: penalties, distillation, rewards, metrics.
 
-A penalty is `f(…) -> (Σ w x, its gradient)` over `[B, T]`, the gradient written out by hand.
+A penalty is `f(…) -> (Σ w x, its gradient)` over `[B, T]`, with gradients derived by hand.
 """
 
 import numpy as np
 
 from tests import papers
 
-# Estimators of a KL divergence: one token's value, and its slope.
+# KL estimators: value and derivative at one token.
 
 
 def k1(l):
@@ -30,7 +30,7 @@ def straight_through(value, gradient=k2):
 
 
 def weighted(w, mask, one):
-    """Σ w x, and w ∂x, over the trained tokens; `one` gives a token's (x, ∂x) by its place."""
+    """Σ w x and w ∂x over the trained tokens; `one` returns (x, ∂x) at an index."""
     total, gradient = 0.0, np.zeros(mask.shape)
     for place in zip(*np.nonzero(mask), strict=True):
         x, slope = one(place)
@@ -123,7 +123,7 @@ def confident_negatives(entropy, A, threshold):
                      for row in zip(entropy, A, strict=True)])  # fmt: skip
 
 
-# Corrections: what is made of the weights, `[B, T]`.
+# Corrections of weights `[B, T]`.
 
 
 def batch_normalized(weights, mask):
@@ -143,7 +143,7 @@ def correction_report(mismatch, mask, kept, weights=None):
     }
 
 
-# Distillation, `[N, K]` logits of one position a row.
+# Distillation: logits `[N, K]`, one position per row.
 
 
 def support_loss(student, teacher, weights, valid):

@@ -1,4 +1,4 @@
-"""Penalties: estimators against their expectations, weighted sums, gradients, and what each refuses."""
+"""Tests of the penalties: expectations of the estimators, weighted sums, gradients, and refused arguments."""
 
 import dataclasses
 from functools import partial
@@ -79,10 +79,7 @@ POLICIES = {"on-policy": np.zeros(4), "off-policy": np.array([0.6, -0.4, 0.3, -0
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_the_gradient_of_the_kl_by_enumeration(name):
-    """Of KL(π ‖ π_ref) over a vocabulary of four, whose tokens weigh what the sampling policy gives them.
-
-    The gradient of the default is exact on-policy, that of the corrected one on any; k3's is another there and here.
-    """
+    """KL(π ‖ π_ref) over a vocabulary of four tokens, with the sampling policy's probabilities as weights."""
     theta, ref = np.array([0.3, -0.5, 1.0, 0.1]), np.log([0.1, 0.4, 0.2, 0.3])
     old = np.asarray(theta + POLICIES[name])
     old = old - np.log(np.sum(np.exp(old)))
@@ -118,12 +115,12 @@ def test_the_gradient_of_the_kl_by_enumeration(name):
 
 
 def test_the_corrected_kl_far_from_either_policy():
-    """r k3 = e^{λ − ℓ} (1 − e^ℓ + ℓ e^ℓ): neither factor alone is a float32."""
+    """r k3 = e^{λ − ℓ} (1 − e^ℓ + ℓ e^ℓ); each factor alone is outside the range of float32."""
     batch = Batch(mask=np.ones(3, bool), old_logp=np.float32([0, -100, 0]), advantages=np.ones(3, np.float32),
                   weights=np.ones(3, np.float32), ref_logp=np.float32([0, 0, 5]))  # fmt: skip
     logp = np.float32([-100, -100, 5])
     value, gradient = jax.jit(jax.value_and_grad(penalty.kl_corrected))(logp, batch)
-    assert np.isposinf(value)  # of the second token alone
+    assert np.isposinf(value)  # the second token overflows
     np.testing.assert_allclose(gradient, [-100 * np.exp(-100), -100, 0], rtol=1e-6, atol=1e-37)
     held = dataclasses.replace(batch, weights=np.float32([1, 0, 1]))
     np.testing.assert_allclose(jax.jit(penalty.kl_corrected)(logp, held), 1.0, rtol=1e-6)
@@ -167,7 +164,7 @@ def test_a_penalty_on_a_batch_is_the_sum_of_its_parts_and_empty_masks_give_zero(
 
 def test_arguments_that_do_not_fit():
     logp, batch, _, _ = random_case()
-    with pytest.raises(ValueError, match=r"Batch\.ref_logp is None"):
+    with pytest.raises(ValueError, match=r"Batch\.ref_logp = None: expected log"):
         penalty.kl(logp, dataclasses.replace(batch, ref_logp=None))
     with pytest.raises(ValueError, match=r"entropy has shape \(6,\): expected \(6, 9\)"):
         penalty.entropy_bonus(logp[:, 0], batch)
@@ -176,7 +173,7 @@ def test_arguments_that_do_not_fit():
 
 
 def covariances(logp, batch):
-    """By loops, and the trained tokens."""
+    """The covariances by loops, and the mask."""
     A, mask = batch.advantages, batch.mask
     mean_A, mean = (sum(x[mask]) / mask.sum() for x in (A, logp))
     c = np.zeros(mask.shape)
@@ -241,7 +238,7 @@ def test_confident_negatives():
 
 
 def test_the_quadratic_term_is_dros():
-    """With the constant ratio under local_gradient: −Σ w (A log π − ½βℓ²), up to a constant."""
+    """With a constant ratio under `local_gradient` the loss is −Σ w (A log π − ½βℓ²), up to a constant."""
     logp, batch, _, w = random_case()
     constant = ratio.local_gradient(partial(ratio.clamp, limit=0.0))
 

@@ -1,7 +1,7 @@
-"""XLA flags for programs that compile quickly: a test runs a program once or twice, so compiling it takes longest."""
+"""XLA flags for quick compilation: tests run a program once or twice, so most of their time is compilation."""
 
 from importlib.metadata import version
 
 QUICK_TO_COMPILE = "--xla_backend_optimization_level=0"
-if version("jaxlib") < "0.11":  # newer versions have no other emitters
+if version("jaxlib") < "0.11":  # later versions have only fusion emitters
     QUICK_TO_COMPILE += " --xla_cpu_use_fusion_emitters=false"

@@ -1,4 +1,4 @@
-"""Ratios of tokens that are split over a mesh with axes of AxisType.Explicit, against one device."""
+"""Ratios of tokens sharded over a mesh with AxisType.Explicit axes, compared with one device."""
 
 import jax
 import jax.numpy as jnp

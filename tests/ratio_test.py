@@ -1,4 +1,4 @@
-"""Ratios against the papers' formulas at float64, hand-worked numbers, and what each refuses."""
+"""Ratios: the papers' formulas in float64, worked numbers, and rejected arguments."""
 
 from functools import partial
 
@@ -65,7 +65,6 @@ def test_every_ratio_has_a_formula_here():
 
 @together
 def ours(l, A, w, mask):
-    """Of every case: the values, the loss and its gradient."""
     batch = Batch(mask=mask, old_logp=jnp.zeros_like(l), advantages=A, weights=w)
     return {name: (f(l, A, mask), *jax.value_and_grad(policy_loss)(l, batch, f)) for name, (f, _) in CASES.items()}
 
@@ -73,7 +72,7 @@ def ours(l, A, w, mask):
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", CASES)
 def test_values_losses_and_gradients_are_the_papers(name, seed):
-    """Also where the advantage changes its sign within a sequence."""
+    """Includes advantages that change sign within a sequence."""
     _, paper = CASES[name]
     l, A, w, mask = papers.random_batch(seed)
     A = A * np.random.default_rng(seed).choice([-1, 1, 2], A.shape) if seed else A
@@ -90,7 +89,7 @@ def test_values_losses_and_gradients_are_the_papers(name, seed):
     assert papers.agree(loss, papers.policy_loss(paper, l, A, w, ids))
     expected = papers.policy_gradient(paper, l, A, w, ids)
     assert papers.agree(gradient, expected)
-    assert not papers.agree(np.zeros_like(gradient), expected)  # a zero gradient does not pass
+    assert not papers.agree(np.zeros_like(gradient), expected)  # a zero gradient fails
 
 
 def test_a_mask_off_by_one_does_not_pass():
@@ -118,7 +117,7 @@ def test_worked_values():
 
 
 def test_a_token_of_no_advantage_has_the_bounds_of_a_positive_one():
-    """It is in no loss by itself, but in its sequence's ratio if a pool follows the clip."""
+    """A token with A = 0 adds nothing to the loss, but contributes to the ratio of its sequence if a pool follows."""
     l, none = np.log(np.array([0.5, 2.0], np.float32)), np.zeros(2, np.float32)
     position_clip = partial(ratio.position_clip, log_low=0.2, log_high=0.2)
     for clip in (partial(ratio.clip, low=0.2, high=0.2), position_clip):
@@ -140,7 +139,7 @@ POWERS = [-300.0, -1e-4, 1e-30, 0.0, 1e-4, 200.0]
 
 @together
 def power_means(l, A, mask, share):
-    """Of every power: the values, and the gradient of their sum weighed by the share."""
+    """Values for every power, and the gradient of their weighted sum."""
     found = {}
     for p in POWERS:
         values, pull = jax.vjp(lambda l, p=p: ratio.power_mean(l, A, mask, p=p), l)
@@ -150,7 +149,7 @@ def power_means(l, A, mask, share):
 
 @pytest.mark.parametrize("p", POWERS)
 def test_power_mean_is_stable_in_float32(p):
-    """Neither a large |pℓ| nor a tiny p loses the answer; the gradient's weights r^p / Σ r^p sum to one."""
+    """Accurate for large |pℓ| and tiny p; the gradient weights r^p / Σ r^p sum to 1."""
     l, A, _, mask = papers.random_batch(1, scale=1.0)
     share = mask / np.maximum(mask.sum(-1, keepdims=True), 1)
     values, gradient = power_means(*(x.astype(np.float32) for x in (l, A)), mask, share.astype(np.float32))[p]
@@ -172,7 +171,7 @@ def test_p_may_be_traced_and_its_gradient_is_finite_at_zero():
 
 @pytest.mark.parametrize("name", ["sequence_sum", "cumulative", "prefix_mean"])
 def test_bare_prefix_ratios_give_a_tokens_advantage_to_others(name):
-    """Which is why algorithms use them under local_gradient only."""
+    """This is why algorithms use these ratios under `local_gradient` only."""
     l, mask = jnp.zeros((1, 4)), jnp.ones((1, 4), bool)
     batch = Batch(mask=mask, old_logp=l, advantages=jnp.array([[0.0, 0.0, 0.0, 1.0]]), weights=jnp.ones((1, 4)))
     bare = GRADIENT(l, batch, CASES[name][0])
@@ -279,7 +278,7 @@ def test_arguments_that_do_not_fit():
 
 
 def test_divergence_masks_drop_by_the_change_of_probability_not_by_the_ratio():
-    """r = 1.5: of a rare token it stays, of a likely one it goes; where A < 0 the rise is welcome."""
+    """At r = 1.5 a rare token is kept and a likely token is dropped; if A < 0 both are kept."""
     l, A, mask = jnp.full((2, 2), jnp.log(1.5)), jnp.array([[1.0, 1.0], [-1.0, -1.0]]), jnp.ones((2, 2), bool)
     old_logp = jnp.log(jnp.array([[0.01, 0.6]] * 2))
     batch = Batch(mask=mask, old_logp=old_logp, advantages=A, weights=jnp.ones((2, 2)))
@@ -289,7 +288,7 @@ def test_divergence_masks_drop_by_the_change_of_probability_not_by_the_ratio():
 
 
 def test_worked_cumulative_divergence():
-    """Budget .15 + .02 a token before; .1 a token of weights 1, .9, .8: the second is over .17, the third over .188."""
+    """The budget is .15 + .02·W_{t−1}. D = .1 with weights 1, .9, .8: S_2 = .19 > .17 and S_3 = .27 > .188."""
     l, one, mask = (np.full((1, 3), x, np.float32) for x in (0.2, 1.0, 1.0))
     divergence = np.full((1, 3), 0.1, np.float32)
     f = jax.jit(partial(ratio.cumulative_divergence_mask, limit=0.15, slack=0.02, divergence=divergence))

@@ -1,4 +1,4 @@
-"""A2PO: the value of π_ref's samples, the dropped prompts, packing, and the optimum of the regression."""
+"""Tests of A2PO: the optimal advantage, the dropped prompts, packing, and the optimum of the regression."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from tests import papers, papers_losses
 
 
 def case(seed=0):
-    """Rewards and a mask of groups, and rewards of the reference's samples; no sample of prompt 1 is right."""
+    """Rewards and a mask of groups, and rewards of the reference's samples; all samples of prompt 1 are wrong."""
     rewards, mask, _ = papers.random_rollouts(seed)
     reference = np.random.default_rng(seed).normal(size=(4, 8))
     reference[1] = -np.abs(reference[1])
@@ -63,7 +63,7 @@ def test_packed_sequences_and_microbatches_add_to_the_whole():
 
 
 def test_the_optimum_is_the_tilted_reference():
-    """π* ∝ π_ref e^{R/β} has a loss of 0, with V* over all completions and the same β, and no other policy has."""
+    """π* ∝ π_ref e^{R/β} has loss 0 with V* over all completions and the same β; π_ref itself has a positive loss."""
     beta, ref, R = 0.7, np.log([[0.2], [0.5], [0.3]]), np.array([1.0, 0.0, 0.5])
     value = beta * np.log(np.sum(np.exp(ref[:, 0] + R / beta)))
     A = (R - value)[:, None]
@@ -77,7 +77,7 @@ def test_the_optimum_is_the_tilted_reference():
 
 def test_arguments_that_do_not_fit():
     logp, batch = rows()
-    with pytest.raises(ValueError, match=r"Batch\.ref_logp is None"):
+    with pytest.raises(ValueError, match=r"Batch\.ref_logp = None: expected log"):
         regression.a2po(logp, dataclasses.replace(batch, ref_logp=None))
     with pytest.raises(ValueError, match="beta = 0: expected"):
         regression.a2po(logp, batch, beta=0)

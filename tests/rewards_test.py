@@ -1,4 +1,4 @@
-"""Dynamic sampling, the permuted control, and length penalties."""
+"""Tests of dynamic sampling, the permuted control, and length penalties."""
 
 from functools import partial
 
@@ -12,7 +12,7 @@ from rljax import rewards
 
 def test_informative_groups_are_those_whose_present_rewards_differ():
     mask = np.ones((5, 3, 2), bool)
-    mask[2, 0] = False  # the only one that differs is absent
+    mask[2, 0] = False  # the only different reward is absent
     mask[3] = False
     mask[4, 1:] = False
     R = np.array([[1, 0, 1], [1, 1, 1], [0, 1, 1], [0, 1, 0], [1, 0, 0]])
@@ -46,7 +46,7 @@ def test_arguments_that_do_not_fit():
 
 
 def test_length_shaping_is_its_formula():
-    """By loops: in the two most accurate of four groups, shorter right completions are worth more."""
+    """By loops: two of four groups are shaped."""
     rng = np.random.default_rng(0)
     mask = np.arange(9) < rng.integers(1, 10, (4, 6))[..., None]
     right = np.array([[1, 1, 0, 1, 1, 1], [1, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 1], [0, 0, 0, 1, 1, 0]], float)
@@ -69,7 +69,7 @@ def test_length_shaping_is_its_formula():
 
 
 def test_improvement_by_hand():
-    """Means .2, .4, .6 before (σ = .2), .8 now: ξ = 2."""
+    """Earlier means 0.2, 0.4, 0.6 (σ = 0.2), mean 0.8 now: ξ = 2."""
     mask = np.ones((1, 5, 2), bool)
     absent = mask & (np.arange(5) < 4)[:, None]
     now, before = np.array([[1.0, 1.0, 1.0, 1.0, 0.0]]), np.array([0.2, 0.4, 0.6])

@@ -1,4 +1,4 @@
-"""Rounding is no signal: rewards that are equal but for their last digits give an advantage of 0, at any scale."""
+"""Rewards that differ only by rounding give an advantage of 0 at any scale."""
 
 import inspect
 from functools import partial
@@ -23,7 +23,7 @@ BASELINES = {
 
 
 def ulps(shape, value, dtype=np.float32):
-    """The value, and in places its neighbors above and below."""
+    """The value, with its neighbors above and below at some places."""
     value = dtype(value)
     near = np.array([value, np.nextafter(value, dtype(np.inf)), np.nextafter(value, dtype(-np.inf))])
     return near[np.random.default_rng(0).integers(0, 3, shape)]
@@ -69,7 +69,7 @@ def test_an_infinite_reward_is_not_a_rounding():
 
 @pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-12, 1e12])
 def test_rewards_of_any_scale_count_alike(scale):
-    """R₁ = 1, 0 and R₂ = 0, 100 cancel; of three completions, the scale of a component changes nothing."""
+    """R₁ = 1, 0 and R₂ = 0, 100 cancel; with three completions the scale of a component has no effect."""
     mask = np.ones((1, 2, 3), bool)
     run = jax.jit(advantage.multi_reward)
     opposite = np.float32([[[1, 0], [0, 100]]]) * np.float32(scale)
@@ -88,7 +88,7 @@ def test_sides_of_a_constant_group_are_0():
 
 
 def test_the_mean_of_max_rl_may_be_0():
-    """(R − mean)/mean by hand; 0 where the mean is 0, also up to rounding; R itself alone."""
+    """(R − mean)/mean by hand: 0 if the mean is 0, also up to rounding, and R in a group of one."""
     max_rl, mask = jax.jit(advantage.max_rl), np.ones((5, 2, 1), bool)
     mask[3, 1] = mask[4, 0] = False
     R = np.float32([[1, 0], [0, 0], [0.1 + 0.2, -0.3], [0.5, 9], [9, 0]])

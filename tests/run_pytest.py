@@ -1,4 +1,4 @@
-"""What a `py_test` of BUILD runs: pytest on the files it is given, with pytest's own exit code."""
+"""Main program of the `py_test` targets in BUILD: runs pytest on its arguments and returns pytest's exit code."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ import pytest
 
 
 def interpreter(folder: Path) -> str:
-    """A Python in `folder` that sees what this process sees, also where a test gives it another PYTHONPATH."""
+    """A Python in `folder` with the import paths of this process, even if a test sets another PYTHONPATH."""
     venv.create(folder, symlinks=True)
     site = sysconfig.get_path("purelib", "venv", {"base": str(folder)})
     Path(site, "bazel.pth").write_text("\n".join(os.path.abspath(path) for path in sys.path if path))
@@ -20,7 +20,7 @@ def interpreter(folder: Path) -> str:
 
 if __name__ == "__main__":
     here = Path(__file__).resolve().parent
-    sys.path = [path for path in sys.path if Path(path).resolve() != here]  # under pytest alone it is not there either
+    sys.path = [path for path in sys.path if Path(path).resolve() != here]  # plain pytest does not add it
     with tempfile.TemporaryDirectory(dir=os.environ.get("TEST_TMPDIR")) as folder:
         sys.executable = interpreter(Path(folder))
         code = pytest.main(sys.argv[1:])

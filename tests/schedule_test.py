@@ -1,4 +1,4 @@
-"""Schedules: where each begins and ends, its value by hand on the way, traced steps, and what is refused."""
+"""Tests of schedules: first, last and intermediate values, traced steps, and refused arguments."""
 
 import jax
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 
 from rljax import algorithms, schedule
 
-SHAPES = {  # at a quarter of the way
+SHAPES = {  # name: (shape, value at s = ¼)
     "linear": (schedule.linear, 0.25),
     "cosine": (schedule.cosine, (1 - np.sqrt(0.5)) / 2),
     "cubic": (schedule.cubic, 3 / 16 - 2 / 64),

@@ -1,4 +1,4 @@
-"""Any shape, any mask, any packing: drawn by Hypothesis, compared with the loops of papers.py."""
+"""Any shape, mask and packing, drawn by Hypothesis and compared with papers.py."""
 
 import inspect
 from functools import partial
@@ -29,7 +29,7 @@ B, T = 3, 6
 
 @st.composite
 def rows(draw):
-    """log-ratios, token advantages of any sign, and ids of contiguous sequences with holes; rows may be empty."""
+    """Log-ratios, advantages of any sign, and ids of sequences with holes; rows may be empty."""
     steps = draw(st.lists(st.sampled_from(["same", "next", "hole"]), min_size=B * T, max_size=B * T))
     ids, last = np.zeros((B, T), np.int32), 0
     for place, step in zip(np.ndindex(B, T), steps, strict=True):
@@ -57,7 +57,7 @@ def test_pools_of_any_packing_are_the_papers(case):
 
 
 def masks(*shape):
-    """Any of that shape: empty completions, groups of one, empty groups, holes anywhere."""
+    """Any mask of this shape: empty completions, groups of one, empty groups, holes."""
     return st.lists(st.booleans(), min_size=int(np.prod(shape)), max_size=int(np.prod(shape))).map(
         lambda bits: np.array(bits, bool).reshape(shape)
     )
@@ -91,7 +91,7 @@ def traced(f, *arguments):
 @few(max_examples=8)
 @given(shape=st.lists(st.integers(0, 5), min_size=1, max_size=4), packed=st.booleans())
 def test_ratios_keep_any_shape(shape, packed):
-    """Any leading axes, and none; axes of size 0. Traced only."""
+    """Any number of leading axes, and axes of size 0; traced only."""
     shape = tuple(shape)
     for f in RATIOS.values():
         fields = {"divergence": jnp.zeros(shape)} if "divergence" in inspect.signature(f).parameters else {}

@@ -1,4 +1,4 @@
-"""Public signatures are true: each function called under its own annotations, checked at run time."""
+"""Type annotations of public functions, checked at run time."""
 
 import inspect
 from functools import cache, partial
@@ -28,7 +28,7 @@ from rljax import (
     schedule,
 )  # fmt: skip
 
-CHECKER = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as to a type checker
+CHECKER = beartype(conf=BeartypeConf(is_pep484_tower=True))  # accepts int for float
 MODULES = (
     ratio, advantage, aggregation, penalty, metrics, rewards, correction, distillation, divergence, regression,
     schedule, logprobs, pallas_kernels,
@@ -50,13 +50,12 @@ COMBINATORS = (
     "whitened",
     "weighted",
     "without_negatives",
-)  # functions of functions: their results are below
+)  # return functions, whose results are tested below
 
 P, G, T, V, D = 2, 3, 5, 11, 7
 
 
 def array(x, dtype=jnp.float32):
-    """A jax.Array, made without a program."""
     return jnp.asarray(np.asarray(x, dtype))
 
 
@@ -168,7 +167,7 @@ def checked(function):
 
 
 def call(function, **replaced):
-    """The shapes that the function gives for its required arguments by their names, its annotations checked."""
+    """Output shapes for the required arguments, with annotations checked."""
     parameters = inspect.signature(function).parameters.values()
     required = [p.name for p in parameters if p.default is p.empty]
     arguments = {name: ARGUMENTS.get(name) for name in required} | OTHERWISE.get(function, {})

@@ -1,4 +1,4 @@
-"""The structure of the code: imports go downward and in no circle, one file names the axes, the trainer no task."""
+"""Structure of the code: layered imports without cycles, mesh axes named in one file, a task-independent trainer."""
 
 import ast
 import re
@@ -11,7 +11,7 @@ from rljax.tasks.strings import verifier
 from rljax.tasks.strings.problems import LEVELS
 from tools.imports import ROOT, files, graph, module_of
 
-# From low to high. A module belongs to the most specific entry; those of one entry may import each other.
+# Layers from low to high. A module belongs to its most specific entry; modules of an entry may import each other.
 LAYERS = (
     {"pallas_kernels"},
     {"rljax._checks", "rljax._expression", "rljax._guards", "rljax._segments", "rljax._sharding"},
@@ -36,23 +36,22 @@ LAYERS = (
     {"rljax._entry_points"},
     {"configs", "launch"},
 )  # fmt: skip
-APART = ("rljax.models", "rljax.tasks")  # of one layer, and do not know each other
+APART = ("rljax.models", "rljax.tasks")  # in one layer, but must not import each other
 SOURCES = [file for file in files() if not file.startswith("tests/")]
 
 
 def entry(module: str) -> tuple[int, str]:
-    """The layer of a module, and the entry of LAYERS that it belongs to."""
     parts = module.split(".")
     for i in range(len(parts), 0, -1):
         prefix = ".".join(parts[:i])
         for level, layer in enumerate(LAYERS):
             if prefix in layer and (prefix not in ("rljax", "rljax.training") or i == len(parts)):
                 return level, prefix
-    raise ValueError(f"{module} is in no layer of LAYERS: add it")
+    raise ValueError(f"{module} is not in LAYERS: add the module")
 
 
 def upward(needs: dict) -> list[str]:
-    """Imports of a higher layer, or of the other of two that are apart."""
+    """Imports from a higher layer, or between the entries of APART."""
     found = []
     for file in SOURCES:
         level, own = entry(module_of(file))
@@ -68,7 +67,7 @@ def test_nothing_imports_from_a_higher_layer():
 
 
 def test_there_is_no_import_circle():
-    """Counting what functions import too."""
+    """Includes imports inside functions."""
     assert len(list(TopologicalSorter({file: graph()[file] for file in SOURCES}).static_order())) == len(SOURCES)
 
 
@@ -82,7 +81,6 @@ def test_an_import_upward_is_noticed(file, other):
 
 
 def literals(file: str) -> set[str]:
-    """The string constants of a file that are no docstrings."""
     tree = ast.parse((ROOT / file).read_text())
     expressions = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     constants = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in expressions)
@@ -90,12 +88,11 @@ def literals(file: str) -> set[str]:
 
 
 def test_one_file_names_the_axes_of_the_mesh():
-    on_meshes = [file for file in SOURCES if not file.startswith("rljax/tasks/")]  # whose folder of data is `data`
+    on_meshes = [file for file in SOURCES if not file.startswith("rljax/tasks/")]  # these use a folder `data`
     assert [file for file in on_meshes if literals(file) & set(MESH_AXES)] == ["rljax/models/sharding.py"]
 
 
 def test_the_trainer_knows_no_task():
-    """No function, level or check of the string task is named in rljax/training."""
     functions = [name for name, x in vars(verifier).items() if getattr(x, "__module__", "") == verifier.__name__]
     assert set(functions) == {"read_steps", "last_output", "right_chain"}
     named = re.compile("|".join(map(re.escape, [*functions, *LEVELS, "level 2", "right chain", "StringsTask"])))

@@ -1,4 +1,4 @@
-"""What `make tpu-compile` lets pass and what it does not; nothing here needs libtpu."""
+"""benchmarks/tpu_compile.py and its cases: what passes and what fails. Nothing here needs libtpu."""
 
 import importlib
 import re
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-with pytest.MonkeyPatch.context() as patch:  # Bazel runs a link to this file: the checkout is where the link leads
+with pytest.MonkeyPatch.context() as patch:  # under Bazel this file is a symbolic link into the checkout
     patch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "benchmarks"))
     tpu_compile = importlib.import_module("tpu_compile")
     tpu_cases, tpu_chips = importlib.import_module("tpu_cases"), importlib.import_module("tpu_chips")
@@ -25,14 +25,14 @@ def case(**changed):
 
 @pytest.mark.parametrize(("changed", "found", "error", "wrong"), [
     ({}, FITS, None, None),
-    ({}, FITS._replace(temporaries=8.1), None, "temporaries of 8.1 MiB"),
+    ({}, FITS._replace(temporaries=8.1), None, "temporaries = 8.1 MiB: expected at most 8.0"),
     ({"temporaries": None}, FITS._replace(temporaries=2374), None, None),
-    ({}, FITS._replace(is_kernel=False), None, "no Pallas kernel"),
+    ({}, FITS._replace(is_kernel=False), None, "contains no Pallas kernel"),
     ({"is_kernel": False}, FITS._replace(is_kernel=False), None, None),
     ({}, None, "JaxRuntimeError: exceeded scoped vmem limit", "exceeded scoped vmem limit"),
     ({"fails_with": "vmem"}, None, "JaxRuntimeError: exceeded scoped vmem limit", None),
     ({"fails_with": "vmem"}, None, "TypeError: no such argument", "no such argument"),
-    ({"fails_with": "vmem"}, FITS, None, "compiled, where the compiler should have said 'vmem'"),
+    ({"fails_with": "vmem"}, FITS, None, "the program compiled: expected an error that contains 'vmem'"),
 ])  # fmt: skip
 def test_what_is_wrong(changed, found, error, wrong):
     said = tpu_compile.judge(case(**changed), found, error)
@@ -41,7 +41,7 @@ def test_what_is_wrong(changed, found, error, wrong):
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """run(compile, *arguments) is the exit status and the output of the program on `case`s."""
+    """A function `run(compile, *arguments)` that returns the exit status and output of the program on `case`s."""
 
     def run(compile, *arguments):
         monkeypatch.setattr(tpu_compile, "has_libtpu", lambda: True)
@@ -85,7 +85,7 @@ def test_words_choose_rows(run):
     assert "2 of 2" in run(lambda case, chip: FITS, "--all", "v6e")[1]
     status, printed = run(lambda case, chip: FITS, "v4")
     assert status == 1
-    assert "no row holds v4" in printed
+    assert "no row contains v4" in printed
 
 
 def test_without_libtpu_nothing_is_compiled(monkeypatch, capsys):
@@ -126,7 +126,6 @@ def test_every_kernel_is_compiled_both_ways_within_the_targets():
 
 
 def test_gradients_are_of_all_three_outputs():
-    """Each output alone moves both gradients, and they add up."""
     rng = np.random.default_rng(0)
     hidden, unembedding = (rng.normal(size=(n, 8)).astype(np.float32) for n in (5, 7))
     gradients = jax.jit(tpu_cases.backward(tpu_cases.token_stats))

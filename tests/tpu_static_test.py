@@ -1,4 +1,4 @@
-"""The figures that benchmarks/tpu_static.py makes of a dump of libtpu's, and of the estimates of small grids."""
+"""benchmarks/tpu_static.py: figures from a dump of libtpu, and extrapolation from small grids."""
 
 import importlib
 from pathlib import Path
@@ -7,12 +7,12 @@ import pytest
 
 from pallas_kernels._vocabulary.types import Tile
 
-with pytest.MonkeyPatch.context() as patch:  # Bazel runs a link to this file: the checkout is where the link leads
+with pytest.MonkeyPatch.context() as patch:  # under Bazel this file is a symbolic link into the checkout
     patch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "benchmarks"))
     tpu_static = importlib.import_module("tpu_static")
     tpu_profile, tpu_chips = importlib.import_module("tpu_profile"), importlib.import_module("tpu_chips")
 
-# Of libtpu 0.0.42.1 for v6e, a product whose inner loop adds up slices, cut down to 14 of its 317 bundles.
+# Dump of libtpu 0.0.42.1 for v6e: a product whose inner loop sums slices, cut down to 14 of its 317 bundles.
 BUNDLES = """= control target key start
 LB: loop body
 PF: predicated region fallthrough
@@ -100,13 +100,13 @@ def test_a_program_without_products_has_no_main_loop(dump):
 def test_a_bundle_that_is_not_understood_is_an_error(dump):
     path = dump / "17-mm.1-03-final_bundles.txt"
     path.write_text(BUNDLES.replace("  0x66   : >> {", "  0x66"))
-    with pytest.raises(ValueError, match="13 bundles"):
+    with pytest.raises(ValueError, match="has 13 bundles: expected 14"):
         tpu_profile.main_loops(dump)
 
 
 def test_cycles_are_those_of_the_kernel(dump):
     assert tpu_profile.estimated_cycles(dump, "mm") == 8000
-    with pytest.raises(ValueError, match="0 estimates"):  # the compiler wrote none: nothing else may stand for it
+    with pytest.raises(ValueError, match="has 0 estimates"):  # no other file may be used instead
         tpu_profile.estimated_cycles(dump, "other")
 
 
@@ -119,7 +119,7 @@ SMALL = {grid: bilinear(*grid) for grid in tpu_static.grids(SUMS, tpu_chips.CHIP
 
 def test_four_small_grids_give_the_whole():
     assert tpu_static.whole(SMALL, 8, 297) == pytest.approx(bilinear(8, 297))
-    for grid in SMALL:  # each of them counts
+    for grid in SMALL:  # the result depends on each grid
         assert tpu_static.whole({**SMALL, grid: SMALL[grid] + 1}, 8, 297) != pytest.approx(bilinear(8, 297), abs=0.5)
 
 
@@ -135,7 +135,7 @@ def test_the_cores_of_a_chip_share_the_outer_tiles():
 def test_the_longer_of_cycles_and_bytes_counts(bandwidth, limit):
     chip = tpu_chips.CHIPS["v5e"]._replace(bandwidth=bandwidth)
     found = tpu_static.estimate(SUMS, chip, Tile(8, 128), (60, 32, 1000), SMALL, LOOP)  # 8 by 8 tiles
-    traffic = 2 * 32 * (64 + 8 * 1024)  # the weight once for each tile of tokens
+    traffic = 2 * 32 * (64 + 8 * 1024)  # the weight is read once per tile of tokens
     seconds = {"cycles": bilinear(8, 8) / 1.503e9, "bytes": traffic / bandwidth}
     assert (found.limit, found.loop) == (limit, LOOP)
     assert found.seconds == pytest.approx(seconds[limit], rel=1e-3)
@@ -165,7 +165,7 @@ def test_a_search_prints_every_tile_and_gives_the_best(capsys):
     assert seconds.keys() == set(tiles[1:])
     assert seconds[tiles[1]] < seconds[tiles[2]]
     refused, first, second = capsys.readouterr().out.splitlines()
-    assert "refused: scoped vmem" in refused
+    assert "rejected: scoped vmem" in refused
     assert "| sums | v6e | 8x128 |" in first
     assert "| 43 | 11 |" in first
     assert "| 4x128 |" in second

@@ -1,4 +1,4 @@
-"""Under jit, vmap, grad, checkpoint, shard_map and donation the core is the same, and its programs do not grow."""
+"""Results under jit, vmap, grad, checkpoint, shard_map and donation, and the size of the programs."""
 
 import dataclasses
 from functools import cache, partial
@@ -38,16 +38,16 @@ SMALL, LARGE = (2, 3, 70), (5, 8, 300)  # P, G, T; from 65 tokens on a scan has 
 
 
 def over_devices(f, *specs):
-    """The sum of f over the devices, its arguments divided as the specs say."""
+    """psum of f under shard_map, with arguments sharded by these specs."""
     return jax.shard_map(lambda *args: lax.psum(f(*args), "data"), mesh=DEVICES, in_specs=specs, out_specs=P())
 
 
-# The same values under every transformation.
+# Values under transformations.
 
 
 @cache
 def all_at_once():
-    """Of two microbatches whose rows are divided over the devices: psummed losses, gradients, and what was given."""
+    """Two microbatches with rows sharded over devices: psummed losses, gradients, and the donated inputs."""
     logp, batch = jax.tree.map(lambda x: x.reshape(2, 4, 10), random_rows())
 
     def step(logp, batch):
@@ -78,7 +78,7 @@ def test_jit_shard_map_vmap_grad_and_checkpoint_with_a_donated_buffer(name):
 
 @every_ratio
 def test_a_psum_is_differentiated_from_outside(name):
-    """As a program for every ratio, whose devices' types have to fit; in numbers for one that scans."""
+    """Every ratio as a traced program (types must match); numbers for one ratio with a scan."""
     logp, batch = random_rows()
     f = RATIOS[name]
     total = jax.value_and_grad(over_devices(partial(policy_loss, ratio=f), P("data"), P("data")))
@@ -149,7 +149,7 @@ def test_jit_of_vmap_of_advantages(name):
 
 @every_advantage
 def test_advantages_trace_under_shard_map(name):
-    """Of whole groups on each device. (What is made of the whole batch is to be called outside.)"""
+    """With whole groups per device; functions of the whole batch must be called outside."""
     f = ADVANTAGES[name]
     shapes = rollout_shapes(f, 8, 3, 5)
     specs = jax.tree.map(lambda x: P("data") if x.ndim else P(), shapes)
@@ -185,11 +185,11 @@ def test_a_schedule_in_the_step_compiles_once():
     assert not papers.agree(gradients[0], gradients[2], 1e-3)
 
 
-# The program's size: traced without values, so that no Python branches on any.
+# Size of programs, traced without values, so that no Python code branches on values.
 
 
 def equations(jaxpr) -> int:
-    """The equations of a jaxpr and of all within; its constants' elements count as well."""
+    """The number of equations in a jaxpr and its sub-jaxprs, plus the elements of its constants."""
     inner = [x for eqn in jaxpr.eqns for x in jax.tree.leaves(list(eqn.params.values())) if hasattr(x, "eqns")]
     return len(jaxpr.eqns) + sum(map(np.size, getattr(jaxpr, "consts", ()))) + sum(map(equations, inner))
 
@@ -203,7 +203,7 @@ def array(*shape, dtype=jnp.float32):
 
 
 def rollout_shapes(f, P, G, T):
-    """rewards, mask, and the fields that the advantage names."""
+    """Shapes of rewards, mask and the fields that the advantage requires."""
     fields = {name: array(P, G, T) for name in ("proxy", "energy", "importance", "values")} | {
         "tokens": array(P, G, T, dtype=jnp.int32),
         "greedy_rewards": array(P),
@@ -236,8 +236,6 @@ def aggregation_size(f, *shape) -> int:
 
 
 def algorithm_size(algorithm, *shape) -> int:
-    """From rewards to the gradient."""
-
     def step(rewards, mask, fields, logp):
         A = algorithm.advantage(rewards, mask, **fields)
         w = algorithm.aggregation(mask, aggregation.side(A, mask))
@@ -256,7 +254,7 @@ EVERYTHING = {
 }
 
 
-OF_ALGORITHMS = {f"packed ratio {name}" for name in algorithms.__all__}  # made of the others, which are measured alone
+OF_ALGORITHMS = {f"packed ratio {name}" for name in algorithms.__all__}  # composed of functions measured separately
 
 
 @pytest.mark.parametrize(
@@ -267,7 +265,7 @@ OF_ALGORITHMS = {f"packed ratio {name}" for name in algorithms.__all__}  # made 
     ],
 )
 def test_a_program_does_not_grow_with_prompts_completions_or_tokens(measure):
-    """Nor does one of less than 65 tokens, whose scans have one level, have more equations."""
+    """Programs for fewer than 65 tokens, whose scans have one level, are not larger."""
     assert 0 < measure(2, 3, 5) <= measure(*SMALL) == measure(*LARGE)
 
 

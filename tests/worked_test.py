@@ -1,4 +1,4 @@
-"""A worked number for every public function, by hand: what it gives for three or four tokens."""
+"""One example with three or four tokens, worked by hand, for every public function."""
 
 import dataclasses
 import inspect
@@ -28,7 +28,7 @@ ONES = np.ones((1, 3))
 L, UP, DOWN, TOOL = [[0.1, 0.4, -0.5]], ONES, -ONES, np.array([[True, False, True]])
 ALL = ONES > 0
 
-RATIOS = {  # of ℓ = .1, .4, −.5, whose second token is a tool's where that matters
+RATIOS = {  # ℓ = .1, .4, −.5; the second is a tool token if that matters
     "token": (ratio.token, UP, ALL, [0.1, 0.4, -0.5]),
     "sequence_mean": (ratio.sequence_mean, UP, TOOL, [-0.2, 0, -0.2]),
     "sequence_sum": (ratio.sequence_sum, UP, TOOL, [-0.4, 0, -0.4]),
@@ -78,7 +78,7 @@ RATIOS = {  # of ℓ = .1, .4, −.5, whose second token is a tool's where that 
 
 R, M = np.array([[1.0, 0.0, 0.5]]), np.arange(2) < np.array([[[2], [2], [1]]])
 PROXY = np.array([[[0.5, 1.5], [0.5, 0.5], [1.0, 9.0]]])
-ADVANTAGES = {  # of rewards 1, 0, .5 and lengths 2, 2, 1: at the first token and, where it has one, at the second
+ADVANTAGES = {  # rewards 1, 0, .5 and lengths 2, 2, 1: A at the first and second token
     "group_relative": (advantage.group_relative, [[1, 1], [-1, -1], [0, 0]]),
     "mean_baseline": (advantage.mean_baseline, [[0.5, 0.5], [-0.5, -0.5], [0, 0]]),
     "leave_one_out": (advantage.leave_one_out, [[0.75, 0.75], [-0.75, -0.75], [0, 0]]),
@@ -91,7 +91,7 @@ ADVANTAGES = {  # of rewards 1, 0, .5 and lengths 2, 2, 1: at the first token an
         [[1, 1], [0, 0], [0, 0]],
     ),
     "policy_improvement": (partial(advantage.policy_improvement, improvement=2.0), [[3, 3], [-3, -3], [0, 0]]),
-    "prefix_tree": (  # all begin alike, then the first two part: V = ½, then 1 and 0
+    "prefix_tree": (  # one shared first token, then two branches: V = ½, then 1 and 0
         partial(advantage.prefix_tree, tokens=np.array([[[7, 1], [7, 2], [7, 0]]])),
         [[1, 2], [-1, -2], [0, 0]],
     ),
@@ -124,7 +124,7 @@ ADVANTAGES = {  # of rewards 1, 0, .5 and lengths 2, 2, 1: at the first token an
     ),
 }
 
-AGGREGATIONS = {  # of the same lengths 2, 2, 1, and sides 1, −1, −1
+AGGREGATIONS = {  # lengths 2, 2, 1 and sides 1, −1, −1
     "token_mean": (aggregation.token_mean, [0.2, 0.2, 0.2]),
     "sequence_mean": (aggregation.sequence_mean, [1 / 6, 1 / 6, 1 / 3]),
     "group_mean": (aggregation.group_mean, [0.2, 0.2, 0.2]),
@@ -133,7 +133,7 @@ AGGREGATIONS = {  # of the same lengths 2, 2, 1, and sides 1, −1, −1
 }
 
 RHO, TWO = LOG([[2.0, 0.5, 3.0]]), np.array([[True, True, False]])
-CORRECTIONS = {  # of ρ = 2 and ½; a third is masked
+CORRECTIONS = {  # ρ = 2 and ½, and a masked token
     "token_truncated": (partial(correction.token_truncated, cap=1.5), [[1.5, 0.5, 0]]),
     "sequence_truncated": (partial(correction.sequence_truncated, cap=0.9), [[0.9, 0.9, 0]]),
     "icepop": (partial(correction.icepop, low=0.6, high=2.5), [[2, 0, 0]]),
@@ -162,11 +162,11 @@ OTHERS = {
         lambda: correction.aggregation_of_kept(aggregation.token_mean, IN_BOUNDS)(ONE_EACH, SIDES, **APART),
         [[1, 0]],
     ),
-    "advantage_of_kept": (  # alone in its group, the first is its own mean
+    "advantage_of_kept": (  # the first is alone in its group
         lambda: correction.advantage_of_kept(advantage.mean_baseline, IN_BOUNDS)(np.eye(2)[:1], ONE_EACH, **APART),
         [[0, 0]],
     ),
-    "opsm": (  # the sampler's log-probability is higher by ½ on both
+    "opsm": (  # log q − log p = ½ at both tokens
         lambda: correction.opsm(np.full((2, 1), -0.5), np.ones((2, 1), bool), np.array([1, -1]), limit=0.25),
         [True, False],
     ),
@@ -212,7 +212,7 @@ OTHERS = {
         0.5 * 0.32 + 0.25 * 0.32,
     ),
     "covariance": (lambda: penalty.covariance(LOGP, BATCH), [[LOG(2) / 2, LOG(2) / 2, 0]]),
-    "kl_cov": (lambda: penalty.kl_cov(LOGP, BATCH, share=0.5), 0.5 * LOG(2)),  # the first of equals
+    "kl_cov": (lambda: penalty.kl_cov(LOGP, BATCH, share=0.5), 0.5 * LOG(2)),  # the first of two equal values
     "clip_cov": (
         lambda: penalty.clip_cov(LOGP, BATCH, ratio.token, jax.random.key(0), low=0.3, high=0.4, share=1.0),
         [[False, False, True]],
@@ -277,7 +277,7 @@ OTHERS = {
 
 
 def numbers(actual, expected):
-    """Equal where a number is expected; None stands for any."""
+    """Compares numbers; None matches any value."""
     for a, e in zip(np.ravel(actual), [x for x in np.ravel(np.array(expected, object))], strict=True):
         assert e is None or a == e or abs(a - e) <= 4e-6 * max(1, abs(e)), (actual, expected)
 

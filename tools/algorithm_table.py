@@ -1,4 +1,4 @@
-"""The table of algorithms in README and in the docs, from the algorithms themselves: `make generate` writes both."""
+"""Generator of the algorithm table in docs/algorithms/index.md: `make generate`."""
 
 import inspect
 import re
@@ -7,13 +7,13 @@ from pathlib import Path
 from rljax import algorithms
 from rljax._expression import shown
 
-README = Path(__file__).parents[1] / "README.md"
-BEGIN, END = "| `rljax.algorithms` |", "\n\nEach has its paper's defaults"
-EXAMPLE = 8675309.0  # stands for a hyper-parameter that has no default
+PAGE = Path(__file__).parents[1] / "docs/algorithms/index.md"
+BEGIN, END = "| `rljax.algorithms` |", "\n\n"
+EXAMPLE = 8675309.0  # placeholder for hyperparameters without a default
 
 
 def expression(function) -> str:
-    """A function's repr, its numbers to four digits, with … for those that have no default."""
+    """A function's repr with numbers rounded to four digits and … for hyperparameters without a default."""
     text = shown(function).replace(f"={EXAMPLE}", "=…")
     return re.sub(r"\d+\.\d{5,}", lambda number: f"{float(number[0]):.4g}", text)
 
@@ -25,23 +25,21 @@ def row(name: str) -> str:
     algorithm = make(**dict.fromkeys(required, EXAMPLE))
     called = f"{name}({', '.join(f'{k}=…' for k in required)})" if required else name
     paper = re.search(r"\d{4}\.\d{5}", make.__doc__)
-    assert paper, f"{name}: its docstring names no paper"
+    assert paper, f"{name}: expected a paper (arXiv number) in the docstring"
     functions = (algorithm.advantage, algorithm.ratio, algorithm.aggregation)
     columns = [f"`{called}`", *(f"`{expression(f)}`" for f in functions), paper[0]]
     return "| " + " | ".join(columns) + " |"
 
 
 def table() -> str:
-    """The table in Markdown, by name."""
     head = f"{BEGIN} advantage A | ratio f | aggregation w | paper |"
     return "\n".join([head, "|---|---|---|---|---|", *map(row, sorted(algorithms.__all__))])
 
 
 def main() -> None:
-    for page in (README, README.parent / "docs/algorithms/index.md"):
-        text = page.read_text(encoding="utf-8")
-        before, after = text[: text.index(BEGIN)], text[text.index(END) :]
-        page.write_text(before + table() + after, encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN, 1)
+    PAGE.write_text(before + table() + END + rest.split(END, 1)[1], encoding="utf-8")
 
 
 if __name__ == "__main__":

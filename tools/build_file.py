@@ -1,4 +1,4 @@
-"""Bazel's BUILD, made from the files and their imports: `make generate` writes it."""
+"""Generator of the Bazel file BUILD from the Python files and their imports: `make generate`."""
 
 import re
 import sys
@@ -7,14 +7,14 @@ from pathlib import PurePosixPath
 
 from tools.imports import FOLDERS, ROOT, files, graph, imported
 
-TRAINER = ("_entry_points", "models", "rollout", "tasks", "training")  # parts of rljax that are targets of their own
-DISTRIBUTION = {"orbax": "orbax_checkpoint", "tensorboardX": "tensorboardx"}  # if not named as the module
-UNSEEN = {  # needed, but not imported
-    ":rljax/tasks": ("@pypi//array_record", "@pypi//importlib_resources"),  # by tensorflow_datasets
-    ":tests/examples_test": ("@pypi//flax", "@pypi//optax"),  # by the scripts that it runs
-    ":tests/training": (":configs", ":launch"),  # by the processes that it starts
+TRAINER = ("_entry_points", "models", "rollout", "tasks", "training")  # parts of rljax with separate targets
+DISTRIBUTION = {"orbax": "orbax_checkpoint", "tensorboardX": "tensorboardx"}  # names that differ from the module
+UNSEEN = {
+    ":rljax/tasks": ("@pypi//array_record", "@pypi//importlib_resources"),  # required by tensorflow_datasets
+    ":tests/examples_test": ("@pypi//flax", "@pypi//optax"),  # required by the scripts that the test runs
+    ":tests/training": (":configs", ":launch"),  # required by the processes that the tests start
 }
-READ = ("benchmarks", "examples", "tools")  # folders of scripts: a test that names one reads its files
+READ = ("benchmarks", "examples", "tools")  # folders of scripts; a test that names a folder reads its files
 HEAD = '''"""One target per package and per test (docs/bazel.md). Written by `make generate`: do not edit."""
 
 load("@rules_python//python:defs.bzl", "py_library")
@@ -36,7 +36,6 @@ def is_test(file: str) -> bool:
 
 
 def target_of(file: str) -> str:
-    """The label of the target that holds a file."""
     path = PurePosixPath(file)
     if is_test(file):
         return f":{path.with_suffix('')}"
@@ -47,22 +46,21 @@ def target_of(file: str) -> str:
 
 
 def dependencies(file: str) -> set[str]:
-    """Labels that a file needs: of the repository's own files, and of installed distributions."""
+    """Labels of the targets and distributions that a file imports."""
     ours = {target_of(needed) for needed in graph()[file]}
     modules = {name.split(".")[0] for name in imported(file)} - {*sys.stdlib_module_names, *FOLDERS, *READ}
     return ours | {f"@pypi//{DISTRIBUTION.get(module, module)}" for module in modules}
 
 
 def rule(label: str, sources: list[str]) -> str:
-    """The text of one target."""
     deps = set().union(*map(dependencies, sources), UNSEEN.get(label, ())) - {label}
     fields = {"name": label[1:]}
     kind = "py_test" if is_test(sources[0]) else "py_library"
     if kind == "py_test":
-        deps -= {":tests"}  # py_test adds it, and what it needs
+        deps -= {":tests"}  # added by py_test
         text = (ROOT / sources[0]).read_text(encoding="utf-8")
         fields |= {"size": "large"} if "mark.slow" in text else {}
-        fields |= {"tags": ["external"]} if "tools.imports" in text else {}  # reads the checkout: never from the cache
+        fields |= {"tags": ["external"]} if "tools.imports" in text else {}  # reads the checkout: never cached
         fields |= {
             "data": [f"glob:{folder}/*.py" for folder in READ if re.search(rf"(?<![\w.]){folder}(?=[/\".])", text)]
         }
@@ -82,10 +80,9 @@ def _starlark(value: str | list[str]) -> str:
 
 
 def text() -> str:
-    """BUILD, as the tree is now."""
     targets = defaultdict(list)
     for file in files():
-        if file != "tests/run_pytest.py":  # py_test adds that one
+        if file != "tests/run_pytest.py":  # added by py_test
             targets[target_of(file)].append(file)
     ordered = sorted(targets, key=lambda label: (is_test(targets[label][0]), label))
     return HEAD + "".join(rule(label, targets[label]) for label in ordered)

@@ -1,8 +1,7 @@
-"""Check of the built distribution: `make test-install`.
+"""Test of the built distribution: `make test-install`.
 
-Builds the sdist, and from it the wheel; installs the wheel into empty environments, without extras in the versions of
-requirements.lock and with `train` in the oldest versions that pyproject.toml allows; and uses it there, outside of the
-checkout.
+Builds the sdist and, from the sdist, the wheel. Installs and runs the wheel outside the checkout in two environments:
+without extras in the versions of requirements.lock, and with `train` in the oldest versions that pyproject.toml allows.
 """
 
 import os
@@ -21,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 UV = Path(sys.executable).parent / "uv"
 REMEDY = "pip install 'rljax-llm[train]'"
 
-# Rewards 1 and 0 have mean 1/2 and standard deviation √½, so advantages ±√½; both tokens have weight 1/2. At ratio 1
-# the loss is −Σ w·A = 0 and its gradient −w·A = ∓√½/2. Equal logits of five tokens give log-probability −log 5.
+# Rewards 1 and 0 have mean 1/2 and standard deviation √½, so the advantages are ±√½; both tokens have weight 1/2. At
+# ratio 1 the loss is −Σ w·A = 0 and its gradient is −w·A = ∓√½/2. Equal logits of 5 tokens give log-probability −log 5.
 BASE = """
 import importlib.metadata, importlib.util, math, pathlib, sys
 import jax, jax.numpy as jnp
@@ -61,7 +60,7 @@ SMALL = (
 
 
 def run(folder: Path, *command: str | Path, fails: bool = False) -> str:
-    """Output of a command run in the folder; raises AssertionError if its exit status is not as expected."""
+    """Runs a command in the folder and returns its output; AssertionError if success does not match `fails`."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(command, cwd=folder, env=environment, encoding="utf-8", stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT)  # fmt: skip
@@ -70,8 +69,7 @@ def run(folder: Path, *command: str | Path, fails: bool = False) -> str:
 
 
 def built(folder: Path) -> Path:
-    """The wheel, built from the sdist, both in the folder."""
-    stale = ROOT / "rljax_llm.egg-info"  # setuptools adds the files listed there to the sdist
+    stale = ROOT / "rljax_llm.egg-info"  # setuptools would add the files listed there
     shutil.rmtree(stale, ignore_errors=True)
     code = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
     run(ROOT, sys.executable, "-c", code, folder)
@@ -88,13 +86,12 @@ def built(folder: Path) -> Path:
 
 
 def environment(folder: Path) -> Path:
-    """The folder of commands of a new environment."""
     run(folder, sys.executable, "-m", "venv", "--without-pip", "environment")
     return folder / "environment" / "bin"
 
 
 def install(commands: Path, *requirements: str | Path, free: Iterable[str] = ()) -> None:
-    """Installs the requirements, and what they need as locked, except for the distributions in `free`."""
+    """Installs the requirements with locked versions, except for the distributions in `free`."""
     pins = re.findall(r"^[\w.-]+.*==[^\\\n]+", (ROOT / "requirements.lock").read_text(encoding="utf-8"), flags=re.M)
     constraints = commands / "constraints.txt"
     constraints.write_text("\n".join(pin for pin in pins if distribution(pin) not in free), encoding="utf-8")
@@ -107,7 +104,7 @@ def distribution(requirement: str) -> str:
 
 
 def check_base(wheel: Path, folder: Path) -> None:
-    """Without extras: the losses, the kernels, and what the commands say."""
+    """Without extras: losses, kernels and the error messages of the commands."""
     commands = environment(folder)
     install(commands, wheel)
     print(run(folder, commands / "python", "-c", f"REMEDY = {REMEDY!r}\n{BASE}"), end="")
@@ -118,7 +115,7 @@ def check_base(wheel: Path, folder: Path) -> None:
 
 
 def check_train(wheel: Path, folder: Path) -> None:
-    """With the oldest versions that `train` allows: a small run, and its evaluation."""
+    """With the oldest versions that `train` allows: a small run and its evaluation."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     direct = [*project["dependencies"], *project["optional-dependencies"]["train"]]
     free = {distribution(needed) for needed in direct}

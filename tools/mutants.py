@@ -1,8 +1,7 @@
-"""Mutants of the library: one line each, from tests/mutants.toml, and the tests that should fail on them.
+"""Mutation tests: one-line faults from tests/mutants.toml that the test suite should detect.
 
-`make mutants` applies each in a copy of the repository, runs the tests that import the file (the nearest first) until
-one fails, and lists the mutants that none of them noticed. `python -m tools.mutants TEXT` runs those whose file or text
-contains TEXT.
+`make mutants` applies each mutant in a copy of the repository, runs the test files that import the mutated file until
+a test fails, and lists the undetected mutants. `python -m tools.mutants TEXT` selects mutants that contain TEXT.
 """
 
 import os
@@ -22,12 +21,10 @@ from typing import NamedTuple
 from tools.imports import ROOT, files, graph
 
 MUTANTS = ROOT / "tests/mutants.toml"
-JOBS, SECONDS = 2, 600  # copies at work at once; time for the tests of one mutant
+JOBS, SECONDS = 2, 600  # parallel copies; time limit per mutant
 
 
 class Mutant(NamedTuple):
-    """The text `old`, which occurs once in the file, becomes `new`."""
-
     file: str
     old: str
     new: str
@@ -37,12 +34,11 @@ class Mutant(NamedTuple):
 
 
 def read() -> list[Mutant]:
-    """All mutants."""
     return [Mutant(**entry) for entry in tomllib.loads(MUTANTS.read_text(encoding="utf-8"))["mutant"]]
 
 
 def importing_tests(file: str) -> list[str]:
-    """The test files that import a file, directly or not: the nearest first, and first of all its namesake."""
+    """Test files that import a file, directly or indirectly: similar names first, then by import distance."""
     importers = {other: [f for f, needed in graph().items() if other in needed] for other in files()}
     distance, todo = {file: 0}, deque([file])
     while todo:
@@ -60,7 +56,7 @@ def importing_tests(file: str) -> list[str]:
 
 
 def run(mutant: Mutant, copy: Path) -> tuple[str, str, float]:
-    """("killed", "survived" or "timed out", the test that failed, seconds) of a mutant in a copy of the repository."""
+    """(verdict, failed test, seconds) of a mutant in a copy of the repository."""
     path, started = copy / mutant.file, time.monotonic()
     original = path.read_text(encoding="utf-8")
     path.write_text(original.replace(mutant.old, mutant.new), encoding="utf-8")
@@ -78,7 +74,7 @@ def run(mutant: Mutant, copy: Path) -> tuple[str, str, float]:
 
 
 def copies(folder: Path) -> queue.Queue:
-    """Copies of the files that git knows of, sharing the compilation cache."""
+    """Copies of the files that git does not ignore, with a shared compilation cache."""
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, encoding="utf-8"
     )
@@ -97,7 +93,7 @@ def copies(folder: Path) -> queue.Queue:
 def main(wanted: str) -> int:
     chosen, started = [mutant for mutant in read() if wanted in str(mutant)], time.monotonic()
     if not chosen:
-        sys.exit(f"no mutant's file or text contains {wanted!r}: expected a part of one in {MUTANTS}")
+        sys.exit(f"TEXT = {wanted!r}: expected text that occurs in a mutant of {MUTANTS}")
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(JOBS) as pool:
         free = copies(Path(folder))
 

@@ -1,1 +1,1 @@
-"""Passes over the vocabulary a tile at a time: what token_stats, token_topk and token_kl share."""
+"""Tiled passes over the vocabulary, shared by token_stats, token_topk and token_kl."""

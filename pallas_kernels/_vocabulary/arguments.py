@@ -1,4 +1,4 @@
-"""Checks the arguments of token_stats, token_topk and token_kl, and converts them for the implementations."""
+"""Argument checks and conversions of token_stats, token_topk and token_kl."""
 
 from numbers import Integral
 
@@ -11,16 +11,16 @@ from pallas_kernels._vocabulary.vjp import Inputs
 
 
 def check(kernel: str, hidden, unembedding, targets, bias, mask, scalars, tile, width_axis=None) -> None:
-    """Raises unless the arguments fit each other; `scalars` are the temperature and the soft cap by name."""
+    """Raises if ranks, shapes, dtypes or values are invalid; `scalars` maps "temperature" and "softcap" to values."""
     for name, array, axes in (("hidden", hidden, "[N, D]"), ("unembedding", unembedding, "[V, D]")):
-        require(jnp.ndim(array) == 2, kernel, name, f"of shape {jnp.shape(array)}", f"of two axes, {axes}")
+        require(jnp.ndim(array) == 2, kernel, name, f"has shape {jnp.shape(array)}", f"two axes, {axes}")
         floating = jnp.issubdtype(jnp.result_type(array), jnp.floating)
-        require(floating, kernel, name, f"of dtype {jnp.result_type(array)}", "floating point", TypeError)
+        require(floating, kernel, name, f"has dtype {jnp.result_type(array)}", "floating point", TypeError)
     (N, D), (V, width) = jnp.shape(hidden), jnp.shape(unembedding)
     shards = shards_of(kernel, "width_axis", width_axis)
     of = f"[V, D] with D = {D}, as in hidden" if shards == 1 else f"[V, D/{shards}] with D = {D}, as in hidden"
-    require(width * shards == D, kernel, "unembedding", f"of shape {(V, width)}", of)
-    require(V > 0, kernel, "unembedding", f"of shape {(V, width)}", "of at least one row")
+    require(width * shards == D, kernel, "unembedding", f"has shape {(V, width)}", of)
+    require(V > 0, kernel, "unembedding", f"has shape {(V, width)}", "at least one row")
     _check_vector(kernel, "targets", targets, N, "N", "as in hidden", jnp.integer, "integer")
     check_bias(kernel, bias, V)
     if mask is not None:
@@ -29,63 +29,64 @@ def check(kernel: str, hidden, unembedding, targets, bias, mask, scalars, tile, 
         check_scalar(kernel, name, value)
     if tile is not None:
         whole = isinstance(tile, tuple) and len(tile) == 2 and all(is_integer(size) and size > 0 for size in tile)
-        require(whole, kernel, "tile", tile, "(tokens, vocabulary), two positive integers")
+        require(whole, kernel, "tile", f"= {tile}", "(tokens, vocabulary), two positive integers")
 
 
 def check_bias(kernel: str, bias, size: int) -> None:
-    """Raises unless it is None or [V]."""
+    """Raises unless the bias is None or floating point of shape [size]."""
     if bias is not None:
         _check_vector(kernel, "bias", bias, size, "V", "as in unembedding", jnp.floating, "floating point")
 
 
 def _check_vector(kernel, name, array, size, symbol, origin, kind, kind_name) -> None:
     shape, dtype = jnp.shape(array), jnp.result_type(array)
-    require(shape == (size,), kernel, name, f"of shape {shape}", f"[{symbol}] with {symbol} = {size}, {origin}")
+    require(shape == (size,), kernel, name, f"has shape {shape}", f"[{symbol}] with {symbol} = {size}, {origin}")
     fits = dtype == kind if kind is jnp.bool_ else jnp.issubdtype(dtype, kind)
-    require(fits, kernel, name, f"of dtype {dtype}", kind_name, TypeError)
+    require(fits, kernel, name, f"has dtype {dtype}", kind_name, TypeError)
 
 
 def is_integer(value) -> bool:
-    """Of Python or NumPy; True and False are none."""
+    """True for Python and NumPy integers, but not for bool."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def shards_of(kernel: str, argument: str, axis_name: str | None) -> int:
-    """The devices of a mesh axis of the surrounding `shard_map`; 1 of None. ValueError where there is no such axis."""
+    """Size of an axis of the surrounding `shard_map`, 1 for None. Raises ValueError if the axis does not exist."""
     if axis_name is None:
         return 1
     try:
         return lax.axis_size(axis_name)
     except NameError:
-        remedy = "an axis of the mesh of the shard_map around it, or None outside of one"
-        raise ValueError(f"{kernel}: {argument} is {axis_name!r}; it should be {remedy}") from None
+        remedy = "a mesh axis of the surrounding shard_map, or None outside of a shard_map"
+        raise ValueError(f"{kernel}: {argument} = {axis_name!r}: expected {remedy}") from None
 
 
 def check_scalar(kernel: str, name: str, value) -> None:
-    """Raises unless the temperature or soft cap is a positive number; only a soft cap may be None."""
+    """Raises unless the temperature or soft cap is a positive finite scalar; `softcap` may also be None."""
     if value is None:
-        require(name == "softcap", kernel, name, value, "a positive number")
+        require(name == "softcap", kernel, name, f"= {value}", "a positive number")
         return
-    require(jnp.ndim(value) == 0, kernel, name, f"of shape {jnp.shape(value)}", "a scalar")
+    require(jnp.ndim(value) == 0, kernel, name, f"has shape {jnp.shape(value)}", "a scalar")
     if not isinstance(value, core.Tracer):
-        remedy = "positive and finite" + (" (for greedy decoding there is no π)" if name == "temperature" else "")
-        require(0 < float(value) < float("inf"), kernel, name, value, remedy)
+        remedy = "a positive finite number" + (" (greedy decoding has no π)" if name == "temperature" else "")
+        require(0 < float(value) < float("inf"), kernel, name, f"= {value}", remedy)
 
 
 def columns_of(kernel: str, vocab_size: int | None, unembedding, axis_name: str | None) -> int:
-    """The tokens of the vocabulary, over all shards and without padding; ValueError where there are no such rows."""
+    """Number of tokens in the vocabulary, over all shards and without padding; checks `vocab_size`."""
     rows = unembedding.shape[0] * shards_of(kernel, "axis_name", axis_name)
     if vocab_size is None:
         return rows
     fits = is_integer(vocab_size) and 0 < vocab_size <= rows
-    require(fits, kernel, "vocab_size", vocab_size, f"an integer in [1, {rows}], the rows of unembedding")
+    remedy = f"an integer in [1, {rows}], the number of rows of unembedding"
+    require(fits, kernel, "vocab_size", f"= {vocab_size}", remedy)
     return int(vocab_size)
 
 
 def inputs_of(hidden, unembedding, targets, bias, mask, scalars, vocabulary: int, axis_name: str | None) -> Inputs:
-    """The arrays, spread over the axes of a `shard_map` over which any of them varies."""
+    """The arguments as `Inputs`, cast to vary over every `shard_map` axis over which any of them varies."""
     accumulator = dtypes(hidden, unembedding)[1]
-    if targets.dtype.itemsize < 4:  # which may have no number as large as the vocabulary
+    if targets.dtype.itemsize < 4:  # the vocabulary size may overflow a narrower dtype
         targets = targets.astype(jnp.int32)
     present = (targets >= 0) & (targets < vocabulary)
     present = present if mask is None else present & mask

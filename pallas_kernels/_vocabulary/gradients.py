@@ -1,8 +1,9 @@
-"""Gradients of what reads logits tile by tile.  Each tile of the vocabulary passes over the tokens:
+"""Gradients of hidden states, unembedding and bias from ∂z = ∂L/∂z, which is computed tile by tile:
 
-    ∂h = Σ ∂z·W in a carry,    ∂W = ∂zᵀ·h summed within the tile and written once,    ∂b = Σ_n ∂z
+    ∂h = Σ_v ∂z·W,    ∂W = ∂zᵀ·h,    ∂b = Σ_n ∂z
 
-with sums, and the products unless told otherwise, in the accumulators' dtype: bfloat16 inputs lose nothing more by ∂z.
+The outer loop over tiles of the vocabulary carries ∂h. The inner loop over tiles of tokens carries ∂W and ∂b of one
+vocabulary tile. Sums are in the accumulators' dtype, and by default so are products, since a bfloat16 ∂z loses digits.
 """
 
 from collections.abc import Callable
@@ -28,10 +29,11 @@ from pallas_kernels._vocabulary.types import ABSENT, Head, Tile
 def tiled_gradients(
     tile: Tile | None, hidden, head: Head, targets, slope: Callable[..., Array], dtype=None, products=None
 ) -> tuple[Array, Array, Array | None]:
-    """(∂hidden, ∂unembedding, ∂bias) in the dtypes of their own, ∂hidden in `dtype` where it is given.
+    """(∂hidden, ∂unembedding, ∂bias), each in its input's dtype; ∂hidden in `dtype` if given.
 
-    `products` is the dtype of the factors of the products, the inputs' for a device that is slow with wider ones.
-    `slope(start, first, y, h, part)` is ∂z [n, v] of the tile of rows from `start` and of columns from `first` on.
+    `products` is the dtype of the factors in matrix products, by default the accumulators'; devices whose matrix units
+    are slow in float32 pass the inputs' dtype. `slope(start, first, y, h, part)` returns ∂z [n, v] of the tile whose
+    first row is `start` and first column is `first`, with targets y [n], hidden states h [n, D] and head `part`.
     """
     tile, n, v = fitted(tile, hidden, head)
     accumulator = head.beta.dtype
@@ -66,16 +68,16 @@ def tiled_gradients(
 
 
 def _products(dz, h, part: Head, dtype) -> tuple[Array, Array, Array | None]:
-    """(∂h, ∂W, ∂b) of a tile."""
+    """(∂h, ∂W, ∂b), the contributions of one tile with slope dz [n, v]."""
     factor, h, w = (x.astype(dtype) for x in (dz, h, part.unembedding))
-    reached = jnp.where(jnp.isinf(w), 0, w)  # a row that bans its token has dz = 0: no 0·∞
+    reached = jnp.where(jnp.isinf(w), 0, w)  # an infinite row bans its token, so dz = 0; avoids 0·∞
     dh = jnp.einsum("nv,vd->nd", factor, reached, preferred_element_type=dz.dtype)
     dw = jnp.einsum("nv,nd->vd", factor, h, preferred_element_type=dz.dtype)
     return dh, dw, None if part.bias is None else jnp.sum(dz, axis=0)
 
 
 def _added(whole, rows, first, unseen):
-    """`whole` with those of the rows from `first` on that are unseen."""
+    """`whole` with `rows` written from index `first` on, except rows that an earlier tile has written."""
 
     def add(whole, rows):
         rows = rows.astype(whole.dtype)

@@ -1,26 +1,26 @@
-"""The mathematics that all implementations of token_stats share: from sums over columns to statistics, and back.
+"""Formulas shared by all implementations of token_stats: statistics from sums over columns, and gradients of logits.
 
-Forward, a pass over the columns keeps for each row the running maximum m (online softmax), with the target y apart
-from the rest R = {v ≠ y}, so that nothing cancels where π(y) → 1:
+Forward, a pass over the columns keeps the running maximum m of each row (online softmax). The target y is kept apart
+from the other columns R = {v ≠ y}, so that no digits cancel as π(y) → 1:
 
     rest = Σ_R e^(x−m),  squares = Σ_R e^(2(x−m)),  moment = Σ_R (x−m) e^(x−m),  d = x_y − m,  S = rest + e^d
     logp = d − log S,   entropy = log S − (moment + d e^d)/S,   proxy = (1 − π_y)² + Σ_R π² = (rest² + squares)/S²
 
-Backward, π_v = e^(x_v − m − log S) is computed again.  Since ∂log π_u/∂x_v = 1[u=v] − π_v and ∂π_u = π_u ∂log π_u, with
-Q = Σπ² and H the entropy,
+Backward, π_v = e^(x_v − m − log S) is recomputed. With ∂log π_u/∂x_v = 1[u=v] − π_v, ∂π_u = π_u ∂log π_u, Q = Σπ² and
+the entropy H,
 
     ∂logp/∂x_v    = 1[v=y] − π_v
     ∂entropy/∂x_v = − Σ_u (log π_u + 1) ∂π_u  = − π_v (log π_v + 1) + π_v (1 − H)  = − π_v (log π_v + H)
     ∂proxy/∂x_v   = − 2 ∂π_y + 2 Σ_u π_u ∂π_u = − 2 π_y (1[v=y] − π_v) + 2 π_v (π_v − Q)
 
-so that for the cotangents g, k, q of the three, with a = g − 2 q π_y,
+For the cotangents g, k, q of logp, entropy and proxy, with a = g − 2 q π_y,
 
     ∂L/∂x_v = a 1[v=y] + π_v (−a − k H − 2 q Q − k log π_v + 2 q π_v).
 
-The logits z = h·Wᵀ + b are scaled, x = βz, or capped first, x = β c tanh(z/c): then ∂x/∂z = β (1 − tanh²(z/c)).
+The logits z = h·Wᵀ + b are scaled, x = βz. With a soft cap c, x = β c tanh(z/c) and ∂x/∂z = β (1 − tanh²(z/c)).
 
-A token with βz ≤ `BANNED`, −∞ included, is banned: its π is exactly 0.  Its x is `BANNED`, which is finite, so that no
-∞ − ∞ or 0·∞ arises.  If y is banned, logp is −∞, a constant.  If all tokens are banned, every π is 0, so that the
+A token with βz ≤ `BANNED`, which includes −∞, is banned: its π is exactly 0. Its x is set to `BANNED`, which is finite
+and so avoids ∞ − ∞ and 0·∞. If y is banned, logp is −∞, a constant. If all tokens are banned, every π is 0, the
 entropy is 0 and the proxy is 1.
 """
 
@@ -34,11 +34,14 @@ from jax.custom_derivatives import SymbolicZero
 
 from pallas_kernels._vocabulary.types import ABSENT, TokenStats
 
-BANNED = -1e30  # the logit x of a banned token or of padding, and the maximum of no columns
+BANNED = -1e30  # the logit x of banned tokens and padding, and the initial value of the running maximum
 
 
 class Sums(NamedTuple):
-    """Of the columns seen so far, [N] each: the maximum m, the target's x, and the sums of the first equations."""
+    """Accumulators over the columns seen so far, [N] each, as defined in the module's docstring.
+
+    `top` is m, `target` is x_y (0 until the target's column is seen); `rest`, `squares` and `moment` are sums over R.
+    """
 
     top: Array
     target: Array
@@ -48,9 +51,9 @@ class Sums(NamedTuple):
 
 
 class Slope(NamedTuple):
-    """β ∂L/∂x_v = at_target 1[v=y] + π_v (constant + log_pi log π_v + pi π_v), [N] each; None is a zero.
+    """Coefficients [N] of β ∂L/∂x_v = at_target 1[v=y] + π_v (constant + log_pi·log π_v + pi·π_v).
 
-    log π_v = (x_v − top) − log_total.
+    log π_v = (x_v − top) − log_total. `log_pi` and `pi` are None if they are zero.
     """
 
     top: Array
@@ -67,45 +70,45 @@ def no_columns(targets, dtype) -> Sums:
 
 
 def rescaled(sums: Sums, top) -> Sums:
-    """The same sums from another maximum, at or above theirs."""
+    """The sums relative to the maximum `top`, which must be at least `sums.top`."""
     shift = sums.top - top
     scale = jnp.exp(shift)
-    moment = jnp.where(scale > 0, (sums.moment + shift * sums.rest) * scale, 0)  # never −∞·0
+    moment = jnp.where(scale > 0, (sums.moment + shift * sums.rest) * scale, 0)  # avoids −∞·0
     return Sums(top, sums.target, sums.rest * scale, sums.squares * scale**2, moment)
 
 
 def joined(one: Sums, other: Sums) -> Sums:
-    """The sums of both sets of columns, which share none."""
+    """The sums over the union of two disjoint sets of columns."""
     top = jnp.maximum(one.top, other.top)
     a, b = rescaled(one, top), rescaled(other, top)
     return Sums(top, *(x + y for x, y in zip(a[1:], b[1:], strict=True)))
 
 
 def joined_over(sums: Sums, axis_name: str) -> Sums:
-    """The sums of all shards of the columns: one maximum, and one sum of the rest together."""
+    """The sums over all shards of the columns, by one pmax and one psum of the stacked other fields."""
     top = lax.pmax(sums.top, axis_name)
     others = lax.psum(jnp.stack(rescaled(sums, top)[1:]), axis_name)
     return Sums(top, *others)
 
 
 def finish(sums: Sums, targets) -> tuple[TokenStats, tuple[Array, Array]]:
-    """(logp, entropy, proxy), and the normalizer (m, log S): log π_v = (x_v − m) − log S."""
+    """TokenStats, and the normalizer (m, log S) with log π_v = (x_v − m) − log S."""
     present = targets != ABSENT
     d = jnp.where(present, sums.target - sums.top, 0)
     e = jnp.exp(d)
     total = sums.rest + e
-    log_total = jnp.log1p(sums.rest + (e - 1))  # keeps its digits where y is the maximum and the rest is small
+    log_total = jnp.log1p(sums.rest + (e - 1))  # precise if y is the maximum and rest is small
     entropy = log_total - (sums.moment + d * e) / total
     proxy = (sums.rest / total) ** 2 + sums.squares / total**2
-    logp = (d - log_total) + jnp.where(sums.target <= BANNED, -jnp.inf, 0)  # a sum: NaN stays NaN
+    logp = (d - log_total) + jnp.where(sums.target <= BANNED, -jnp.inf, 0)  # an addition, so NaN stays NaN
     empty = sums.top <= BANNED  # all tokens are banned
     stats = logp, jnp.where(empty, 0, entropy), jnp.where(empty, 1, proxy)
-    top = jnp.where(empty, 0, sums.top)  # the x of a banned token is far below 0, so that its π is 0
+    top = jnp.where(empty, 0, sums.top)  # with m = 0, e^(BANNED − m) is 0 in the backward pass
     return TokenStats(*(jnp.where(present, stat, 0) for stat in stats)), (top, log_total)
 
 
 def slope_of(cotangents: Sequence[Array | SymbolicZero], stats: TokenStats, normalizer, targets, beta) -> Slope:
-    """The coefficients of the last equation times β; a cotangent known to be zero costs nothing."""
+    """Coefficients of β ∂L/∂x from the cotangents (g, k, q); terms of symbolic zero cotangents are left out."""
     absent = [isinstance(cotangent, SymbolicZero) for cotangent in cotangents]
     g, k, q = (
         jnp.zeros_like(stats.logp) if zero else jnp.where(targets == ABSENT, 0, beta * cotangent)
@@ -124,13 +127,13 @@ def slope_of(cotangents: Sequence[Array | SymbolicZero], stats: TokenStats, norm
     return Slope(top, log_total, a, constant, None if absent[1] else -k, None if absent[2] else 2 * q)
 
 
-# ------------------------------------------------------------------- one tile's parts, in a kernel as well as out of it
+# ----------------------------------------------------------------- operations on one tile, inside and outside of Pallas
 
 
 def scaled(z, beta, softcap):
-    """(x, ∂x/∂z/β) of the logits z; the latter is None if it is 1."""
+    """(x, (∂x/∂z)/β) from z = h·Wᵀ + b; the second is None without a soft cap, where it is 1."""
     x = z * beta
-    banned = x <= BANNED  # false for NaN, which a maximum would not keep on every device
+    banned = x <= BANNED  # false for NaN; jnp.maximum drops NaN on some devices
     if softcap is None:
         return jnp.where(banned, BANNED, x), None
     t = jnp.tanh(z / softcap)
@@ -138,9 +141,9 @@ def scaled(z, beta, softcap):
 
 
 def absorbed(sums: Sums, x, is_target, is_column=None, target=None) -> Sums:
-    """The sums with one more tile x [n, v] of logits; what is not `is_column` adds nothing.
+    """The sums with one more tile of logits x [n, v]; entries that are not `is_column` add nothing.
 
-    `target` is Σ x over `is_target` where that is had for less.  The sums may be [n] or, in a kernel, [n, 1].
+    `target` [n] is Σ x over `is_target`, computed here if None. The sums are [n], or [n, 1] inside a kernel.
     """
     keepdims = sums.top.ndim == 2
     add = partial(jnp.sum, axis=-1, keepdims=keepdims)
@@ -161,9 +164,9 @@ def absorbed(sums: Sums, x, is_target, is_column=None, target=None) -> Sums:
 
 
 def slope_at(slope: Slope, x, is_target):
-    """β ∂L/∂x of a tile x [n, v], from coefficients [n, 1]."""
+    """β ∂L/∂x of a tile of logits x [n, v], from coefficients [n, 1]."""
     log_pi = (x - slope.top) - slope.log_total
-    log_pi = jnp.where(log_pi > 0, 0, log_pi)  # where x is no column's, π stays finite; NaN stays NaN
+    log_pi = jnp.where(log_pi > 0, 0, log_pi)  # π stays finite at padding; NaN stays NaN
     pi = jnp.exp(log_pi)
     within = slope.constant
     if slope.log_pi is not None:

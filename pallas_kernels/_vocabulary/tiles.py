@@ -1,4 +1,4 @@
-"""How [N, V] is covered by tiles of any sizes, without a padded copy of anything, and what one tile is made of."""
+"""Loops over tiles that cover [N, V] of any size without padded copies, and the logits and masks of one tile."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ from jax import lax
 from pallas_kernels._vocabulary.statistics import scaled
 from pallas_kernels._vocabulary.types import ABSENT, Head, Tile, dtypes
 
-LOGITS = 15 * 2**16  # held at a time
-WIDEST = 512  # columns
+LOGITS = 15 * 2**16  # elements of one tile
+WIDEST = 512  # columns of one tile
 
 
 def fitted(tile: Tile | None, hidden, head: Head) -> tuple[Tile, int, int]:
-    """(the tile, N, V): the one given or the best one, no larger than what it covers.
+    """(tile, N, V): the given tile or the default one, clipped to [N, V].
 
-    V is the number of columns to look at: without padding, where that is known when the program is traced.
+    V is the number of columns to visit: without padding if the head's size is static, else all rows of the weight.
     """
     n, rows = hidden.shape[0], head.unembedding.shape[0]
     v = head.size if isinstance(head.size, int) else rows
@@ -25,7 +25,7 @@ def fitted(tile: Tile | None, hidden, head: Head) -> tuple[Tile, int, int]:
 
 
 def best_tile(tokens: int, vocabulary: int) -> Tile:
-    """One tile, and so no loop, where the logits are few; else tiles of about `LOGITS` logits and nearly equal size."""
+    """One tile for at most 4·`LOGITS` logits, else nearly equal tiles of about `LOGITS` logits each."""
     if tokens * vocabulary <= 4 * LOGITS:
         return Tile(tokens, vocabulary)
     columns = even(vocabulary, WIDEST)
@@ -33,15 +33,15 @@ def best_tile(tokens: int, vocabulary: int) -> Tile:
 
 
 def even(size: int, limit: int) -> int:
-    """The tile, a multiple of 8 where it is not all, that covers `size` in as few parts as `limit` does."""
+    """The least tile side that needs no more tiles than `limit`: `size` for one tile, else a multiple of 8."""
     parts = -(-size // limit)
     return size if parts <= 1 else min(limit, -(-size // parts // 8) * 8)
 
 
 def cover(size: int, tile: int, body, carry) -> Any:
-    """carry = body(start, fresh, carry) for the tiles that cover range(size), `fresh` [tile] where not seen before.
+    """Scans carry = body(start, fresh, carry) over tiles that cover range(size).
 
-    The last tile starts early, at size − tile, where its first part is not fresh. None says that all is, of any tile.
+    The last tile starts early, at size − tile; `fresh` [tile] is false where it overlaps the tile before it, or None.
     """
     if tile == size:
         return body(0, None, carry)
@@ -55,23 +55,23 @@ def cover(size: int, tile: int, body, carry) -> Any:
 
 
 def sliced(tree, start, size: int):
-    """Rows `start` to start + size of every array."""
+    """Rows start:start + size of every array in a pytree."""
     return jax.tree.map(lambda whole: lax.dynamic_slice_in_dim(whole, start, size), tree)
 
 
 def put(tree, parts, start):
-    """The arrays with `parts` as their rows from `start` on."""
+    """The arrays of a pytree with `parts` written over their rows from `start` on."""
     return jax.tree.map(lambda whole, part: lax.dynamic_update_slice_in_dim(whole, part, start, 0), tree, parts)
 
 
 def part_of(head: Head, first, columns: int) -> Head:
-    """The head of the `columns` from `first` on."""
+    """The head restricted to columns first:first + columns."""
     w, b = sliced((head.unembedding, head.bias), first, columns)
     return head._replace(unembedding=w, bias=b, size=head.size - first)
 
 
 def logits(h, part: Head):
-    """(x, ∂x/∂z/β) of a tile."""
+    """(x [n, v], (∂x/∂z)/β or None), as in `scaled`, of hidden states h [n, D] and the head of one tile."""
     common, accumulator = dtypes(h, part.unembedding)
     w = part.unembedding.astype(common)
     z = jnp.einsum("nd,vd->nv", h.astype(common), w, preferred_element_type=accumulator)
@@ -81,12 +81,12 @@ def logits(h, part: Head):
 
 
 def is_target(y, first, columns: int):
-    """[n, v], of targets counted from the head's first column."""
+    """[n, v], true at each row's target; targets y [n] count from the head's first column."""
     return y[:, None] == (first + jnp.arange(columns, dtype=jnp.int32))[None]
 
 
 def is_column(head: Head, part: Head, unseen):
-    """[1, v], true at columns of the part that are neither padding nor seen before; None if all are."""
+    """[1, v], true at columns that are not padding and `unseen` (`fresh` of `cover`); None if that holds for all."""
     inside = None
     if not isinstance(head.size, int):
         inside = jnp.arange(part.unembedding.shape[0], dtype=jnp.int32) < part.size
@@ -95,15 +95,15 @@ def is_column(head: Head, part: Head, unseen):
 
 
 def both(one, other):
-    """one & other, where None is true everywhere."""
+    """one & other; None stands for all true."""
     return one if other is None else other if one is None else one & other
 
 
 def present_rows(h, y):
-    """h with rows of zeros where there is no target: whatever stands there must not reach ∂W."""
+    """h with zeros in rows without a target, whose values (even NaN) must not reach ∂W."""
     return jnp.where((y != ABSENT)[:, None], h, 0)
 
 
 def unless_absent(y, compute, nothing):
-    """compute(), or `nothing` for a tile of rows that are all absent."""
+    """compute(), or `nothing` if no row of the tile has a target."""
     return lax.cond(jnp.any(y != ABSENT), compute, lambda: nothing)

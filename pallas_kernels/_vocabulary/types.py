@@ -1,4 +1,4 @@
-"""The values that pass between token_stats' parts, and the dtypes it computes in."""
+"""Types shared by token_stats, token_topk and token_kl, and the dtypes of products and accumulators."""
 
 from typing import NamedTuple
 
@@ -8,13 +8,17 @@ from jaxtyping import Float, Int
 
 from pallas_kernels._dispatch import promoted
 
-# What a row's target may be beside a column of the weight at hand.
-ELSEWHERE = -1  # a column of another shard or slab: the row counts, and no column here is its target
-ABSENT = -2  # there is nothing to learn: the row may hold NaN, and is not computed where a whole tile is like it
+# Values of a row's target besides a column of the local part of the weight.
+ELSEWHERE = -1  # the target is a column of another shard or slab; the row still counts in the local sums
+ABSENT = -2  # the row has no target: it may hold NaN, and a tile of such rows alone is skipped
 
 
 class TokenStats(NamedTuple):
-    """Per token: log π(y), the entropy of π, and 1 − 2π(y) + Σπ²; 0 where there is no target."""
+    """Statistics of every token, returned by `token_stats` and `token_topk`; 0 in rows without a target.
+
+    `logp` is log π(y) in nats, `entropy` is − Σ π log π in nats, and `proxy` is 1 − 2π(y) + Σπ², the squared norm of
+    the gradient of logp in the logits. Each is [N], in float32 (float64 if hidden states or unembedding are).
+    """
 
     logp: Float[Array, "*N"]
     entropy: Float[Array, "*N"]
@@ -22,9 +26,9 @@ class TokenStats(NamedTuple):
 
 
 class Head(NamedTuple):
-    """What makes logits of hidden states: x = β·c·tanh((h·Wᵀ + b)/c), or β·(h·Wᵀ + b) without c.
+    """Parameters of the logits x = β·c·tanh((h·Wᵀ + b)/c), or x = β·(h·Wᵀ + b) if `softcap` is None.
 
-    `beta` is 1/τ and `softcap` c; rows of W from `size` on are padding, at which there is no x.
+    W is `unembedding`, b is `bias`, β is `beta` = 1/τ and c is `softcap`. Rows of W from `size` on are padding.
     """
 
     unembedding: Float[Array, "V D"]
@@ -35,13 +39,13 @@ class Head(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """Rows and columns of a tile of logits."""
+    """Rows (tokens) and columns (vocabulary) of a tile of logits."""
 
     tokens: int
     vocabulary: int
 
 
 def dtypes(hidden, unembedding):
-    """(the products' dtype, the accumulators' dtype): the inputs' common one, and that in at least float32."""
+    """(dtype of products, dtype of accumulators): the common dtype of the inputs, and its promotion with float32."""
     common = promoted(hidden.dtype, unembedding.dtype)
     return common, promoted(common, jnp.float32)

@@ -1,4 +1,4 @@
-"""token_stats from an implementation's two passes: its gradients, and its shards of the vocabulary and of the width."""
+"""token_stats as a custom_vjp of an implementation's two passes, with the vocabulary and the width sharded."""
 
 from collections.abc import Callable
 from functools import cache, partial
@@ -13,18 +13,18 @@ from jaxtyping import Float, Int
 from pallas_kernels._vocabulary.statistics import Sums, finish, joined, joined_over, no_columns, slope_of
 from pallas_kernels._vocabulary.types import ABSENT, ELSEWHERE, Head, Tile, TokenStats
 
-SLAB = 2**24  # elements of the unembedding that are gathered at a time where its width is split
+SLAB = 2**24  # elements of the unembedding per all_gather if its width is sharded
 
 
 class Passes(NamedTuple):
-    """An implementation: what it does with the columns that a device holds."""
+    """Forward and backward pass of an implementation over the columns that a device holds."""
 
     sums: Callable[..., Sums]  # (hidden, head, targets, tile)
-    gradients: Callable[..., tuple[Array, Array, Array | None]]  # (…, targets, slope, tile, dtype of ∂hidden)
+    gradients: Callable[..., tuple[Array, Array, Array | None]]  # (hidden, head, targets, slope, tile, ∂hidden's dtype)
 
 
 class Plan(NamedTuple):
-    """What is known when a program is traced; `vocabulary` counts the columns of all shards, without padding."""
+    """Static arguments of the custom_vjp; `vocabulary` is the number of columns of all shards, without padding."""
 
     passes: Passes
     tile: Tile | None
@@ -34,7 +34,7 @@ class Plan(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """The arrays; a target is a column of the whole vocabulary, or ABSENT."""
+    """Array arguments of the custom_vjp; `targets` are columns of the whole vocabulary, or ABSENT."""
 
     hidden: Float[Array, "N D"]
     unembedding: Float[Array, "V D"]
@@ -46,7 +46,7 @@ class Inputs(NamedTuple):
 
 @cache
 def rule(plan: Plan) -> Callable[..., TokenStats]:
-    """`(*Inputs) -> TokenStats`, differentiable in hidden, unembedding and bias."""
+    """The function `(*Inputs) -> TokenStats`, differentiable in hidden, unembedding and bias."""
     function = jax.custom_vjp(lambda *inputs: _forward(plan, Inputs(*inputs))[0])
     function.defvjp(partial(_save, plan), partial(_backward, plan), symbolic_zeros=True)
     return function
@@ -60,13 +60,13 @@ def _save(plan: Plan, *primals):
 
 
 def _forward(plan: Plan, inputs: Inputs):
-    """(TokenStats, (m, log S)), [N] each, the same on all shards of the vocabulary."""
+    """(TokenStats, normalizer (m, log S)), [N] each, equal on all shards of the vocabulary."""
 
     def add(found: Sums, first, slab: Head, y) -> Sums:
         more = plan.passes.sums(inputs.hidden, slab, y, plan.tile)
         return more if plan.width_axis is None else joined(found, more)
 
-    nothing = no_columns(inputs.hidden[:, 0], inputs.beta.dtype)  # of hidden, so that it varies as the sums do
+    nothing = no_columns(inputs.hidden[:, 0], inputs.beta.dtype)  # from hidden, to vary over the axes of the sums
     found = _over_slabs(plan, inputs, add, nothing)
     return finish(found if plan.axis_name is None else joined_over(found, plan.axis_name), inputs.targets)
 
@@ -75,8 +75,8 @@ def _backward(plan: Plan, saved, cotangents):
     inputs, stats, normalizer = saved
     hidden, weights = inputs.hidden, (inputs.unembedding, inputs.bias)
     if plan.axis_name is not None and not jax.typeof(inputs.unembedding).manual_axis_type.varying:
-        # A shard_map that does not check what varies: each shard has a part of the cotangent of what all hold.
-        # An output that is not read has a SymbolicZero on every shard.
+        # shard_map with check_vma=False: each shard has only a part of the cotangent of the replicated outputs.
+        # The cotangent of an unused output is a SymbolicZero on every shard.
         cotangents = [c if isinstance(c, SymbolicZero) else lax.psum(c, plan.axis_name) for c in cotangents]
     slope = slope_of(cotangents, stats, normalizer, inputs.targets, inputs.beta)
 
@@ -95,9 +95,9 @@ def _backward(plan: Plan, saved, cotangents):
 
 
 def _over_slabs(plan: Plan, inputs: Inputs, add: Callable, carry):
-    """carry = add(carry, first, slab, targets) for slabs of this device's columns, of their whole width each.
+    """Scans carry = add(carry, first, slab, targets) over slabs of this device's columns, gathered to full width.
 
-    One slab where the width is not split. A slab's targets are its columns, ELSEWHERE or ABSENT.
+    Without `width_axis` there is one slab. The targets given to `add` are columns of the slab, ELSEWHERE or ABSENT.
     """
     rows, width = inputs.unembedding.shape
     begin, size = shard(plan.vocabulary, plan.axis_name, rows)
@@ -121,7 +121,7 @@ def _over_slabs(plan: Plan, inputs: Inputs, add: Callable, carry):
 
 
 def shard(vocabulary: int, axis_name: str | None, rows: int) -> tuple[Any, Any]:
-    """(the first column that a device holds, how many of its `rows` are columns and no padding)."""
+    """(index of this device's first column, number of its `rows` that are not padding)."""
     if axis_name is None:
         return 0, vocabulary
     begin = lax.axis_index(axis_name) * rows
@@ -130,7 +130,7 @@ def shard(vocabulary: int, axis_name: str | None, rows: int) -> tuple[Any, Any]:
 
 
 def localized(targets, begin, columns: int):
-    """Targets counted from the column `begin`, ELSEWHERE if not among the `columns` that begin there."""
+    """Targets relative to column `begin`; ELSEWHERE if outside begin:begin + columns. ABSENT stays ABSENT."""
     local = targets - begin
     here = (local >= 0) & (local < columns)
     return jnp.where(targets == ABSENT, ABSENT, jnp.where(here, local, ELSEWHERE))

@@ -1,8 +1,4 @@
-"""Running sums and minima within the sequences of a row, whether it is padded or packed.
-
-They are about a ten-thousandth of the time of a model's head, whatever runs them: their worth is that they are exact on
-long rows and that padding, packing and holes mean the same everywhere.
-"""
+"""Running sums and minima within each sequence of a padded or packed row."""
 
 from collections.abc import Callable
 
@@ -32,21 +28,32 @@ def segmented_cumsum(
 
         y_t = Σ_s x_s   over s ≤ t with id_s = id_t ≠ 0      (s ≥ t if `reverse`; without s = t if `exclusive`)
 
-    Equal non-zero ids in a row are one sequence, contiguous but for zeros; a boolean mask says that every row is one.
-    Where the id is 0 is a hole: it neither adds nor resets, its own y is 0, and a NaN there changes nothing.  (An id
-    that comes back after another is outside the definition.)  Sums are in at least float32, and so is the result.
+    id is `segment_ids`. A position with id 0 is a hole: it neither adds nor resets the sum, and its x may be NaN.
+    `segmented_cummin` is the same scan with a minimum. Differentiable in `x` to any order in reverse mode: the gradient
+    is the same scan in the other direction.
 
-    Its worth is exactness: |error| ≤ 1e-6 Σ_s |x_s| in float32 at T = 131072, of whatever sign and size x and its
-    neighbors are, where a plain sum of equal terms loses 1e-3, and a difference of two sums of the row a late
-    sequence's digits.  It takes about a ten-thousandth of the time of a model's head.
+    Sums are compensated and start anew in each sequence (they are not differences of sums over the row). In float32,
+    |error| ≤ 1e-6 Σ_s |x_s| at T = 131072 (tests/kernels/segmented_cumsum_accuracy_test.py).
 
-    Differentiable in x to any order, by reverse mode: the gradient is the same scan in the other direction.
+    "reference" and "chunked" run on CPUs. The "tpu" kernel has never run on a TPU: it runs in Pallas' interpreters
+    (tests/kernels/segmented_cumsum_mosaic_test.py) and is compiled for v5e, v5p, v6e and tpu7x (`make tpu-compile`).
 
-    `implementation` is "reference", "chunked" (any device) or "tpu" (float32), which run or raise; None is the best
-    that can run where the program is lowered.  On several TPUs the kernel needs a `shard_map` over all of their axes.
+    Args:
+      x: [*B, T], floating point.
+      segment_ids: [*B, T], integers or bool. Equal non-zero ids in a row are one sequence, whose positions must be
+        contiguous except for holes. With a boolean mask each row is one sequence, and false is a hole.
+      reverse: Whether sums run from the end of each sequence to its start.
+      exclusive: Whether y_t excludes x_t.
+      implementation: "reference" (dense, the definition), "chunked" (any device) or "tpu" (float32); None is "tpu" on
+        TPUs in float32, else "chunked". With several TPUs, "tpu" needs a `shard_map` over all axes of the mesh.
 
-    Raises ValueError for shapes or an implementation that do not fit, TypeError for dtypes, NotImplementedError for
-    "tpu" where the program is lowered for another platform.
+    Returns:
+      y, [*B, T], in the unit of `x`; float32, or float64 if `x` is. y is 0 at holes.
+
+    Raises:
+      ValueError: If a shape or the implementation name is invalid.
+      TypeError: If a dtype is invalid.
+      NotImplementedError: If "tpu" is lowered for another platform, or for several TPUs outside of a `shard_map`.
 
     >>> import jax.numpy as jnp
     >>> x, ids = jnp.array([1.0, 2.0, jnp.nan, 4.0, 8.0]), jnp.array([1, 1, 0, 1, 2])
@@ -67,14 +74,26 @@ def segmented_cummin(
     exclusive: bool = False,
     implementation: str | None = None,
 ) -> Float[Array, "*B T"]:
-    """Running minimum along the last axis within each sequence, +∞ over nothing.
+    """Running minimum along the last axis within each sequence.
 
-        y_t = min_s x_s   over the same s as in `segmented_cumsum`
+        y_t = min_s x_s   over s ≤ t with id_s = id_t ≠ 0      (s ≥ t if `reverse`; without s = t if `exclusive`)
 
-    A hole, and a sequence's first token if `exclusive`, have y = +∞ where the sum has 0.
+    Unlike in `segmented_cumsum`, y is +∞ at holes (id 0), and at the first position of a sequence if `exclusive`.
+    Differentiable in `x` in reverse mode: the gradient of y_t goes to the position of the minimum, the first one in the
+    direction of the scan if several are equal ("reference" divides it among them).
 
-    Differentiable in x by reverse mode: the gradient of y_t goes to the token that it is the value of, to the first of
-    equals on the scan's way (`reference` divides it among them).  `implementation`, errors and worth as there.
+    Args:
+      x: [*B, T], floating point.
+      segment_ids: id, [*B, T], integers or bool; defines sequences and holes as in `segmented_cumsum`.
+      reverse: Whether minima run from the end of each sequence to its start.
+      exclusive: Whether y_t excludes x_t.
+      implementation: "reference", "chunked", "tpu" or None, as in `segmented_cumsum`; "tpu" has never run on a TPU.
+
+    Returns:
+      y, [*B, T], in the unit of `x`; float32, or float64 if `x` is.
+
+    Raises:
+      ValueError, TypeError, NotImplementedError: As `segmented_cumsum` does.
 
     >>> import jax.numpy as jnp
     >>> segmented_cummin(jnp.array([3.0, 1.0, 2.0, 4.0, 5.0]), jnp.array([1, 1, 0, 1, 2])).tolist()
@@ -84,7 +103,7 @@ def segmented_cummin(
 
 
 def _scan(operation: Operation, differentiable: Callable, x, segment_ids, reverse, exclusive, implementation):
-    """The reference is differentiated as it stands; the others have their gradients' rule."""
+    """Runs an implementation: the reference under JAX's own derivatives, the others under `differentiable`."""
     name = chosen(operation.name, implementation, (None, *IMPLEMENTATIONS))
     run = _implementations.best if name is None else IMPLEMENTATIONS[name]
     x, ids = _prepare(operation.name, x, segment_ids)
@@ -96,15 +115,15 @@ def _scan(operation: Operation, differentiable: Callable, x, segment_ids, revers
 
 
 def _prepare(kernel: str, x, segment_ids):
-    """x in the dtype of the sums, 0 in the holes, and int32 ids or the mask as it is."""
+    """(x in the accumulators' dtype with 0 in holes, int32 ids or boolean mask), after the checks."""
     shape, dtype = jnp.shape(x), jnp.result_type(x)
-    require(len(shape) > 0, kernel, "x", f"of shape {shape}", "[*B, T], with at least the axis T")
-    require(jnp.issubdtype(dtype, jnp.floating), kernel, "x", f"of dtype {dtype}", "floating point", TypeError)
+    require(len(shape) > 0, kernel, "x", f"has shape {shape}", "[*B, T], with at least the axis T")
+    require(jnp.issubdtype(dtype, jnp.floating), kernel, "x", f"has dtype {dtype}", "floating point", TypeError)
     given = jnp.shape(segment_ids)
-    require(given == shape, kernel, "segment_ids", f"of shape {given}", f"of the shape of x, {shape}")
+    require(given == shape, kernel, "segment_ids", f"has shape {given}", f"{shape}, as x")
     kind = jnp.result_type(segment_ids)
     whole = jnp.issubdtype(kind, jnp.integer) or kind == jnp.bool_
-    require(whole, kernel, "segment_ids", f"of dtype {kind}", "integer ids or a boolean mask", TypeError)
+    require(whole, kernel, "segment_ids", f"has dtype {kind}", "integer ids or a boolean mask", TypeError)
     ids = jnp.asarray(segment_ids).astype(jnp.bool_ if kind == jnp.bool_ else jnp.int32)
     accumulated = jnp.asarray(x).astype(promoted(dtype, jnp.float32))
     rows = jnp.where(ids.astype(jnp.bool_), accumulated, 0), ids

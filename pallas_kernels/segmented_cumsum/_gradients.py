@@ -1,4 +1,4 @@
-"""The gradients of both scans, which are scans again, by whichever implementation `scan` is."""
+"""Derivative rules of both scans. The gradients are scans too, run by the same implementation `scan`."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +14,7 @@ Scan = Callable[..., jax.Array]  # (operation, x, segment_ids, reverse, exclusiv
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
 def cumsum(scan: Scan, x, segment_ids, reverse: bool, exclusive: bool):
-    """y = M x, with M[t, s] = 1 where s ≤ t are of one sequence; ∂L/∂x = Mᵀ ∂L/∂y is the scan the other way."""
+    """y = M x, with M[t, s] = 1 if s ≤ t are in one sequence; ∂L/∂x = Mᵀ ∂L/∂y is the scan in the other direction."""
     return scan(SUM, x, segment_ids, reverse, exclusive)
 
 
@@ -31,7 +31,7 @@ cumsum.defvjp(_cumsum_forward, _cumsum_backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
 def cummin(scan: Scan, x, segment_ids, reverse: bool, exclusive: bool):
-    """y_t = x_s at the first s, on the scan's way, that nothing up to t is below; ∂L/∂y_t goes to that x_s."""
+    """y_t = x_s with s the first position of the minimum, in scan order; ∂L/∂y_t goes to that x_s."""
     return scan(MINIMUM, x, segment_ids, reverse, exclusive)
 
 
@@ -40,14 +40,18 @@ def _cummin_forward(scan, x, segment_ids, reverse, exclusive):
 
 
 def _cummin_backward(scan, reverse, exclusive, saved, cotangent):
-    """∂L/∂x_s = Σ_t ∂L/∂y_t over the tokens from s, where the minimum falls, to before it falls again."""
+    """∂L/∂x_s = Σ_t ∂L/∂y_t over the tokens t from s, where the running minimum falls, until it falls again.
+
+    `falls` marks such s, `last_fall` is the rank of the latest one up to each token, and tokens with an equal
+    `last_fall` form a group whose cotangents are summed at s by a segmented sum in the other direction.
+    """
     x, segment_ids = lax.stop_gradient(saved[0]), saved[1]
     trained, length = segment_ids.astype(jnp.bool_), x.shape[-1]
-    ranks = jnp.arange(1, length + 1, dtype=x.dtype)  # on the scan's way; exact below 2²⁴ tokens
+    ranks = jnp.arange(1, length + 1, dtype=x.dtype)  # positions in scan order; exact below 2²⁴ tokens
     rank = jnp.where(trained, jnp.broadcast_to(ranks[::-1] if reverse else ranks, x.shape), 0)
     falls = trained & (x < scan(MINIMUM, x, segment_ids, reverse, True))
     last_fall = -scan(MINIMUM, jnp.where(falls, -rank, jnp.inf), segment_ids, reverse, False)  # −∞: none yet
-    if exclusive:  # what y_t is, the inclusive minimum is one token earlier
+    if exclusive:  # y_t is the inclusive minimum one token earlier, so move each cotangent one token back
         following = scan(MINIMUM, rank, segment_ids, not reverse, True)
         exists = jnp.isfinite(following)
         place = jnp.where(exists, length - following if reverse else following - 1, 0).astype(jnp.int32)

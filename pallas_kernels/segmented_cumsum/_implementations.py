@@ -1,8 +1,8 @@
-"""Where the TPU kernel enters a program: when that is lowered, for only then are its platform and devices known.
+"""Choice between the TPU kernel and the chunked loop when a program is lowered, since its devices are known only then.
 
-Until then it stands for itself as one primitive, whose leading axes are free: `vmap` adds one.  A Mosaic kernel cannot
-be divided over devices by the compiler, only by a `shard_map` over all axes of the mesh; elsewhere on several devices
-the choice of `implementation=None` is the loop, which can.
+Until lowering, the kernel is one primitive on [*B, T]; `vmap` adds a leading axis. The compiler cannot partition a
+Mosaic kernel over devices, so several TPUs need a `shard_map` over all axes of the mesh. Outside of a `shard_map`,
+`implementation=None` takes the loop on several TPUs.
 """
 
 from functools import partial
@@ -20,7 +20,7 @@ _kernel = Primitive("segmented_scan_tpu")
 
 
 def best(operation, x, segment_ids, reverse, exclusive):
-    """The kernel on a TPU, in float32, where it can be; else the loop."""
+    """The kernel on a TPU in float32 if the program's partitioning permits it, else the loop."""
     if x.dtype != jnp.float32:
         return only_chunked(operation, x, segment_ids, reverse, exclusive)
     kernel = partial(_kernel.bind, operation=operation, reverse=reverse, exclusive=exclusive, or_chunked=True)
@@ -30,14 +30,14 @@ def best(operation, x, segment_ids, reverse, exclusive):
 
 @partial(jax.jit, static_argnums=(0, 3, 4))
 def only_tpu(operation, x, segment_ids, reverse, exclusive):
-    """The kernel or an error."""
-    remedy = "float32, which is what a TPU adds; implementation='chunked' takes others"
-    require(x.dtype == jnp.float32, operation.name, "x", f"of dtype {x.dtype}", remedy, TypeError)
+    """The kernel; lowering raises NotImplementedError if it cannot run."""
+    remedy = "float32 for implementation 'tpu'; 'chunked' takes other dtypes"
+    require(x.dtype == jnp.float32, operation.name, "x", f"has dtype {x.dtype}", remedy, TypeError)
     return _kernel.bind(x, segment_ids, operation=operation, reverse=reverse, exclusive=exclusive, or_chunked=False)
 
 
 def only_chunked(operation, x, segment_ids, reverse, exclusive):
-    """The loop."""
+    """The chunked loop, on any platform."""
     with jax.named_scope(f"{operation.name}_chunked"):
         return chunked.segmented_scan(operation, x, segment_ids, reverse, exclusive)
 
@@ -67,7 +67,7 @@ def _lower(ctx, x, segment_ids, *, operation, reverse, exclusive, or_chunked):
             return lowered(only_chunked)
         raise NotImplementedError(
             f"{operation.name}: implementation = 'tpu': expected a TPU, or several within a shard_map over all axes "
-            f"of their mesh ({error}); None picks the best that can run"
+            f"of their mesh ({error}); None picks an implementation that can run"
         ) from error
 
 

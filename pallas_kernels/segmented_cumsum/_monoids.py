@@ -1,4 +1,4 @@
-"""The operations of a scan: a compensated sum, accurate at any length, and a minimum."""
+"""The two operations of a scan: a compensated (Kahan) sum and a minimum."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,9 +8,9 @@ from jax import Array
 
 
 class Operation(NamedTuple):
-    """`combine` is associative and commutative, with identity `empty`; `reduce` does it along axes.
+    """An associative, commutative operation: `combine` two arrays, `reduce` along axes, with identity `empty`.
 
-    A long chain keeps a pair (total, error), (`empty`, 0) at first; `absorb(total, error, x)` is the pair with x too.
+    A loop carries the pair (total, error), initially (`empty`, 0); `absorb(total, error, x)` returns it with x added.
     """
 
     name: str
@@ -21,7 +21,7 @@ class Operation(NamedTuple):
 
 
 def _compensated_sum(total, error, x):
-    """Kahan's: what a rounding lost goes into the next, so that n terms err by 2 ulp of Σ|x|, not by n."""
+    """Kahan summation: the rounding error is added to the next term, so n terms err by about 2 ulp of Σ|x|, not n."""
     x = x + error
     larger = total + x
     return larger, jnp.where(jnp.isfinite(larger), x - (larger - total), 0)

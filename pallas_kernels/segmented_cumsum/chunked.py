@@ -1,10 +1,10 @@
-"""Segmented scans by a loop over tokens that any device can run, all rows at once.
+"""Segmented scans by a loop over tokens, all rows at once, for any device.
 
-A sequence's first token takes nothing from before it: a real reset, not a difference of two running sums, so that
-neither a large neighbor nor its NaN is felt.  The loop's carry is compensated (see `_monoids`).
+The carry is reset at the first token of each sequence, so that large values or NaN in another sequence have no effect.
+The carry of a sum is compensated (see `_monoids`).
 
-On a CPU a step costs little, and one loop over T is the fastest (benchmarks/segmented_cumsum.py); elsewhere a step
-is a program of its own, and √T chunks of √T tokens, scanned side by side and then their totals, take 2√T steps.
+On a CPU one loop over T is the fastest (`python benchmarks/segmented_cumsum.py`). On other devices each step launches a
+program, so √T chunks of √T tokens are scanned in parallel, and then their totals: 2√T steps.
 """
 
 import math
@@ -16,25 +16,25 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.segmented_cumsum._monoids import Operation
 
-Ids = Int[Array, "*B T"] | Bool[Array, "*B T"]  # 0 is a hole; a mask is kept as one, since its bytes move faster
+Ids = Int[Array, "*B T"] | Bool[Array, "*B T"]  # 0 or false is a hole; a mask stays bool to move fewer bytes
 
 
 def segmented_scan(
     operation: Operation, x: Float[Array, "*B T"], segment_ids: Ids, reverse: bool, exclusive: bool
 ) -> Float[Array, "*B T"]:
-    """The running `operation` within each sequence; its `empty` at holes."""
+    """The running `operation` within each sequence, [*B, T]; `operation.empty` at holes."""
     loop, chunks = (partial(scan, operation, reverse, exclusive) for scan in (in_one_loop, in_chunks))
     return lax.platform_dependent(x, segment_ids, cpu=loop, default=chunks)
 
 
 def in_one_loop(operation: Operation, reverse: bool, exclusive: bool, x: Float[Array, "*B T"], segment_ids: Ids):
-    """A token after the other."""
+    """One loop over T tokens."""
     by_token = (jnp.moveaxis(array, -1, 0) for array in (x, segment_ids))
     return jnp.moveaxis(_loop(partial(_step, operation, exclusive), operation.empty, reverse, *by_token)[1], 0, -1)
 
 
 def in_chunks(operation: Operation, reverse: bool, exclusive: bool, x: Float[Array, "*B T"], segment_ids: Ids):
-    """Chunks of √T tokens (64 at least) side by side, then their totals one after the other."""
+    """A loop over positions, for all chunks of √T tokens (at least 64) in parallel, then one over chunks' totals."""
     length = x.shape[-1]
     size = max(math.isqrt(length), 64)
     if length <= size:
@@ -55,14 +55,14 @@ def in_chunks(operation: Operation, reverse: bool, exclusive: bool, x: Float[Arr
 
 
 def _loop(step, empty, reverse, x, ids):
-    """Over the first axis; the carry starts alike, so that it varies over a shard_map's axes as its inputs do."""
+    """Scans over the first axis; the initial carry is made from x, so that it varies over the same `shard_map` axes."""
     total = jnp.full_like(x[0], empty)
     start = total, jnp.zeros_like(total), jnp.zeros_like(ids[0])
     return lax.scan(step, start, (x, ids), reverse=reverse)
 
 
 def _step(operation, exclusive, carry, token):
-    """One token; the carry is the latest sequence's (total, error) and its id, which a hole leaves alone."""
+    """One token: the carry is (total, error, id) of the latest sequence; holes leave it unchanged."""
     (total, error, last), (x, i) = carry, token
     hole, same = ~i.astype(jnp.bool_), i == last
     before = jnp.where(same, total, operation.empty), jnp.where(same, error, 0)
@@ -72,6 +72,6 @@ def _step(operation, exclusive, carry, token):
 
 
 def _chunks(x, size: int):
-    """[*B, T] as [size, *B, chunks], the last chunk filled up with zeros (holes)."""
+    """[*B, T] as [size, *B, chunks], with zeros (holes) at the end of the last chunk."""
     filled = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % size)])
     return jnp.moveaxis(filled.reshape(*x.shape[:-1], -1, size), -1, 0)

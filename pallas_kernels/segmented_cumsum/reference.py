@@ -1,4 +1,4 @@
-"""A segmented scan as its equation says it, a masked reduction over all pairs of tokens.  This is the definition."""
+"""The definition of a segmented scan: a masked reduction over all pairs of tokens."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -13,7 +13,7 @@ def segmented_scan(
     reverse: bool,
     exclusive: bool,
 ) -> Float[Array, "*B T"]:
-    """y_t = Σ_s x_s, or min_s x_s, over s ≤ t (s ≥ t in reverse; s ≠ t when exclusive) with id_s = id_t ≠ 0."""
+    """y_t = Σ_s x_s or min_s x_s over s ≤ t (s ≥ t if `reverse`; s ≠ t if `exclusive`) with id_s = id_t ≠ 0."""
     t = jnp.arange(x.shape[-1])
     after, before = t[:, None], t[None, :]
     if reverse:

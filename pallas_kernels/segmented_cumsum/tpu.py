@@ -1,21 +1,22 @@
-"""Segmented scans on a TPU: blocks of rows × tokens in VMEM, and a carry there from one block of a row to the next.
+"""TPU kernel for segmented scans: blocks of rows × tokens, with a carry in VMEM between the blocks of a row.
 
-With ⊕ a sum or a minimum, id 0 a hole, and the ids i of one sequence in a run, holes apart,
+With ⊕ a sum or a minimum and ids i (0 is a hole; the tokens of a sequence are contiguous except for holes),
 
-    y_t = ⊕ x_s over s ≤ t (s < t if exclusive) with i_s = i_t ≠ 0,      the empty of ⊕ at holes.
+    y_t = ⊕ x_s over s ≤ t (s < t if exclusive) with i_s = i_t ≠ 0,      the identity of ⊕ at holes.
 
             tokens →
-       ┌──────┬──────┬──────┐       Grid: (blocks of 8 rows, blocks of 1024 tokens), the latter in the scan's order,
-    8  │  0  ⟶│  1  ⟶│  2   │       backwards for a reverse one; ⟶ hands on (id, total, error), [8, 1] each.
+       ┌──────┬──────┬──────┐       Grid: (blocks of 8 rows, blocks of 1024 tokens). A row's blocks run in scan order,
+    8  │  0  ⟶│  1  ⟶│  2   │       last to first if reverse; ⟶ is the carry (id, total, error), [8, 1] each.
        └──────┴──────┴──────┘
 
-Within a block the scan is a tree (Hillis and Steele): in round k every token takes in the one 2ᵏ before it, which by
-then stands for the 2ᵏ tokens up to it, unless that is of another sequence.  A hole (id 0) stands for what is before it,
-so that it neither adds nor resets.  A row's blocks come one after the other and hand on the last sequence's id and its
-(total, error), compensated: log₂ 1024 roundings within a block and two for all blocks together.
+Within a block the scan is a Hillis-Steele tree. In round k every token combines its value with that of the token 2ᵏ
+before it if both have the same id, and then holds the result over 2ᵏ⁺¹ positions. A hole takes the id and value of the
+token before it, so it neither adds nor resets. The carry is the id of the last sequence and its (total, error). Sums
+are compensated across blocks: log₂ 1024 roundings within a block, and about two for all blocks of a row together. The
+kernel has never run on a TPU, only in Pallas' interpreters.
 
-VMEM, in bytes: x, ids and y 3·2·8·1024·4 (each twice, one block on its way while the other is computed), the carry
-3·8·128·4 (a column takes all lanes), and the tree's x, ids and what is before them, 4·8·1024·4: a third of a MiB.
+VMEM in bytes: x, ids and y 3·2·8·1024·4 (double-buffered), the carry 3·8·128·4 (a column takes all lanes), and the
+tree's x and ids with their shifted copies 4·8·1024·4: a third of a MiB.
 """
 
 import math
@@ -29,7 +30,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.segmented_cumsum._monoids import Operation
 
-ROWS, TOKENS = 8, 1024  # of a block
+ROWS, TOKENS = 8, 1024  # shape of a block
 
 
 def segmented_scan(
@@ -39,7 +40,7 @@ def segmented_scan(
     reverse: bool,
     exclusive: bool,
 ) -> Float[Array, "*B T"]:
-    """The running `operation` within each sequence; its `empty` at holes.  x is float32, of at least one element."""
+    """The running `operation` within each sequence, `operation.empty` at holes; x is float32 and not empty."""
     length, rows = x.shape[-1], math.prod(x.shape[:-1])
     x_rows, ids = x.reshape(rows, length), segment_ids.astype(jnp.int32).reshape(rows, length)
     blocks = pl.cdiv(length, TOKENS)
@@ -71,7 +72,7 @@ def _kernel(operation, reverse, exclusive, length, x_ref, ids_ref, y_ref, total_
         last_ref[...] = jnp.zeros_like(last_ref)
 
     block = pl.num_programs(1) - 1 - step if reverse else step
-    inside = block * TOKENS + _place() < length  # past the end of a row may lie anything
+    inside = block * TOKENS + _place() < length  # past the end of a row memory is undefined
     ids = jnp.where(inside, ids_ref[...], 0)
     x = jnp.where(ids != 0, x_ref[...], operation.empty)
 
@@ -94,7 +95,7 @@ def _kernel(operation, reverse, exclusive, length, x_ref, ids_ref, y_ref, total_
 
 
 def _tree(operation, reverse, ids, x):
-    """Of the tokens of a block up to each: the id of the latest that is no hole (0: none), and its sequence's x."""
+    """(id of the latest token that is not a hole, 0 if none; result over its sequence), up to each token of a block."""
     distance = 1
     while distance < TOKENS:
         id_before, before = _earlier(reverse, distance, ids, x)
@@ -105,7 +106,7 @@ def _tree(operation, reverse, ids, x):
 
 
 def _earlier(reverse, distance, ids, x):
-    """ids and x of the token so far before each, on the scan's way; id 0 where that is outside of the block."""
+    """ids and x of the token `distance` before each token in scan order; id 0 if it is outside of the block."""
     shift = jnp.int32(TOKENS - distance if reverse else distance)
     exists = _place() < TOKENS - distance if reverse else _place() >= distance
     return jnp.where(exists, pltpu.roll(ids, shift, axis=1), 0), pltpu.roll(x, shift, axis=1)

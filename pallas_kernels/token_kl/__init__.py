@@ -1,4 +1,4 @@
-"""The exact KL divergence of every token's distribution from a reference's, over the whole vocabulary."""
+"""Exact KL divergence of the policy from a reference for every token, over the whole vocabulary."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -27,23 +27,35 @@ def token_kl(
     bias: Bias | tuple[Bias, Bias] = None,
     implementation: str | None = None,
 ) -> Float[Array, " N"]:
-    """KL(π ‖ ρ) of every row, without the logits of either leaving the kernel.
+    """KL(π ‖ ρ) of every row, the policy π from a reference ρ, without storing the logits [N, V] of either.
 
-        Σ_v π(v) (log π(v) − log ρ(v)) in nats,    π = softmax(x),  ρ = softmax(x')
+        kl = Σ_v π(v) (log π(v) − log ρ(v)),       π = softmax(x),   ρ = softmax(x')
+        x  = (h·Wᵀ + b)/τ,     x' = (h'·W'ᵀ + b')/τ,     both with a soft cap c as in `token_stats`
 
-    with x = (h·Wᵀ + b)/τ, capped at c as in `token_stats`, and x' the same of the reference. `hidden` [N, D] and
-    `unembedding` [V, D] are the policy's, the other two the reference's, whose width E may differ. `bias` b [V] and
-    `softcap` c are those of both, or a pair: the policy's, then the reference's, each possibly None.
+    The sum is exact, unlike the estimators from sampled tokens in `rljax.penalty.kl`. The policy's arguments are
+    differentiable in reverse mode; the reference, `temperature` and `softcap` count as constants.
 
-    The output is [N], in float32 (float64 where an input is). A row whose `mask` is false gives 0 and no gradient,
-    whatever it holds. Every row of either weight is a token: padding is to be cut off before. Differentiable in
-    `hidden`, `unembedding` and the policy's `bias` by reverse mode; the reference, τ > 0 and c > 0 count as constants.
+    Tokens are banned as in `token_stats`, for instance by a bias of −∞. A token that the policy bans adds nothing and
+    has no gradient; if the policy bans all tokens, the result is 0. If only the reference bans a token with π > 0, the
+    result is ∞ and has no gradient. Both implementations are XLA programs that have never run on a TPU or GPU.
 
-    Tokens are banned as in `token_stats`, by a bias of −∞ for instance. A token that the policy bans adds nothing and
-    has no gradient; the result is 0 if it bans all. If only the reference bans a token that the policy gives a
-    probability above 0, the result is ∞, a constant without gradients.
+    Args:
+      hidden: h, [N, D], the policy's hidden states, floating point.
+      unembedding: W, [V, D], the policy's unembedding. Every row is a token: cut off padding before the call.
+      ref_hidden: h', [N, E], the reference's hidden states; E may differ from D.
+      ref_unembedding: W', [V, E], the reference's unembedding.
+      mask: [N], bool; rows where it is false give 0, have no gradient, and may hold anything.
+      temperature: τ > 0, a scalar, of both policies; may be traced.
+      softcap: c > 0, a scalar in units of logits, or None, of both; or the pair (policy's, reference's).
+      bias: b = b', [V], or None for 0; or the pair (policy's, reference's). Only the policy's has a gradient.
+      implementation: "reference" (dense, the definition) or "chunked" (tiles under XLA); None is "chunked".
 
-    Raises ValueError for ranks, sizes, a temperature or an implementation that do not fit, TypeError for dtypes.
+    Returns:
+      kl, [N], in nats, in float32 (float64 if a hidden state or an unembedding is).
+
+    Raises:
+      ValueError: If a rank, shape, temperature, soft cap or implementation name is invalid.
+      TypeError: If a dtype is invalid.
 
     >>> import jax.numpy as jnp
     >>> h, W, other = jnp.eye(2), jnp.array([[0.0, 0.0], [jnp.log(3.0), 0.0]]), jnp.zeros((2, 2))
@@ -59,7 +71,7 @@ def token_kl(
 
 
 def _of_each(value):
-    """(the policy's, the reference's)."""
+    """The pair (policy's value, reference's value)."""
     return value if isinstance(value, tuple) else (value, value)
 
 
@@ -67,21 +79,21 @@ def _check(hidden, unembedding, ref_hidden, ref_unembedding, mask, temperature, 
     kernel, floats = "token_kl", {"hidden": hidden, "unembedding": unembedding}
     floats |= {"ref_hidden": ref_hidden, "ref_unembedding": ref_unembedding}
     for name, array in floats.items():
-        require(jnp.ndim(array) == 2, kernel, name, f"of shape {jnp.shape(array)}", "of two axes")
+        require(jnp.ndim(array) == 2, kernel, name, f"has shape {jnp.shape(array)}", "two axes")
         dtype = jnp.result_type(array)
-        require(jnp.issubdtype(dtype, jnp.floating), kernel, name, f"of dtype {dtype}", "floating point", TypeError)
+        require(jnp.issubdtype(dtype, jnp.floating), kernel, name, f"has dtype {dtype}", "floating point", TypeError)
     (N, D), (V, _), E = jnp.shape(hidden), jnp.shape(unembedding), jnp.shape(ref_hidden)[1]
     for name, expected in (("unembedding", (V, D)), ("ref_hidden", (N, E)), ("ref_unembedding", (V, E))):
         shape = jnp.shape(floats[name])
-        require(shape == expected, kernel, name, f"of shape {shape}", f"of shape {expected}, to fit the others")
-    require(V > 0, kernel, "unembedding", f"of shape {(V, D)}", "of at least one row")
-    require(jnp.shape(mask) == (N,), kernel, "mask", f"of shape {jnp.shape(mask)}", f"[N] with N = {N}, as in hidden")
+        require(shape == expected, kernel, name, f"has shape {shape}", f"{expected}, to fit the other arrays")
+    require(V > 0, kernel, "unembedding", f"has shape {(V, D)}", "at least one row")
+    require(jnp.shape(mask) == (N,), kernel, "mask", f"has shape {jnp.shape(mask)}", f"[N] with N = {N}, as in hidden")
     dtype = jnp.result_type(mask)
-    require(dtype == jnp.bool_, kernel, "mask", f"of dtype {dtype}", "bool", TypeError)
+    require(dtype == jnp.bool_, kernel, "mask", f"has dtype {dtype}", "bool", TypeError)
     check_scalar(kernel, "temperature", temperature)
     for name, pair in (("softcap", softcap), ("bias", bias)):
         require(
-            len(pair) == 2, kernel, name, f"a tuple of {len(pair)}", "one for both, or (the policy's, the reference's)"
+            len(pair) == 2, kernel, name, f"has {len(pair)} entries", "one value for both, or (policy's, reference's)"
         )
     for cap in softcap:
         check_scalar(kernel, "softcap", cap)

@@ -1,12 +1,12 @@
-"""token_kl over tiles of tokens × vocabulary: the logits [N, V] of neither policy exist, forward or backward.
+"""token_kl over tiles of tokens × vocabulary under XLA; the logits [N, V] of neither policy are stored.
 
 Forward, one pass over the vocabulary with the running maxima m of the policy's logits x and k of the reference's z:
 
     S = Σ e^(x−m),   R = Σ e^(z−k),   M = Σ e^(x−m) ((x − m) − (z − k)),     KL = M/S − log S + log R
 
-where a term of M with e^(x−m) = 0 is 0, and one of a token that only the reference bans is ∞.
+A term of M with e^(x−m) = 0 is 0; the term of any other token that the reference bans is ∞.
 
-Backward, each tile is computed again, and ∂KL/∂x_v = π_v (log π_v − log ρ_v − KL), or 0 if KL = ∞.
+Backward, each tile of logits is recomputed, and ∂KL/∂x_v = π_v (log π_v − log ρ_v − KL), or 0 if KL = ∞.
 """
 
 from functools import cache, partial
@@ -34,7 +34,7 @@ from pallas_kernels._vocabulary.types import ABSENT, ELSEWHERE, Head, Tile, dtyp
 
 
 class _Inputs(NamedTuple):
-    """The arrays; `present` is ABSENT at rows to leave out."""
+    """Array arguments of the custom_vjp; `present` [N] is ABSENT in masked rows and ELSEWHERE in the others."""
 
     hidden: Array
     unembedding: Array
@@ -48,7 +48,7 @@ class _Inputs(NamedTuple):
     ref_softcap: Array | None
 
     def heads(self) -> tuple[Head, Head]:
-        """The policy's and the reference's."""
+        """(policy's head, reference's head)."""
         size = self.unembedding.shape[0]
         return (
             Head(self.unembedding, self.bias, self.beta, self.softcap, size),
@@ -60,7 +60,7 @@ def token_kl(
     hidden, unembedding, ref_hidden, ref_unembedding, mask, *, temperature=1.0, softcap=(None, None), bias=(None, None),
     tile: Tile | None = None
 ):  # fmt: skip
-    """The same function as `reference.token_kl`, in memory that does not grow with N·V."""
+    """`reference.token_kl` in tiles, without arrays of size N·V."""
     accumulator = promoted(dtypes(hidden, unembedding)[1], dtypes(ref_hidden, ref_unembedding)[1])
     if hidden.shape[0] == 0:
         return jnp.zeros(0, accumulator)
@@ -79,7 +79,7 @@ def _tiled(tile: Tile | None):
 
 
 class _Sums(NamedTuple):
-    """Of the columns seen so far, [n] each: the maxima m and k, and what the module's first equations name."""
+    """Accumulators over the columns seen so far, [n] each: m, k, S, R and M of the module's docstring."""
 
     top: Array
     ref_top: Array
@@ -89,7 +89,7 @@ class _Sums(NamedTuple):
 
 
 def _forward(tile: Tile | None, inputs: _Inputs):
-    """The divergence, and the normalizers (m, log S, k, log R) of each row, [N] each."""
+    """(kl, normalizers (m, log S, k, log R)), [N] each."""
     hidden, ref_hidden, present, beta = inputs.hidden, inputs.ref_hidden, inputs.present, inputs.beta
     head, ref_head = inputs.heads()
     tile, n, v = fitted(tile, hidden, head)
@@ -107,7 +107,7 @@ def _forward(tile: Tile | None, inputs: _Inputs):
             least = nothing + jnp.asarray(BANNED, beta.dtype)
             sums = cover(v, tile.vocabulary, columns, _Sums(least, least, nothing, nothing, nothing))
             log_s, log_r = jnp.log(sums.total), jnp.log(sums.ref_total)
-            absent = (y == ABSENT) | (sums.top <= BANNED)  # if all tokens are banned, the sum is of nothing
+            absent = (y == ABSENT) | (sums.top <= BANNED)  # top ≤ BANNED: the policy bans all tokens
             kl = jnp.where(absent, 0, sums.moment / sums.total - log_s + log_r)
             return kl, sums.top, log_s, sums.ref_top, log_r
 
@@ -119,14 +119,14 @@ def _forward(tile: Tile | None, inputs: _Inputs):
 
 
 def _absorb(sums: _Sums, x, z, is_column) -> _Sums:
-    """The sums with one more tile of both logits [n, v]; what is not `is_column` adds nothing."""
+    """The sums with one more tile of both policies' logits [n, v]; entries that are not `is_column` add nothing."""
     top, ref_top = (jnp.maximum(old, jnp.max(new, axis=-1)) for old, new in ((sums.top, x), (sums.ref_top, z)))
     shift, ref_shift = sums.top - top, sums.ref_top - ref_top
     scale = jnp.exp(shift)
     d, c = x - top[:, None], z - ref_top[:, None]
     e, f = (jnp.exp(u) if is_column is None else jnp.where(is_column, jnp.exp(u), 0) for u in (d, c))
     terms = jnp.where(e == 0, 0, e * (d - jnp.where(z <= BANNED, -jnp.inf, c)))  # NaN stays NaN
-    moment = jnp.where(scale > 0, (sums.moment + (shift - ref_shift) * sums.total) * scale, 0)  # never ∞·0
+    moment = jnp.where(scale > 0, (sums.moment + (shift - ref_shift) * sums.total) * scale, 0)  # avoids ∞·0
     return _Sums(
         top=top,
         ref_top=ref_top,

@@ -1,4 +1,4 @@
-"""token_kl as its equation says it, with the logits [N, V] of both policies in memory.  This is the definition."""
+"""The definition of token_kl: its equation on dense logits [N, V] of both policies."""
 
 import jax.numpy as jnp
 from jax import lax
@@ -12,9 +12,9 @@ from pallas_kernels.token_stats.reference import logits
 def token_kl(
     hidden, unembedding, ref_hidden, ref_unembedding, mask, *, temperature=1.0, softcap=(None, None), bias=(None, None)
 ):
-    """Σ_v π(v) (log π(v) − log ρ(v)) with π, ρ the softmax of the policy's logits and of the reference's.
+    """Σ_v π(v) (log π(v) − log ρ(v)), with π and ρ the softmax of the policy's and the reference's logits.
 
-    A term with π(v) = 0 is 0; the sum is ∞, a constant, if a token of π(v) > 0 is banned by the reference.
+    A term with π(v) = 0 is 0. If the reference bans a token with π(v) > 0, the sum is ∞, a constant.
     """
     accumulator = promoted(dtypes(hidden, unembedding)[1], dtypes(ref_hidden, ref_unembedding)[1])
     beta = lax.stop_gradient(1 / jnp.asarray(temperature, accumulator))

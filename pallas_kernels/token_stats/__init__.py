@@ -1,4 +1,4 @@
-"""What a policy-gradient loss needs to know of each token, from hidden states and the unembedding."""
+"""Log-probability, entropy and gradient energy of tokens, from hidden states and the unembedding."""
 
 import jax
 import jax.numpy as jnp
@@ -28,39 +28,53 @@ def token_stats(
     tile: tuple[int, int] | None = None,
     implementation: str | None = None,
 ) -> TokenStats:
-    """Log-probability, entropy and gradient energy of every token, without its logits leaving the kernel.
+    """Log-probability, entropy and gradient energy of every token, without storing the logits [N, V].
 
-    With z = h·Wᵀ + b, x = z/τ (capped at c: c·tanh(z/c)/τ) and π = softmax(x), for the target y of each row:
+        z = h·Wᵀ + b,     x = z/τ  (with a soft cap, x = c·tanh(z/c)/τ),     π = softmax(x)
 
         logp    = log π(y)
         entropy = − Σ_v π(v) log π(v)              in nats, in [0, log V]
         proxy   = 1 − 2 π(y) + Σ_v π(v)²           = ‖∂ logp/∂x‖², in [0, 2]
 
-    `hidden` is [N, D], `unembedding` [V, D] (the layout of an embedding table), `targets` [N] integers, `bias` b [V];
-    the outputs are [N], in float32 (float64 where an input is).  Logits and gradients accumulate in that type whatever
-    the inputs are.  A row whose `mask` is false or whose target is outside [0, vocab_size) gives 0, 0, 0 and no
-    gradient, whatever its row of `hidden` holds, even NaN.  Rows of the weight from `vocab_size` on are padding.
+    Here h is a row of `hidden`, y is its target and W is `unembedding`. `proxy` is the gradient energy of the optimal
+    token baseline (2602.07078). `token_topk` also returns the most likely tokens, but its outputs have no gradients.
 
-    Inside `shard_map`, `axis_name` is the mesh axis over which the vocabulary is split: `unembedding` and `bias` are
-    this device's rows, `targets` and `vocab_size` count over all of them, and the outputs are the same on each device
-    of that axis.  `width_axis` is the axis over which D of the unembedding is split; it is gathered slab by slab.
+    The outputs are differentiable in `hidden`, `unembedding` and `bias` in reverse mode; second derivatives need
+    `implementation` None, "chunked" or "reference". Logits, sums and gradients accumulate in the outputs' dtype.
 
-    `implementation` is None, the best one for the platform that the program is lowered for, or one by name:
-    "reference" (dense, the definition), "chunked" (any device), "tpu", "gpu" (their platform alone).
-    `tile` is (tokens, vocabulary), the logits that it holds at a time; the default takes little memory.
+    A token is banned if z/τ ≤ −10³⁰, for instance by a bias of −∞, also with a soft cap. Its π is 0 without a gradient,
+    and the statistics are those of the other tokens. If the target is banned, logp is −∞ without a gradient; if all
+    tokens are banned, the entropy is 0 and the proxy is 1. Other logits must be within ±10²⁹. NaN gives NaN.
 
-    All three outputs are differentiable in `hidden`, `unembedding` and `bias`, by reverse mode only (twice with None or
-    "chunked"); τ > 0 and c > 0 may be traced but count as constants.  The proxy is that of the optimal token baseline
-    (2602.07078).
+    "reference" and "chunked" run on CPUs. The "tpu" kernels have never run on a TPU: they run in Pallas' interpreter
+    (tests/kernels/token_stats_tpu_test.py) and are compiled for v5e, v5p, v6e and tpu7x (`make tpu-compile`). The "gpu"
+    kernel has never run on a GPU: it runs in the interpreter only (tests/kernels/token_stats_gpu_test.py).
 
-    A token is banned if z/τ ≤ −10³⁰, for instance by a bias of −∞, even with a soft cap.  Its π is exactly 0, the
-    statistics are those of the other tokens, and the gradient of its logit is 0.  If the target is banned, logp is −∞
-    without a gradient; if all tokens are, the entropy is 0 and the proxy is 1.  Other logits must be within ±10²⁹; NaN
-    gives NaN.  `hidden` must be finite. A bias may be −∞; a row of
-    `unembedding` whose logits are −∞ has finite gradients in "reference" and "chunked" only.
+    Args:
+      hidden: h, [N, D], floating point. Rows without a target may hold anything; all others must be finite.
+      unembedding: W, [V, D], floating point (the layout of an embedding table). Rows whose logits are −∞ have finite
+        gradients only in "reference" and "chunked"; use `bias` to ban tokens.
+      targets: y, [N], integers; a row whose target is outside [0, vocab_size) has no target.
+      temperature: τ > 0, a scalar; may be traced, and counts as a constant.
+      softcap: c > 0, a scalar in units of z, or None for no cap; may be traced, and counts as a constant.
+      bias: b, [V], floating point, or None for 0; −∞ bans a token.
+      mask: [N], bool; rows where it is false have no target. None is true everywhere.
+      vocab_size: Number of tokens; rows of W and b from `vocab_size` on are padding. None: every row is a token.
+      axis_name: Axis of the surrounding `shard_map` that shards the vocabulary, or None. `unembedding` and `bias` are
+        this device's rows; `targets` and `vocab_size` refer to all rows. All devices of the axis get the same outputs.
+      width_axis: Axis of the surrounding `shard_map` that shards D of `unembedding` (gathered in slabs), or None.
+      tile: (tokens, vocabulary), the shape of the tile of logits in memory; None is the implementation's default.
+      implementation: "reference" (dense, the definition), "chunked" (any device), "tpu" or "gpu" (only on that
+        platform); None is the default of the platform that the program is lowered for.
 
-    Raises ValueError for ranks, sizes, a temperature or an implementation that do not fit, TypeError for dtypes, and
-    NotImplementedError for "tpu" or "gpu" if the program is lowered for another platform.
+    Returns:
+      `TokenStats` with logp, entropy and proxy, [N] each, in float32 (float64 if `hidden` or `unembedding` is). Rows
+        without a target give 0 and have no gradient.
+
+    Raises:
+      ValueError: If a rank, shape, temperature, soft cap, tile, mesh axis or implementation name is invalid.
+      TypeError: If a dtype is invalid, or the implementation does not support it.
+      NotImplementedError: If "tpu" or "gpu" is lowered for another platform.
 
     >>> import jax.numpy as jnp
     >>> stats = token_stats(jnp.zeros((3, 8)), jnp.ones((4, 8)), jnp.array([0, 3, -1]))
@@ -75,7 +89,7 @@ def token_stats(
     inputs = inputs_of(hidden, unembedding, targets, bias, mask, scalars, columns, axis_name)
     tile = tile if tile is None else Tile(*tile)
     run = implementation_of(implementation, dtypes(hidden, unembedding)[0], tile, columns, axis_name, width_axis)
-    if jax.sharding.get_abstract_mesh().manual_axes:  # a shard_map that is not compiled cannot tell zero cotangents
+    if jax.sharding.get_abstract_mesh().manual_axes:  # shard_map without jit loses symbolic zeros
         run = jax.jit(run)
     if hidden.shape[0] == 0:
         return TokenStats(*(jnp.zeros(0, inputs.beta.dtype),) * 3)

@@ -1,4 +1,4 @@
-"""Which implementation of token_stats runs: the one named, or the platform's own."""
+"""Selection of token_stats' implementation, by name or by platform."""
 
 from collections.abc import Callable
 from functools import cache, partial
@@ -17,7 +17,7 @@ KERNEL = "token_stats"
 
 
 def _named(name: str, module) -> Passes:
-    """A module's passes in the scope by which a program tells them."""
+    """The passes of a module, in the named scope of the implementation."""
     return Passes(*(jax.named_scope(f"{KERNEL}_{name}")(pass_) for pass_ in (module.sums, module.gradients)))
 
 
@@ -32,7 +32,7 @@ PASSES = {
 def implementation_of(
     name: str | None, dtype, tile: Tile | None, vocabulary: int, axis_name: str | None, width_axis: str | None
 ) -> Callable[..., TokenStats]:
-    """The function of `vjp.Inputs` that the name stands for; None is the best one for the platform."""
+    """The function `(*vjp.Inputs) -> TokenStats` of an implementation; None selects by platform."""
     name = chosen(KERNEL, name, (None, "reference", *PASSES))
     if name == "reference":
         return jax.named_scope(f"{KERNEL}_reference")(partial(_dense, vocabulary, axis_name, width_axis))
@@ -44,9 +44,9 @@ def implementation_of(
 
 @cache
 def _best(dtype) -> Passes:
-    """Each pass of the platform's own kernel where it takes the dtype, else chunked.
+    """The default passes: the TPU kernels if they support the dtype, `gpu_xla` on a GPU, else `chunked`.
 
-    On a GPU it is XLA's tiles until its kernel has been measured against them.
+    The Triton kernel is not a default, since it has never been timed on a GPU.
     """
     own = {"tpu": tpu} if dtype in (jnp.bfloat16, jnp.float32) else {}
     passes = {"chunked": chunked, "gpu": gpu_xla} | own

@@ -1,8 +1,8 @@
-"""token_stats over tiles of tokens × vocabulary, on any device: the logits [N, V] never exist, forward or backward.
+"""token_stats over tiles of tokens × vocabulary under XLA, for any device; the logits [N, V] are never stored.
 
-The mathematics is in `_statistics`, the backward pass's loops are in `_gradients`.  Neither N nor V need be a multiple
-of its tile: the last one starts early, and what it sees a second time counts nothing.  A tile of tokens with nothing
-to learn is skipped.
+The formulas are in `_vocabulary/statistics.py` and the loops of the backward pass in `_vocabulary/gradients.py`. The
+last tile starts early if N or V is not a multiple of the tile; entries it sees a second time are masked. Tiles of
+tokens without any target are skipped.
 """
 
 from collections.abc import Callable
@@ -32,9 +32,10 @@ from pallas_kernels._vocabulary.types import Head, Tile
 
 
 class Seen(NamedTuple):
-    """A tile of logits: x [n, v] of the columns from `first` on, of which None says that all count.
+    """A tile of logits x [n, v], whose columns start at `first`.
 
-    `is_target` [n, v] is true at each row's target and `target` [n] is x there, 0 where it is elsewhere.
+    `is_target` [n, v] marks each row's target and `target` [n] is x at the target, 0 if it is not in this tile.
+    `is_column` [1, v] is false at padding and at columns of earlier tiles; None is true everywhere.
     """
 
     x: Array
@@ -45,7 +46,7 @@ class Seen(NamedTuple):
 
 
 def sums(hidden: Array, head: Head, targets: Array, tile: Tile | None) -> Sums:
-    """The sums over all columns of the head, [N] each; those of no columns where a whole tile is ABSENT."""
+    """The sums over all columns of the head, [N] each; rows of a skipped tile keep those of `no_columns`."""
     return over_columns(hidden, head, targets, tile, partial(no_columns, dtype=head.beta.dtype), absorb)
 
 
@@ -54,10 +55,9 @@ def absorb(sums: Sums, seen: Seen) -> Sums:
 
 
 def over_columns(hidden: Array, head: Head, targets: Array, tile: Tile | None, nothing: Callable, add: Callable):
-    """What is known of each row, [N, …], once all tiles of the head's columns are added.
+    """Accumulators of every row, [N, …], after `add(accumulators, seen)` has been called for each tile of logits.
 
-    It begins as `nothing(y)` for the targets y of some rows, and stays so where a whole tile of them is ABSENT;
-    `add(known, seen)` adds a tile.
+    `nothing(y)` returns the initial accumulators of rows with targets y [n]; rows of a skipped tile keep them.
     """
     tile, n, v = fitted(tile, hidden, head)
 
@@ -78,7 +78,7 @@ def over_columns(hidden: Array, head: Head, targets: Array, tile: Tile | None, n
 
 
 def _target_of(x, place, unseen):
-    """x[place] of each row [n], 0 where that is not in the tile, or has been seen."""
+    """x[n, place[n]] of every row [n], or 0 if `place` is outside of the tile or in a column of an earlier tile."""
     clipped = jnp.clip(place, 0, x.shape[1] - 1)
     here = both(clipped == place, None if unseen is None else unseen[clipped])
     return jnp.where(here, jnp.take_along_axis(x, clipped[:, None], axis=1)[:, 0], 0)
@@ -87,7 +87,7 @@ def _target_of(x, place, unseen):
 def gradients(
     hidden: Array, head: Head, targets: Array, slope: Slope, tile: Tile | None, dtype=None, products=None
 ) -> tuple[Array, Array, Array | None]:
-    """(∂hidden, ∂unembedding, ∂bias); `dtype` and `products` as in `_gradients`."""
+    """(∂hidden, ∂unembedding, ∂bias); `dtype` and `products` are those of `tiled_gradients`."""
     tile, _, _ = fitted(tile, hidden, head)
 
     def slope_of(start, first, y, h, part):

@@ -1,26 +1,26 @@
-"""token_stats on an NVIDIA GPU as a Triton kernel: forward, the logits stay in registers.
+"""Forward pass of token_stats on an NVIDIA GPU: a Triton kernel that keeps the logits in registers.
 
-The sums are those of `_statistics`: m, x_y, and rest, squares and moment of the columns v ≠ y, over a part of the
-columns; two parts are joined by moving both to the greater m.
+The kernel has never run on a GPU (only in Pallas' interpreter), so every time below is an estimate.
+
+It computes `statistics.Sums` (m, x_y, rest, squares, moment) of each token over one split of the vocabulary.
 
              vocabulary →
-            ┌─────────┬─────────┐      A program is a tile of tokens and a part of the vocabulary: tile by tile
-    tokens  │ (0, 0) →│ (0, 1) →│      (→) it multiplies, D in steps of 128 bytes, and adds to its sums, [nt] each.
-       ↓    │ (1, 0) →│ (1, 1) →│
+            ┌─────────┬─────────┐      One program handles a tile of nt tokens and one split of the vocabulary. It loops
+    tokens  │ (0, 0) →│ (0, 1) →│      over tiles of vt columns (→): it computes their logits, D in steps of 128 bytes,
+       ↓    │ (1, 0) →│ (1, 1) →│      and adds them to its sums, [nt] each.
             └─────────┴─────────┘
 
-XLA joins the parts.  The tiles of `GROUP` tokens go together over all parts, so that their hidden states stay in L2 and
-a tile of W is read from memory once a group.
+XLA joins the splits by rescaling their sums to the greatest m. Programs are ordered so that the tiles of `GROUP` tokens
+visit all splits together: their hidden states stay in L2, and a tile of W is read from memory once per group.
 
-Backward there is no kernel, but XLA's tiles (`gpu_xla`).  ∂h is summed over the vocabulary and ∂W over the tokens:
-without atomic additions a kernel makes the logits twice, once for each, four products of 2·N·D·V instead of three. That
-would spare 14 bytes of memory traffic a logit, 17 GB or about 5 ms on an H100 at (N, D, V) = (8192, 4096, 151936), and
-cost a product more, 10 ms at the peak.
+The backward pass is `gpu_xla`. ∂h is summed over the vocabulary and ∂W over the tokens, so kernels without atomic
+additions would compute the logits twice: four products of 2·N·D·V instead of three. At (N, D, V) = (8192, 4096, 151936)
+on an H100 they would save 14 bytes of memory traffic per logit (17 GB, about 5 ms) and add a product (10 ms at peak).
 
-Registers, in bytes: the logits of a tile nt·vt·4, 128 KiB, which is 128 of the 255 registers of each of 8 warps'
-threads, and 5·nt·4 of sums.  Shared memory: 3 stages of (nt + vt)·128, 144 KiB of the 227 of an H100.
+Registers in bytes: nt·vt·4 = 128 KiB of logits, which is 128 of the 255 registers of each thread in 8 warps, and 5·nt·4
+of sums. Shared memory: 3 pipeline stages of (nt + vt)·128 bytes, 144 KiB of an H100's 227 KiB.
 
-jax deprecates Pallas' Triton from 0.11 on in favor of its Mosaic GPU, and warns where this is lowered.
+From jax 0.11 on, Pallas' Triton backend is deprecated in favor of Mosaic GPU; lowering this kernel emits a warning.
 """
 
 from functools import partial
@@ -37,14 +37,14 @@ from pallas_kernels._vocabulary.statistics import BANNED, Slope, Sums, absorbed,
 from pallas_kernels._vocabulary.types import ABSENT, Head, Tile, dtypes
 from pallas_kernels.token_stats import gpu_xla
 
-PROGRAMS = 128  # that run at a time, each with a multiprocessor to itself: an H100 or H200 has 132
-GROUP = 2048  # tokens: at a width of 4096 in bfloat16 their hidden states are 16 MiB, of the 50 of L2
+PROGRAMS = 128  # concurrent programs, one per multiprocessor: an H100 or H200 has 132 multiprocessors
+GROUP = 2048  # tokens; at D = 4096 in bfloat16 their hidden states take 16 MiB of the 50 MiB L2 cache
 TILE = Tile(128, 256)
-SMALLEST = 16  # side of what the tensor cores multiply
+SMALLEST = 16  # least side of a tensor core product
 
 
 class Launch(NamedTuple):
-    """How the kernel runs: `width` bytes of a row of D a step, the rest as Triton names it; or in the interpreter."""
+    """Launch parameters: bytes of D per step (`width`), and Triton's `num_warps` and `num_stages`."""
 
     width: int = 128
     warps: int = 8
@@ -56,14 +56,14 @@ LAUNCH = Launch()
 
 
 class Grid(NamedTuple):
-    """Programs numbered so that neighbors share a tile of W, and a group of them its hidden states."""
+    """Order of programs: consecutive programs read the same tile of W, and a group reads the same hidden states."""
 
-    tiles: int  # of tokens
-    group: int  # tiles of tokens that go over the vocabulary together
-    splits: int  # of the vocabulary
+    tiles: int  # number of tiles of tokens
+    group: int  # number of tiles of tokens that visit the vocabulary together
+    splits: int  # number of splits of the vocabulary
 
     def place(self, program):
-        """(tile of tokens, part of the vocabulary) of a program."""
+        """(index of the tile of tokens, index of the split of the vocabulary) of a program."""
         size = self.group * self.splits
         first, within = program // size * self.group, program % size
         height = jnp.minimum(self.tiles - first, self.group)  # the last group may have fewer tiles
@@ -71,14 +71,14 @@ class Grid(NamedTuple):
 
 
 def sums(hidden: Array, head: Head, targets: Array, tile: Tile | None, launch: Launch = LAUNCH) -> Sums:
-    """The sums over all columns of the head, [N] each; anything where the target is ABSENT.
+    """The sums over all columns of the head, [N] each; arbitrary in rows whose target is ABSENT.
 
-    Raises ValueError where the tile's sides are no powers of two, TypeError for float64.
+    Raises ValueError unless the tile's sides are powers of two of at least 16, TypeError for float64.
     """
     (n, d), v = hidden.shape, head.unembedding.shape[0]
     common, accumulator = dtypes(hidden, head.unembedding)
     fits = accumulator == jnp.float32
-    require(fits, "token_stats", "implementation", f"'gpu' for {common}", "None or 'chunked' there", TypeError)
+    require(fits, "token_stats", "implementation", f"= 'gpu' for {common}", "None or 'chunked'", TypeError)
     block = _fitted(tile or TILE, n, v)
     width = min(launch.width // common.itemsize, _power_of_two(d))
     tiles = pl.cdiv(n, block.tokens)
@@ -107,12 +107,12 @@ def sums(hidden: Array, head: Head, targets: Array, tile: Tile | None, launch: L
 
 
 def gradients(hidden: Array, head: Head, targets: Array, slope: Slope, tile: Tile | None, dtype=None):
-    """Those of XLA's tiles, in their own size: `tile` is the kernel's."""
+    """`gpu_xla.gradients` with its default tile; `tile` applies to the forward kernel only."""
     return gpu_xla.gradients(hidden, head, targets, slope, None, dtype)
 
 
 def _kernel(grid: Grid, block: Tile, width: int, y_ref, h_ref, head, *found_refs):
-    """One program: the sums of a tile of tokens over its part of the vocabulary."""
+    """One program: writes the sums of a tile of tokens over one split of the vocabulary."""
     (rows, columns), d, v = block, h_ref.shape[1], head.unembedding.shape[0]
     common, accumulator = dtypes(h_ref, head.unembedding)
     tile, split = grid.place(pl.program_id(0))
@@ -132,7 +132,7 @@ def _kernel(grid: Grid, block: Tile, width: int, y_ref, h_ref, head, *found_refs
         if head.bias is not None:
             z = z + _part(head.bias, first, columns)[None].astype(accumulator)
         x, _ = scaled(z, beta, softcap)
-        # Padding counts as banned: it adds e^−∞ = 0 once any token that is not banned has been seen.
+        # Padding counts as banned: it adds e^−∞ = 0 as soon as m is the logit of a token that is not banned.
         x = jnp.where((v_here < size)[None], x, BANNED)
         return absorbed(found, x, y[:, None] == v_here[None])
 
@@ -146,7 +146,7 @@ def _kernel(grid: Grid, block: Tile, width: int, y_ref, h_ref, head, *found_refs
 
 
 def _block(ref, start, rows: int, first, width: int):
-    """ref[start : start + rows, first : first + width], zeros past its end."""
+    """ref[start : start + rows, first : first + width], with zeros past the ends of ref."""
     n, d = ref.shape
     here = ref.at[pl.ds(start, rows), pl.ds(first, width)]
     inside = [None if n % rows == 0 else _inside(n, start, rows)[:, None]]
@@ -156,7 +156,7 @@ def _block(ref, start, rows: int, first, width: int):
 
 
 def _part(ref, start, size: int):
-    """ref[start : start + size], zeros past its end."""
+    """ref[start : start + size], with zeros past the end of ref."""
     here, (n,) = ref.at[pl.ds(start, size)], ref.shape
     return triton.load(here) if n % size == 0 else triton.load(here, mask=_inside(n, start, size), other=0)
 
@@ -166,19 +166,19 @@ def _inside(end: int, start, size: int):
 
 
 def _over_splits(parts: Sums) -> Sums:
-    """The sums [N] of all splits from those [splits, N] of each."""
+    """Joins the sums of all splits, [splits, N], to [N]."""
     top = jnp.max(parts.top, axis=0)
     return Sums(top, *(jnp.sum(x, axis=0) for x in rescaled(parts, top[None])[1:]))
 
 
 def _fitted(tile: Tile, n: int, v: int) -> Tile:
-    """No larger than [N, V] needs."""
+    """The tile, checked and shrunk to the least powers of two that cover [N, V]."""
     fits = all(side >= SMALLEST and side & (side - 1) == 0 for side in tile)
     remedy = f"two powers of two of at least {SMALLEST} for implementation 'gpu'"
-    require(fits, "token_stats", "tile", tuple(tile), remedy)
+    require(fits, "token_stats", "tile", f"= {tuple(tile)}", remedy)
     return Tile(min(tile.tokens, _power_of_two(n)), min(tile.vocabulary, _power_of_two(v)))
 
 
 def _power_of_two(size: int) -> int:
-    """The least one that the tensor cores take and that holds `size`."""
+    """The least power of two that is at least `size` and `SMALLEST`."""
     return max(SMALLEST, pl.next_power_of_2(size))

@@ -1,7 +1,7 @@
-"""token_stats on an NVIDIA GPU under XLA: the tiles of `chunked`, large enough for cuBLAS to reach its peak.
+"""token_stats on an NVIDIA GPU under XLA: `chunked` with tiles large enough for efficient cuBLAS products.
 
-All tokens of a microbatch × a part of the vocabulary, so that each row of ∂W is made once and ∂h is added to once a
-tile.  The products read and write their operands in memory, a logit's at 14 bytes backward and 12 forward.
+A tile is all tokens of a microbatch (up to `ROWS`) × a part of the vocabulary, so each row of ∂W is computed once. The
+logits pass through memory: 12 bytes per logit forward, 14 backward, by count. It has never run on a GPU.
 """
 
 import jax
@@ -13,23 +13,23 @@ from pallas_kernels._vocabulary.types import Head, Tile, dtypes
 from pallas_kernels.token_stats import chunked
 
 ROWS = 8192
-LOGITS = 2**26  # 256 MiB in float32, and 128 of ∂z in bfloat16
+LOGITS = 2**26  # 256 MiB in float32, and 128 MiB for ∂z in bfloat16
 
 
 def best_tile(tokens: int, vocabulary: int) -> Tile:
-    """Up to `ROWS` tokens × as many columns as make about `LOGITS` logits."""
+    """Up to `ROWS` tokens, and as many columns as give about `LOGITS` logits."""
     rows = even(tokens, ROWS)
     return Tile(rows, even(vocabulary, LOGITS // rows // 8 * 8))
 
 
 def sums(hidden: Array, head: Head, targets: Array, tile: Tile | None) -> Sums:
-    """`chunked.sums` with a GPU's tile."""
+    """`chunked.sums` with this module's default tile."""
     with jax.named_scope("tiled"):
         return chunked.sums(hidden, head, targets, tile or best_tile(hidden.shape[0], head.unembedding.shape[0]))
 
 
 def gradients(hidden: Array, head: Head, targets: Array, slope: Slope, tile: Tile | None, dtype=None):
-    """`chunked.gradients` with a GPU's tile, and products of the inputs' dtype, which its tensor cores are made for."""
+    """`chunked.gradients` with this module's default tile, and products in the inputs' dtype for the tensor cores."""
     products = dtypes(hidden, head.unembedding)[0]
     tile = tile or best_tile(hidden.shape[0], head.unembedding.shape[0])
     with jax.named_scope("tiled"):

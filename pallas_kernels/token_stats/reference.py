@@ -1,4 +1,4 @@
-"""token_stats as its equations say it, with the logits [N, V] in memory.  This is the definition."""
+"""The definition of token_stats: its equations on dense logits [N, V]."""
 
 from functools import partial
 
@@ -15,13 +15,13 @@ def token_stats(
 ) -> TokenStats:
     """log π = x − log Σ e^x;  logp = log π(y), entropy = − Σ π log π, proxy = 1 − 2π(y) + Σπ².
 
-    π is 0 for banned tokens, whose log π is a constant: −∞ if y is one, and 0·log 0 = 0 in the entropy.  Sums
-    are over the columns of all shards on `axis_name`, of which `head` is this device's, from column `begin` on.
+    Banned tokens have π = 0 and contribute 0·log 0 = 0 to the entropy; logp of a banned target is −∞, a constant.
+    With `axis_name`, `head` is this device's shard, whose first column is `begin`, and sums are over all shards.
     """
     total = partial(lax.psum, axis_name=axis_name) if axis_name else lambda x: x
     present = targets != ABSENT
     rows = head.unembedding.shape[0]
-    if not (isinstance(head.size, int) and head.size == rows):  # what padding holds is not to reach ∂hidden
+    if not (isinstance(head.size, int) and head.size == rows):  # NaN in padding must not reach ∂hidden
         held = jnp.arange(rows, dtype=jnp.int32)[:, None] < head.size
         head = head._replace(unembedding=jnp.where(held, head.unembedding, 0))
     x = logits(jnp.where(present[:, None], hidden, 0), head)
@@ -34,7 +34,7 @@ def token_stats(
     top = lax.pmax(top, axis_name) if axis_name else top
     e = jnp.where(allowed, jnp.exp(jnp.where(allowed, x - top, 0)), 0)
     z = total(jnp.sum(e, axis=-1, keepdims=True))
-    z = jnp.where(z == 0, 1, z)  # all tokens are banned
+    z = jnp.where(z == 0, 1, z)  # if all tokens are banned
     log_pi = jnp.where(allowed, x - top - jnp.log(z), 0)
     pi = e / z
 
@@ -47,10 +47,10 @@ def token_stats(
 
 
 def logits(hidden: Float[Array, "N D"], head: Head) -> Float[Array, "N V"]:
-    """x = c·tanh((h·Wᵀ + b)/c)/τ in at least float32, padding included; `BANNED` or less if (h·Wᵀ + b)/τ is."""
+    """x = c·tanh((h·Wᵀ + b)/c)/τ in at least float32, also at padding; banned tokens keep x = (h·Wᵀ + b)/τ."""
     common, accumulator = dtypes(hidden, head.unembedding)
     h, w = hidden.astype(common), head.unembedding.astype(common)
-    infinite = jnp.any(jnp.isinf(w), axis=-1)  # their logits are constants: no 0·∞ in the gradient of h
+    infinite = jnp.any(jnp.isinf(w), axis=-1)  # logits of infinite rows are constants, which avoids 0·∞ in ∂h
     z = jnp.einsum("nd,vd->nv", h, jnp.where(infinite[:, None], 0, w), preferred_element_type=accumulator)
     banned = jnp.einsum("nd,vd->nv", h, jnp.where(infinite[:, None], w, 0), preferred_element_type=accumulator)
     z = z + lax.stop_gradient(banned)

@@ -1,4 +1,4 @@
-"""The k likeliest tokens of every row beside its statistics, in the same pass: what a teacher says in distillation."""
+"""The k most likely tokens of every row and its statistics in one pass, for instance of a teacher in distillation."""
 
 import jax.numpy as jnp
 from jax import lax
@@ -32,20 +32,38 @@ def token_topk(
     tile: tuple[int, int] | None = None,
     implementation: str | None = None,
 ) -> tuple[TokenStats, TopTokens]:
-    """`token_stats` of every row, and its k likeliest tokens, from one pass over the vocabulary.
+    """`token_stats` and the k most likely tokens of every row, from one pass over the vocabulary.
 
-        ids  = the k tokens v of the largest π(v), the largest first, of equal ones the lower id
-        logp = log π(ids)                      normalized over the whole vocabulary, so Σ_k e^logp ≤ 1
+        ids  = the k tokens v with the largest π(v), largest first; of equal ones the lower id first
+        logp = log π(ids), normalized over the whole vocabulary, so Σ_k e^logp ≤ 1
 
-    Both are [N, k], int32 and the dtype of the statistics.  All arguments but k, from 1 to the size of the vocabulary,
-    are those of `token_stats`, and so is π.  A row whose `mask` is false or whose target is outside [0, vocab_size) has
-    0 for its statistics, ids and logp, whatever it holds; 0 is some token's id, so such rows are for the same mask to
-    leave out.  Banned tokens come last, of logp −∞.  Padding rows of the weight are never among the ids.  With
-    `axis_name` the ids count over the whole vocabulary, and the outputs are the same on each device of that axis.
+    π is that of `token_stats`, which has gradients; all outputs of `token_topk` are constants (stop_gradient).
 
-    Statistics, ids and logp are constants: no gradient passes.  `token_stats` has the gradients.
+    Banned tokens come last, with logp −∞; padding rows are never among the ids. Both implementations are XLA programs
+    that have never run on a TPU or GPU.
 
-    Raises ValueError for ranks, sizes, k, a temperature or an implementation that do not fit, TypeError for dtypes.
+    Args:
+      hidden: h, [N, D], floating point.
+      unembedding: W, [V, D], floating point; this device's rows if `axis_name` is given.
+      targets: y, [N], integers; a row whose target is outside [0, vocab_size) has no target.
+      k: Number of tokens per row, from 1 to the size of the vocabulary.
+      temperature: τ > 0, a scalar; may be traced.
+      softcap: c > 0, a scalar in units of logits, or None; may be traced.
+      bias: b, [V], floating point, or None for 0; −∞ bans a token.
+      mask: [N], bool; rows where it is false have no target. None is true everywhere.
+      vocab_size: Number of tokens; rows of W and b from `vocab_size` on are padding. None: every row is a token.
+      axis_name: Axis of the surrounding `shard_map` that shards the vocabulary, or None. `targets`, `vocab_size` and
+        the ids refer to all rows. All devices of the axis get the same outputs.
+      tile: (tokens, vocabulary), the shape of the tile of logits in memory; None is the default.
+      implementation: "reference" (dense, the definition) or "chunked" (tiles under XLA); None is "chunked".
+
+    Returns:
+      (`TokenStats`, `TopTokens`). Ids are [N, k] in int32; logp is [N, k] in nats, in the dtype of the statistics. All
+        are 0 in rows without a target; 0 is also a token's id, so mask such rows.
+
+    Raises:
+      ValueError: If a rank, shape, k, temperature, soft cap, tile, mesh axis or implementation name is invalid.
+      TypeError: If a dtype is invalid.
 
     >>> import jax.numpy as jnp
     >>> W = jnp.log(jnp.array([[1.0], [4.0], [1.0], [2.0]]))
@@ -58,7 +76,8 @@ def token_topk(
     kernel, scalars = "token_topk", {"temperature": temperature, "softcap": softcap}
     check(kernel, hidden, unembedding, targets, bias, mask, scalars, tile)
     columns = columns_of(kernel, vocab_size, unembedding, axis_name)
-    require(is_integer(k) and 1 <= k <= columns, kernel, "k", k, f"an integer in [1, {columns}], the vocabulary's")
+    remedy = f"an integer in [1, {columns}], the size of the vocabulary"
+    require(is_integer(k) and 1 <= k <= columns, kernel, "k", f"= {k}", remedy)
     run = IMPLEMENTATIONS[chosen(kernel, implementation, (None, *IMPLEMENTATIONS)) or "chunked"]
     hidden, unembedding, bias = lax.stop_gradient((hidden, unembedding, bias))
     inputs = inputs_of(hidden, unembedding, targets, bias, mask, scalars, columns, axis_name)

@@ -1,9 +1,9 @@
-"""token_topk over tiles of tokens × vocabulary, on any device: token_stats' pass, with the k largest logits beside.
+"""token_topk over tiles of tokens × vocabulary under XLA: the pass of token_stats, with a running top k of the logits.
 
-    best ← the k largest of best ∪ tile,      log π_v = x_v − m − log S once all tiles are seen
+    best ← the k largest of best ∪ tile,      log π_v = x_v − m − log S after the last tile
 
-`lax.top_k` names the first of equal entries, and tiles and shards come in the order of their columns, so that of equal
-logits the lower id is first.
+`lax.top_k` returns the first of equal entries. Tiles and shards are visited in the order of their columns, so the lower
+id comes first among equal logits.
 """
 
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from pallas_kernels.token_topk.reference import TopTokens
 
 
 class Best(NamedTuple):
-    """Of the columns seen so far, the ids of the k largest logits and those logits, [N, k] each; −∞ where none is."""
+    """Ids and logits of the k largest among the columns seen so far, [N, k] each; unused places have logit −∞."""
 
     ids: Array
     x: Array
@@ -28,7 +28,7 @@ class Best(NamedTuple):
 def token_topk(
     inputs: Inputs, k: int, vocabulary: int, axis_name: str | None = None, tile: Tile | None = None
 ) -> tuple[TokenStats, TopTokens]:
-    """The same function as `reference.token_topk`, in memory that does not grow with N·V."""
+    """`reference.token_topk` in tiles, without arrays of size N·V."""
     hidden, unembedding, bias, targets, beta, softcap = inputs
     rows = unembedding.shape[0]
     begin, size = shard(vocabulary, axis_name, rows)
@@ -52,9 +52,9 @@ def token_topk(
 
 
 def with_tile(best: Best, x, first, is_column) -> Best:
-    """The best with one more tile x [n, v], whose columns are those from `first` on; what is no column is never among.
+    """Merges one more tile of logits x [n, v], whose columns start at `first`, into the running top k.
 
-    The logit of a banned column is finite, so that the column is selected before padding.
+    Padding is never selected: its logit is −∞, while the logit of a banned token is finite.
     """
     k = best.x.shape[1]
     x = x if is_column is None else jnp.where(is_column, x, -jnp.inf)
@@ -64,7 +64,7 @@ def with_tile(best: Best, x, first, is_column) -> Best:
 
 
 def best_over(best: Best, axis_name: str) -> Best:
-    """The best of all shards' best, the same on each."""
+    """The top k over all shards of the vocabulary, equal on each."""
     ids, x = (lax.all_gather(part, axis_name, axis=1, tiled=True, to="invarying") for part in best)
     x, places = lax.top_k(x, best.x.shape[1])
     return Best(jnp.take_along_axis(ids, places, axis=1), x)

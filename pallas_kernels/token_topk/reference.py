@@ -1,4 +1,4 @@
-"""token_topk as its equations say it, with the logits [N, V] in memory.  This is the definition."""
+"""The definition of token_topk: its equations on dense logits [N, V]."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,11 @@ from pallas_kernels.token_stats import reference
 
 
 class TopTokens(NamedTuple):
-    """Per row: the k likeliest tokens, the likeliest first, and log π of each; 0 and 0 where there is no target."""
+    """The k most likely tokens of every row, most likely first, returned by `token_topk`.
+
+    `ids` is [N, k] in int32 and `logp` is log π of each id, [N, k] in nats, in the dtype of the statistics. Both are 0
+    in rows without a target.
+    """
 
     ids: Int[Array, "*N k"]
     logp: Float[Array, "*N k"]
@@ -23,7 +27,7 @@ class TopTokens(NamedTuple):
 def token_topk(
     inputs: Inputs, k: int, vocabulary: int, axis_name: str | None = None, tile: Tile | None = None
 ) -> tuple[TokenStats, TopTokens]:
-    """The statistics, and the first k of all columns sorted by x, and log π = x − log Σ e^x.  `tile` is not read."""
+    """The statistics, and the first k columns sorted by x with log π = x − log Σ e^x. `tile` is ignored."""
     hidden, unembedding, bias, targets, beta, softcap = inputs
     present = (targets != ABSENT)[:, None]
     begin, size = shard(vocabulary, axis_name, unembedding.shape[0])

@@ -1,16 +1,22 @@
-"""Advantages A: what a token deserves, once a rollout and without gradient.
+"""Advantages A: the credit of each token, computed once per rollout and without gradient.
 
-Each is `f(rewards [P, G] or [P, G, T], mask [P, G, T]) -> [P, G, T]`, 0 where the mask is false. A completion whose
-mask is empty is absent: it enters no statistic of its group, so ragged groups need no second path. N is the number of
-present completions of a group, n_i the trained tokens of completion i. An outcome reward `[P, G]` belongs to the
-completion, whatever is masked; of a dense one `[P, G, T]` the masked tokens are ignored. Functions of a completion's
-reward R take the sum of a dense one; those written in G_t = Σ_{j≥t} m_j r_j take its reward-to-go.
+An advantage is called as `f(rewards, mask)` and returns A [P, G, T], which is 0 at untrained tokens: P prompts, G
+completions per prompt (a group), T tokens. `mask` is boolean and true at trained tokens. A completion without a trained
+token is absent: no statistic of its group includes it. `rewards` is an outcome reward [P, G], which belongs to the
+completion even if its last tokens are masked, or a dense reward [P, G, T], whose values at masked tokens are ignored.
 
-An outcome reward that is constant in the group, up to rounding, gives exactly 0 everywhere (but for discounted
-returns, GAE, and ReMax if the greedy reward is another), and so does a group of one if the baseline comes from the
-group (but for `max_rl`). Nothing here has a gradient: rewards, values, proxies and all else are constants. A NaN
-reward, value or proxy of a trained token gives NaN. All raise ValueError if shapes do not
-fit, TypeError if the mask is not boolean.
+Symbols: R is the reward of a completion, the sum of a dense reward; G_t = Σ_{j≥t} m_j r_j is the reward-to-go; N is the
+number of completions present in the group, n_i the number of trained tokens of completion i; t counts these tokens from
+1. Unless noted, mean and std are over the group, and std divides by N − 1. A has the unit of `rewards` unless
+normalized.
+
+Required keyword-only parameters (`proxy`, `values`, …) are filled in from the fields of `Rollouts` with these names.
+Bind hyper-parameters with `functools.partial`. Results are float64 if an input is float64, else float32.
+
+An outcome reward that is constant in its group, up to rounding, gives exactly 0. The exceptions are discounted returns,
+GAE, and ReMax if the greedy reward differs. If the baseline comes from the group, a group of one gives 0 too, except in
+`max_rl`. A NaN reward, value or proxy of a trained token gives NaN. All functions raise ValueError if shapes differ,
+and TypeError if `mask` is not boolean.
 """
 
 from rljax.advantage.combine import multi_reward, standardized, whiten, whitened, without_negatives

@@ -1,4 +1,4 @@
-"""Parts shared by advantages: a completion's reward, its group's statistics, rewards-to-go, the result on tokens."""
+"""Parts shared by advantages: rewards of completions, group statistics, rewards-to-go, and results on tokens."""
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -22,7 +22,7 @@ def checked(rewards, mask) -> tuple[Array, Array]:
 
 
 def outcomes(rewards, mask) -> tuple[Array, Array, Array, Array]:
-    """The mask, R less the greatest of its group as `less_greatest`, present [P, G] and N [P, 1]."""
+    """The mask, R minus the largest R of its group (`less_greatest`), present [P, G] and N [P, 1]."""
     rewards, mask = checked(rewards, mask)
     rewards, present = totals(rewards, mask), jnp.any(mask, axis=-1)
     centered = less_greatest(rewards, present)
@@ -35,16 +35,16 @@ def totals(rewards: Array, mask: Array) -> Array:
 
 
 def less_greatest(values: Array, members: Array) -> Array:
-    """The members' values less the group's greatest (axis 1); 0 for others, and if all are equal up to rounding.
+    """The members' values minus the group's largest (axis 1); 0 for others, and if all are equal up to rounding.
 
-    Equal values are then exact zeros, of which every weighted mean is an exact zero.
+    Equal values thus become exact zeros, whose weighted mean is exactly 0 too.
     """
     largest = jnp.max(values, axis=1, keepdims=True, where=members, initial=-jnp.inf)
     return jnp.where(members & ~alike(values, members, axis=1), values - largest, 0.0)
 
 
 def deviation(centered: Array, weights: Array, present: Array) -> Array:
-    """Values less their weighted mean over the group, 0 where absent."""
+    """Values minus their weighted mean over the group, 0 for absent completions."""
     weights = weights.astype(centered.dtype)
     weight = jnp.sum(weights, axis=1, keepdims=True)
     mean = jnp.sum(weights * centered, axis=1, keepdims=True) / jnp.maximum(weight, 1)
@@ -52,23 +52,23 @@ def deviation(centered: Array, weights: Array, present: Array) -> Array:
 
 
 def spread_of(centered: Array, present: Array, count: Array) -> Array:
-    """The group's standard deviation, with N − 1, [P, 1]; 0 for a group of one."""
+    """Standard deviation of the group (divided by N − 1), [P, 1]; 0 for a group of one."""
     deviations = deviation(centered, present, present)
     return jnp.sqrt(jnp.sum(deviations**2, axis=1, keepdims=True) / jnp.maximum(count - 1, 1))
 
 
 def trained(values: Array, mask: Array) -> Array:
-    """The values [P, G, T] at the trained tokens, 0 elsewhere, and without gradient: an advantage is a constant."""
+    """The values [P, G, T] at the trained tokens, 0 elsewhere, without gradient."""
     return lax.stop_gradient(jnp.where(mask, values, 0.0))
 
 
 def on_tokens(values: Array, mask: Array) -> Array:
-    """A completion's value [P, G] on each of its trained tokens, as `trained`."""
+    """A value per completion [P, G] at each of its trained tokens, as in `trained`."""
     return trained(values[..., None], mask)
 
 
 def returns_of(rewards: Array, mask: Array) -> Array:
-    """G_t [P, G, T]: the outcome at every token, or a dense reward's sum from the token on."""
+    """G_t [P, G, T]: the outcome at every token, or the sum of a dense reward from token t on."""
     if rewards.ndim == 2:
         return jnp.broadcast_to(rewards[..., None], mask.shape)
     return lax.cumsum(gathered(jnp.where(mask, rewards, 0.0), 2), axis=2, reverse=True)

@@ -1,4 +1,4 @@
-"""Advantages made of advantages: over their group's std, whitened over the batch, one-sided, or of several rewards."""
+"""Advantages built from other advantages or from several rewards."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,12 @@ from rljax.objective import required_fields, requiring
 
 @combinator
 def standardized(advantage: Callable) -> Callable:
-    """The advantage over the std of its group's rewards plus 1e-6: `standardized(mean_baseline)` is group_relative.
+    """Divides an `advantage` by the std of its group's rewards.
+
+        A = advantage(rewards, mask) / (std R + 1e-6)
+
+    Returns an advantage that requires the same keywords and raises ValueError if shapes differ.
+    `standardized(mean_baseline)` is `group_relative`. `whitened` divides by a std over the whole batch.
 
     >>> from rljax.advantage import pass_at_k
     >>> print(standardized(pass_at_k)(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool)))  # 2 over √2
@@ -34,9 +39,12 @@ def standardized(advantage: Callable) -> Callable:
 
 @combinator
 def whitened(advantage: Callable) -> Callable:
-    """The advantage standardized over the batch's trained tokens: (A − µ)/√(σ² + 1e-8), σ² with n − 1.
+    """Standardizes an `advantage` over the trained tokens of the batch; see `whiten`.
 
-    Statistics of the whole `[P, G, T]` it is called on: call it on the global rollout, outside of any `shard_map`.
+        A ← (A − µ)/√(σ² + 1e-8)
+
+    Returns an advantage that requires the same keywords and raises ValueError if shapes differ. µ and σ are over the
+    whole array, so call the result on the global rollout, outside `shard_map`. `standardized` uses each group's std.
 
     >>> from rljax.advantage import mean_baseline
     >>> print(whitened(mean_baseline)(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool)))  # ±1 over √(6/5)
@@ -51,7 +59,13 @@ def whitened(advantage: Callable) -> Callable:
 
 
 def whiten(x: Float[Array, "*B T"], mask: Array) -> Float[Array, "*B T"]:
-    """(x − µ)/√(σ² + 1e-8) over the trained tokens, 0 elsewhere; values equal up to rounding give exactly 0.
+    """Standardizes `x` over the trained tokens.
+
+        (x − µ)/√(σ² + 1e-8)
+
+    `x` and the boolean `mask` are [..., T]; µ and σ (with n − 1) are over all trained tokens. Returns an array of this
+    shape; untrained entries are 0, and so are all entries if the trained values are equal up to rounding. Raises
+    ValueError if shapes differ. `whitened` applies this function to the result of an advantage.
 
     >>> print(whiten(jnp.array([[[1.0, 2.0, 3.0], [3.0, 4.0, 5.0]]]), jnp.ones((1, 2, 3), bool)))  # over √(10/5)
     [[[-1.4142 -0.7071  0.    ]
@@ -68,10 +82,12 @@ def whiten(x: Float[Array, "*B T"], mask: Array) -> Float[Array, "*B T"]:
 
 @combinator
 def without_negatives(advantage: Callable) -> Callable:
-    """The advantage, but 0 on completions of negative side while `dropping` is true (AEPO, 2512.12967).
+    """Sets an `advantage` to 0 on negative completions while the state `dropping` is true (AEPO, 2512.12967).
 
-    The side is the sign of a completion's mean advantage. `dropping` is written by
-    `carried.entropy_hysteresis`.
+        A ← 0 if dropping and the mean of A over the completion's trained tokens is negative
+
+    Returns an advantage that requires the keywords of `advantage` and `dropping`, a boolean scalar that
+    `carried.entropy_hysteresis` updates. It raises ValueError if shapes differ.
 
     >>> from rljax.advantage import leave_one_out
     >>> rewards, mask = jnp.array([[1.0, 0.0]]), jnp.ones((1, 2, 1), bool)
@@ -89,15 +105,19 @@ def without_negatives(advantage: Callable) -> Callable:
 def multi_reward(
     rewards: Rewards, mask: Mask, *, components: Float[Array, "P G K"], coefficients: Float[Array, "K"] | None = None
 ) -> Advantages:
-    """GDPO: each reward standardized within its group by itself, their weighted sum whitened over the batch.
+    """GDPO's sum of several rewards, each standardized within its group and the sum whitened over the batch.
 
-        whiten(Σ_k c_k · (R_k − mean)/std)
+        A = whiten(Σ_k c_k · (R_k − mean R_k)/std R_k)
 
-    std with N − 1, over the group, and 0 in place of a component that is constant in the group. Nothing is added to
-    the std, so that the scale of a reward does not matter; a sum that cancels up to rounding is 0. `components[..., k]`
-    is R_k; c_k = 1 unless given. `rewards` itself is not read, its shape is checked.
+    Takes `rewards` (not read) [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. Raises ValueError if
+    shapes differ. A reward that is constant in the group adds 0, and a sum that cancels up to rounding is 0. Nothing is
+    added to the std, so the scale of a reward does not matter. `group_relative` of a sum depends on it.
 
-    >>> components = jnp.array([[[1.0, 0.0], [0.0, 100.0]]])  # R₁ = 1, 0 and R₂ = 0, 100 are worth the same
+    Args:
+      components: R_k, the rewards [P, G, K].
+      coefficients: c_k, [K]; None for ones.
+
+    >>> components = jnp.array([[[1.0, 0.0], [0.0, 100.0]]])  # R₁ = 1, 0 and R₂ = 0, 100 count the same
     >>> multi_reward(jnp.zeros((1, 2)), jnp.ones((1, 2, 3), bool), components=components).tolist()
     [[[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]]
     """
@@ -115,7 +135,7 @@ def multi_reward(
 
 
 def _standard(rewards: Array, mask: Array) -> Array:
-    """(R − mean)/std [P, G] within the group; 0 where the rewards are equal."""
+    """(R − mean R)/std R [P, G]; 0 if the rewards of the group are equal."""
     _, centered, present, count = outcomes(rewards, mask)
     std = spread_of(centered, present, count)
     return deviation(centered, present, present) / jnp.where(std == 0, 1.0, std)

@@ -1,4 +1,4 @@
-"""Baselines from the group: a completion's reward against those of the other completions of its prompt."""
+"""Advantages whose baseline is computed from the other completions of the prompt."""
 
 import math
 
@@ -23,7 +23,12 @@ from rljax.advantage._outcomes import (
 
 
 def group_relative(rewards: Rewards, mask: Mask) -> Advantages:
-    """The reward standardized within its group: (R − mean)/(std + 1e-6), std with N − 1 (GRPO, 2402.03300).
+    """GRPO's advantage: the reward standardized within its group (2402.03300).
+
+        A = (R − mean R)/(std R + 1e-6)
+
+    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. Raises ValueError if shapes differ.
+    `mean_baseline` does not divide by the std.
 
     >>> print(group_relative(jnp.array([[1.0, 0.0]]), jnp.ones((1, 2, 3), bool)))  # ±½ over a std of √½
     [[[ 0.7071  0.7071  0.7071]
@@ -35,7 +40,12 @@ def group_relative(rewards: Rewards, mask: Mask) -> Advantages:
 
 
 def mean_baseline(rewards: Rewards, mask: Mask) -> Advantages:
-    """The reward less its group's mean, R − mean, not divided by the std (Dr. GRPO, 2503.20783).
+    """Dr. GRPO's advantage: the reward minus the mean of its group (2503.20783).
+
+        A = R − mean R
+
+    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. Raises ValueError if shapes differ.
+    `group_relative` also divides by the std; `leave_one_out` excludes the completion from the mean.
 
     >>> mean_baseline(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool)).tolist()
     [[[1.0, 1.0, 1.0], [-1.0, -1.0, -1.0]]]
@@ -45,7 +55,12 @@ def mean_baseline(rewards: Rewards, mask: Mask) -> Advantages:
 
 
 def leave_one_out(rewards: Rewards, mask: Mask) -> Advantages:
-    """The reward less the mean of the others', N/(N − 1)·(R − mean) (RLOO, 2402.14740). A group of one gets 0.
+    """RLOO's advantage: the reward minus the mean of the other completions' rewards (2402.14740).
+
+        A_i = R_i − mean_{j≠i} R_j = N/(N − 1) · (R_i − mean R);    0 in a group of one
+
+    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. Raises ValueError if shapes differ.
+    `mean_baseline` includes the completion in the mean.
 
     >>> leave_one_out(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool)).tolist()
     [[[2.0, 2.0, 2.0], [-2.0, -2.0, -2.0]]]
@@ -55,7 +70,12 @@ def leave_one_out(rewards: Rewards, mask: Mask) -> Advantages:
 
 
 def length_weighted(rewards: Rewards, mask: Mask) -> Advantages:
-    """The reward less the length-weighted mean, R − Σ n_j R_j / Σ n_j (OPO, 2505.23585).
+    """OPO's advantage: the reward minus the mean reward of the group weighted by length (2505.23585).
+
+        A_i = R_i − Σ_j n_j R_j / Σ_j n_j
+
+    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. Raises ValueError if shapes differ.
+    `mean_baseline` weights all completions equally.
 
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
     >>> length_weighted(jnp.array([[1.0, 0.0]]), lengths_1_and_3).tolist()
@@ -67,13 +87,13 @@ def length_weighted(rewards: Rewards, mask: Mask) -> Advantages:
 
 
 def max_rl(rewards: Rewards, mask: Mask) -> Advantages:
-    """The reward's excess over its group's mean, as a share of that mean (MaxRL, 2602.02710).
+    """MaxRL's advantage: the reward minus the mean of its group, divided by this mean (2602.02710).
 
-        (R − mean)/mean, 0 if the mean is 0
+        A = (R − mean R)/mean R, 0 if the mean is 0;    A = R in a group of one
 
-    Of rewards 0 and 1 it weighs a prompt by 1/mean: where few completions are right, each of them counts more. A group
-    of one has A = R. Not verified: read in prime-rl's and SkyRL's code (the group of one in SkyRL's alone), no paper
-    text.
+    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. Raises ValueError if shapes differ.
+    For rewards 0 and 1 this weights a prompt by 1/mean R, so a rare success counts more. `group_relative` divides by
+    the std. Not verified from the paper: read in prime-rl's and SkyRL's code (the group of one: SkyRL's).
 
     >>> max_rl(jnp.array([[1.0, 0.0, 0.0, 0.0]]), jnp.ones((1, 4, 1), bool))[..., 0].tolist()  # over a mean of ¼
     [[3.0, -1.0, -1.0, -1.0]]
@@ -87,10 +107,13 @@ def max_rl(rewards: Rewards, mask: Mask) -> Advantages:
 
 
 def pass_at_k(rewards: Rewards, mask: Mask) -> Advantages:
-    """The best completion gets its lead over the second best, R₁ − R₂; all others 0 (pass@k training, 2503.19595).
+    """Advantage for pass@k: the best completion gets its lead over the second best, the others get 0 (2503.19595).
 
-    Its expectation is the gradient of the best reward of a group's. Equal best rewards lead by 0, and so does a group
-    of one. With `standardized` the lead is divided by the group's std.
+        A = R₁ − R₂ at the best completion, 0 elsewhere;    0 in a group of one
+
+    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. Raises ValueError if shapes differ.
+    The expected policy gradient is that of the group's best reward. If two completions share the best reward, the lead
+    is 0. `standardized(pass_at_k)` divides by the group's std. `group_relative` gives every completion an advantage.
 
     >>> pass_at_k(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool)).tolist()
     [[[2.0, 2.0, 2.0], [0.0, 0.0, 0.0]]]
@@ -99,17 +122,19 @@ def pass_at_k(rewards: Rewards, mask: Mask) -> Advantages:
     ranked = jnp.where(present, centered, -jnp.inf)
     best = present & (jnp.arange(ranked.shape[1])[None] == jnp.argmax(ranked, axis=1, keepdims=True))
     second = jnp.max(ranked, axis=1, keepdims=True, where=present & ~best, initial=-jnp.inf)
-    lead = jnp.where(best & (count > 1), -jnp.where(count > 1, second, 0.0), 0.0)  # the best stands at 0
-    return on_tokens(jnp.where(jnp.isnan(centered), centered, lead), mask)  # the best of NaNs is not known
+    lead = jnp.where(best & (count > 1), -jnp.where(count > 1, second, 0.0), 0.0)  # the best has the value 0
+    return on_tokens(jnp.where(jnp.isnan(centered), centered, lead), mask)  # NaN for the completion whose reward is NaN
 
 
 def task_relative(rewards: Rewards, mask: Mask, *, task: Int[Array, "P"]) -> Advantages:
-    """The reward less its group's mean, over the std of the batch's rewards of the same task (QwenLong-L1.5).
+    """The group's centered reward, divided by the std over all rewards of the same task (QwenLong-L1.5, 2512.12967).
 
-        (R − group mean) / (std over the task's completions + 1e-6)
+        A = (R − mean R) / (std_task R + 1e-6)
 
-    `task [P]` numbers the task of each prompt; std with n − 1, over all present completions of the batch (the divisor
-    is ours: the paper does not say).
+    Takes `rewards` [P, G] or [P, G, T], `mask` [P, G, T] and `task` [P]; returns A [P, G, T]. Raises ValueError if
+    shapes differ. `task` is an integer per prompt that identifies its task. std_task is over all completions of this
+    task that are present in the batch; it divides by their number minus 1 (our choice, the paper does not specify it).
+    `group_relative` uses the std of the group.
 
     >>> rewards, mask = jnp.array([[4.0, 0.0], [2.0, 2.0]]), jnp.ones((2, 2, 1), bool)
     >>> print(task_relative(rewards, mask, task=jnp.array([7, 7]))[0])  # ±2 over the std of 4, 0, 2, 2, √(8/3)
@@ -128,7 +153,7 @@ def task_relative(rewards: Rewards, mask: Mask, *, task: Int[Array, "P"]) -> Adv
 
     count = over_task(members)
     mean = over_task(R) / jnp.maximum(count, 1)
-    # Each prompt has its own task's mean: the deviations of a task's members are taken from one number.
+    # `mean` has the prompt's task's mean in each row, so all deviations within a task use the same number.
     std = jnp.sqrt(over_task(members * (R - mean) ** 2) / jnp.maximum(count - 1, 1))
     return on_tokens(deviation(centered, present, present) / (std + 1e-6), mask)
 
@@ -137,13 +162,16 @@ def task_relative(rewards: Rewards, mask: Mask, *, task: Int[Array, "P"]) -> Adv
 def policy_improvement(
     rewards: Rewards, mask: Mask, *, improvement: float | Array, slope: float | Array = 0.1
 ) -> Advantages:
-    """PIPO's second look at the *previous* batch: its advantages, scaled by how much the policy has improved since.
+    """PIPO's advantage of the *previous* batch, scaled by the improvement of the policy since then (2604.00860).
 
-        φ(ξ) · N · A_i / Σ_j |A_j|,    φ(ξ) = ξ where ξ ≥ 0, slope · ξ below;  A_i = R_i − mean
+        A_i = φ(ξ) · N · a_i / Σ_j |a_j|,    a_i = R_i − mean R,    φ(ξ) = ξ if ξ ≥ 0, slope · ξ otherwise
 
-    `improvement` is ξ = (µ − µ_his)/σ_his, of the current batch's mean reward against those of the batches before
-    (`rewards.improvement`); the step on it is clipped as any other. slope ≥ 0. Not verified from the source: from
-    third-party notes on the paper.
+    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. Raises ValueError if shapes differ or
+    a hyper-parameter is out of range. `mean_baseline` returns a_i. Not verified from the paper: read in notes on it.
+
+    Args:
+      improvement: ξ, a scalar: rise of the mean reward over its history, in std of the history (`rewards.improvement`).
+      slope: Factor on a negative ξ; at least 0.
 
     >>> policy_improvement(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool), improvement=0.5).tolist()  # ½ · 2 · ±1/2
     [[[0.5, 0.5, 0.5], [-0.5, -0.5, -0.5]]]

@@ -1,4 +1,4 @@
-"""Credit by the tree of prefixes that a group's completions form."""
+"""Advantage from the tree of prefixes that the completions of a group share."""
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -10,12 +10,14 @@ from rljax.advantage._outcomes import Advantages, Mask, Rewards, checked, deviat
 
 
 def prefix_tree(rewards: Rewards, mask: Mask, *, tokens: Int[Array, "P G T"]) -> Advantages:
-    """The outcome's advantage plus what each token changed, by the values of the prefixes (TEMPO, P2T).
+    """Outcome advantage plus the change in value that each token made, from prefixes shared in the group (TEMPO, P2T).
 
-        [R_i − mean R + V(y_≤t) − V(y_<t)] / (std + 1e-6),    V(prefix) = mean R of the group's members that share it
+        A_{i,t} = [R_i − mean R + V(y_≤t) − V(y_<t)] / (std R + 1e-6);  V(prefix): mean R of the members that share it
 
-    V of the empty prefix is the group's mean; a prefix that nobody shares has its own R. Prefixes are of the trained
-    tokens, in order; std with N − 1. Compares all pairs of a group: [P, G, G, T] booleans.
+    Takes `rewards` [P, G] or [P, G, T], `mask` and `tokens` [P, G, T]; returns A [P, G, T]. Raises ValueError if shapes
+    differ. V of the empty prefix is mean R, and V of a prefix that only one completion has is its R. Prefixes consist
+    of trained tokens only; `tokens` holds their ids. Comparing all pairs takes [P, G, G, T] booleans. `group_relative`
+    has no term V.
 
     >>> tokens = jnp.array([[[5, 6, 8], [5, 7, 8]]])  # V: ½; ½, 1, 1 and ½, 0, 0. The std is √½
     >>> print(prefix_tree(jnp.array([[1.0, 0.0]]), jnp.ones((1, 2, 3), bool), tokens=tokens))

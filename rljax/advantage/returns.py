@@ -1,4 +1,4 @@
-"""Advantages from rewards-to-go along a completion: discounted, against a value function, or a greedy completion."""
+"""Advantages from rewards-to-go: discounted returns, GAE, and a greedy baseline."""
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -13,9 +13,13 @@ from rljax.advantage.group import mean_baseline
 
 @ranges(gamma=SHARE)
 def discounted_returns(rewards: Rewards, mask: Mask, *, gamma: float | Array = 1.0) -> Advantages:
-    """The discounted reward-to-go, G_t = Σ_{j≥t} γ^{j−t} r_j over the completion's trained tokens.
+    """Discounted reward-to-go over the trained tokens of the completion, without a baseline.
 
-    An outcome reward is paid at the last one. gamma in [0, 1].
+        A_t = G_t = Σ_{j≥t} γ^{j−t} r_j
+
+    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. Raises ValueError if shapes differ or
+    a hyper-parameter is out of range. An outcome reward is paid at the last trained token. `gamma` is the discount γ
+    per token, in [0, 1]. `generalized_advantage_estimation` subtracts values.
 
     >>> discounted_returns(jnp.array([[1.0, 2.0]]), jnp.ones((1, 2, 3), bool), gamma=0.5).tolist()
     [[[0.25, 0.5, 1.0], [0.5, 1.0, 2.0]]]
@@ -34,11 +38,13 @@ def discounted_returns(rewards: Rewards, mask: Mask, *, gamma: float | Array = 1
 
 @ranges(gamma=SHARE)
 def reinforce_plus_plus(rewards: Rewards, mask: Mask, *, gamma: float | Array = 1.0) -> Advantages:
-    """REINFORCE++: discounted returns, whitened over the batch's trained tokens (2501.03262).
+    """REINFORCE++'s advantage: discounted returns, whitened over the trained tokens of the batch (2501.03262).
 
-        (G_t − µ)/√(σ² + 1e-8)
+        A = (G_t − µ)/√(σ² + 1e-8),    G_t as in `discounted_returns`
 
-    No group is needed. With γ = 1 a constant outcome reward gives 0.
+    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. Raises ValueError if shapes differ or
+    a hyper-parameter is out of range. `gamma` is the discount γ per token, in [0, 1]. No group is needed. If γ = 1, a
+    constant outcome reward gives 0. `reinforce_plus_plus_baseline` subtracts the mean of the group first.
 
     >>> print(reinforce_plus_plus(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool)))  # ±1 over √(6/5)
     [[[ 0.9129  0.9129  0.9129]
@@ -48,7 +54,12 @@ def reinforce_plus_plus(rewards: Rewards, mask: Mask, *, gamma: float | Array = 
 
 
 def reinforce_plus_plus_baseline(rewards: Rewards, mask: Mask) -> Advantages:
-    """REINFORCE++-baseline: the reward less its group's mean, whitened over the batch's trained tokens (2501.03262).
+    """REINFORCE++-baseline's advantage: the reward minus its group's mean, whitened over the batch (2501.03262).
+
+        A = whiten(R − mean R)
+
+    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. Raises ValueError if shapes differ.
+    `reinforce_plus_plus` has no group baseline; `group_relative` divides by the std of the group.
 
     >>> print(reinforce_plus_plus_baseline(jnp.array([[9.0, 7.0]]), jnp.ones((1, 2, 3), bool)))  # ±1 over √(6/5)
     [[[ 0.9129  0.9129  0.9129]
@@ -58,7 +69,12 @@ def reinforce_plus_plus_baseline(rewards: Rewards, mask: Mask) -> Advantages:
 
 
 def remax(rewards: Rewards, mask: Mask, *, greedy_rewards: Float[Array, "P"]) -> Advantages:
-    """ReMax: the reward-to-go less the reward of the prompt's greedy completion, G_t − R_greedy (2310.10505).
+    """ReMax's advantage: the reward-to-go minus the reward of the prompt's greedy completion (2310.10505).
+
+        A = G_t − R_greedy
+
+    Takes `rewards` [P, G] or [P, G, T], `mask` [P, G, T] and `greedy_rewards` [P]; returns A [P, G, T]. Raises
+    ValueError if shapes differ. `leave_one_out` takes the baseline from the group's other completions instead.
 
     >>> remax(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool), greedy_rewards=jnp.array([1.0])).tolist()
     [[[2.0, 2.0, 2.0], [0.0, 0.0, 0.0]]]
@@ -78,14 +94,21 @@ def generalized_advantage_estimation(
     gamma: float | Array = 1.0,
     lam: float | Array = 0.95,
 ) -> Advantages:
-    """GAE (1506.02438), over the tokens that the policy chose.
+    """Generalized advantage estimation (GAE) over the trained tokens (1506.02438).
 
-        δ_t = r_t + γ V_{t+1} − V_t,    Â_t = δ_t + γλ Â_{t+1}
+        δ_t = r_t + γ V_{t+1} − V_t,    A_t = δ_t + γλ A_{t+1}
 
-    t + 1 is the completion's next trained token, whatever tool tokens lie between; past the last one V and Â are 0. An
-    outcome reward is paid at the last one. `values` is V of the state before each token, read without gradient;
-    Â + V, or the reward-to-go, is what the values are trained on. gamma and lam in [0, 1]. Not whitened: `whitened(…)`
-    does that.
+    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. Raises ValueError if shapes differ or
+    a hyper-parameter is out of range.
+
+    t + 1 is the next trained token of the completion: tool tokens between are skipped, and after the last trained token
+    V and A are 0. An outcome reward is paid at the last trained token. `penalty.value_loss` trains the values, on A + V
+    or on the reward-to-go. `whitened` standardizes the result. `discounted_returns` needs no values.
+
+    Args:
+      values: V of the state before each token, [P, G, T], in the unit of `rewards`; without gradient.
+      gamma: Discount γ per token, in [0, 1].
+      lam: λ, in [0, 1]: 0 uses one step, 1 the whole return.
 
     >>> values = jnp.array([[[0.5, 0.25, 0.0], [0.0, 0.0, 0.0]]])  # δ = −¼, −¼, 1 and 0, 0, 0
     >>> rewards, mask = jnp.array([[1.0, 0.0]]), jnp.ones((1, 2, 3), bool)
@@ -109,7 +132,7 @@ def generalized_advantage_estimation(
 
 
 def per_token(rewards: Array, mask: Array) -> Array:
-    """r_t [P, G, T]: a dense reward at the trained tokens, or the outcome at the last of them."""
+    """r_t [P, G, T]: a dense reward at the trained tokens, or the outcome at the last trained token."""
     mask = gathered(mask, 2)
     if rewards.ndim == 3:
         return jnp.where(mask, gathered(rewards, 2), 0.0)
@@ -118,6 +141,6 @@ def per_token(rewards: Array, mask: Array) -> Array:
 
 
 def _backwards(step, start, *arrays: Array) -> Array:
-    """What `step` returns at each time, from the last to the first; arrays are [P, G, T]."""
+    """The outputs of `step`, scanned from the last token to the first; arrays are [P, G, T]."""
     _, out = lax.scan(step, start, [jnp.moveaxis(gathered(x, 2), -1, 0) for x in arrays], reverse=True)
     return jnp.moveaxis(out, 0, -1)

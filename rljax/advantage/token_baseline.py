@@ -1,4 +1,4 @@
-"""Optimal token baselines: a baseline for each ordinal, weighted by the realized energy."""
+"""Optimal token baselines: one baseline per position, weighted by the realized energy."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,17 +18,19 @@ Tokens = Float[Array, "P G T"]
 def optimal_token_baseline(
     rewards: Rewards, mask: Mask, *, proxy: Tokens, importance: Tokens | None = None
 ) -> Advantages:
-    """The reward-to-go less the group's energy-weighted mean at the same ordinal (OTB, 2602.07078).
+    """OTB's advantage: the reward-to-go minus the group's energy-weighted mean at the same position t (2602.07078).
 
-        W_t = Σ_{j≤t} m_j e_j w̄_j²,    B_t = Σ_{alive} G_{i,t} W_{i,t} / Σ_{alive} W_{i,t},    A_{i,t} = G_{i,t} − B_t
+        A_{i,t} = G_{i,t} − B_t,    B_t = Σ_i G_{i,t} W_{i,t} / Σ_i W_{i,t},    W_t = Σ_{j≤t} m_j e_j w̄_j²
 
-    `proxy` is e_t = 1 − 2π(y_t) + Σ_v π(v)², the squared norm of the logit gradient, floored at 0; `importance` is w̄,
-    truncated importance weights where there are any (`correction`), else 1; W is the realized energy; alive means
-    n_i ≥ t. Where ΣW = 0 the plain mean of the same members stands in. Where no other member is alive: the others'
-    energy-weighted mean at their own last tokens (the paper's code leaves A = 0 there, or pays for being longest).
+    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. Raises ValueError if shapes differ.
+    The sums of B_t are over completions with n_i ≥ t. If ΣW = 0, B_t is the plain mean of the same completions. If i
+    alone has n_i ≥ t, B_t is the energy-weighted mean of the others at their last tokens (the paper's code gives A = 0,
+    or a bonus for being the longest). B_t includes completion i, so A is biased: in groups of 4 much of the low
+    variance is due to a shorter gradient (docs/claims.md). `leave_one_out_token_baseline` is unbiased.
 
-    The baseline holds the sample itself, so it is biased: from groups of 4 much of its low variance is a shorter step
-    (docs/claims.md has the figures). `leave_one_out_token_baseline` is unbiased.
+    Args:
+      proxy: e_t = 1 − 2π(y_t) + Σ_v π(v)², [P, G, T], the squared norm of ∂ log π/∂ logits; floored at 0.
+      importance: w̄, truncated importance weights [P, G, T] (see `correction`); None for ones.
 
     >>> proxy = jnp.array([[[0.5, 0.5], [0.5, 0.5], [1.0, 1.0]]])  # B = (4 + 1 + 0)/4
     >>> optimal_token_baseline(jnp.array([[4.0, 1.0, 0.0]]), jnp.ones((1, 3, 2), bool), proxy=proxy).tolist()
@@ -40,11 +42,13 @@ def optimal_token_baseline(
 def leave_one_out_token_baseline(
     rewards: Rewards, mask: Mask, *, proxy: Tokens, importance: Tokens | None = None
 ) -> Advantages:
-    """`optimal_token_baseline` with i itself left out of both sums of its baseline: unbiased (2602.07078).
+    """The unbiased form of `optimal_token_baseline`: completion i is excluded from its own baseline (2602.07078).
 
-        A_{i,t} = G_{i,t} − Σ_{j≠i alive} G_{j,t} W_{j,t} / Σ_{j≠i alive} W_{j,t}
+        A_{i,t} = G_{i,t} − Σ_{j≠i} G_{j,t} W_{j,t} / Σ_{j≠i} W_{j,t},    j over completions with n_j ≥ t
 
-    From few samples its variance is about that of `leave_one_out`, from many less (docs/claims.md has the figures).
+    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. Raises ValueError if shapes differ.
+    `proxy` and `importance` are as in `optimal_token_baseline`. In small groups the variance of the gradient is close
+    to that of `leave_one_out`, in large groups it is lower (docs/claims.md).
 
     >>> proxy = jnp.array([[[0.5, 0.5], [0.5, 0.5], [1.5, 1.5]]])  # B = 1/4, 4/4, 5/2
     >>> leave_one_out_token_baseline(jnp.array([[4.0, 1.0, 0.0]]), jnp.ones((1, 3, 2), bool), proxy=proxy).tolist()
@@ -54,10 +58,13 @@ def leave_one_out_token_baseline(
 
 
 def exact_energy_baseline(rewards: Rewards, mask: Mask, *, energy: Tokens) -> Advantages:
-    """`optimal_token_baseline` with W_t itself given in place of the sum of proxies (2602.07078).
+    """The form of `optimal_token_baseline` whose energy W_t is given, not computed from proxies (2602.07078).
 
-    With `energy` = ‖Σ_{j≤t} ∇ log π(y_j)‖² it is what the proxies stand for, near the optimum but not at it
-    (docs/claims.md); with 1 it is the group's mean among those alive, with t a length-weighted one.
+        A_{i,t} = G_{i,t} − Σ_j G_{j,t} W_{j,t} / Σ_j W_{j,t},    j over completions with n_j ≥ t
+
+    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. Raises ValueError if shapes differ.
+    `energy` is W_t [P, G, T]; negative values count as 0. The proxies approximate ‖Σ_{j≤t} ∇ log π(y_j)‖², which is
+    close to the optimal weight but not equal to it (docs/claims.md). Ones give the plain mean over these completions.
 
     >>> energy = jnp.array([[[1.0, 2.0], [1.0, 1.0], [2.0, 1.0]]])  # B = 5/4, 9/4
     >>> exact_energy_baseline(jnp.array([[4.0, 1.0, 0.0]]), jnp.ones((1, 3, 2), bool), energy=energy).tolist()
@@ -70,7 +77,8 @@ def exact_energy_baseline(rewards: Rewards, mask: Mask, *, energy: Tokens) -> Ad
     return _token_baseline(rewards, mask, partial(_held, jnp.maximum(energy, 0.0)), _everyone)
 
 
-# Token baselines, of columns that hold one ordinal for all of a group. W and G are held after a member's last token.
+# The functions below take arrays whose column is the position t of every member of a group. W and G continue with their
+# last value after a member's last token.
 
 
 def _energy(proxy, importance, mask) -> Array:
@@ -83,14 +91,14 @@ def _energy(proxy, importance, mask) -> Array:
 
 
 def _held(x: Array, mask: Array) -> Array:
-    """x, and its value at the member's last token where the mask is false; 0 for a member without tokens."""
+    """x, continued with the value at the member's last token where the mask is false; 0 for a member without tokens."""
     last = x.shape[-1] - 1 - jnp.argmax(mask[..., ::-1], axis=-1, keepdims=True)
     at_last = jnp.where(jnp.any(mask, axis=-1, keepdims=True), jnp.take_along_axis(x, last, axis=-1), 0.0)
     return jnp.where(mask, x, at_last)
 
 
 def _token_baseline(rewards, mask, energy: Callable, sum_over: Callable) -> Array:
-    """`energy(mask)` is W; `sum_over` sums over the members compared with."""
+    """`energy(mask)` returns W; `sum_over` sums over the members of the baseline."""
     rewards, mask = checked(rewards, mask)
     rewards, mask = gathered(rewards, 1), gathered(mask, 1, 2)
     returns = rewards[..., None] if rewards.ndim == 2 else _held(returns_of(rewards, mask), mask)
@@ -99,7 +107,7 @@ def _token_baseline(rewards, mask, energy: Callable, sum_over: Callable) -> Arra
         return _less_mean(returns, energy(mask), mask, sum_over)
 
     def by_ordinal():
-        order = jnp.argsort(~mask, axis=-1, stable=True)  # trained tokens first, in order: column t − 1 holds ordinal t
+        order = jnp.argsort(~mask, axis=-1, stable=True)  # trained tokens first: column t − 1 holds position t
         wide = (jnp.broadcast_to(returns, mask.shape), _held(energy(mask), mask), mask)
         G, W, alive = (jnp.take_along_axis(x, order, axis=-1) for x in wide)
         packed = _less_mean(G, W, alive, sum_over)
@@ -109,30 +117,30 @@ def _token_baseline(rewards, mask, energy: Callable, sum_over: Callable) -> Arra
 
 
 def _aligned(mask: Array) -> Array:
-    """True where all completions of a group begin at the same column and have no holes: a column is an ordinal."""
+    """True if all completions of a group begin at the same column and have no holes: a column is then a position."""
     begins = mask & ~jnp.pad(mask, ((0, 0), (0, 0), (1, 0)))[..., :-1]
     first = jnp.argmax(jnp.any(mask, axis=1, keepdims=True), axis=-1, keepdims=True)
     return ~jnp.any(begins & (jnp.arange(mask.shape[-1])[None, None] > first))
 
 
 def _less_mean(returns: Array, energy: Array, alive: Array, sum_over: Callable) -> Array:
-    """G_t less the energy-weighted mean of the members alive; of all others where no other is alive."""
+    """G_t minus the energy-weighted mean of the members alive, or of all others if no other member is alive."""
     returns, energy = accumulators(returns=returns, energy=energy)
     present = jnp.any(alive, axis=-1, keepdims=True)
     count = jnp.sum(alive, axis=1, keepdims=True)
     among = jnp.where(count > 1, alive, present)
     members = among & ~((count == 1) & alive)
-    seen = present if returns.shape == present.shape else among  # an outcome is the same at every ordinal
+    seen = present if returns.shape == present.shape else among  # an outcome is the same at every position
     values = less_greatest(returns, seen)
     return jnp.where(alive, values - _weighted_mean(values, energy, members, sum_over), 0.0)
 
 
 def _weighted_mean(values: Array, weights: Array, members: Array, sum_over: Callable) -> Array:
-    """Σ w x / Σ w over the members, their plain mean where Σ w = 0, and 0 where there are none."""
+    """Σ w x / Σ w over the members; their plain mean if Σ w = 0, and 0 if there are no members."""
     one = jnp.ones_like(values)
     weights = jnp.where(members, weights, 0.0)
     total = sum_over(weights, one)
-    weighted = sum_over(weights, values) / jnp.where(total == 0, 1.0, total)  # a NaN energy stays one
+    weighted = sum_over(weights, values) / jnp.where(total == 0, 1.0, total)  # a NaN energy stays NaN
 
     def plain():
         equal = members.astype(values.dtype)
@@ -143,12 +151,12 @@ def _weighted_mean(values: Array, weights: Array, members: Array, sum_over: Call
 
 def _everyone(weights: Array, values: Array) -> Array:
     """Σ w x over the group."""
-    if values.shape[-1] == 1:  # an outcome's, the same at every ordinal
+    if values.shape[-1] == 1:  # an outcome: the same at every position
         return jnp.matmul(jnp.swapaxes(values, 1, 2), weights, precision=lax.Precision.HIGHEST)
     return jnp.sum(weights * values, axis=1, keepdims=True)
 
 
 def _others(weights: Array, values: Array) -> Array:
-    """Σ w x over the group without the member itself: never a total less one's own, which would leave rounding."""
+    """Σ w x over the group without the member itself; subtracting from a total would leave rounding errors."""
     others = 1 - jnp.eye(weights.shape[1], dtype=weights.dtype)
     return jnp.einsum("ij,pjt->pit", others, weights * values, precision=lax.Precision.HIGHEST)

@@ -1,17 +1,20 @@
-"""Published algorithms: functions that return a `PolicyGradient` with the paper's hyper-parameters as defaults.
+"""Published algorithms: functions that return a `PolicyGradient`, with the paper's hyper-parameters as defaults.
 
-The derivative of `policy_loss` by a hyper-parameter of the ratio is exact, but 0 if the ratio is under `local_gradient`
-(`cispo`, `minpro_cispo`, `vespo`) or the hyper-parameter is a threshold (`dppo`, `cppo`). It is 0 by those of the
-advantage (`ppo`), the aggregation (`dr_grpo`) and the carried state (`aepo`), since A and w are constants.
+Symbols in the docstrings: R is the reward of a completion, R_t the reward of a token and G_t the reward-to-go. Z = (R −
+mean R)/(std R + 1e-6) is the reward standardized over a group of G completions. n is the number of trained tokens of a
+sequence, N the number of sequences and M the number of trained tokens in the optimizer step. r = e^ℓ is the ratio of a
+token, and clip_A(r) is min(r, 1 + high) if A ≥ 0 and max(r, 1 − low) if A < 0.
 
-To make another, write another expression; to schedule one, make it from the step:
-`lambda step: holder_po(p=holder_schedule(step))`. Each file is a family, with a page in docs/algorithms; its `__all__`
-lists the algorithms. Each docstring names the defaults that are ours and what was not verified from the source. KL
-penalties, sampling rules and reward shaping of a paper are not part of its algorithm here: see `penalty`, `rewards`.
+Each docstring names the defaults that are our choice, and what was not verified from the source. KL penalties, sampling
+rules and reward shaping of a paper are not included: see `penalty` and `rewards`. All raise ValueError if a
+hyper-parameter is out of range.
 
-Symbols in the docstrings: R is a completion's reward and R_t a token's, G_t the reward-to-go, Z = (R − mean R)/(std R
-+ 1e-6) over the group of G; n the trained tokens of a sequence, N and M the sequences and the trained tokens of the
-optimizer step; r = e^ℓ, and clip_A(r) = min(r, 1 + high) where A ≥ 0, max(r, 1 − low) where A < 0.
+To define another algorithm, write another expression. To schedule a hyper-parameter, use a function of the step:
+`lambda step: holder_po(p=holder_schedule(step))`. Each file is a family with a page in docs/algorithms.
+
+`policy_loss` has an exact derivative with respect to the hyper-parameters of a ratio. The derivative is 0 under
+`local_gradient` (`cispo`, `minpro_cispo`, `vespo`) and for thresholds (`dppo`, `cppo`), and also for hyper-parameters
+of the advantage (`ppo`), the aggregation (`dr_grpo`) and the carried state (`aepo`), since A and w are constants.
 """
 
 from rljax.algorithms import critics, entropy, groups, prefixes, regions, reinforce, sequences, token_baselines

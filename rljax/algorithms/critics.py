@@ -1,4 +1,4 @@
-"""PPO: advantages from a critic's values."""
+"""PPO: advantages from the values of a critic."""
 
 from functools import partial
 
@@ -17,13 +17,14 @@ def ppo(
     gamma: float | Array = 1.0,
     lam: float | Array = 0.95,
 ) -> PolicyGradient:
-    """PPO (1707.06347): GAE whitened over the batch, a token mean, the clip on every token. Needs `Rollouts.values`.
+    """PPO (1707.06347): GAE whitened over the batch, a token mean, and the clip on every token.
 
         A = whiten(Σ_{k≥0} (γλ)^k δ_{t+k}),  δ_t = R_t + γV_{t+1} − V_t,    w = 1/M,    e^f = clip_A(r)
 
-    The critic's own loss is `penalty.value_loss`; no group is needed. low, high and lam are the paper's; gamma = 1, the
-    whitening and the token mean follow language-model trainers (verl). A is a constant, so the derivative by gamma and
-    by lam is 0.
+    `low` and `high` (default 0.2) are the widths of the clip region; `gamma` (default 1) and `lam` (default 0.95) are γ
+    and λ of GAE. low, high and lam are the paper's; gamma, the whitening and the token mean follow language-model
+    trainers (verl). Requires `Rollouts.values`; the critic's loss is `penalty.value_loss`. Raises ValueError if a
+    hyper-parameter is out of range. `grpo` needs no critic.
 
     >>> import jax.numpy as jnp
     >>> ones = jnp.ones((1, 2, 1))

@@ -1,4 +1,4 @@
-"""Control of the entropy by leaving completions out."""
+"""Entropy control that drops negative completions."""
 
 from functools import partial
 
@@ -17,15 +17,16 @@ def aepo(
     low: float | Array = 0.2,
     high: float | Array = 0.28,
 ) -> PolicyGradient:
-    """AEPO (2512.12967): once the entropy has risen above `entropy_high`, completions of A < 0 are left out, until it
-    has fallen below `entropy_low`, nats. Needs `Rollouts.task` and `.entropy`.
+    """AEPO (2512.12967): drops completions with A < 0 once the entropy is too high, until it is low again.
 
-        A = (R − mean R)/(std of the task's R + 1e-6), 0 where it is < 0 while dropping,    w = 1/M,    e^f = clip_A(r)
+        A = (R − mean R)/(std of the task's R + 1e-6), or 0 if A < 0 and dropping,    w = 1/M,    e^f = clip_A(r)
         dropping ← H > entropy_high, or dropping and H ≥ entropy_low
 
-    The advantage is the paper's task-relative one. The thresholds are unpublished, so they have no defaults; the
-    derivative by them is 0. Ours, not verified from the source: the aggregation, the clip, and that completions left
-    out still count in the denominators.
+    H is the mean entropy of the rollout's tokens. `entropy_low` and `entropy_high` are in nats and have no defaults,
+    since the paper does not publish them; the derivative with respect to them is 0. `low` (default 0.2) and `high`
+    (default 0.28) are the widths of the clip region. Requires `Rollouts.task` and `Rollouts.entropy`. Raises ValueError
+    if a hyper-parameter is out of range. `grpo` keeps all completions. Our choices, not verified from the source: the
+    aggregation, the clip, and that dropped completions still count in the denominators. The advantage is the paper's.
 
     >>> import jax.numpy as jnp
     >>> algorithm, mask = aepo(entropy_low=0.2, entropy_high=0.6), jnp.ones((1, 2, 1), bool)

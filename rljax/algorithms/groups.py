@@ -1,4 +1,4 @@
-"""GRPO and its variants: other normalizers, other clip bounds, other weights of the two sides of a group."""
+"""GRPO and its variants: other normalizers, clip bounds, or weights of the two sides of a group."""
 
 from functools import partial
 
@@ -11,11 +11,13 @@ __all__ = ["balanced_grpo", "dapo", "dr_grpo", "grpo", "max_rl"]
 
 
 def grpo(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradient:
-    """GRPO (2402.03300): standardized rewards, a mean over sequences of token means, PPO's clip on every token.
+    """GRPO (2402.03300): standardized rewards, a mean over sequences of token means, and PPO's clip on every token.
 
         A = Z,    w = 1/(N n),    e^f = clip_A(r)
 
-    The bounds are PPO's: the paper gives none, according to TRL's index of papers. Its KL penalty is `penalty.kl`.
+    `low` and `high` (default 0.2) are the widths of the clip region. These are PPO's: the paper gives none, according
+    to TRL's index of papers. Raises ValueError if a bound is out of range. The paper's KL penalty is `penalty.kl`.
+    `dapo` takes a token mean.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([0.5, 1.0, 2.0]), jnp.ones(3), jnp.ones(3, bool)
@@ -30,12 +32,13 @@ def grpo(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradie
 
 
 def dr_grpo(*, max_length: float, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradient:
-    """Dr. GRPO (2503.20783): GRPO without the std, and tokens divided by the constant budget `max_length`.
+    """Dr. GRPO (2503.20783): GRPO without the std, and with token sums divided by a constant.
 
         A = R − mean R,    w = 1/(N · max_length),    e^f = clip_A(r)
 
-    The bounds are PPO's; the paper's were not verified. w is a constant, so the derivative by
-    max_length is 0.
+    `max_length` is the budget of tokens per sequence; the derivative with respect to it is 0. `low` and `high` (default
+    0.2) are the widths of the clip region. These are PPO's; the paper's were not verified. Raises ValueError if a
+    hyper-parameter is out of range. `grpo` divides by the std and by n.
 
     >>> import jax.numpy as jnp
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
@@ -50,12 +53,14 @@ def dr_grpo(*, max_length: float, low: float | Array = 0.2, high: float | Array 
 
 
 def dapo(*, low: float | Array = 0.2, high: float | Array = 0.28, dual: float | Array | None = None) -> PolicyGradient:
-    """DAPO (2503.14476): GRPO with a token mean and a higher upper clip.
+    """DAPO (2503.14476): GRPO with a token mean and a larger upper bound of the clip.
 
         A = Z,    w = 1/M,    e^f = clip_A(r)
 
-    Its dynamic sampling is `rewards.informative`, its length penalty `rewards.overlong_penalty`. `dual`, a ceiling of
-    r where A < 0 (the dual clip, 1912.09729), is not DAPO's: several trainers add it, at 3.
+    `low` (default 0.2) and `high` (default 0.28) are the widths of the clip region. `dual` (default None) bounds r from
+    above if A < 0 (dual clip, 1912.09729); it is not part of DAPO, but several trainers set it to 3. Raises ValueError
+    if a bound is out of range. DAPO's dynamic sampling and length penalty are `rewards.informative` and
+    `rewards.overlong_penalty`. `grpo` takes a mean over sequences.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([0.5, 1.0, 2.0]), jnp.ones(3), jnp.ones(3, bool)
@@ -70,11 +75,12 @@ def dapo(*, low: float | Array = 0.2, high: float | Array = 0.28, dual: float | 
 
 
 def balanced_grpo(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradient:
-    """Balanced Aggregation (2605.04077): GRPO with a token mean on each side of the group.
+    """Balanced Aggregation (2605.04077): GRPO with a token mean on each side of the group, A > 0 and A < 0.
 
         A = Z,    w = (members of the side / G) / (tokens of the side), over the groups,    e^f = clip_A(r)
 
-    The bounds are those of `grpo`; the paper's were not verified.
+    `low` and `high` (default 0.2) are the widths of the clip region, as in `grpo`; the paper's were not verified.
+    Raises ValueError if a bound is out of range. `dapo` takes one token mean over both sides.
 
     >>> import jax.numpy as jnp
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
@@ -90,12 +96,13 @@ def balanced_grpo(*, low: float | Array = 0.2, high: float | Array = 0.2) -> Pol
 
 
 def max_rl(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradient:
-    """MaxRL (2602.02710): rewards over their group's mean, so that the rarer a success, the larger its advantage.
+    """MaxRL (2602.02710): rewards relative to the mean of their group, so that rare successes have larger advantages.
 
         A = (R − mean R)/mean R, 0 if the mean is 0,    w = 1/M,    e^f = clip_A(r)
 
-    For rewards ≥ 0; a group of one has A = R. Aggregation and clip are ours. Not verified from the paper: the advantage
-    was read in prime-rl's and SkyRL's code.
+    For rewards ≥ 0; a group of one has A = R. `low` and `high` (default 0.2) are the widths of the clip region. The
+    aggregation and the clip are our choice. Not verified from the paper: the advantage was read in prime-rl's and
+    SkyRL's code. Raises ValueError if a bound is out of range. `grpo` divides by the std instead.
 
     >>> import jax.numpy as jnp
     >>> max_rl().advantage(jnp.array([[1.0, 0.0, 0.0, 0.0]]), jnp.ones((1, 4, 1), bool)).tolist()

@@ -1,4 +1,4 @@
-"""Ratios of a token and the tokens before it."""
+"""Ratios that combine a token with the tokens before it."""
 
 from functools import partial
 
@@ -17,13 +17,15 @@ def ctpo(
     log_dual: float | Array | None = 0.05,
     power: float | Array = 0.5,
 ) -> PolicyGradient:
-    """CTPO (2605.07331): the cumulative ratio of the prefix, clipped in bounds that widen as t^power.
+    """CTPO (2605.07331): the cumulative ratio of the prefix, clipped to bounds that widen as t^power.
 
-        A = Z,    w = 1/M,    e^f = Π_{j≤t} r_j, with each token's own gradient, at most e^{log_high·t^power} where
-        A ≥ 0; at least e^{−log_low·t^power} and at most e^{log_dual·t^power} where A < 0
+        A = Z,    w = 1/M,    e^f = Π_{j≤t} r_j with each token's own gradient, clipped to
+        at most e^{log_high·t^power} if A ≥ 0; at least e^{−log_low·t^power}, at most e^{log_dual·t^power} if A < 0
 
-    Defaults and token mean as in the authors' code; the paper's equation has `aggregation.sequence_mean`. With
-    log_dual = log_high, the default, the region is two-sided where A < 0.
+    `log_low` (default 0.025), `log_high` (default 0.05) and `log_dual` (default 0.05; None for no bound) are in nats at
+    t = 1; `power` (default 0.5) is the exponent of t. These defaults and the token mean are from the authors' code; the
+    paper's equation has `aggregation.sequence_mean`. Raises ValueError if a hyper-parameter is out of range. `minpro`
+    takes the minimum of the prefix.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([0.5, 3.0, 0.5]), jnp.ones(3), jnp.ones(3, bool)
@@ -41,12 +43,13 @@ def ctpo(
 
 
 def minpro(*, low: float | Array = 0.2, high: float | Array = 0.28) -> PolicyGradient:
-    """MinPRO (2601.22718): the token's ratio times the least before it, then PPO's clip.
+    """MinPRO (2601.22718): the token's ratio times the smallest ratio before the token, then PPO's clip.
 
         A = Z,    w = 1/M,    e^f = clip_A(r_t · sg min_{j<t} r_j)
 
-    Not verified from the source: the ratio is from notes on the paper, its outer form and aggregation are ours. Its
-    other outer form, a constant weight, is `minpro_cispo`.
+    `low` (default 0.2) and `high` (default 0.28) are the widths of the clip region. Raises ValueError if a bound is out
+    of range. Not verified from the source: the ratio is from notes on the paper, and the clip and the aggregation are
+    our choice. `minpro_cispo` uses the ratio as a constant weight instead.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([0.5, 1.2, 2.0]), jnp.ones(3), jnp.ones(3, bool)
@@ -61,12 +64,13 @@ def minpro(*, low: float | Array = 0.2, high: float | Array = 0.28) -> PolicyGra
 
 
 def minpro_cispo(*, high: float | Array = 0.28) -> PolicyGradient:
-    """MinPRO's ratio (2601.22718) under CISPO's clip: a constant weight of ∇log π, so that no token loses its gradient.
+    """MinPRO's ratio (2601.22718) under CISPO's clip: a constant weight of ∇log π, so every token keeps its gradient.
 
         A = Z,    w = 1/M,    e^f = min(r_t · min_{j<t} r_j, 1 + high), as a constant that multiplies ∇log π
 
-    So the derivative by `high` is 0. Not verified from the source: the ratio is from notes on the paper; `high` and the
-    aggregation are CISPO's.
+    `high` (default 0.28) is the width of the region above 1; the derivative with respect to it is 0. Raises ValueError
+    if a bound is out of range. Not verified from the source: the ratio is from notes on the paper; `high` and the
+    aggregation are CISPO's. `minpro` has PPO's clip.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([2.0, 1.2, 0.5]), jnp.ones(3), jnp.ones(3, bool)

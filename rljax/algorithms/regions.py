@@ -1,4 +1,4 @@
-"""Trust regions other than PPO's clip: constant weights, smooth gates, bounds on a divergence."""
+"""Trust regions other than PPO's clip: constant weights, smooth gates, and bounds on a divergence."""
 
 from functools import partial
 
@@ -11,12 +11,13 @@ __all__ = ["cispo", "cppo", "dppo", "sapo", "topr", "vespo"]
 
 
 def cispo(*, low: float | Array | None = None, high: float | Array = 0.28) -> PolicyGradient:
-    """CISPO (2506.13585): the clipped ratio as a weight of ∇log π, so that no token loses its gradient.
+    """CISPO (2506.13585): the clipped ratio as a constant weight of ∇log π, so that every token keeps its gradient.
 
         A = Z,    w = 1/M,    e^f = min(r, 1 + high), as a constant that multiplies ∇log π
 
-    So the derivative by the bounds is 0. No lower bound, as in the paper; `low` adds one. high = 0.28 is a default of
-    trainers: the paper tunes it, and its value was not verified.
+    `low` (default None, as in the paper) adds a lower bound 1 − low. `high` (default 0.28) is a default of trainers;
+    the paper tunes it, and its value was not verified. The derivative with respect to both is 0. Raises ValueError if a
+    bound is out of range. `dapo` has the same region, but tokens outside it lose their gradient.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([0.5, 1.0, 2.0]), jnp.ones(3), jnp.ones(3, bool)
@@ -31,11 +32,12 @@ def cispo(*, low: float | Array | None = None, high: float | Array = 0.28) -> Po
 
 
 def sapo(*, positive: float | Array = 1.0, negative: float | Array = 1.05) -> PolicyGradient:
-    """SAPO (2511.20347): a smooth gate of each token's ratio in place of a clip.
+    """SAPO (2511.20347): a smooth gate of each token's ratio instead of a clip.
 
-        A = Z,    w = 1/(N n),    e^f = (4/τ) σ(τ(r − 1)),  τ = positive where A > 0, negative elsewhere
+        A = Z,    w = 1/(N n),    e^f = (4/τ) σ(τ(r − 1)),  τ = positive if A > 0, negative otherwise
 
-    The temperatures are the paper's.
+    The temperatures `positive` (default 1) and `negative` (default 1.05) are the paper's. Raises ValueError if either
+    is below 1e-30. `grpo` has a clip instead.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([0.7, 1.0, 1.3]), jnp.ones(3), jnp.ones(3, bool)
@@ -50,12 +52,15 @@ def sapo(*, positive: float | Array = 1.0, negative: float | Array = 1.05) -> Po
 
 
 def dppo(*, low: float | Array = 0.15, high: float | Array = 0.15, cap: float | Array = 3.0) -> PolicyGradient:
-    """DPPO (2602.04879): a trust region by the change of the token's probability, not of its ratio.
+    """DPPO (2602.04879): a trust region bounded by the change of the token's probability, not of its ratio.
 
-        A = Z,    w = 1/M,    e^f = 0 where A > 0 and p − q > high, or A < 0 and p − q < −low;  else sg(min(r, cap))
+        A = Z,    w = 1/M,    e^f = 0 if A > 0 and p − q > high, or A < 0 and p − q < −low;  otherwise sg(min(r, cap))
 
-    Its other form bounds a KL divergence, `ratio.kl_mask` with low = high = 0.05. The ratio and its defaults are as in
-    verl; advantage and aggregation are ours, not verified from the paper. The derivative by each bound is 0.
+    p = π_θ(y) and q = π_old(y). `low` and `high` (default 0.15) bound the change of probability and `cap` (default 3)
+    the weight; the derivative with respect to each is 0. Raises ValueError if a bound is out of range. The paper's
+    other form bounds a KL divergence: `ratio.kl_mask` with low = high = 0.05. The ratio and its defaults are as in
+    verl; the advantage and the aggregation are our choice, not verified from the paper. `cppo` bounds the divergence of
+    the whole sequence.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask, q = jnp.array([0.5, 1.0, 2.0]), jnp.ones(3), jnp.ones(3, bool), jnp.array([0.5, 0.5, 0.4])
@@ -72,13 +77,16 @@ def dppo(*, low: float | Array = 0.15, high: float | Array = 0.15, cap: float | 
 def cppo(
     *, limit: float | Array = 0.15, slack: float | Array = 0.02, least: float | Array = 0.8, top_k: int = 20
 ) -> PolicyGradient:
-    """CPPO (2606.10968): a budget of divergence for each sequence, spent token by token. Needs `Batch.divergence`.
+    """CPPO (2606.10968): a budget of divergence per sequence, spent token by token.
 
-        A = Z,    w = 1/M,    e^f = r where A(r − 1) ≤ 0, or c_t D_t ≤ limit and S_t ≤ limit + slack·C_{t−1};  else 0
+        A = Z,    w = 1/M,    e^f = r if A(r − 1) ≤ 0, or c_t D_t ≤ limit and S_t ≤ limit + slack·C_{t−1};  otherwise 0
         c_t from 1 down to `least`,  S_t = Σ_{j≤t} c_j D_j,  C_t = Σ_{j≤t} c_j
 
-    D is `divergence.total_variation` over the old policy's `top_k` likeliest tokens, as in the paper, whose slack is
-    0.015 to 0.02. Advantage and aggregation are ours, not verified from the source. The derivative by each bound is 0.
+    `limit` (default 0.15), `slack` (default 0.02; the paper has 0.015 to 0.02) and `least` (default 0.8) are
+    thresholds, so the derivative with respect to each is 0. Requires `Batch.divergence`, which is D:
+    `divergence.total_variation` over the `top_k` (default 20) likeliest tokens of the old policy. Raises ValueError if
+    a hyper-parameter is out of range. The advantage and the aggregation are our choice, not verified from the source.
+    `dppo` bounds each token separately.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.full(3, 1.1), jnp.ones(3), jnp.ones(3, bool)
@@ -94,14 +102,14 @@ def cppo(
 
 
 def topr() -> PolicyGradient:
-    """TOPR (2503.14286): no importance weight where A ≥ 0, one truncated at 1 where A < 0.
+    """TOPR (2503.14286): weight 1 if A ≥ 0, and an importance weight truncated at 1 if A < 0.
 
-        A = R − mean R,    w = 1/N,    e^f = 1 where A ≥ 0, min(1, (Π_t r_t)^{1/n}) where A < 0, as a constant that
+        A = R − mean R,    w = 1/N,    e^f = 1 if A ≥ 0, min(1, (Π_t r_t)^{1/n}) if A < 0, as a constant that
         multiplies ∇log π
 
-    Ours: the group's mean as baseline and the sum over tokens. Not verified from the paper: the weight was read in
-    ROLL's code, which quotes an equation with the ratio of the whole sequence, Π_t r_t, in place of its n-th root, and
-    with the sign of the reward in place of that of A.
+    The mean baseline and the sum over tokens are our choice. Not verified from the paper: the weight was read in ROLL's
+    code. The equation quoted in that code has Π_t r_t instead of its n-th root, and the sign of the reward instead of
+    the sign of A. `vespo` uses a smooth weight.
 
     >>> import jax.numpy as jnp
     >>> r, mask = jnp.array([[0.25, 1.0], [0.25, 1.0]]), jnp.ones((2, 2), bool)
@@ -123,14 +131,15 @@ def vespo(
     k_negative: float | Array = 3.0,
     lam_negative: float | Array = 2.0,
 ) -> PolicyGradient:
-    """VESPO (2602.10693): a smooth weight of the whole sequence's ratio, in place of a clip.
+    """VESPO (2602.10693): a smooth weight of the whole sequence's ratio instead of a clip.
 
         A = Z,    w = 1/M,    e^f = R^k e^{λ(1 − R)},  R = Π_t r_t, as a constant that multiplies ∇log π
-        (k, λ) = (k_positive, lam_positive) where A ≥ 0, (k_negative, lam_negative) elsewhere
-        each ℓ within ±20, log R within log 1e-8, 20
+        each ℓ is clipped to [−20, 20], log R to [log 1e-8, 20]
 
-    So the derivative by k and λ is 0. Not verified from the paper: weight, defaults and token mean were read in TRL's
-    code; the advantage is GRPO's.
+    k and λ are `k_positive` (default 2) and `lam_positive` (default 3) if A ≥ 0, `k_negative` (default 3) and
+    `lam_negative` (default 2) if A < 0; the derivative with respect to them is 0. Raises ValueError if a
+    hyper-parameter is out of range. Not verified from the paper: the weight, its defaults and the token mean were read
+    in TRL's code. `topr` truncates the weight.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([4.0, 0.5]), jnp.ones(2), jnp.ones(2, bool)

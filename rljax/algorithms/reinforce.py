@@ -1,4 +1,4 @@
-"""Policy gradients whose baseline is not learned: the other completions, a greedy one, or the batch."""
+"""Policy gradients with a baseline that is not learned: other completions, a greedy completion, or the batch."""
 
 from functools import partial
 
@@ -11,11 +11,13 @@ __all__ = ["opo", "reinforce_plus_plus", "remax", "rloo"]
 
 
 def rloo(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradient:
-    """RLOO (2402.14740): leave-one-out baseline, a mean over sequences of sums, the clipped trajectory ratio.
+    """RLOO (2402.14740): a leave-one-out baseline, a mean over sequences of token sums, the clipped sequence ratio.
 
         A = R_i − mean_{j≠i} R_j,    w = 1/N,    e^f = clip_A(Π_t r_t), with each token's own gradient
 
-    On-policy it is REINFORCE on whole sequences. The clip off-policy and its bounds are ours.
+    `low` and `high` (default 0.2) are the widths of the clip region. On-policy, this is REINFORCE on whole sequences;
+    the clip for off-policy steps and its bounds are our choice. Raises ValueError if a bound is out of range. `grpo`
+    clips each token.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([0.5, 1.0, 2.2]), jnp.ones(3), jnp.ones(3, bool)
@@ -30,12 +32,13 @@ def rloo(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradie
 
 
 def reinforce_plus_plus(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradient:
-    """REINFORCE++ (2501.03262): returns whitened over the batch in place of a group's baseline, PPO's clip.
+    """REINFORCE++ (2501.03262): returns whitened over the batch, without a group, and PPO's clip.
 
         A = whiten(G_t),    w = 1/M,    e^f = clip_A(r)
 
-    Undiscounted. With groups, its baseline form is `advantage.reinforce_plus_plus_baseline`. The whitening over tokens
-    is as in verl, the bounds are PPO's, and the paper's KL penalty on the rewards is not included.
+    `low` and `high` (default 0.2) are the widths of the clip region, as in PPO. Returns are not discounted. The
+    whitening over tokens is as in verl, and the paper's KL penalty on the rewards is not included. Raises ValueError if
+    a bound is out of range. With groups, the paper's baseline form is `advantage.reinforce_plus_plus_baseline`.
 
     >>> import jax.numpy as jnp
     >>> print(reinforce_plus_plus().advantage(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool)))  # ±1 over √(6/5)
@@ -50,11 +53,11 @@ def reinforce_plus_plus(*, low: float | Array = 0.2, high: float | Array = 0.2) 
 
 
 def opo() -> PolicyGradient:
-    """OPO (2505.23585): the length-weighted baseline, for exactly on-policy steps: nothing is clipped.
+    """OPO (2505.23585): the length-weighted baseline, for exactly on-policy steps without a clip.
 
         A = R_i − Σ_j n_j R_j / Σ_j n_j,    w = 1/M,    e^f = r
 
-    The token mean is ours, not verified from the paper.
+    The token mean is our choice, not verified from the paper. `rloo` averages the other completions without weights.
 
     >>> import jax.numpy as jnp
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
@@ -69,11 +72,12 @@ def opo() -> PolicyGradient:
 
 
 def remax() -> PolicyGradient:
-    """ReMax (2310.10505): the reward of the greedy completion as the baseline, a mean over sequences of sums.
+    """ReMax (2310.10505): the reward of the greedy completion as the baseline, a mean over sequences of token sums.
 
         A = G_t − R_greedy,    w = 1/N,    e^f = r
 
-    Needs `Rollouts.greedy_rewards`. For exactly on-policy steps: nothing is clipped.
+    Requires `Rollouts.greedy_rewards`. For exactly on-policy steps, since nothing is clipped. `rloo` takes the baseline
+    from the other completions.
 
     >>> import jax.numpy as jnp
     >>> mask = jnp.ones((1, 2, 3), bool)

@@ -1,4 +1,4 @@
-"""One ratio per sequence: the geometric or the power mean of its tokens' ratios."""
+"""One ratio per sequence: the geometric mean or a power mean of the ratios of its tokens."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +18,8 @@ def gspo(*, low: float | Array = 3e-4, high: float | Array = 4e-4) -> PolicyGrad
 
         A = Z,    w = 1/(N n),    e^f = clip_A((Π_t r_t)^{1/n})
 
-    The bounds are the paper's, section 5.1.
+    `low` (default 3e-4) and `high` (default 4e-4) are the widths of the clip region, from the paper's section 5.1.
+    Raises ValueError if a bound is out of range. `gmpo` clips each token before the mean.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([1.0, 1.0, 1.331]), jnp.ones(3), jnp.ones(3, bool)
@@ -33,9 +34,12 @@ def gspo(*, low: float | Array = 3e-4, high: float | Array = 4e-4) -> PolicyGrad
 
 
 def gspo_token(*, low: float | Array = 3e-4, high: float | Array = 4e-4) -> PolicyGradient:
-    """GSPO-token (2507.18071): GSPO's value with each token's own gradient, for advantages that vary by token.
+    """GSPO-token (2507.18071): the value of GSPO's ratio with each token's own gradient.
 
         A = Z,    w = 1/(N n),    e^f = clip_A((Π_t r_t)^{1/n}), with each token's own gradient
+
+    `low` (default 3e-4) and `high` (default 4e-4) are the widths of the clip region, as in `gspo`. Raises ValueError if
+    a bound is out of range. Use it instead of `gspo` if advantages vary within a sequence.
 
     >>> import jax, jax.numpy as jnp
     >>> ratio_of, A, mask = gspo_token().ratio, jnp.ones(2), jnp.ones(2, bool)
@@ -50,11 +54,13 @@ def gspo_token(*, low: float | Array = 3e-4, high: float | Array = 4e-4) -> Poli
 
 
 def luspo(*, low: float | Array = 2e-3, high: float | Array = 2.5e-3) -> PolicyGradient:
-    """LUSPO (2602.05261): GSPO with sums over tokens in place of means, so that a long sequence counts more.
+    """LUSPO (2602.05261): GSPO with token sums in place of token means, so that a long sequence counts more.
 
         A = Z,    w = 1/N,    e^f = clip_A((Π_t r_t)^{1/n})
 
-    Not verified from the paper: read in TRL's code, and the bounds in its index of papers (the paper's section 5.1).
+    `low` (default 2e-3) and `high` (default 2.5e-3) are the widths of the clip region. Raises ValueError if a bound is
+    out of range. Not verified from the paper: read in TRL's code, the bounds (the paper's section 5.1) in TRL's index
+    of papers.
 
     >>> import jax.numpy as jnp
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
@@ -69,9 +75,12 @@ def luspo(*, low: float | Array = 2e-3, high: float | Array = 2.5e-3) -> PolicyG
 
 
 def gmpo(*, low: float | Array = 0.4, high: float | Array = 0.4) -> PolicyGradient:
-    """GMPO (2507.20673): the geometric mean of clipped token ratios. The paper's low and high bound ℓ itself, in nats.
+    """GMPO (2507.20673): the geometric mean of the clipped ratios of the tokens.
 
-        A = Z,    w = 1/(N n),    e^f = (Π_t c_t)^{1/n},  c = min(r, e^high) where A ≥ 0, max(r, e^−low) where A < 0
+        A = Z,    w = 1/(N n),    e^f = (Π_t c_t)^{1/n},  c = min(r, e^high) if A ≥ 0, max(r, e^−low) if A < 0
+
+    `low` and `high` (default 0.4) bound ℓ itself, in nats, as in the paper. Raises ValueError if a bound is out of
+    range. `gspo` clips the mean instead.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([1.0, 1.0, 9.0]), jnp.ones(3), jnp.ones(3, bool)
@@ -90,8 +99,10 @@ def holder_po(*, p: float | Array = 2.0, low: float | Array = 0.2, high: float |
 
         A = Z,    w = 1/(N n),    e^f = clip_A(((1/n) Σ_t r_t^p)^{1/p})
 
-    The paper anneals p over training (`holder_schedule`; the default is its start) and keeps it constant within a
-    rollout's updates; p may be traced. p → 0 is GSPO with these bounds.
+    `p` (default 2) is the exponent and may be traced. The paper anneals it over training (`holder_schedule`, which
+    starts at the default) and keeps it constant during the optimizer steps of a rollout. `low` and `high` (default 0.2)
+    are the widths of the clip region. Raises ValueError if a hyper-parameter is out of range. p → 0 is `gspo` with
+    these bounds.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([1.0, 1.0, 2.5]), jnp.ones(3), jnp.ones(3, bool)
@@ -112,7 +123,9 @@ def holder_po_token_clip(
 
         A = Z,    w = 1/(N n),    e^f = ((1/n) Σ_t clip_A(r_t)^p)^{1/p}
 
-    p = 1 is GRPO, p → 0 is GMPO with PPO's bounds. Defined for advantages constant in a sequence only.
+    `p` (default 2), `low` and `high` (default 0.2) are as in `holder_po`, which clips after the mean. p = 1 is GRPO, p
+    → 0 is GMPO with PPO's bounds. Advantages must be constant in each sequence. Raises ValueError if a hyper-parameter
+    is out of range.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([0.5, 1.0, 2.0]), jnp.ones(3), jnp.ones(3, bool)
@@ -133,11 +146,13 @@ def holder_po_two_sided(
     low: float | Array = 0.2,
     high: float | Array = 0.2,
 ) -> PolicyGradient:
-    """HölderPO's two-sided clip (2605.12058): each ℓ held within ±log(1 + limit), then `holder_po`.
+    """HölderPO's two-sided clip (2605.12058): each ℓ is clipped to ±log(1 + limit), followed by `holder_po`.
 
-        A = Z,    w = 1/(N n),    e^f = clip_A(((1/n) Σ_t c_t^p)^{1/p}),  c = r within 1/(1 + limit), 1 + limit
+        A = Z,    w = 1/(N n),    e^f = clip_A(((1/n) Σ_t c_t^p)^{1/p}),  c = r clipped to [1/(1 + limit), 1 + limit]
 
-    So no single token dominates the mean at large |p|; one beyond the limit has no gradient. limit ≥ 0.
+    The first clip keeps a single token from dominating the mean at large |p|; tokens beyond `limit` (default 0.2) have
+    no gradient. `p` (default 2), `low` and `high` (default 0.2) are as in `holder_po`. Raises ValueError if a
+    hyper-parameter is out of range.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([0.5, 1.0, 2.0]), jnp.ones(3), jnp.ones(3, bool)
@@ -159,12 +174,14 @@ def holder_po_two_sided(
 def holder_schedule(
     step: int | Array, *, start: float = 2.0, end: float = -2.0, steps: int = 500, shape: Callable = schedule.linear
 ) -> Float[Array, ""]:
-    """HölderPO's p at a rollout's step: from `start` to `end` over `steps`, then `end` (2605.12058).
+    """HölderPO's exponent p at the step of a rollout (2605.12058).
 
         p(step) = start + (end − start) · shape(min(step/steps, 1))
 
-    Linear as in the paper's main run (1 to −1 for ALFWorld). `schedule.cosine`, `.power(n)` and `.cubic` are named in
-    the paper; their formulas are ours.
+    `step` counts from 0, and may be traced. p goes from `start` (default 2) to `end` (default −2) over `steps` (default
+    500), and stays there. `shape` maps [0, 1] to [0, 1]; its default, `schedule.linear`, is the paper's main run (from
+    1 to −1 for ALFWorld). The paper also names cosine, power and cubic shapes; their formulas in `schedule` are ours.
+    Returns a scalar. Raises ValueError if steps < 1. `schedule.anneal` is the same function without defaults.
 
     >>> [float(holder_schedule(step)) for step in (0, 125, 250, 500, 900)]
     [2.0, 1.0, 0.0, -2.0, -2.0]

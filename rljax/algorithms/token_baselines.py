@@ -1,4 +1,4 @@
-"""Algorithms whose baseline varies from token to token."""
+"""Algorithms with a baseline that varies from token to token."""
 
 from functools import partial
 
@@ -11,14 +11,15 @@ __all__ = ["otb"]
 
 
 def otb(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradient:
-    """OTB (2602.07078): the optimal token baseline, PPO's clip on every token, a token mean. Needs `Rollouts.proxy`.
+    """OTB (2602.07078): the optimal token baseline, PPO's clip on every token, and a token mean.
 
         A = G_t − Σ_i G_{i,t} W_{i,t} / Σ_i W_{i,t},    w = 1/M,    e^f = clip_A(r)
         W_t = Σ_{j≤t} (1 − 2π(y_j) + Σ_v π(v)²)
 
-    Its advantage varies within the sequence: pool ratios under `local_gradient` only. The unbiased baseline is
-    `advantage.leave_one_out_token_baseline`; which has less variance depends on the group's size (see there). The clip,
-    its bounds and the token mean are ours.
+    `low` and `high` (default 0.2) are the widths of the clip region. Requires `Rollouts.proxy`. Raises ValueError if a
+    bound is out of range. The advantage varies within a sequence, so combine it with pooled ratios only under
+    `local_gradient`. The clip, its bounds and the token mean are our choice. `advantage.leave_one_out_token_baseline`
+    is unbiased; which baseline has less variance depends on the size of the group (docs/claims.md).
 
     >>> import jax.numpy as jnp
     >>> proxy = jnp.array([[[1.5], [0.5]]])  # B = 3/4

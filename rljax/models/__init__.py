@@ -1,4 +1,4 @@
-"""Language models, seen from outside as functions over pure pytrees of parameters."""
+"""Language models as pure functions of a pytree of parameters."""
 
 from rljax.models.decoder import Cache, Decoder, DecoderConfig, create, initialize
 from rljax.models.protocol import Head, Model, ModelConfig, Params, without_value_head

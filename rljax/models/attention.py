@@ -1,4 +1,4 @@
-"""Rotary positions and grouped-query attention: functions of arrays."""
+"""Rotary positions and grouped-query attention as functions of arrays."""
 
 import jax
 import jax.numpy as jnp
@@ -6,16 +6,16 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
-QUERIES = 256  # of each head whose attention weights, [B, H, QUERIES, S], exist at once
+QUERIES = 256  # per block: attention weights exist for one block at a time, as [B, H, QUERIES, S]
 
 
 def accumulator(dtype) -> jnp.dtype:
-    """The dtype of sums and of angles: float64 for float64, else float32."""
+    """Dtype of sums and angles: float64 for float64 inputs, else float32."""
     return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
 def positions_of(segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
-    """The place of each token in its segment, from 0; padding shifts nothing.
+    """Position of each token in its segment, counted from 0.
 
     >>> positions_of(jnp.array([[0, 0, 1, 1, 1, 2, 2]]))[0].tolist()
     [0, 1, 0, 1, 2, 0, 1]
@@ -27,7 +27,7 @@ def positions_of(segment_ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
 
 
 def causal_mask(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
-    """mask[t, s]: may t see s?  s ≤ t, in the same segment, and not padding (id 0)."""
+    """mask[t, s]: True if token t may attend to token s, i.e. s ≤ t, same segment, and s is not padding (id 0)."""
     t = jnp.arange(segment_ids.shape[1])
     same = segment_ids[:, :, None] == segment_ids[:, None, :]
     return (t[:, None] >= t[None, :])[None] & same & (segment_ids != 0)[:, None, :]
@@ -38,7 +38,7 @@ def rotation(
 ) -> tuple[Array, Array]:
     """cos and sin of position · base^(−2i / head_dim), each `[B, T, 1, head_dim / 2]`.
 
-    Read from a table: computed, XLA would fuse them into every use, and spend more time there than on the attention.
+    Both are read from a table. If they were computed, XLA would fuse the computation into every use.
     """
     frequency = base ** (-np.arange(0, head_dim, 2) / head_dim)
     angle = np.arange(max_length)[:, None] * frequency
@@ -47,7 +47,7 @@ def rotation(
 
 
 def rotate(x: Float[Array, "B T H C"], cos: Float[Array, "B T 1 C//2"], sin: Float[Array, "B T 1 C//2"]) -> Array:
-    """Turns the pair (x_i, x_{i + C/2}) by its angle, so that q·k depends on the difference of positions only."""
+    """Rotates each pair (x_i, x_{i + C/2}) by its angle, so that q·k depends only on the difference of positions."""
     a, b = jnp.split(x.astype(cos.dtype), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
@@ -57,9 +57,9 @@ def attend(
 ) -> Float[Array, "B H T C"]:
     """softmax(q·kᵀ / √C) v over the keys that the mask allows; each of the K key heads serves H / K query heads.
 
-    Logits and softmax are at least float32. A row that may see nothing gets a finite, meaningless average. Heads come
-    before time, so that both products are plain batched ones and a cache is read in place. Of more than QUERIES queries
-    the weights never exist at once: they are made block by block, and again in the backward pass.
+    Logits and softmax use at least float32. A query whose mask is all False gets a finite, meaningless average. The
+    head axis precedes the time axis, so both products are batched matrix products and a cache is read in place. More
+    than QUERIES queries are processed in blocks, and the backward pass recomputes the weights of each block.
     """
     T = q.shape[2]
     blocks = -(-T // QUERIES)
@@ -69,7 +69,7 @@ def attend(
     short = blocks * rows - T
     q = jnp.pad(q, ((0, 0), (0, 0), (0, short), (0, 0)))
     mask = jnp.pad(mask, ((0, 0), (0, short), (0, 0)))
-    # Wide outside of the loop, so that the gradients of keys and values are summed over the blocks in that dtype.
+    # Cast outside the loop, so that the gradients of keys and values are summed over blocks in the wide dtype.
     wide_k, wide_v = (x.astype(accumulator(x.dtype)) for x in (k, v))
 
     @jax.checkpoint
@@ -82,7 +82,7 @@ def attend(
 
 
 def _split(x: Array, axis: int, blocks: int) -> Array:
-    """[..., blocks·n, ...] as [blocks, ..., n, ...]."""
+    """Reshapes [..., blocks·n, ...] to [blocks, ..., n, ...]."""
     return jnp.moveaxis(x.reshape(*x.shape[:axis], blocks, -1, *x.shape[axis + 1 :]), axis, 0)
 
 

@@ -1,4 +1,4 @@
-"""A decoder-only language model as pure functions of its parameters, around a network of Flax nnx."""
+"""A decoder-only language model as pure functions of its parameters, built on a Flax nnx network."""
 
 import abc
 import dataclasses
@@ -22,18 +22,21 @@ Precision = Literal["float32", "bfloat16", "float64"]
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig(ModelConfig):
-    """Settings that every decoder has; a family adds its own, and `network`."""
+    """Settings shared by all decoders. A subclass adds the settings of its architecture and implements `network`.
+
+    Raises ValueError if a field is out of range. `TransformerConfig` is the subclass of this library.
+    """
 
     vocab_size: int = 0
-    """Tokens in the vocabulary; 0 leaves it to the trainer, which takes the tokenizer's."""
+    """Number of tokens in the vocabulary; if 0, the trainer sets it to the tokenizer's vocabulary size."""
     max_length: int = 64
-    """Longest row, in tokens."""
+    """Maximum row length, in tokens."""
     tied: bool = False
-    """Unembed with the embedding table."""
+    """Use the embedding table as the unembedding table."""
     value_head: bool = False
-    """A linear map from hidden states to values; the trainer sets it if the algorithm's advantage needs a critic."""
+    """Add a linear map from hidden states to values; the trainer sets it if the algorithm needs a critic."""
     dtype: Precision = "float32"
-    """Dtype of the computation; the parameters are float32 masters."""
+    """Dtype of the computation; the parameters are stored in float32."""
 
     def __post_init__(self):
         check(self.vocab_size >= 0, "vocab_size", self.vocab_size, "0 or more tokens")
@@ -42,18 +45,18 @@ class DecoderConfig(ModelConfig):
 
     @property
     def padded_vocab(self) -> int:
-        """Rows of the embedding tables: the vocabulary, up to a multiple of 128, so that any usual mesh divides it.
+        """Rows of the embedding tables: `vocab_size` rounded up to a multiple of 128.
 
-        It does not depend on the mesh, so that a checkpoint fits every mesh.
+        Common mesh sizes divide 128. The number does not depend on the mesh, so a checkpoint fits every mesh.
         """
         return -(-self.vocab_size // 128) * 128
 
     @abc.abstractmethod
     def network(self, rngs: nnx.Rngs, rules: ShardingRules) -> nnx.Module:
-        """The module: `(tokens, positions, mask, remember) -> (hidden, memory)`, and its tables as attributes.
+        """The network, a module called as `(tokens, positions, mask, remember) -> (hidden, memory)`.
 
-        `embedding` and, unless tied, `unembedding` are `[padded_vocab, D]`; with a value head `value` is `[D]` and
-        `value_bias` a scalar. All other parameters are the family's own.
+        Its attributes include `embedding` and, unless tied, `unembedding`, both `[padded_vocab, D]`. With a value
+        head they include `value`, `[D]`, and `value_bias`, a scalar. `rngs` draws the initial values.
         """
 
     def build(self, *, vocab_size: int, value_head: bool, rules: ShardingRules) -> "Decoder":
@@ -61,29 +64,30 @@ class DecoderConfig(ModelConfig):
 
 
 class Cache(NamedTuple):
-    """What decoding remembers of a row: keys and values of each layer, and where the next token goes."""
+    """Decoding state: keys and values of each layer, and the slot and position of the next token."""
 
     kv: tuple[tuple[Float[Array, "B K S C"], Float[Array, "B K S C"]], ...]
+    """(keys, values) of each layer: K heads, S slots, C features per head."""
     valid: Bool[Array, "B S"]
-    """Slots that the next token may see."""
+    """True for the slots that the next token may attend to."""
     position: Int[Array, " B"]
     """Position of the next token in its segment."""
     index: Int[Array, ""]
-    """Slot of the next token, the same in every row (prompts are padded on the left)."""
+    """Slot of the next token, equal in all rows because prompts are padded on the left."""
 
 
 @functools.lru_cache(maxsize=32)
 def _definition(config: DecoderConfig, rules: ShardingRules) -> tuple[nnx.GraphDef, nnx.State]:
-    """The network's graph and the shapes of its parameters."""
+    """The nnx graph and the abstract parameters of the network."""
     return nnx.split(nnx.eval_shape(lambda: config.network(nnx.Rngs(params=0), rules)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-    """The functions of a decoder, without its parameters: hashable, so it may be a static argument of `jax.jit`.
+    """The `Model` of a `DecoderConfig`: functions of `params`, a nested dict of float32 arrays.
 
-    `params` is a nested dict of float32 arrays. Raises ValueError or TypeError, at trace time, if shapes or dtypes
-    do not fit.
+    The functions raise ValueError at trace time if shapes do not fit, and TypeError if tokens or segment ids are not
+    integers. The decoder is hashable, so it can be a static argument of `jax.jit`; `create` also returns parameters.
     """
 
     config: DecoderConfig
@@ -91,7 +95,7 @@ class Decoder:
 
     def __post_init__(self):
         check(self.config.vocab_size >= 1, "vocab_size", self.config.vocab_size,
-              "the tokenizer's number of tokens, 1 or more")  # fmt: skip
+              "1 or more (the tokenizer's vocabulary size)")  # fmt: skip
 
     @property
     def vocab_size(self) -> int:
@@ -102,33 +106,27 @@ class Decoder:
         return self.config.max_length
 
     def initialize(self, key: Array) -> dict:
-        """Fresh parameters, on one device; `rljax.models.initialize` makes them on a mesh."""
         return nnx.to_pure_dict(nnx.state(self.config.network(nnx.Rngs(params=key), self.rules)))
 
     def abstract_params(self, mesh: Mesh) -> dict:
-        """The parameters as `jax.ShapeDtypeStruct`s with shardings: what a checkpoint is restored to."""
+        """Shapes, dtypes and shardings of the parameters, used to restore a checkpoint on `mesh`."""
         shapes, shardings = nnx.to_pure_dict(self._abstract), param_shardings(self._abstract, mesh, self.rules)
         return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
     def hidden(self, params: dict, tokens: Int[Array, "B T"], segment_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """Hidden states after the final norm, in the compute dtype: `hidden[t] · unembedding` are token t + 1's logits.
-
-        A token sees the tokens before it of its own segment (equal ids, not 0); positions restart at 0 in each.
-        """
+        """Hidden states after the final norm, in the compute dtype; positions restart at 0 in each segment."""
         self._check(params, tokens, segment_ids)
         return self._apply(params, tokens, segment_ids)[0]
 
     def unembedding(self, params: dict) -> Float[Array, "V D"]:
-        """The table that reads hidden states, in the compute dtype; without the rows that pad the vocabulary."""
         return self.head(params).table[: self.vocab_size]
 
     def head(self, params: dict) -> Head:
-        """The table as it is stored."""
         table = self._kept(params)["embedding" if self.config.tied else "unembedding"]
         return Head(table.astype(self.config.dtype), self.vocab_size, self.rules.spec("vocab", "embed"))
 
     def values(self, params: dict, hidden: Float[Array, "B T D"]) -> Float[Array, "B T"]:
-        """V of the state after each token, h·v + b in at least float32; the config must have a `value_head`."""
+        """Values h·v + b of the state after each token, in at least float32; the config must have `value_head` set."""
         kept = self._kept(params)
         h = hidden.astype(accumulator(hidden.dtype))
         v, b = (kept[name].astype(h.dtype) for name in ("value", "value_bias"))
@@ -137,15 +135,15 @@ class Decoder:
     def prefill(
         self, params: dict, tokens: Int[Array, "B L"], segment_ids: Int[Array, "B L"], cache_length: int
     ) -> tuple[Float[Array, "B D"], Cache]:
-        """The hidden state of the last token of left-padded prompts, and a cache of `cache_length` slots holding them.
+        """Hidden state of the last prompt token, and a cache of `cache_length` slots that holds the prompts.
 
-        The last column belongs to the prompt; if that is packed, decoding goes on in its last segment.
+        The last column must not be padding. If a row packs several segments, decoding continues the last one.
         """
         self._check(params, tokens, segment_ids)
         length = tokens.shape[1]
         if not length <= cache_length <= self.config.max_length:
-            raise ValueError(f"cache_length = {cache_length}: expected the {length} tokens of the prompt at least, and "
-                             f"max_length = {self.config.max_length} at most")  # fmt: skip
+            raise ValueError(f"cache_length = {cache_length}: expected at least the {length} tokens of the prompt and "
+                             f"at most max_length = {self.config.max_length}")  # fmt: skip
         hidden, kv = self._apply(params, tokens, segment_ids)
         none, free = (0, 0), (0, cache_length - length)
         present = (segment_ids == segment_ids[:, -1:]) & (segment_ids != 0)
@@ -158,7 +156,7 @@ class Decoder:
         return hidden[:, -1], cache
 
     def decode(self, params: dict, token: Int[Array, " B"], cache: Cache) -> tuple[Float[Array, "B D"], Cache]:
-        """The hidden state of one more token a row, and the cache with it. The cache must have a free slot."""
+        """Hidden state of one more token per row, and the extended cache; the given cache must have a free slot."""
         _require_integers("token", token, cache.position.shape)
         slot = lax.broadcasted_iota(jnp.int32, cache.valid.shape, 1) == cache.index
         valid = cache.valid | slot
@@ -203,8 +201,8 @@ def _require_params(params: dict, expected: dict) -> None:
     for path in [*wanted, *given]:
         shapes = [jnp.shape(leaves[path]) if path in leaves else "absent" for leaves in (given, wanted)]
         if shapes[0] != shapes[1]:
-            raise ValueError(f"params{jax.tree_util.keystr(path)} has shape {shapes[0]}: expected {shapes[1]}, as the "
-                             "model's config says")  # fmt: skip
+            raise ValueError(f"params{jax.tree_util.keystr(path)} has shape {shapes[0]}: expected {shapes[1]}, the "
+                             "shape in the model's config")  # fmt: skip
 
 
 def _require_integers(name: str, x: Array, shape: tuple[int, ...]) -> None:
@@ -215,13 +213,19 @@ def _require_integers(name: str, x: Array, shape: tuple[int, ...]) -> None:
 
 
 def initialize(model: Model, mesh: Mesh, key: Array):
-    """Fresh parameters, made in place on the mesh: from one key the same values on every mesh, to rounding."""
+    """Random parameters of `model` from `key`, created directly with their shardings on `mesh`.
+
+    A key gives equal values on every mesh, up to rounding (`tests/models/sharding_test.py`). Returns `Params`.
+    """
     shardings = jax.tree.map(lambda x: x.sharding, model.abstract_params(mesh))
     with jax.disable_jit(False):  # without jit there are no shardings
         return jax.jit(model.initialize, out_shardings=shardings)(key)
 
 
 def create(config: DecoderConfig, mesh: Mesh, key: Array, rules: ShardingRules = RULES):
-    """(model, fresh parameters) of a config that has its vocabulary."""
+    """`(model, params)`: the `Decoder` of `config` and its random parameters from `key` on `mesh`, sharded by `rules`.
+
+    Raises ValueError if `config.vocab_size` is 0. `initialize` creates parameters for an existing model.
+    """
     model = Decoder(config, rules)
     return model, initialize(model, mesh, key)

@@ -1,4 +1,4 @@
-"""Layers that networks are made of: parameters with logical axes, linear maps, RMSNorm and the gated MLP."""
+"""Layers: parameters with logical axes, linear maps, RMSNorm and the gated MLP."""
 
 import jax
 import jax.numpy as jnp
@@ -9,18 +9,17 @@ from rljax.models.attention import accumulator
 
 
 def weight(rngs: nnx.Rngs, std: float, **axes: int) -> nnx.Param:
-    """A float32 parameter ~ N(0, std²) whose logical axes have these names and sizes (see `ShardingRules`)."""
+    """A float32 parameter drawn from N(0, std²); `axes` maps its logical axes (`ShardingRules`) to their sizes."""
     value = std * jax.random.normal(rngs.params(), tuple(axes.values()), jnp.float32)
     return nnx.Param(value, out_sharding=tuple(axes), eager_sharding=False)
 
 
 def constant(value: float, **axes: int) -> nnx.Param:
-    """A float32 parameter that starts at one value everywhere."""
     return nnx.Param(jnp.full(tuple(axes.values()), value, jnp.float32), out_sharding=tuple(axes), eager_sharding=False)
 
 
 def linear(x: Array, weight: Array) -> Array:
-    """x · W over the last axis of x, in its dtype. Rows are flattened: XLA's backward pass on CPUs then takes half."""
+    """x · W over the last axis of x, in the dtype of x, as one product of two matrices."""
     return (x.reshape(-1, x.shape[-1]) @ weight.astype(x.dtype)).reshape(*x.shape[:-1], weight.shape[-1])
 
 
@@ -39,7 +38,7 @@ class RMSNorm(nnx.Module):
 
 
 class SwiGLU(nnx.Module):
-    """W_down (silu(W_gate x) · W_up x), of D features with M inside, in one of `layers` blocks."""
+    """W_down (silu(W_gate x) · W_up x), with D features outside and M inside; `layers` scales the initial W_down."""
 
     def __init__(self, D: int, M: int, layers: int, rngs: nnx.Rngs):
         self.gate = weight(rngs, D**-0.5, embed=D, mlp=M)

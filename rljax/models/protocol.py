@@ -1,4 +1,4 @@
-"""The interface of a model to training, scoring and sampling: functions over a pytree of parameters."""
+"""The model interface used by training, scoring and sampling."""
 
 import abc
 from typing import Any, NamedTuple, Protocol
@@ -11,87 +11,99 @@ from jaxtyping import Float, Int
 from rljax.models.sharding import ShardingRules
 
 Params = dict[str, Any]
-"""Arrays by name, nested. A value head is the entries `value` and `value_bias`; all others are the policy's."""
+"""Nested dict of arrays. The entries `value` and `value_bias` are the value head; all other entries are the policy."""
 
 
 class Head(NamedTuple):
-    """The unembedding as it is stored: no copy of it is made to cut its padding or to gather its shards."""
+    """The unembedding table as stored, with its padding and sharding, so that no copy is made."""
 
     table: Float[Array, "padded_vocab D"]
-    """In the compute dtype; rows from `vocab_size` on are padding."""
+    """Table in the compute dtype; rows with index `vocab_size` or more are padding."""
     vocab_size: int
+    """Number of tokens."""
     split: P
-    """Mesh axes over which the table is split."""
+    """Mesh axes over which the table is sharded."""
 
 
 class Model(Protocol):
-    """The functions of a model, without its parameters: hashable, so that it may be a static argument of `jax.jit`."""
+    """Interface of a language model: functions that take the parameters as their first argument.
+
+    A model object holds no arrays and is hashable, so it can be a static argument of `jax.jit`. Shapes: B rows, T
+    tokens per row, V tokens in the vocabulary, D features. `Decoder` implements this protocol.
+    """
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens."""
+        """Number of tokens in the vocabulary (V)."""
         ...
 
     @property
     def max_length(self) -> int:
-        """Longest row, in tokens."""
+        """Maximum row length, in tokens."""
         ...
 
     @property
     def rules(self) -> ShardingRules:
-        """How its arrays are split over a mesh."""
+        """Sharding of parameters and activations over a mesh."""
         ...
 
     def initialize(self, key: Array) -> Params:
-        """Fresh parameters, on one device; `rljax.models.initialize` makes them on a mesh."""
+        """Random parameters from `key`, on one device; `rljax.models.initialize` creates them on a mesh."""
         ...
 
     def abstract_params(self, mesh: Mesh) -> Params:
-        """The parameters as `jax.ShapeDtypeStruct`s with shardings; ValueError if the mesh does not divide them."""
+        """Shapes, dtypes and shardings of the parameters, as a pytree of `jax.ShapeDtypeStruct`.
+
+        Raises ValueError if an axis of `mesh` does not divide the parameter axis that it shards.
+        """
         ...
 
     def hidden(
         self, params: Params, tokens: Int[Array, "B T"], segment_ids: Int[Array, "B T"]
     ) -> Float[Array, "B T D"]:
-        """Hidden states in the compute dtype: `hidden[t] · unembeddingᵀ` are the logits of token t + 1.
+        """Hidden states in the compute dtype; `hidden[t] · unembeddingᵀ` are the logits of token t + 1.
 
-        A token sees the tokens before it in its own segment (equal ids, not 0).
+        Each token of `tokens` attends to itself and the earlier tokens with its id in `segment_ids`; id 0 is padding.
         """
         ...
 
     def head(self, params: Params) -> Head:
-        """The table that maps hidden states to logits, as it is stored."""
+        """The unembedding table as stored, with padding rows; `unembedding` returns the table without them."""
         ...
 
     def unembedding(self, params: Params) -> Float[Array, "V D"]:
-        """The same table without padding."""
+        """The table [V, D] that maps hidden states to logits, without padding rows."""
         ...
 
     def values(self, params: Params, hidden: Float[Array, "B T D"]) -> Float[Array, "B T"]:
-        """V of the state after each token; the model must have been built with a value head."""
+        """Value estimate of the state after each token of `hidden`; requires a model built with a value head."""
         ...
 
     def prefill(
         self, params: Params, tokens: Int[Array, "B L"], segment_ids: Int[Array, "B L"], cache_length: int
     ) -> tuple[Float[Array, "B D"], Any]:
-        """The hidden state of the last token of left-padded prompts, and a cache for `cache_length` tokens."""
+        """Hidden state of the last token of each left-padded prompt, and a cache with `cache_length` slots.
+
+        `tokens` and `segment_ids` are as in `hidden`. The first L slots of the cache hold the prompts.
+        """
         ...
 
     def decode(self, params: Params, token: Int[Array, " B"], cache: Any) -> tuple[Float[Array, "B D"], Any]:
-        """The hidden state of one more token per row, and the cache with it."""
+        """Hidden state of one more `token` per row, and the `cache` extended by that token."""
         ...
 
 
 class ModelConfig(abc.ABC):
-    """A recipe's `model`: a frozen dataclass of settings that builds the model for a vocabulary."""
+    """Base class of a recipe's `model`: a frozen dataclass of settings that builds a `Model`."""
 
     max_length: int
+    """Maximum row length, in tokens."""
 
     @abc.abstractmethod
     def build(self, *, vocab_size: int, value_head: bool, rules: ShardingRules) -> Model:
-        """The model for so many tokens; with a value head if the algorithm needs a critic."""
+        """The model for `vocab_size` tokens, sharded by `rules`; `value_head` adds the critic's value head."""
 
 
 def without_value_head(params: Params) -> Params:
-    """The parameters of the policy alone."""
+    """The entries of `params` that belong to the policy, i.e. all except `value` and `value_bias`."""
     return {name: x for name, x in params.items() if name not in ("value", "value_bias")}

@@ -1,6 +1,6 @@
-"""Mesh axes, and over which of them each axis of a parameter or an activation is split: the one file that names them.
+"""Mesh axes, and the mapping from the axes of parameters and activations to mesh axes.
 
-A new mesh axis is a field of `MeshConfig`, and of `ShardingRules` a field (or a value) that uses it.
+To add a mesh axis, add a field to `MeshConfig` and use the axis in a field of `ShardingRules`.
 """
 
 import dataclasses
@@ -19,14 +19,17 @@ from rljax._checks import check
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Number of devices along each mesh axis; one of them may be -1, which takes all that the others leave."""
+    """Number of devices along each mesh axis. At most one field may be -1, which stands for all remaining devices.
+
+    Raises ValueError if a size is neither -1 nor positive, or if two sizes are -1.
+    """
 
     data: int = -1
-    """Replicas: each holds all parameters and sees its share of the rows."""
+    """Number of replicas. Each replica holds all parameters and processes its share of the rows."""
     fsdp: int = 1
-    """Shards of the parameters along their embedding axis; rows are split over these devices too."""
+    """Number of shards of the parameters along their embedding axis; rows are split over these devices too."""
     tensor: int = 1
-    """Shards of heads, MLP columns and vocabulary."""
+    """Number of shards of the heads, the MLP columns and the vocabulary."""
 
     def __post_init__(self):
         for axis, size in dataclasses.asdict(self).items():
@@ -38,25 +41,31 @@ MESH_AXES = tuple(field.name for field in dataclasses.fields(MeshConfig))
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh over the devices, by default all of all processes; ValueError if the sizes do not multiply to them."""
+    """A mesh with the axis sizes of `config` over `devices`, by default all devices of all processes.
+
+    Raises ValueError if the product of the sizes is not the number of devices.
+    """
     devices = jax.devices() if devices is None else devices
     sizes = list(dataclasses.astuple(config))
     known = math.prod(size for size in sizes if size != -1)
     if -1 in sizes and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
     check(math.prod(sizes) == len(devices), f"mesh ({', '.join(MESH_AXES)})", dataclasses.astuple(config),
-          f"sizes whose product is the {len(devices)} devices there are (one may be -1)")  # fmt: skip
+          f"axis sizes that multiply to {len(devices)} devices (one size may be -1)")  # fmt: skip
     return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardingRules:
-    """The mesh axis over which each logical axis is split; None keeps it whole on every device."""
+    """The mesh axis that shards each logical axis; None replicates the logical axis.
+
+    Raises ValueError if a field names an axis that `MeshConfig` does not have.
+    """
 
     rows: tuple[str, ...] = ("data", "fsdp")
-    """Rows of a batch and of activations, split over all of these together."""
+    """Rows of batches and activations, sharded over all of these mesh axes together."""
     embed: str | None = "fsdp"
-    """Features of the residual stream, in parameters."""
+    """Features of the residual stream, in parameters only."""
     vocab: str | None = "tensor"
     """Rows of the embedding and unembedding tables."""
     heads: str | None = "tensor"
@@ -78,11 +87,11 @@ class ShardingRules:
         check(fits, "sharding.rows", self.rows, f"a tuple of mesh axes among {MESH_AXES}")
 
     def spec(self, *logical: str) -> P:
-        """The PartitionSpec of an array with these logical axes."""
+        """PartitionSpec of an array whose logical axes are `logical`, names of this class's fields."""
         return P(*(getattr(self, axis) for axis in logical))
 
     def row_shards(self, mesh: Mesh | AbstractMesh) -> int:
-        """Number of parts that rows are split into."""
+        """Number of shards of the rows on `mesh`."""
         return math.prod(mesh.shape[axis] for axis in self.rows)
 
 
@@ -90,10 +99,10 @@ RULES = ShardingRules()
 
 
 def param_shardings(abstract: nnx.State, mesh: Mesh | AbstractMesh, rules: ShardingRules) -> dict:
-    """The NamedSharding of each parameter, as a pure pytree; raises ValueError if the mesh does not divide one."""
+    """NamedSharding of each parameter, as a pure pytree; raises ValueError if an axis is not divisible."""
     missing = [axis for axis in MESH_AXES if axis not in mesh.axis_names]
     if missing:
-        raise ValueError(f"mesh has the axes {mesh.axis_names}: expected {MESH_AXES} (one may have size 1)")
+        raise ValueError(f"mesh has the axes {mesh.axis_names}: expected {MESH_AXES} (an axis may have size 1)")
 
     def sharding(path, param: nnx.Variable):
         spec = rules.spec(*param.out_sharding)
@@ -109,7 +118,7 @@ def param_shardings(abstract: nnx.State, mesh: Mesh | AbstractMesh, rules: Shard
 
 
 def keep_split(params: dict, abstract: nnx.State, rules: ShardingRules) -> dict:
-    """Asks that parameters, and so their gradients, are split by the rules, on whatever mesh the computation runs."""
+    """Constrains parameters, and thereby their gradients, to the shardings of `rules` on the current mesh."""
     mesh = _mesh_of(jax.tree.leaves(params)[0])
     if mesh is None:
         return params
@@ -117,7 +126,7 @@ def keep_split(params: dict, abstract: nnx.State, rules: ShardingRules) -> dict:
 
 
 def split_rows(x: Array, rules: ShardingRules) -> Array:
-    """Asks that the first axis of x is split as rows are; if it does not divide, x stays as it is."""
+    """Constrains the first axis of x to the sharding of rows; returns x unchanged if the axis is not divisible."""
     mesh = _mesh_of(x)
     if mesh is None or x.shape[0] % rules.row_shards(mesh):
         return x
@@ -125,7 +134,7 @@ def split_rows(x: Array, rules: ShardingRules) -> Array:
 
 
 def _mesh_of(x: Array) -> AbstractMesh | None:
-    """The mesh of the enclosing jit's inputs; None without one, or if it is not ours to lay arrays out on."""
+    """The mesh of the array, or None if it lacks one of MESH_AXES or has axes that are not Auto."""
     mesh = jax.typeof(x).sharding.mesh
     ours = set(MESH_AXES) <= set(mesh.axis_names) and all(kind == AxisType.Auto for kind in mesh.axis_types)
     return mesh if ours else None

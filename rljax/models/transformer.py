@@ -1,4 +1,4 @@
-"""The decoder-only transformer in Flax nnx: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
+"""The decoder-only transformer in Flax nnx, with RMSNorm, rotary positions, grouped-query attention and SwiGLU."""
 
 import dataclasses
 import math
@@ -19,9 +19,9 @@ from rljax.models.sharding import ShardingRules, split_rows
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig(DecoderConfig):
-    """Sizes and variants of the decoder-only transformer; the defaults are a small one (0.6 M parameters) for CPUs.
+    """Sizes and options of the decoder-only transformer. The defaults give a small model for CPUs.
 
-    Raises ValueError, naming the field, its value and what would be right.
+    The settings shared by all decoders are in `DecoderConfig`. Raises ValueError if a field is out of range.
 
     >>> TransformerConfig(heads=6, kv_heads=4)
     Traceback (most recent call last):
@@ -32,30 +32,30 @@ class TransformerConfig(DecoderConfig):
     width: int = 128
     """Features of the residual stream (D)."""
     layers: int = 3
-    """Blocks of attention and MLP."""
+    """Number of blocks, each with attention and an MLP."""
     heads: int = 4
-    """Query heads."""
+    """Number of query heads."""
     kv_heads: int = 4
-    """Key and value heads, each shared by heads / kv_heads query heads."""
+    """Number of key and value heads, each shared by heads / kv_heads query heads."""
     head_dim: int = 32
-    """Features of a head; even, since rotary positions turn pairs."""
+    """Features per head. Must be even, because rotary positions rotate pairs of features."""
     mlp: int = 344
-    """Features inside the gated MLP (SwiGLU: three matrices, so 8/3 of the width costs as much as 4 in a plain one)."""
+    """Features inside the gated MLP. It has three matrices, so 8/3 · width has the size of a plain 4 · width MLP."""
     rope_base: float = 100.0
-    """Base of the rotary frequencies: longer contexts want a larger one (10,000 for thousands of tokens)."""
+    """Base of the rotary frequencies. Longer contexts need a larger base (10,000 for thousands of tokens)."""
     qk_norm: bool = False
-    """Normalize queries and keys by RMSNorm over the features of each head."""
+    """Apply RMSNorm to queries and keys, over the features of each head."""
     norm_eps: float = 1e-6
-    """Added to the mean square in RMSNorm."""
+    """Constant added to the mean square in RMSNorm."""
     remat: bool = False
-    """Recompute each block in the backward pass: less memory, a third more time."""
+    """Recompute each block in the backward pass, which trades computation for memory."""
 
     def __post_init__(self):
         super().__post_init__()
         for name in ("width", "layers", "heads", "kv_heads", "head_dim", "mlp"):
             check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         check(self.heads % self.kv_heads == 0, "kv_heads", self.kv_heads, f"a divisor of heads = {self.heads}")
-        check(self.head_dim % 2 == 0, "head_dim", self.head_dim, "an even number (rotary positions turn pairs)")
+        check(self.head_dim % 2 == 0, "head_dim", self.head_dim, "an even number (rotary positions rotate pairs)")
         for name in ("rope_base", "norm_eps"):
             check(0 < getattr(self, name) < math.inf, name, getattr(self, name), "a positive number")
 
@@ -64,7 +64,7 @@ class TransformerConfig(DecoderConfig):
 
 
 class Attention(nnx.Module):
-    """o = softmax(q kᵀ / √C) v, projected back; q and k are turned by their positions."""
+    """Projection of softmax(q kᵀ / √C) v, where q and k are rotated by their positions."""
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs):
         D, H, K, C = config.width, config.heads, config.kv_heads, config.head_dim
@@ -87,7 +87,7 @@ class Attention(nnx.Module):
 
     @staticmethod
     def _heads(x: Array, kernel: Array) -> Array:
-        """[B, T, D] · [D, H, C] as [B, T, H, C]."""
+        """[B, T, D] · [D, H, C] → [B, T, H, C]."""
         D, H, C = kernel.shape
         return linear(x, kernel.reshape(D, H * C)).reshape(*x.shape[:2], H, C)
 
@@ -108,26 +108,26 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """Tokens to hidden states after the final norm; the table `unembedding` (or `embedding`, if tied) reads them."""
+    """Maps tokens to hidden states after the final norm."""
 
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs, rules: ShardingRules):
         self.config, self.rules = config, rules
         D, V = config.width, config.padded_vocab
-        # As large as what the blocks add to it: at 0.02 they drown the tokens, and copying is learned late. A tied
-        # table also reads hidden states of unit scale, so it starts small.
+        # Unit scale matches the outputs of the blocks; with a scale of 0.02 the blocks outweigh the tokens, and
+        # the model learns to copy late. A tied table starts small because it also maps unit-scale states to logits.
         self.embedding = weight(rngs, 0.02 if config.tied else 1.0, vocab=V, embed=D)
         self.blocks = nnx.List([Block(config, rngs, rules) for _ in range(config.layers)])
         self.norm = RMSNorm(D, config.norm_eps)
         if not config.tied:
             self.unembedding = weight(rngs, 0.02, vocab=V, embed=D)
-        if config.value_head:  # values start at 0
+        if config.value_head:
             self.value, self.value_bias = constant(0.0, embed=D), constant(0.0)
 
     def __call__(self, tokens: Array, positions: Array, mask: Array, remember: Callable) -> tuple[Array, tuple]:
-        """Hidden states [B, T, D] of tokens [B, T], and what each block remembered.
+        """Hidden states [B, T, D] of tokens [B, T], and the keys and values that each block attended to.
 
-        mask [B, T, S] is true for the S remembered keys that each token may see; `remember(layer, k, v)` maps the keys
-        and values of these tokens to those that are attended to: the identity in training, a cache in decoding.
+        mask [B, T, S] is True for the keys that each token may attend to. `remember(layer, k, v)` maps the keys and
+        values of these tokens to the S keys and values to attend to: (k, v) in training, an extended cache in decoding.
         """
         config = self.config
         dtype = jnp.dtype(config.dtype)
@@ -142,7 +142,6 @@ class Transformer(nnx.Module):
 
 
 def _run(block: Block, remat: bool) -> Callable:
-    """The block, or the block recomputed in the backward pass."""
     if not remat:
         return block
     definition, weights = nnx.split(block)

@@ -1,4 +1,4 @@
-"""Weighted sums over a batch's tokens, in which only the prediction is differentiated."""
+"""Weighted sums over the tokens of a batch, in which only the first array is differentiated."""
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -17,9 +17,9 @@ def trained(batch: Batch) -> Bool[Array, "*B T"]:
 
 
 def weighted(batch: Batch, **arrays) -> tuple[Array, ...]:
-    """The arrays in the dtype of sums and 0 outside the mask, then the weights, and where they count.
+    """The arrays in the dtype of sums, the weights, and where the weights are not 0; all are 0 at other tokens.
 
-    Of the arrays only the first has a gradient; the others are constants.
+    Only the first array has a gradient; the others are constants.
     """
     mask = trained(batch)
     require_shape(mask.shape, "mask", weights=batch.weights, **arrays)
@@ -30,5 +30,5 @@ def weighted(batch: Batch, **arrays) -> tuple[Array, ...]:
 
 
 def weighted_sum(weights: Array, x: Array, live: Array) -> Array:
-    """Σ w x over the tokens that count."""
+    """Σ w x over the tokens where `live` is true."""
     return jnp.sum(weights * jnp.where(live, x, 0.0))

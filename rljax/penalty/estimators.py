@@ -14,7 +14,10 @@ from rljax.penalty.selection import covariance, largest, number_of
 
 
 def k1(log_ratio: Tokens) -> Tokens:
-    """ℓ: unbiased, may be negative. As a loss its expected gradient is 0: put it in a reward, or straight-through.
+    """The estimator k1 = ℓ: unbiased, but negative at some tokens (Schulman 2020).
+
+    `log_ratio` is ℓ [..., T] in nats; returns [..., T] in nats. As a loss its expected gradient is 0, unlike that of
+    `k2`: use k1 in a reward or as the value of `straight_through`.
 
     >>> print(k1(jnp.log(jnp.array([0.5, 1.0, 2.0]))))
     [-0.6931  0.      0.6931]
@@ -23,7 +26,10 @@ def k1(log_ratio: Tokens) -> Tokens:
 
 
 def k2(log_ratio: Tokens) -> Tokens:
-    """½ℓ²: biased, never negative. Its expected on-policy gradient is that of KL(π_θ ‖ π_ref).
+    """The estimator k2 = ½ℓ²: biased, never negative (Schulman 2020).
+
+    `log_ratio` is ℓ [..., T] in nats; returns [..., T] in nats. With samples of π_θ its expected gradient is the
+    gradient of KL(π_θ ‖ π_ref), unlike the gradients of `k1` and `k3`.
 
     >>> k2(jnp.array([-1.0, 0.0, 0.5])).tolist()
     [0.5, 0.0, 0.125]
@@ -32,10 +38,11 @@ def k2(log_ratio: Tokens) -> Tokens:
 
 
 def k3(log_ratio: Tokens) -> Tokens:
-    """e^{−ℓ} − 1 + ℓ: unbiased, never negative (GRPO's). Its gradient is that of the forward KL(π_ref ‖ π_θ).
+    """The estimator k3 = e^{−ℓ} − 1 + ℓ: unbiased, never negative (Schulman 2020; used by GRPO, 2402.03300).
 
-    As a loss it therefore covers π_ref's mass instead of seeking its mode; `straight_through(k3)` has its value and the
-    gradient of KL(π_θ ‖ π_ref). Not clamped: a clamp would zero its gradient.
+    `log_ratio` is ℓ [..., T] in nats; returns [..., T] in nats. The expected gradient is the gradient of the other
+    direction, KL(π_ref ‖ π_θ), so as a loss k3 makes π_θ cover π_ref. `straight_through(k3)` has the same value and the
+    gradient of KL(π_θ ‖ π_ref). k3 is not clamped, because a clamp would set its gradient to 0.
 
     >>> print(k3(jnp.log(jnp.array([0.5, 1.0, 2.0]))))  # 2 − 1 − log 2, 0, ½ − 1 + log 2
     [0.307 0.    0.193]
@@ -44,9 +51,12 @@ def k3(log_ratio: Tokens) -> Tokens:
 
 
 def straight_through(value: Callable, gradient: Callable = k2) -> Callable:
-    """An estimator with the value of one and the gradient of another, k2's unless said.
+    """An estimator with the value of one estimator and the gradient of another.
 
-        sg(value(ℓ) − gradient(ℓ)) + gradient(ℓ)
+        sg(value(ℓ) − gradient(ℓ)) + gradient(ℓ),    sg = stop-gradient
+
+    `value` and `gradient` map ℓ [..., T] to [..., T], both in nats, as `k1`, `k2` and `k3` do. Returns an estimator of
+    the same form, for `kl(…, estimator=…)`.
 
     >>> import jax
     >>> value, gradient = jax.value_and_grad(straight_through(k3))(jnp.log(2.0))
@@ -61,12 +71,16 @@ def straight_through(value: Callable, gradient: Callable = k2) -> Callable:
 
 
 def kl(logp: Tokens, batch: Batch, *, estimator: Callable = straight_through(k3)) -> Float[Array, ""]:  # noqa: B008
-    """Σ w · k(ℓ) with ℓ = logp − ref_logp: an estimate of KL(π_θ ‖ π_ref), nats, if the weights sum to one.
+    """A KL penalty toward a reference policy, estimated from the sampled tokens.
 
-    The default has the value of k3 and the gradient of k2, so that on-policy both are those of KL(π_θ ‖ π_ref). For
-    tokens of an older policy: `kl_corrected`.
+        Σ_t w_t · estimator(ℓ)_t,    ℓ_t = logp_t − ref_logp_t
 
-    ValueError if `batch.ref_logp` is None or shapes differ.
+    `logp` [..., T] is log π_θ in nats; `batch` has w and ref_logp; `estimator` maps ℓ to [..., T], in nats. Returns a
+    scalar, an estimate of KL(π_θ ‖ π_ref) in nats if the weights sum to 1. With the default and tokens of π_θ, the
+    value and the gradient are unbiased estimates of this KL and its gradient. For tokens of an older policy use
+    `kl_corrected`; `exact_kl` sums over the vocabulary.
+
+    Raises ValueError if `batch.ref_logp` is None or shapes differ.
 
     >>> import jax
     >>> batch = Batch(mask=jnp.ones(2, bool), old_logp=jnp.zeros(2), advantages=jnp.zeros(2),
@@ -80,13 +94,16 @@ def kl(logp: Tokens, batch: Batch, *, estimator: Callable = straight_through(k3)
 
 
 def kl_corrected(logp: Tokens, batch: Batch) -> Float[Array, ""]:
-    """Σ w · r · k3(ℓ): k3 importance-weighted, KL(π_θ ‖ π_ref) from tokens of π_old (DeepSeek-V3.2, 2512.02556).
+    """A KL penalty toward a reference policy from tokens of an older policy: k3 with importance weights (2512.02556).
 
-        r = e^{logp − old_logp},    ℓ = logp − ref_logp
+        Σ_t w_t · r_t · k3(ℓ_t),    r = e^{logp − old_logp},    ℓ = logp − ref_logp
 
-    r is differentiated, so under samples of π_old, position by position, value and gradient are exactly those of
-    KL(π_θ ‖ π_ref), in expectation. r is not clipped: far from π_old its variance is large. Not verified: read in
-    trainers' code, no paper text. ValueError if `batch.ref_logp` is None or shapes differ.
+    `logp` [..., T] is log π_θ in nats; `batch` has w, old_logp and ref_logp. Returns a scalar, an estimate of
+    KL(π_θ ‖ π_ref) in nats if the weights sum to 1. Unlike in `kl`, value and gradient are unbiased per position for
+    samples of π_old, because r is differentiated. r is not clipped, so the variance is large far from π_old. Read in
+    trainers' code, not checked against the paper (DeepSeek-V3.2).
+
+    Raises ValueError if `batch.ref_logp` is None or shapes differ, TypeError if log-probabilities are not floating.
 
     >>> import jax
     >>> batch = Batch(mask=jnp.ones(1, bool), old_logp=jnp.log(jnp.array([0.25])), advantages=jnp.zeros(1),
@@ -99,24 +116,28 @@ def kl_corrected(logp: Tokens, batch: Batch) -> Float[Array, ""]:
     ref_logp = _reference(batch)
     logp, ref_logp, old_logp, weights, live = weighted(batch, logp=logp, ref_logp=ref_logp, old_logp=batch.old_logp)
     l, moved = finite(logp - ref_logp), finite(logp - old_logp)
-    down = jnp.minimum(l, 0.0)  # e^{−ℓ} and r are multiplied before either overflows
+    down = jnp.minimum(l, 0.0)  # add the exponents of e^{−ℓ} and r: each power alone may overflow
     k3_less = jnp.where(l < 0, down * jnp.exp(down) - jnp.expm1(down), jnp.expm1(down - l) + l - down)  # k3 e^down
     value = lax.stop_gradient(jnp.exp(moved - down) * k3_less)
-    # In r k3 = π_ref/π_old − r + r ℓ the first term is constant, so ∂(r k3) = r ℓ ∂logp, which is that of sg(r) k2.
+    # In r k3 = π_ref/π_old − r + r ℓ the first term is constant, so ∂(r k3) = r ℓ ∂logp, the gradient of sg(r) k2.
     return weighted_sum(weights, with_gradient_of(value, lax.stop_gradient(jnp.exp(moved)) * k2(l)), live)
 
 
 def _reference(batch: Batch) -> Array:
     if batch.ref_logp is None:
-        raise ValueError("Batch.ref_logp is None: give Batch(ref_logp=…), log π_ref of the batch's tokens")
+        raise ValueError("Batch.ref_logp = None: expected log π_ref of the batch's tokens; pass Batch(ref_logp=…)")
     return batch.ref_logp
 
 
 def quadratic(logp: Tokens, batch: Batch) -> Float[Array, ""]:
-    """DRO's term, Σ w · ½ℓ² with ℓ = logp − old_logp (2405.19107).
+    """The quadratic term of DRO (2405.19107).
 
-    Its loss is −(A·log π − ½βℓ²): `local_gradient` of a constant ratio (A times the gradient of log π), plus β times
-    this.
+        Σ_t w_t · ½ ℓ_t²,    ℓ = logp − old_logp
+
+    `logp` [..., T] is log π_θ in nats; `batch` has w and old_logp. Returns a scalar in nats² if the weights sum to 1.
+    DRO minimizes −(A·log π − ½βℓ²): its first term is `policy_loss` with `local_gradient` of a constant ratio, and its
+    second is β times this term. `kl` with `k2` has the same form with ref_logp. Raises ValueError if shapes differ,
+    TypeError if log-probabilities are not floating.
 
     >>> batch = Batch(mask=jnp.ones(2, bool), old_logp=jnp.zeros(2), advantages=jnp.zeros(2),
     ...               weights=jnp.array([0.5, 0.5]))
@@ -128,9 +149,14 @@ def quadratic(logp: Tokens, batch: Batch) -> Float[Array, ""]:
 
 
 def kl_cov(logp: Tokens, batch: Batch, *, share: float | Array = 2e-4) -> Float[Array, ""]:
-    """KL-Cov: Σ w · |ℓ| over the k tokens of largest covariance, k = max(1, ⌊share · tokens⌋) (2505.22617).
+    """KL-Cov: a penalty on the tokens whose covariance with the advantage is largest (2505.22617).
 
-    ℓ = logp − old_logp. The paper's coefficient is 0.1. share in [0, 1]. Of the batch given: microbatches do not add.
+        Σ_t w_t · |ℓ_t| over the k tokens of largest covariance,    ℓ = logp − old_logp,    k = max(1, ⌊share · tokens⌋)
+
+    `logp` [..., T] is log π_θ in nats; `batch` holds the whole optimizer step, because penalties of microbatches do not
+    add up; `share` in [0, 1] is the share of the trained tokens. Returns a scalar in nats; the paper's coefficient is
+    0.1. Unlike `clip_cov`, the tokens stay in the policy loss. Raises ValueError if share is outside [0, 1] or shapes
+    differ, TypeError if log-probabilities are not floating.
 
     >>> batch = Batch(mask=jnp.ones(3, bool), weights=jnp.ones(3), old_logp=jnp.array([-1.5, -2.0, -3.0]),
     ...               advantages=jnp.array([3.0, 0.0, 0.0]))
@@ -141,11 +167,10 @@ def kl_cov(logp: Tokens, batch: Batch, *, share: float | Array = 2e-4) -> Float[
     mask, c = trained(batch), covariance(logp, batch)
     chosen = largest(jnp.where(mask, c, -jnp.inf), number_of(mask, share))
     moved = jnp.where(chosen, jnp.abs(log_ratio), 0.0)
-    return weighted_sum(weights, jnp.where(jnp.isnan(c), c, moved), live)  # among NaNs none is the largest
+    return weighted_sum(weights, jnp.where(jnp.isnan(c), c, moved), live)  # one NaN makes every c NaN
 
 
 def _log_ratios(logp: Tokens, batch: Batch) -> tuple[Array, Array, Array]:
-    """ℓ = logp − old_logp, the weights, and where they count."""
     require_floating(logp=logp, old_logp=batch.old_logp)
     logp, old_logp, weights, live = weighted(batch, logp=logp, old_logp=batch.old_logp)
     return finite(logp - old_logp), weights, live

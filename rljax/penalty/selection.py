@@ -1,4 +1,4 @@
-"""Tokens selected to control the entropy: by their covariance with the advantage, or by their own entropy."""
+"""Token selections that control the entropy, by covariance with the advantage or by the entropy of the token."""
 
 from collections.abc import Callable
 
@@ -14,9 +14,13 @@ from rljax.penalty._weighted import Tokens, trained
 
 
 def covariance(logp: Tokens, batch: Batch) -> Tokens:
-    """c_t = (A_t − Ā)(log π_t − mean log π), means over the batch's trained tokens; 0 elsewhere. Without gradient.
+    """The covariance of each token's log-probability with its advantage, without gradient (2505.22617).
 
-    A token of large c lowers the entropy most: it is likely, and rewarded for it.
+        c_t = (A_t − mean A)(logp_t − mean logp),    means over the trained tokens of the batch
+
+    `logp` [..., T] is log π_θ in nats; `batch` has A and the mask. Returns c, [..., T], in nats times the unit of A; 0
+    at tokens that are not trained. A token with a large c lowers the entropy most, because it is likely and rewarded;
+    `kl_cov` and `clip_cov` select such tokens. Raises ValueError if shapes differ.
 
     >>> batch = Batch(mask=jnp.ones(3, bool), weights=jnp.ones(3), old_logp=jnp.array([-1.5, -2.0, -3.0]),
     ...               advantages=jnp.array([3.0, 0.0, 0.0]))
@@ -44,10 +48,27 @@ def clip_cov(
     low: float | Array = 1.0,
     high: float | Array = 5.0,
 ) -> Bool[Array, "*B T"]:
-    """Clip-Cov: true at the tokens to keep; k random ones of covariance in (low, high) are dropped (2505.22617).
+    """Clip-Cov: removes k random tokens with a large covariance from the policy loss (2505.22617).
 
-    At most k = max(1, ⌊share · tokens⌋), among those that the ratio's own clip has not dropped already. To use it:
-    `dataclasses.replace(batch, weights=jnp.where(kept, batch.weights, 0))`. share in [0, 1]; low, high ≥ 0.
+        k = max(1, ⌊share · tokens⌋) of the tokens with low < c < high,    c from `covariance`
+
+    Only tokens with a gradient are candidates, so tokens that the ratio clips do not use up k. To apply the result:
+    `dataclasses.replace(batch, weights=jnp.where(kept, batch.weights, 0))`. Unlike `kl_cov`, it adds no penalty.
+
+    Args:
+      logp: log π_θ, [..., T], in nats.
+      batch: Batch of the whole optimizer step.
+      ratio: Ratio f of the policy loss, as in `policy_loss`.
+      key: Random key that chooses the k tokens.
+      share: Share of the trained tokens that is removed at most, in [0, 1].
+      low: Lower bound of c; low ≥ 0.
+      high: Upper bound of c; high ≥ 0.
+
+    Returns:
+      True at the tokens to keep, [..., T].
+
+    Raises:
+      ValueError: If share, low or high is out of range or shapes differ.
 
     >>> batch = Batch(mask=jnp.ones(3, bool), weights=jnp.ones(3), old_logp=jnp.array([-1.5, -2.0, -3.0]),
     ...               advantages=jnp.array([3.0, 0.0, 0.0]))
@@ -65,9 +86,13 @@ def clip_cov(
 
 
 def confident_negatives(entropy: Tokens, batch: Batch, *, threshold: float | Array) -> Bool[Array, "*B T"]:
-    """True at the tokens to keep: those of A < 0 whose entropy is above the threshold, nats, are dropped (2512.12967).
+    """True at the tokens to keep, [..., T]: drops uncertain tokens with A < 0 (QwenLong-L1.5, 2512.12967).
 
-    Pushing an uncertain token down spreads its mass over tokens that nobody looked at.
+        keep unless A_t < 0 and entropy_t > threshold
+
+    `entropy` [..., T] and `threshold` are in nats; `batch` has A and the mask. Lowering the probability of a token in a
+    flat distribution raises many tokens that no reward has judged. Apply the result as in `clip_cov`. Unlike
+    `advantage.without_negatives`, it drops single tokens, not completions. Raises ValueError if shapes differ.
 
     >>> batch = Batch(mask=jnp.ones(3, bool), weights=jnp.ones(3), old_logp=jnp.zeros(3),
     ...               advantages=jnp.array([-1.0, -1.0, 1.0]))
@@ -83,11 +108,16 @@ def confident_negatives(entropy: Tokens, batch: Batch, *, threshold: float | Arr
 def top_entropy(
     entropy: Float[Array, "P G T"], mask: Bool[Array, "P G T"], *, share: float | Array = 0.2
 ) -> Bool[Array, "P G T"]:
-    """The mask at the tokens of highest entropy: k = max(1, ⌊share · tokens⌋) of those it is given (2506.01939).
+    """True at the trained tokens of highest entropy, [P, G, T] (2506.01939).
 
-    To train those alone, give the result as the mask; to keep the others in the denominators, zero their weights. The
-    earlier of equals, and a NaN before all others. Of the whole step's tokens: microbatches do not add. share in
-    [0, 1]. Not verified: the share is the paper's as quoted by others, no paper text.
+        the k tokens of highest entropy,    k = max(1, ⌊share · tokens⌋)
+
+    `entropy` [P, G, T] is in nats, `mask` [P, G, T] is true at the trained tokens of the whole optimizer step, and
+    `share` is in [0, 1]. Of equal entropies the earlier token is selected, and NaN before all numbers. Use the result
+    as the mask to train on these tokens only; to count the other tokens in the denominators of w, set their weights to
+    0 instead. Unlike in `confident_negatives`, the number of tokens is fixed. Raises ValueError if share is outside
+    [0, 1] or shapes differ, TypeError if the mask is not boolean. The default share is the paper's as quoted by others;
+    not checked.
 
     >>> entropy, mask = jnp.array([[[0.1, 2.0, 0.5, 3.0, 9.0]]]), jnp.array([[[True, True, True, True, False]]])
     >>> top_entropy(entropy, mask, share=0.5).tolist()
@@ -107,7 +137,7 @@ def number_of(mask: Array, share) -> Array:
 
 
 def largest(x: Array, k: Array) -> Array:
-    """True at the k largest values, the earlier of equals."""
+    """True at the k largest values; of equal values the earlier is selected."""
     x = gathered(x)
     order = jnp.argsort(-x.reshape(-1), stable=True)
     rank = jnp.zeros(x.size, jnp.int32).at[order].set(jnp.arange(x.size, dtype=jnp.int32))

@@ -10,7 +10,10 @@ from rljax.penalty._weighted import Tokens, weighted, weighted_sum
 
 
 def entropy_bonus(entropy: Tokens, batch: Batch) -> Float[Array, ""]:
-    """−Σ w · H: minus the policy's entropy, nats, from the pass that gives log π; a positive coefficient raises it.
+    """The entropy bonus −Σ_t w_t · H_t: with a positive coefficient, minimizing the loss raises the entropy.
+
+    `entropy` [..., T] is H in nats, for instance from `logprobs.token_logps`; `batch` has w. Returns a scalar in nats
+    if the weights sum to 1. The coefficient is fixed, unlike in `adaptive_entropy`. Raises ValueError if shapes differ.
 
     >>> batch = Batch(mask=jnp.ones(2, bool), old_logp=jnp.zeros(2), advantages=jnp.zeros(2),
     ...               weights=jnp.array([0.5, 0.5]))
@@ -22,9 +25,11 @@ def entropy_bonus(entropy: Tokens, batch: Batch) -> Float[Array, ""]:
 
 
 def adaptive_entropy(entropy: Tokens, batch: Batch) -> Float[Array, ""]:
-    """−Σ_t w_t c_t H_t: an entropy bonus whose coefficient c is `batch.entropy_coefficient`, a constant.
+    """An entropy bonus with a coefficient per token, −Σ_t w_t · c_t · H_t (Skywork-OR1, 2505.22312).
 
-    `carried.target_entropy` writes it (Skywork-OR1). Raises ValueError if the batch has none.
+    `entropy` [..., T] is H in nats; `batch` has w and c = `batch.entropy_coefficient`, which `carried.target_entropy`
+    sets. Returns a scalar in nats if the weights sum to 1. `entropy_bonus` has a fixed coefficient. Raises ValueError
+    if `batch.entropy_coefficient` is None or shapes differ.
 
     >>> batch = Batch(mask=jnp.ones(2, bool), old_logp=jnp.zeros(2), advantages=jnp.ones(2), weights=jnp.full(2, 0.5),
     ...               entropy_coefficient=jnp.full(2, 0.5))
@@ -32,7 +37,7 @@ def adaptive_entropy(entropy: Tokens, batch: Batch) -> Float[Array, ""]:
     -1.0
     """
     if batch.entropy_coefficient is None:
-        raise ValueError("adaptive_entropy requires Batch.entropy_coefficient, and it is None: give "
+        raise ValueError("Batch.entropy_coefficient = None: expected [*B, T]; set "
                          "PolicyGradient(carried=carried.target_entropy())")  # fmt: skip
     entropy, coefficient, weights, live = weighted(
         batch, entropy=entropy, entropy_coefficient=batch.entropy_coefficient
@@ -41,7 +46,11 @@ def adaptive_entropy(entropy: Tokens, batch: Batch) -> Float[Array, ""]:
 
 
 def exact_kl(kl: Tokens, batch: Batch) -> Float[Array, ""]:
-    """Σ w · KL(π_θ ‖ π_ref) over the whole vocabulary, nats, as `logprobs.token_kls` gives it: no sampling noise.
+    """A KL penalty from the exact divergence per position, Σ_t w_t · KL(π_θ ‖ π_ref)_t.
+
+    `kl` [..., T] is the divergence over the whole vocabulary in nats, from `logprobs.token_kls`; `batch` has w. Returns
+    a scalar in nats if the weights sum to 1. Unlike in `penalty.kl`, no sampled token adds noise. Raises ValueError if
+    shapes differ.
 
     >>> batch = Batch(mask=jnp.ones(2, bool), old_logp=jnp.zeros(2), advantages=jnp.zeros(2),
     ...               weights=jnp.array([0.5, 0.5]))
@@ -55,9 +64,24 @@ def exact_kl(kl: Tokens, batch: Batch) -> Float[Array, ""]:
 def value_loss(
     values: Tokens, batch: Batch, *, returns: Tokens, old_values: Tokens, limit: float | Array
 ) -> Float[Array, ""]:
-    """PPO's value loss, clipped about the values of the rollout (1707.06347). limit ≥ 0; inf never clips.
+    """The value loss of PPO, clipped around the values of the rollout (1707.06347).
 
-    Σ w · ½ max((v − R)², (clip(v, v_old − limit, v_old + limit) − R)²)
+        Σ_t w_t · ½ max((v − R)², (clip(v, v_old − limit, v_old + limit) − R)²)
+
+    It trains the critic; `advantage.generalized_advantage_estimation` computes A from the values.
+
+    Args:
+      values: Predicted values v, [..., T], in units of reward; the only argument with a gradient.
+      batch: Batch with w and the mask.
+      returns: Targets R, [..., T], in units of reward.
+      old_values: Values v_old of the rollout, [..., T], in units of reward.
+      limit: Greatest distance from v_old without clipping, in units of reward; limit ≥ 0, and inf never clips.
+
+    Returns:
+      The loss, a scalar, in units of reward².
+
+    Raises:
+      ValueError: If limit < 0 or shapes differ.
 
     >>> batch = Batch(mask=jnp.ones(2, bool), old_logp=jnp.zeros(2), advantages=jnp.zeros(2),
     ...               weights=jnp.array([0.5, 0.5]))
@@ -68,6 +92,6 @@ def value_loss(
     require_between("limit", limit, 0)
     values, returns, old_values, weights, live = weighted(batch, values=values, returns=returns, old_values=old_values)
     limit, moved = jnp.asarray(limit, values.dtype), values - old_values
-    near = jnp.where(jnp.abs(moved) <= limit, values, old_values + jnp.sign(moved) * limit)  # NaN if either is
+    near = jnp.where(jnp.abs(moved) <= limit, values, old_values + jnp.sign(moved) * limit)  # keeps NaN
     plain, clipped = (values - returns) ** 2, (near - returns) ** 2
     return weighted_sum(weights, 0.5 * jnp.where(clipped <= plain, plain, clipped), live)

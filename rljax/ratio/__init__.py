@@ -1,13 +1,20 @@
-"""Ratios f: how far the policy moved, from log-ratios to log-ratios.
+"""Ratios f: functions from log-ratios to log-ratios, differentiated on every microbatch.
 
-Each is `f(log_ratio, advantages, segments) -> log_ratio`, all `[*B, T]` with time last; `segments` is a boolean mask
-(every row one sequence) or int32 ids (0 = not trained; equal non-zero ids in a row are one sequence, and zeros inside
-it neither add nor reset). ℓ_t is the log-ratio of token t, m_t true where it is trained, n = Σ m_t, A_t its advantage;
-position t is the ordinal among the trained tokens, 1-based. Reductions run in float32, or float64 where ℓ is float64.
-What a ratio needs beyond its three arguments it names as a keyword-only parameter: hyper-parameters are bound with
-`functools.partial`, the rest comes from the field of that name of the `Batch`.
+A ratio is called as `f(log_ratio, advantages, segments)`. The three arrays and the result have one shape [..., T]; T is
+time. `log_ratio` is ℓ = log π_θ(y) − log π_old(y), in nats, so r = e^ℓ. `advantages` is A; clips and trust regions read
+only the sign of A, and pools ignore A. `segments` is a boolean mask, true at trained tokens, if every row is one
+sequence. Otherwise it holds integer ids: 0 marks a token that is not trained, and the tokens with one non-zero id in a
+row are a sequence (zeros between them are skipped). Untrained tokens do not affect trained ones; results at them are
+unspecified.
 
-All raise ValueError where shapes differ or a hyper-parameter is out of range, TypeError for float segments.
+Symbols: m_t is 1 at trained tokens and 0 elsewhere, n = Σ m_t is the sequence's length, t counts the trained tokens of
+a sequence from 1, sg is `stop_gradient`. Sums and results are float64 if `log_ratio` or `advantages` is, else float32.
+
+Hyper-parameters are keyword-only; bind them with `functools.partial`. `policy_loss` fills in the other required
+keyword-only parameters (`old_logp`, `divergence`) from the fields of `Batch` with these names.
+
+All ratios raise ValueError if shapes differ or a hyper-parameter is out of range, and TypeError if `segments` is
+neither boolean nor integer or `log_ratio` is not floating.
 """
 
 from rljax.ratio.clips import clamp, clip, gamma_gate, log_clip, position_clip, soft_gate, taper, two_sided_clip

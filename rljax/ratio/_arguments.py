@@ -1,4 +1,4 @@
-"""What every ratio takes: its three arguments, checked."""
+"""Checks of the three arguments that every ratio takes."""
 
 from jax import Array
 from jaxtyping import Float
@@ -9,7 +9,7 @@ Tokens = Float[Array, "*B T"]
 
 
 def checked(log_ratio, advantages, segments) -> tuple[Array, Array, Array]:
-    """The three arguments, floating ones in the dtype of sums."""
+    """The three arguments after checks; `log_ratio` and `advantages` are in the dtype of sums."""
     segments = require_segments(segments)
     if segments.ndim == 0:
         require_rank("segments", segments, "*B T")

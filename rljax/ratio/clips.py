@@ -1,4 +1,7 @@
-"""Clips and gates: how far a ratio may carry. Tests are strict, so that ℓ = 0 always passes its gradient."""
+"""Clips and gates: bounds on a ratio.
+
+The comparisons are strict, so that the gradient at ℓ = 0 is never clipped.
+"""
 
 import math
 
@@ -12,7 +15,7 @@ from rljax.ratio._arguments import Tokens, checked
 
 
 def _one_sided(log_ratio: Array, advantages: Array, low, high, ceiling: float | Array = jnp.inf) -> Array:
-    """min(ℓ, high) where A ≥ 0; min(max(ℓ, low), ceiling) where A < 0."""
+    """min(ℓ, high) if A ≥ 0; min(max(ℓ, low), ceiling) if A < 0."""
     below = jnp.where(log_ratio < low, low, jnp.where(log_ratio > ceiling, ceiling, log_ratio))
     return jnp.where(advantages < 0, below, jnp.where(log_ratio > high, high, log_ratio))
 
@@ -27,12 +30,19 @@ def clip(
     high: float | Array,
     dual: float | Array | None = None,
 ) -> Tokens:
-    """PPO's clip, given the sign of A (1707.06347); bounds are on the ratio r, 1 − low and 1 + high.
+    """PPO's clip of the ratio, which depends on the sign of the advantage (1707.06347).
 
-        A ≥ 0: min(r, 1 + high);    A < 0: min(max(r, 1 − low), dual)
+        A ≥ 0: e^f = min(r, 1 + high);    A < 0: e^f = min(max(r, 1 − low), dual)
 
-    which is min(rA, clip(r)A) divided by A. Without `dual` a negative advantage has no ceiling; `dual` > 1 is the
-    dual clip (1912.09729). low in [0, 1), high ≥ 0. Before a pool it is defined for A constant in a sequence only.
+    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError for wrong shapes or values.
+
+    Without `dual` this is PPO's min(rA, clip(r, 1 − low, 1 + high)·A) divided by A. If a pool follows (`chain`), A must
+    be constant in each sequence. `two_sided_clip` ignores the sign of A; `log_clip` takes its bounds in nats.
+
+    Args:
+      low: Width of the region below r = 1; 0 ≤ low < 1.
+      high: Width of the region above r = 1; high ≥ 0.
+      dual: Upper bound on r if A < 0, at least 1 (dual clip, 1912.09729); None for no bound.
 
     >>> ℓ, mask = jnp.log(jnp.array([0.5, 1.0, 2.0])), jnp.ones(3, bool)
     >>> print(*(jnp.exp(clip(ℓ, jnp.full(3, A), mask, low=0.2, high=0.2)) for A in (1.0, -1.0)))
@@ -50,11 +60,17 @@ def clip(
 def log_clip(
     log_ratio: Tokens, advantages: Tokens, segments: Segments, *, log_low: float | Array, log_high: float | Array
 ) -> Tokens:
-    """GMPO's clip, before pooling (2507.20673); bounds are on ℓ itself.
+    """GMPO's clip of ℓ itself, to be followed by a pool (2507.20673).
 
-        s·min(sℓ, s·clip(ℓ, −log_low, log_high)),    s = sign A
+        A > 0: f = min(ℓ, log_high);    A < 0: f = max(ℓ, −log_low);    A = 0: f = 0
 
-    Defined by its paper for A constant in a sequence only. log_low, log_high ≥ 0, in nats; 0 where A = 0.
+    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError for wrong shapes or values.
+
+    As in the paper, A must be constant in each sequence. `clip` is the same clip with bounds on r.
+
+    Args:
+      log_low: Width of the region below ℓ = 0, in nats; log_low ≥ 0.
+      log_high: Width of the region above ℓ = 0, in nats; log_high ≥ 0.
 
     >>> ℓ, mask = jnp.array([-1.0, 0.25, 1.0]), jnp.ones(3, bool)
     >>> print(*(log_clip(ℓ, jnp.full(3, A), mask, log_low=0.5, log_high=0.5) for A in (1.0, -1.0)))
@@ -76,12 +92,20 @@ def position_clip(
     log_dual: float | Array | None = None,
     power: float | Array = 0.5,
 ) -> Tokens:
-    """CTPO's clip, whose bounds on ℓ widen with the position t (2605.07331).
+    """CTPO's clip of ℓ, with bounds that depend on the position t of the token (2605.07331).
 
-        A ≥ 0: min(ℓ, log_high·t^power);    A < 0: min(max(ℓ, −log_low·t^power), log_dual·t^power)
+        A ≥ 0: f = min(ℓ, log_high·t^power);    A < 0: f = min(max(ℓ, −log_low·t^power), log_dual·t^power)
 
-    The standard deviation of a cumulative ratio grows as √t, hence power = 0.5; that of a prefix mean falls as 1/√t,
-    −0.5. log_low, log_high, log_dual ≥ 0, in nats at t = 1.
+    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError for wrong shapes or values.
+
+    The std of `cumulative` grows as t^0.5, the std of `prefix_mean` falls as t^−0.5. `clip` has bounds independent of
+    t.
+
+    Args:
+      log_low: Width of the region below ℓ = 0 at t = 1, in nats; log_low ≥ 0.
+      log_high: Width of the region above ℓ = 0 at t = 1, in nats; log_high ≥ 0.
+      log_dual: Upper bound on ℓ at t = 1 if A < 0, in nats, at least 0; None for no bound.
+      power: Exponent of t, in [-10, 10).
 
     >>> print(position_clip(jnp.full(4, 9.0), jnp.ones(4), jnp.ones(4, bool), log_low=0.5, log_high=0.5))
     [0.5   0.707 0.866 1.   ]
@@ -103,10 +127,18 @@ def two_sided_clip(
     low: float | Array | None = None,
     high: float | Array,
 ) -> Tokens:
-    """clip(r, 1 − low, 1 + high) whatever the sign of A (CISPO, 2506.13585, under `local_gradient`).
+    """Clip of the ratio that ignores the sign of the advantage; CISPO's under `local_gradient` (2506.13585).
 
-    Under `local_gradient` a clipped token keeps its gradient, with the clipped weight; bare, it loses it. No lower
-    bound where low is None. low in [0, 1), high ≥ 0.
+        e^f = min(max(r, 1 − low), 1 + high)
+
+    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError for wrong shapes or values.
+
+    Under `local_gradient` a clipped token keeps its gradient, scaled by the clipped ratio; without `local_gradient` its
+    gradient is 0. `clip` leaves r unclipped on one side, depending on the sign of A.
+
+    Args:
+      low: Width of the region below r = 1, 0 ≤ low < 1; None for no lower bound.
+      high: Width of the region above r = 1; high ≥ 0.
 
     >>> ℓ, A, mask = jnp.log(jnp.array([0.5, 1.0, 2.0])), jnp.array([1.0, 1.0, -1.0]), jnp.ones(3, bool)
     >>> print(jnp.exp(two_sided_clip(ℓ, A, mask, low=0.2, high=0.2)))
@@ -130,11 +162,17 @@ def soft_gate(
     positive: float | Array = 1.0,
     negative: float | Array = 1.05,
 ) -> Tokens:
-    """A smooth gate in place of a clip (SAPO, 2511.20347).
+    """SAPO's smooth gate, used instead of a clip (2511.20347).
 
-        log( (4/τ) σ(τ(r − 1)) ),    τ = positive where A > 0, negative elsewhere
+        f(ℓ) = log( (4/τ) σ(τ(r − 1)) ),    τ = positive if A > 0, negative otherwise;  σ is the logistic function
 
-    Its value at r = 1 is 2/τ, its derivative by r there 1, falling to 0 on both sides. τ > 0.
+    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError for wrong shapes or values.
+
+    At r = 1, e^f is 2/τ and ∂e^f/∂r is 1; the derivative falls smoothly to 0 on both sides, unlike that of `clip`.
+
+    Args:
+      positive: Temperature τ of tokens with A > 0; at least 1e-30.
+      negative: Temperature τ of the other tokens; at least 1e-30.
 
     >>> ℓ, A, mask = jnp.log(jnp.array([1.0, 1.3])), jnp.ones(2), jnp.ones(2, bool)
     >>> print(jnp.exp(soft_gate(ℓ, A, mask)))  # 4σ(0), 4σ(0.3)
@@ -143,7 +181,7 @@ def soft_gate(
     log_ratio, advantages, _ = checked(log_ratio, advantages, segments)
     positive, negative = (jnp.asarray(t, log_ratio.dtype) for t in (positive, negative))
     temperature = jnp.where(advantages > 0, positive, negative)
-    excess = jnp.expm1(jnp.where(log_ratio > 40.0, 40.0, log_ratio))  # from there on σ is 1, its derivative 0
+    excess = jnp.expm1(jnp.where(log_ratio > 40.0, 40.0, log_ratio))  # above 40, σ is 1 and its derivative 0
     z = temperature * excess
     log_sigmoid = jnp.where(z < 0, z, 0.0) - jnp.log(1.0 + jnp.exp(jnp.where(z < 0, z, -z)))
     return jnp.where(advantages > 0, jnp.log(4.0 / positive), jnp.log(4.0 / negative)) + log_sigmoid
@@ -160,11 +198,20 @@ def gamma_gate(
     k_negative: float | Array = 3.0,
     lam_negative: float | Array = 2.0,
 ) -> Tokens:
-    """The weight r^k e^{λ(1 − r)}, the shape of a gamma density with value 1 at r = 1 (VESPO, 2602.10693).
+    """VESPO's weight of a sequence's ratio, a gamma density scaled to 1 at r = 1 (2602.10693).
 
-        λ + kℓ − λe^ℓ,    ℓ within log 1e-8, 20;    (k, λ) = positive where A ≥ 0, negative elsewhere
+        f(ℓ) = λ + kℓ − λe^ℓ, so e^f = r^k e^{λ(1 − r)};    ℓ is first clipped to [log 1e-8, 20]
 
-    For use under `local_gradient`. k, λ ≥ 0. Not verified from the paper: read in TRL's code.
+    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError for wrong shapes or values.
+
+    For use after `sequence_sum` and under `local_gradient`; `taper` truncates at 1 instead. Read in TRL's code, not
+    verified from the paper.
+
+    Args:
+      k_positive: Exponent k if A ≥ 0; at least 0.
+      lam_positive: Decay rate λ if A ≥ 0; at least 0.
+      k_negative: Exponent k if A < 0; at least 0.
+      lam_negative: Decay rate λ if A < 0; at least 0.
 
     >>> r, A = jnp.array([1.0, 2.0, 2.0]), jnp.array([1.0, 1.0, -1.0])
     >>> print(jnp.exp(gamma_gate(jnp.log(r), A, jnp.ones(3, bool))))  # 1, 2² e^{−3}, 2³ e^{−2}
@@ -179,11 +226,13 @@ def gamma_gate(
 
 
 def taper(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> Tokens:
-    """Full weight where A ≥ 0, importance sampling truncated at 1 where A < 0 (TOPR, 2503.14286).
+    """TOPR's weight: 1 if A ≥ 0, and the ratio truncated at 1 if A < 0 (2503.14286).
 
-        A ≥ 0: 0;    A < 0: min(ℓ, 0)
+        A ≥ 0: f = 0;    A < 0: f = min(ℓ, 0)
 
-    For use under `local_gradient`. Not verified from the paper: read in ROLL's code.
+    Maps `log_ratio` (nats), `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if shapes differ.
+
+    For use under `local_gradient`; `gamma_gate` is a smooth weight. Read in ROLL's code, not verified from the paper.
 
     >>> r, A = jnp.array([2.0, 2.0, 0.5]), jnp.array([1.0, -1.0, -1.0])
     >>> print(jnp.exp(taper(jnp.log(r), A, jnp.ones(3, bool))))
@@ -196,7 +245,14 @@ def taper(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> Tokens:
 
 @ranges(limit=(0, math.inf))
 def clamp(log_ratio: Tokens, advantages: Tokens, segments: Segments, *, limit: float | Array) -> Tokens:
-    """A visible guard: ℓ held within ±limit, so that exp cannot overflow. Beyond it the gradient is 0. limit ≥ 0.
+    """Clamp of ℓ to [−limit, limit], so that exp cannot overflow.
+
+    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError for wrong shapes or values.
+
+    The gradient outside the interval is 0. Unlike `clip`, this is a numerical guard, not a trust region.
+
+    Args:
+      limit: Largest |ℓ|, in nats; limit ≥ 0.
 
     >>> clamp(jnp.array([-50.0, 0.5, 50.0]), jnp.ones(3), jnp.ones(3, bool), limit=20).tolist()
     [-20.0, 0.5, 20.0]

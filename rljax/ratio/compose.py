@@ -1,4 +1,4 @@
-"""Ratios made of ratios: one after the other, or with the gradient of each token's own log-probability."""
+"""Ratios built from other ratios: `chain` and `local_gradient`."""
 
 from collections.abc import Callable
 
@@ -13,10 +13,13 @@ from rljax.ratio._arguments import Tokens
 
 @combinator
 def chain(*ratios: Callable) -> Callable:
-    """The ratios one after the other, left to right: `chain(f, g)` is g(f(ℓ)).
+    """Applies several `ratios` one after the other, from left to right.
 
-    Order carries meaning: pool then clip is GSPO, clip then pool is GMPO. A keyword that any of them requires is
-    required of the chain and passed on to those that name it.
+        chain(f, g)(ℓ) = g(f(ℓ))
+
+    Order matters: a pool followed by a clip is GSPO, a clip followed by a pool is GMPO. Returns a ratio that requires
+    the keywords of all `ratios`, passes each on, and raises their errors. `local_gradient` changes the gradient of one
+    ratio.
 
     >>> import jax.numpy as jnp
     >>> from rljax.ratio import cumulative, sequence_mean
@@ -36,13 +39,14 @@ def chain(*ratios: Callable) -> Callable:
 
 @combinator
 def local_gradient(ratio: Callable) -> Callable:
-    """The value of f with the gradient of each token's own log-probability.
+    """Value of `ratio`, with the gradient of each token's own log-probability.
 
         sg(f(ℓ) − ℓ) + ℓ
 
-    Where f pools over tokens, its own gradient gives a token's advantage to other tokens: right for a sequence-level
-    objective (GSPO), wrong for a cumulative ratio, or for an advantage that varies within the sequence. The derivative
-    by a hyper-parameter of f is 0: f's value is a constant here.
+    A pool's own gradient gives the advantage of one token to other tokens. This is intended in a sequence-level
+    objective (GSPO), but wrong for `cumulative` and for advantages that vary within a sequence; use `local_gradient`
+    there. Returns a ratio with the same keywords and errors as `ratio`. Its derivative with respect to a
+    hyper-parameter of `ratio` is 0, because the value is a constant. `chain` composes ratios and keeps their gradients.
 
     >>> import jax, jax.numpy as jnp
     >>> from rljax.ratio import cumulative

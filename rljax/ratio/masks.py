@@ -1,6 +1,6 @@
-"""Trust regions by divergence: a token outside of the region is dropped, whatever its ratio.
+"""Trust regions bounded by a divergence: a token outside the region is dropped (f = −∞), whatever its ratio.
 
-Their hyper-parameters are thresholds (`cap` bounds a value without gradient): the derivative by each of them is 0.
+The derivative with respect to each hyper-parameter is 0: the hyper-parameters are thresholds, or bound a constant.
 """
 
 import math
@@ -26,12 +26,20 @@ def total_variation_mask(
     high: float | Array,
     cap: float | Array = 3.0,
 ) -> Tokens:
-    """DPPO's trust region by the total variation of the sampled token (2602.04879).
+    """DPPO's trust region, bounded by the total variation of the sampled token (2602.04879).
 
-        −∞ where A > 0 and p − q > high, or A < 0 and p − q < −low;  elsewhere sg(min(ℓ, log cap) − ℓ) + ℓ
+        f = −∞ if A > 0 and p − q > high, or A < 0 and p − q < −low;  otherwise sg(min(ℓ, log cap) − ℓ) + ℓ
 
-    p = π_θ(y), q = π_old(y), so |p − q| is the total variation of "y or not y". ℓ is the token's own log-ratio: not for
-    use after a pool. low, high ≥ 0, cap ≥ 1.
+    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError for wrong shapes or values.
+
+    p = π_θ(y) and q = π_old(y); |p − q| is the total variation between the two distributions of "y or not y". Since p
+    is computed as q·e^ℓ, `log_ratio` must not be pooled. `kl_mask` bounds a KL divergence instead.
+
+    Args:
+      old_logp: log q, [..., T], in nats.
+      low: Largest decrease q − p if A < 0, as a probability; low ≥ 0.
+      high: Largest increase p − q if A > 0, as a probability; high ≥ 0.
+      cap: Upper bound on the weight r; a token beyond this bound keeps its gradient; cap ≥ 1.
 
     >>> r, q = jnp.array([1.25, 1.5, 0.5]), jnp.array([0.5, 0.5, 0.5])  # p − q = 0.125, 0.25, −0.25
     >>> ratio = total_variation_mask(
@@ -56,12 +64,20 @@ def kl_mask(
     high: float | Array,
     cap: float | Array = 3.0,
 ) -> Tokens:
-    """DPPO's trust region by the KL divergence of the sampled token, nats (2602.04879).
+    """DPPO's trust region, bounded by the KL divergence of the sampled token (2602.04879).
 
         D = q log(q/p) + (1 − q) log((1 − q + 1e-8)/(1 − p + 1e-8))
-        −∞ where A > 0, p > q and D > high, or A < 0, p < q and D > low;  elsewhere sg(min(ℓ, log cap) − ℓ) + ℓ
+        f = −∞ if A > 0, p > q and D > high, or A < 0, p < q and D > low;  otherwise sg(min(ℓ, log cap) − ℓ) + ℓ
 
-    p = π_θ(y), q = π_old(y). ℓ is the token's own log-ratio: not for use after a pool. low, high ≥ 0, cap ≥ 1.
+    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError for wrong shapes or values.
+
+    p = π_θ(y) = q·e^ℓ and q = π_old(y), so `log_ratio` must not be pooled. `total_variation_mask` bounds |p − q|.
+
+    Args:
+      old_logp: log q, [..., T], in nats.
+      low: Largest D if A < 0 and p < q, in nats; low ≥ 0.
+      high: Largest D if A > 0 and p > q, in nats; high ≥ 0.
+      cap: Upper bound on the weight r; a token beyond this bound keeps its gradient; cap ≥ 1.
 
     >>> r, q = jnp.array([1.25, 1.5, 0.5]), jnp.array([0.5, 0.5, 0.5])  # D = 0.032, 0.144, 0.144
     >>> ratio = kl_mask(jnp.log(r), jnp.ones(3), jnp.ones(3, bool), old_logp=jnp.log(q), low=0.05, high=0.05)
@@ -87,14 +103,21 @@ def cumulative_divergence_mask(
     slack: float | Array,
     least: float | Array = 0.8,
 ) -> Tokens:
-    """CPPO's trust region: a budget of divergence along the sequence (2606.10968).
+    """CPPO's trust region, a budget of divergence that a sequence spends token by token (2606.10968).
 
-        keep where A(r − 1) ≤ 0, or w_t D_t ≤ limit and S_t ≤ limit + slack · W_{t−1};  −∞ elsewhere
+        f = ℓ if A(r − 1) ≤ 0, or w_t D_t ≤ limit and S_t ≤ limit + slack · W_{t−1};  otherwise −∞
         w_t = 1 − (1 − least)(t − 1)/(n − 1),    S_t = Σ_{j≤t} w_j D_j,    W_t = Σ_{j≤t} w_j
 
-    `divergence` is D_t ≥ 0, the paper's the total variation over the old policy's 20 likeliest tokens and the rest. t
-    is the ordinal among the sequence's n trained tokens. limit, slack ≥ 0, least in [0, 1]. The weight falls over the
-    sequence's own length; the paper's T is read so.
+    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError for wrong shapes or values.
+
+    n, the sequence's own length, is our reading of the paper's T. `total_variation_mask` and `kl_mask` bound each
+    token.
+
+    Args:
+      divergence: D ≥ 0, [..., T]; in the paper the total variation over the old policy's top 20 tokens and the rest.
+      limit: Budget δ of a token, in the unit of `divergence`; limit ≥ 0.
+      slack: Growth of the sequence's budget per unit of weight, in the unit of `divergence`; slack ≥ 0.
+      least: Weight w of a sequence's last token, in [0, 1].
 
     >>> cumulative_divergence_mask(  # S = 0.125, 0.25, 0.375 against 0.125, 0.25, 0.3125
     ...     jnp.ones(3), jnp.ones(3), jnp.ones(3, bool),
@@ -110,14 +133,16 @@ def cumulative_divergence_mask(
     limit, slack, least = (jnp.asarray(x, log_ratio.dtype) for x in (limit, slack, least))
     w = jnp.where(_segments.trained(segments), 1 - (1 - least) * (t - 1) / jnp.maximum(n - 1, 1), 0.0)
     spent = _segments.cumulative(w * divergence, segments)
-    before = (t - 1) - (1 - least) * (t - 1) * (t - 2) / (2 * jnp.maximum(n - 1, 1))  # W_{t−1}, of an arithmetic w
+    before = (t - 1) - (1 - least) * (t - 1) * (t - 2) / (
+        2 * jnp.maximum(n - 1, 1)
+    )  # W_{t−1}: w is an arithmetic sequence
     within = (w * divergence <= limit) & (spent <= limit + slack * before)
     kept = jnp.where((advantages * log_ratio <= 0) | within, log_ratio, -jnp.inf)
     return jnp.where(jnp.isnan(log_ratio) | jnp.isnan(divergence), jnp.nan, kept)
 
 
 def _checked_all(log_ratio, advantages, segments, old_logp, low, high) -> tuple[Array, ...]:
-    """ℓ, A, log q (0 where no token is trained), low and high, in the dtype of sums."""
+    """ℓ, A, log q (0 at untrained tokens), low and high, in the dtype of sums."""
     log_ratio, advantages, segments = checked(log_ratio, advantages, segments)
     require_shape(segments.shape, "segments", old_logp=old_logp)
     log_q = jnp.where(_segments.trained(segments), lax.stop_gradient(old_logp).astype(log_ratio.dtype), 0.0)

@@ -1,4 +1,4 @@
-"""Pools: the ratio of a token from the tokens of its sequence."""
+"""Pools: the ratio of a token computed from the ratios of its sequence."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,11 @@ from rljax.ratio._arguments import Tokens, checked
 
 
 def token(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> Tokens:
-    """Each token's own ratio, ℓ_t (PPO 1707.06347, GRPO 2402.03300).
+    """The token's own ratio, f(ℓ) = ℓ (PPO, 1707.06347; GRPO, 2402.03300).
+
+    Maps `log_ratio` (nats), `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if shapes differ.
+
+    `sequence_mean` gives all tokens of a sequence the same ratio.
 
     >>> token(jnp.array([0.5, -0.25]), jnp.ones(2), jnp.ones(2, bool)).tolist()
     [0.5, -0.25]
@@ -23,9 +27,14 @@ def token(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> Tokens:
 
 
 def sequence_mean(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> Tokens:
-    """The length-normalized sequence ratio, (1/n) Σ_j m_j ℓ_j on every token (GSPO, 2507.18071).
+    """GSPO's sequence ratio, normalized by length: the mean of ℓ on every token (2507.18071).
 
-    Spreads Σ_t w_t A_t over the whole sequence: with advantages that vary within it use `local_gradient`.
+        f(ℓ) = (1/n) Σ_j m_j ℓ_j
+
+    Maps `log_ratio` (nats), `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if shapes differ.
+
+    The loss then gives every token of the sequence the same share of Σ_t w_t A_t; if A varies within a sequence, use
+    `local_gradient(sequence_mean)`. `sequence_sum` does not divide by n.
 
     >>> ℓ, mask = jnp.array([0.5, -0.25, 0.0, 1.25]), jnp.array([True, True, False, True])
     >>> sequence_mean(ℓ, jnp.ones(4), mask).tolist()
@@ -36,9 +45,13 @@ def sequence_mean(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> 
 
 
 def sequence_sum(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> Tokens:
-    """The exact trajectory ratio, Σ_j m_j ℓ_j on every token. For use under `local_gradient`.
+    """The exact ratio of the whole sequence: the sum of ℓ on every token, for use under `local_gradient`.
 
-    Bare, each of n tokens carries the gradient of all n.
+        f(ℓ) = Σ_j m_j ℓ_j
+
+    Maps `log_ratio` (nats), `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if shapes differ.
+
+    Without `local_gradient`, each of the n tokens contributes the gradient of all n. `sequence_mean` divides by n.
 
     >>> ℓ, mask = jnp.array([0.5, -0.25, 0.0, 1.25]), jnp.array([True, True, False, True])
     >>> sequence_sum(ℓ, jnp.ones(4), mask).tolist()
@@ -49,9 +62,13 @@ def sequence_sum(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> T
 
 
 def cumulative(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> Tokens:
-    """The ratio of the prefix up to and including the token, Σ_{j≤t} m_j ℓ_j (CTPO, 2605.07331).
+    """CTPO's ratio of the prefix up to and including the token, for use under `local_gradient` (2605.07331).
 
-    For use under `local_gradient`: bare, it sends token t's advantage to every earlier token.
+        f(ℓ)_t = Σ_{j≤t} m_j ℓ_j
+
+    Maps `log_ratio` (nats), `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if shapes differ.
+
+    Without `local_gradient`, the advantage of token t also reaches every earlier token. `prefix_mean` divides by t.
 
     >>> ℓ, mask = jnp.array([0.5, -0.25, 0.0, 1.25]), jnp.array([True, True, False, True])
     >>> cumulative(ℓ, jnp.ones(4), mask).tolist()
@@ -62,9 +79,13 @@ def cumulative(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> Tok
 
 
 def prefix_mean(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> Tokens:
-    """The geometric mean over the prefix, (1/t) Σ_{j≤t} m_j ℓ_j (CTPO's variant, clipped with power −0.5).
+    """Mean of ℓ over the prefix up to and including the token, for use under `local_gradient` (2605.07331).
 
-    For use under `local_gradient`, as `cumulative`.
+        f(ℓ)_t = (1/t) Σ_{j≤t} m_j ℓ_j
+
+    Maps `log_ratio` (nats), `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if shapes differ.
+
+    A variant in CTPO's code, clipped by `position_clip` with power = −0.5. `cumulative` does not divide by t.
 
     >>> ℓ, mask = jnp.array([0.5, -0.25, 0.0, 1.25]), jnp.array([True, True, False, True])
     >>> prefix_mean(ℓ, jnp.ones(4), mask).tolist()
@@ -76,10 +97,14 @@ def prefix_mean(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> To
 
 
 def prefix_min(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> Tokens:
-    """The token's ratio times the least ratio before it, sg[min_{j<t} ℓ_j] + ℓ_t (MinPRO, 2601.22718).
+    """MinPRO's ratio: the token's ratio times the smallest ratio before the token (2601.22718).
 
-    0 in place of the minimum at the first token; the minimum is not capped at 0. Not verified from the source: from
-    third-party notes on the paper.
+        f(ℓ)_t = sg[min_{j<t} ℓ_j] + ℓ_t
+
+    Maps `log_ratio` (nats), `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if shapes differ.
+
+    At the first token the minimum is replaced by 0; elsewhere it may exceed 0. `cumulative` adds all earlier ℓ instead.
+    Not verified from the paper: the formula is from third-party notes on it.
 
     >>> ℓ, mask = jnp.array([0.5, -0.25, 0.0, 1.25]), jnp.array([True, True, False, True])
     >>> prefix_min(ℓ, jnp.ones(4), mask).tolist()
@@ -91,13 +116,18 @@ def prefix_min(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> Tok
 
 @ranges(p=(-1e30, 1e30))
 def power_mean(log_ratio: Tokens, advantages: Tokens, segments: Segments, *, p: float | Array) -> Tokens:
-    """The power mean of the sequence's ratios, on every token (HölderPO, 2605.12058).
+    """HölderPO's ratio: the power mean of the sequence's ratios, on every token (2605.12058).
 
-        (1/p) log (1/n) Σ_j m_j e^{pℓ_j};    p → 0: the mean of ℓ, GSPO's ratio
+        f(ℓ) = (1/p) log( (1/n) Σ_j m_j e^{pℓ_j} );    at p = 0 the mean of ℓ, as in `sequence_mean`
 
-    Its gradient weighs the tokens by r_t^p / Σ r^p. p is any real number, and may be traced (a schedule). Before
-    `clip` it is the paper's default; after `clip` p = 1 is GRPO and p = 0 GMPO (for advantages constant in a
-    sequence). Stable for large |pℓ|, and accurate as p → 0, as is its derivative by p (½ the variance of ℓ at 0).
+    The gradient weights token t by r_t^p / Σ_j r_j^p. The paper's default is `power_mean` followed by `clip`. With
+    `clip` first, p = 1 is GRPO and p = 0 is GMPO, if A is constant in each sequence. The computation is stable for
+    large |pℓ| and accurate near p = 0, as is the derivative with respect to p.
+
+    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError for wrong shapes or values.
+
+    Args:
+      p: Exponent, any real number; may be traced (a schedule).
 
     >>> ℓ, mask = jnp.log(jnp.array([1.0, 3.0])), jnp.array([True, True])
     >>> print(*(jnp.exp(power_mean(ℓ, jnp.ones(2), mask, p=p)) for p in (1.0, -1.0)))
@@ -105,7 +135,7 @@ def power_mean(log_ratio: Tokens, advantages: Tokens, segments: Segments, *, p: 
     """
     log_ratio, _, segments = checked(log_ratio, advantages, segments)
     p = jnp.asarray(p, log_ratio.dtype)
-    center = lax.stop_gradient(_segments.mean(log_ratio, segments))  # any constant would do
+    center = lax.stop_gradient(_segments.mean(log_ratio, segments))  # any constant is correct
     deviation = jnp.where(_segments.trained(segments), log_ratio - center, 0.0)
     near = _segments.maximum(jnp.abs(lax.stop_gradient(p * deviation)), segments) <= 1
     mean = _segments.mean(_exponential(jnp.where(near, deviation, 0.0), p), segments)
@@ -115,7 +145,7 @@ def power_mean(log_ratio: Tokens, advantages: Tokens, segments: Segments, *, p: 
 
 @jax.custom_jvp
 def _exponential(d: Array, p: Array) -> Array:
-    """(e^{pd} − 1)/p for |pd| ≤ 1, d at p = 0: smooth in p. Its derivative by d is one product, so ∞·0 cannot arise."""
+    """(e^{pd} − 1)/p if |pd| ≤ 1, d at p = 0. The derivative with respect to d is one product, so ∞·0 cannot occur."""
     return d * _series(p * d, lambda k: 1 / math.factorial(k + 1))
 
 
@@ -147,7 +177,7 @@ def _(primals, tangents):
 
 
 def _series(x: Array, coefficient: Callable[[int], float]) -> Array:
-    """Σ_k c_k x^k to 18 terms, which is float64's precision where it is used."""
+    """Σ_k c_k x^k to 18 terms, which reaches the precision of float64 for the |x| used here."""
     total = jnp.zeros_like(x)
     for k in reversed(range(18)):
         total = total * x + coefficient(k)
@@ -155,18 +185,18 @@ def _series(x: Array, coefficient: Callable[[int], float]) -> Array:
 
 
 def _power_mean_far(log_ratio: Array, near: Array, p: Array, segments: Segments) -> Array:
-    """The power mean by the greatest of the r^p, where p is not near 0."""
+    """The power mean relative to the largest r^p, for p not near 0."""
     p, still = jnp.where(near, 1.0, p), lax.stop_gradient(log_ratio)
     sign = jnp.where(p < 0, -1.0, 1.0).astype(p.dtype)
-    greatest = sign * _segments.maximum(sign * still, segments)  # of the r^p
-    below = jnp.where(_segments.trained(segments) & ~near, log_ratio - greatest, 0.0)  # greatest is −∞ over nothing
+    greatest = sign * _segments.maximum(sign * still, segments)  # the ℓ of the largest r^p
+    below = jnp.where(_segments.trained(segments) & ~near, log_ratio - greatest, 0.0)  # greatest is −∞ if n = 0
     exponent = p * below
-    vanishes = jnp.exp(lax.stop_gradient(exponent)) == 0  # as its gradient does, were the whole infinite: no 0·∞
+    vanishes = jnp.exp(lax.stop_gradient(exponent)) == 0  # drop these terms, whose gradients would be 0·∞
     power = jnp.where(vanishes, 0.0, jnp.exp(exponent))
     mean = _segments.mean(power, segments)
     return greatest + jnp.log(jnp.where(near, 1.0, mean)) / p
 
 
 def _on_tokens(x: Array, segments: Segments) -> Tokens:
-    """A sequence's value on each of its trained tokens, 0 elsewhere."""
+    """The value of a sequence at each of its trained tokens, 0 elsewhere."""
     return jnp.where(_segments.trained(segments), x, 0.0)

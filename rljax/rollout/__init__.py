@@ -1,4 +1,4 @@
-"""Sampling: prompts in, completions and their log-probabilities out."""
+"""Sampling of completions and their log-probabilities."""
 
 from rljax.rollout.generate import Samples, check_left_padded, generate
 from rljax.rollout.sampling import SamplingConfig, row_keys

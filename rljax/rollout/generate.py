@@ -1,4 +1,4 @@
-"""Prompts in, completions out: prefill, then one token a row until every row has stopped."""
+"""Generation: prefill of the prompts, then one token per row until every row has stopped."""
 
 from typing import Any, NamedTuple
 
@@ -15,34 +15,34 @@ from rljax.rollout.sampling import SamplingConfig, choose, row_keys
 
 
 class Samples(NamedTuple):
-    """Prompts of L columns with their completions of at most N: rows of T = L + N tokens."""
+    """B prompts of L columns with completions of at most N tokens, as rows of T = L + N columns."""
 
     tokens: Int[Array, "B T"]
-    """[left pad | prompt | completion | right pad]."""
+    """Columns [left padding | prompt | completion | right padding]."""
     segment_ids: Int[Array, "B T"]
-    """The prompt's last id on the completion too; 0 on padding."""
+    """Segment ids: a completion has the last id of its prompt; 0 on padding."""
     mask: Bool[Array, "B T"]
-    """True exactly on the completion, its stop token included."""
+    """True on the tokens of the completion, including its stop token."""
     old_logp: Float[Array, "B T"]
-    """log π of the tempered, untruncated policy over the tokens that are not banned: what training recomputes. 0 off
-    the mask."""
+    """log π in nats at the sampling temperature, over the tokens that are not banned and without top-k and top-p
+    truncation. Training recomputes this log-probability. 0 outside the mask."""
     sampled_logp: Float[Array, "B T"]
-    """Log-probability in the truncated distribution drawn from; equal to old_logp without truncation."""
+    """Log-probability in nats under the truncated distribution that was sampled; 0 outside the mask."""
     finished: Bool[Array, " B"]
-    """The completion ended with a stop token, within its budget."""
+    """True if the completion ended with a stop token within its budget."""
 
 
 class _Progress(NamedTuple):
     n: Array
-    """Tokens drawn so far, [] int32."""
+    """Number of tokens drawn so far, [] int32."""
     last: Array
-    """The token drawn last, [B] int32."""
+    """Last token drawn, [B] int32."""
     active: Array
-    """The row goes on after it, [B] bool."""
+    """True if the row continues after `last`, [B] bool."""
     finished: Array
     cache: Any
     drawn: tuple[Array, ...]
-    """tokens, mask, old_logp, sampled_logp: each [B, N]."""
+    """(tokens, mask, old_logp, sampled_logp), each [B, N]."""
 
 
 def generate(
@@ -58,17 +58,34 @@ def generate(
     budget: Int[Array, " B"] | None = None,
     rows: Int[Array, " B"] | None = None,
 ) -> Samples:
-    """A completion y of each left-padded prompt x, drawn from Π_t π(y_t | x, y_<t) at the given temperature.
+    """Samples one completion y per left-padded prompt x.
 
-    A row ends after a token of `stop_ids`, or after `budget` tokens (at most, and by default, `max_new_tokens`); the
-    loop ends when every row has. A row's draws come from `key`, its number in `rows` (by default its place in the
-    batch) and the number of the token: neither padding nor the other rows change them. At temperature 0 the completion
-    is greedy, old_logp is that of temperature 1, and sampled_logp is 0. The `banned` tokens have probability 0: π is
-    the softmax over the others.
+        y ~ Π_t π(y_t | x, y_<t)
 
-    Under `jax.jit`, `model`, `config`, `stop_ids` and `banned` are static. Raises ValueError or TypeError if shapes or
-    dtypes do not fit, L + max_new_tokens exceeds the model's max_length, ids are out of range, or a row of concrete
-    `segment_ids` does not end with its prompt (traced ones are not looked at: `check_left_padded`).
+    At temperature 0 the completion is greedy, `old_logp` is computed at temperature 1 and `sampled_logp` is 0. The
+    random numbers of a token depend only on `key`, its row's number and its index in the completion, not on padding or
+    other rows. Under `jax.jit`, mark `model`, `config`, `stop_ids` and `banned` as static. The trainer and
+    `rljax-evaluate` both sample with this function.
+
+    Args:
+      model: The functions of the model.
+      params: Parameters of `model`.
+      prompts: Token ids, [B, L], padded on the left.
+      segment_ids: 0 on padding, the segment's id elsewhere, [B, L].
+      key: Random key of the rollout.
+      config: Temperature, truncation and `max_new_tokens` (N).
+      stop_ids: Tokens that end a completion.
+      banned: Tokens with probability 0; π is the softmax over all other tokens.
+      budget: Maximum length of each completion, in tokens, [B] int32; default and upper limit: N.
+      rows: Number of each row, [B] int32, which selects its random numbers; default: index in the batch.
+
+    Returns:
+      `Samples` with rows of T = L + N tokens.
+
+    Raises:
+      ValueError: If shapes do not fit, L + N exceeds the model's `max_length`, an id is out of range, or a row of
+        `segment_ids` does not end with its prompt (not checked under `jax.jit`; see `check_left_padded`).
+      TypeError: If `prompts` or `segment_ids` are not integers.
     """
     B, N = _check(model, prompts, segment_ids, config, stop_ids, banned, budget, rows)
     unembedding = model.unembedding(params)
@@ -101,17 +118,15 @@ def generate(
 
 
 def _keys_at(keys: Array, n: Int[Array, ""]) -> Array:
-    """The key of token n of each row."""
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, n)
 
 
 def _logits(hidden: Float[Array, "B D"], unembedding: Float[Array, "V D"]) -> Float[Array, "B V"]:
-    """h · Wᵀ, accumulated in at least float32, as training does."""
+    """h · Wᵀ, accumulated in at least float32, as in training."""
     return jnp.einsum("bd,vd->bv", hidden, unembedding, preferred_element_type=accumulator(hidden.dtype))
 
 
 def _without(logits: Float[Array, "B V"], banned: tuple[int, ...]) -> Float[Array, "B V"]:
-    """−∞ at the banned tokens."""
     return jnp.where(np.isin(np.arange(logits.shape[-1]), banned)[None], -jnp.inf, logits) if banned else logits
 
 
@@ -134,33 +149,35 @@ def _samples(prompts: Array, segment_ids: Array, end: _Progress) -> Samples:
 
 
 def check_left_padded(segment_ids) -> None:
-    """Raises ValueError, naming the row, unless every row is padding (id 0) and then its prompt, to the last column.
+    """Raises ValueError unless every row of `segment_ids` [B, L] is padding (id 0) followed by its prompt.
+
+    The error names the first wrong row. `generate` calls this function unless `segment_ids` is traced.
 
     >>> check_left_padded(np.array([[0, 1, 1], [1, 1, 0]]))
     Traceback (most recent call last):
-    ValueError: segment_ids[1] = [1, 1, 0]: expected padding (0) on the left alone, then the prompt to the last column
+    ValueError: segment_ids[1] = [1, 1, 0]: expected padding (0) only on the left, then the prompt to the last column
     """
     present = np.asarray(segment_ids) != 0
     wrong = np.flatnonzero(~present[:, -1:].any(axis=1) | (present[:, :-1] & ~present[:, 1:]).any(axis=1))
     if wrong.size:
         row = np.asarray(segment_ids)[wrong[0]].tolist()
-        raise ValueError(f"segment_ids[{wrong[0]}] = {row}: expected padding (0) on the left alone, then the prompt to "
+        raise ValueError(f"segment_ids[{wrong[0]}] = {row}: expected padding (0) only on the left, then the prompt to "
                          "the last column")  # fmt: skip
 
 
 def _check(model: Model, prompts, segment_ids, config, stop_ids, banned, budget, rows) -> tuple[int, int]:
-    """(B, N), or a plain error."""
+    """(B, N); raises ValueError or TypeError if an argument of `generate` does not fit."""
     if prompts.ndim != 2:
         raise ValueError(f"prompts has shape {prompts.shape}: expected [B, L]")
     if segment_ids.shape != prompts.shape:
-        raise ValueError(f"segment_ids has shape {segment_ids.shape}: expected {prompts.shape}, as prompts")
+        raise ValueError(f"segment_ids has shape {segment_ids.shape}: expected {prompts.shape}, the shape of prompts")
     if not isinstance(segment_ids, core.Tracer) and getattr(segment_ids, "is_fully_addressable", True):
         check_left_padded(segment_ids)
     (B, L), N, limit = prompts.shape, config.max_new_tokens, model.max_length
     length = L + N
     if length > limit:
         raise ValueError(f"prompts of {L} columns and max_new_tokens = {N} make rows of {length} tokens: expected at "
-                         f"most the model's max_length = {limit}")  # fmt: skip
+                         f"most max_length = {limit} of the model")  # fmt: skip
     for name, x in (("budget", budget), ("rows", rows)):
         if x is not None and (x.shape != (B,) or not jnp.issubdtype(x.dtype, jnp.integer)):
             raise ValueError(f"{name} has shape {x.shape} and dtype {x.dtype}: expected ({B},) int32")
@@ -168,5 +185,5 @@ def _check(model: Model, prompts, segment_ids, config, stop_ids, banned, budget,
         if any(not 0 <= token < model.vocab_size for token in ids):
             raise ValueError(f"{name} = {ids}: expected ids in [0, vocab_size = {model.vocab_size})")
     if set(banned) & set(stop_ids) or len(set(banned)) == model.vocab_size:
-        raise ValueError(f"banned = {banned}: expected ids other than stop_ids = {stop_ids}, and not all tokens")
+        raise ValueError(f"banned = {banned}: expected ids that are not in stop_ids = {stop_ids}, and not all tokens")
     return B, N

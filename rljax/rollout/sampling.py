@@ -1,4 +1,4 @@
-"""One token a row from given logits: tempering, truncation, and the draw."""
+"""Sampling of one token per row from logits: temperature, truncation and the random draw."""
 
 import dataclasses
 import math
@@ -13,31 +13,31 @@ from rljax._checks import check
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """How completions are drawn. Raises ValueError, naming the field, its value and what would be right."""
+    """Sampling settings. Raises ValueError if a field is out of range."""
 
     max_new_tokens: int = 20
-    """Budget of a completion, its stop token included."""
+    """Maximum length of a completion in tokens, including its stop token."""
     temperature: float = 1.0
-    """Logits are divided by it; 0 takes the likeliest token (greedy)."""
+    """Divisor of the logits; 0 selects the most likely token (greedy)."""
     top_k: int = 0
-    """Draw among the k likeliest tokens; 0 is off."""
+    """Sample from the k most likely tokens; 0 disables the truncation."""
     top_p: float = 1.0
-    """Draw among the fewest tokens that hold this much probability (nucleus, 1904.09751); 1 is off."""
+    """Sample from the smallest set of tokens with at least this probability (nucleus, 1904.09751); 1 disables it."""
 
     def __post_init__(self):
         check(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "1 or more")
         check(0 <= self.temperature < math.inf, "temperature", self.temperature, "0 (greedy) or a positive number")
-        check(self.top_k >= 0, "top_k", self.top_k, "0 (off) or a number of tokens")
-        check(0 < self.top_p <= 1, "top_p", self.top_p, "a probability in (0, 1]; 1 is off")
+        check(self.top_k >= 0, "top_k", self.top_k, "0 (disabled) or a number of tokens")
+        check(0 < self.top_p <= 1, "top_p", self.top_p, "a probability in (0, 1] (1 disables it)")
 
 
 def row_keys(key: Array, rows: Int[Array, " B"]) -> Array:
-    """A key for each row, which depends on the row's number and on nothing else of the batch."""
+    """Random keys [B], one per row number in `rows` [B]; a row's key depends only on `key` and the row's number."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
 
 
 def top_k(logits: Float[Array, "B V"], k: int) -> Float[Array, "B V"]:
-    """−∞ outside the k largest logits of a row; among equals the lower id stays."""
+    """The logits with −∞ outside the k largest of each row; ties keep the lower id."""
     if k >= logits.shape[-1]:
         return logits
     _, ids = lax.top_k(logits, k)
@@ -46,9 +46,9 @@ def top_k(logits: Float[Array, "B V"], k: int) -> Float[Array, "B V"]:
 
 
 def top_p(logits: Float[Array, "B V"], p: float) -> Float[Array, "B V"]:
-    """−∞ outside the smallest set of a row's likeliest tokens whose probability is at least p.
+    """The logits with −∞ outside the smallest set of each row's most likely tokens whose probability is at least p.
 
-    A token stays while the mass before it is below p, so the one that crosses p stays, and there is always one.
+    The token whose probability crosses p is kept, so at least one token is kept.
     """
     ids = jnp.argsort(logits, axis=-1, descending=True)
     pi = jnp.take_along_axis(jax.nn.softmax(logits, axis=-1), ids, axis=-1)
@@ -58,17 +58,17 @@ def top_p(logits: Float[Array, "B V"], p: float) -> Float[Array, "B V"]:
 
 
 BLOCK = 512
-"""Tokens of a block of the vocabulary in `draw`."""
+"""Tokens per block of the vocabulary in `draw`."""
 
 
 def draw(log_pi: Float[Array, "B V"], bits: UInt32[Array, "B 2"]) -> Int[Array, " B"]:
-    """A token of each row from π, in two levels: a block of the vocabulary from the block sums, then a token of it.
+    """Draws a token per row from π in two levels: first a block of the vocabulary, then a token of the block.
 
         P(token) = P(block) · P(token | block),   each a multiple of 2⁻³¹ (`_weights`)
 
-    `bits` are 64 random bits per row, 32 for each level. One uniform float32 number, a multiple of 2⁻²³, could not
-    reach most of 150,000 tokens that share 1 % of the mass; nor could a float32 cumulative sum tell them apart. A
-    token of probability 0 is never drawn.
+    `bits` are 64 random bits per row, 32 per level. One uniform float32 number is a multiple of 2⁻²³: too coarse
+    for 150,000 tokens that share 1 % of the mass, as is a float32 cumulative sum. A token of probability 0 is never
+    drawn.
     """
     B, V = log_pi.shape
     size = min(BLOCK, V)
@@ -79,31 +79,31 @@ def draw(log_pi: Float[Array, "B V"], bits: UInt32[Array, "B 2"]) -> Int[Array, 
 
 
 def _pick(masses: Float[Array, "B n"], bits: UInt32[Array, " B"]) -> Int[Array, " B"]:
-    """i with probability `_weights(masses)`_i / 2³¹: the first whose cumulative weight exceeds the first 31 bits."""
+    """Index i with probability `_weights(masses)`[i] / 2³¹: the first to have a cumulative weight above bits >> 1."""
     reached = jnp.cumsum(_weights(masses), axis=-1)
     return jnp.argmax(reached > (bits >> 1)[:, None], axis=-1).astype(jnp.int32)
 
 
 def _weights(masses: Float[Array, "B n"]) -> UInt32[Array, "B n"]:
-    """2³¹ · masses / Σ masses as integers, whose cumulative sums are exact; the largest takes the rounding.
+    """2³¹ · masses / Σ masses as integers that add up to 2³¹, so that cumulative sums are exact.
 
-    They add to 2³¹. A mass of 0 has weight 0, and one below 2⁻³² of the sum may have.
+    The largest weight absorbs the rounding. A mass of 0, and possibly a mass below 2⁻³² of the sum, has weight 0.
     """
     whole = jnp.uint32(2**31)
     shares = masses / jnp.sum(masses, axis=-1, keepdims=True)
     weights = jnp.round(shares * 2.0**31).astype(jnp.uint32)
     largest = jnp.arange(masses.shape[-1])[None] == jnp.argmax(masses, axis=-1, keepdims=True)
-    missing = whole - jnp.sum(weights, axis=-1, keepdims=True, dtype=jnp.uint32)  # modulo 2³², as the next line adds
+    missing = whole - jnp.sum(weights, axis=-1, keepdims=True, dtype=jnp.uint32)  # modulo 2³², like the sum below
     return weights + jnp.where(largest, missing, jnp.uint32(0))
 
 
 def choose(
     logits: Float[Array, "B V"], keys: Array, config: SamplingConfig
 ) -> tuple[Int[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
-    """One token a row, its log π under the tempered policy, and its log-probability in the draw.
+    """One token per row, its log π at the temperature, and its log-probability after truncation.
 
-    The two differ by the truncation only. Greedy takes the largest logit: log π is then that of temperature 1, and the
-    draw is certain (0).
+    Without truncation the two log-probabilities are equal. At temperature 0 the token has the largest logit, log π is
+    computed at temperature 1, and the second log-probability is 0.
     """
     greedy = config.temperature == 0
     log_pi = jax.nn.log_softmax(logits if greedy else logits / config.temperature, axis=-1)

@@ -1,4 +1,4 @@
-"""Tasks: problems with a tokenizer and a verifier. Datasets are prepared and read when a task loads."""
+"""Tasks: problems with a tokenizer and a reward function. `Task.load` prepares and reads the dataset."""
 
 from rljax.tasks.jsonl import JsonlTask
 from rljax.tasks.strings import StringsTask

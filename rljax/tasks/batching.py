@@ -1,7 +1,7 @@
-"""From problems to batches: rows of token ids, and a grain iterator over them whose state is a checkpoint's to keep.
+"""Encoding of problems as rows of token ids, and a grain iterator over batches of rows.
 
-Rows are dictionaries of NumPy arrays: `tokens [R, T] int32`, `segment_ids [R, T] int32` (0 = pad, 1, 2, … the row's
-sequences) and, where there is something to learn, `mask [R, T] bool`, true on the solution and its end.
+Rows are a dict of NumPy arrays: `tokens [R, T] int32`, `segment_ids [R, T] int32` (0 on padding, then 1, 2, … for the
+sequences of a row) and, for demonstrations only, `mask [R, T] bool`, True on the solution and its end token.
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ Rows = dict[str, Int[np.ndarray, "R T"] | Bool[np.ndarray, "R T"]]
 
 
 def pack(problems: Sequence[Problem], tokenizer: Tokenizer, row_length: int, *, end: int = EOS) -> Rows:
-    """Demonstrations `[prompt | solution | end]`, several a row: each goes where the least room is left after it.
+    """Demonstrations `[prompt | solution | end]` packed into rows of `row_length` tokens by best fit.
 
-    Raises ValueError for a problem without a solution, or one that is longer than a row.
+    Raises ValueError if a problem has no solution or is longer than a row.
     """
     if not problems:
-        raise ValueError("problems is empty: expected at least one to pack")
-    room: list[list[int]] = [[] for _ in range(row_length + 1)]  # rows by the number of tokens that still fit
+        raise ValueError("problems is empty: expected at least one problem to pack")
+    room: list[list[int]] = [[] for _ in range(row_length + 1)]  # indices of rows, by the number of free tokens
     rows: list[list[tuple[list[int], int]]] = []
     for problem in problems:
         tokens, start = _demonstration(problem, tokenizer, row_length, end)
@@ -38,14 +38,14 @@ def pack(problems: Sequence[Problem], tokenizer: Tokenizer, row_length: int, *, 
 
 
 def _demonstration(problem: Problem, tokenizer: Tokenizer, row_length: int, end: int) -> tuple[list[int], int]:
-    """(tokens, where the solution starts)."""
+    """(tokens, index of the first token of the solution)."""
     if not problem.solution:
-        raise ValueError(f"problems: {problem.prompt!r} has no solution; expected one to learn from in each")
+        raise ValueError(f"problems: {problem.prompt!r} has no solution: expected a solution in every problem")
     prompt = _prompt(problem, tokenizer)
     tokens = [*prompt, *tokenizer.encode(problem.solution), end]
     if len(tokens) > row_length:
-        raise ValueError(f"row_length = {row_length}: {problem.prompt!r} with its solution has {len(tokens)} tokens; "
-                         "raise row_length or leave the problem out")  # fmt: skip
+        raise ValueError(f"row_length = {row_length}: expected room for {problem.prompt!r} with its solution, "
+                         f"{len(tokens)} tokens; raise row_length or remove the problem")  # fmt: skip
     return tokens, len(prompt)
 
 
@@ -63,16 +63,16 @@ def _filled(rows: list[list[tuple[list[int], int]]], row_length: int) -> Rows:
 
 
 def encode_prompts(problems: Sequence[Problem], tokenizer: Tokenizer, length: int, argument: str = "length") -> Rows:
-    """Prompts, one per row, padded on the left to `length` columns. No mask: nothing has been chosen yet.
+    """Prompts, one per row, padded on the left to `length` columns; the rows have no `mask`.
 
-    Raises ValueError for an empty prompt, and for a longer one, naming the `argument` that gave the length.
+    Raises ValueError if a prompt is empty or longer than `length`; the error names the setting `argument`.
     """
     prompts = [_prompt(problem, tokenizer) for problem in problems]
     lengths = [len(ids) for ids in prompts]
     if max(lengths, default=0) > length:
         longest = lengths.index(max(lengths))
         raise ValueError(f"{argument} = {length}: expected at least the {lengths[longest]} tokens of the prompt "
-                         f"{problems[longest].prompt!r}; raise it or leave the problem out")  # fmt: skip
+                         f"{problems[longest].prompt!r}; raise the limit or remove the problem")  # fmt: skip
     tokens, segment_ids = np.zeros((2, len(problems), length), np.int32)
     for r, ids in enumerate(prompts):
         tokens[r, length - len(ids) :] = ids
@@ -83,17 +83,17 @@ def encode_prompts(problems: Sequence[Problem], tokenizer: Tokenizer, length: in
 def _prompt(problem: Problem, tokenizer: Tokenizer) -> list[int]:
     ids = tokenizer.encode(problem.prompt)
     if not ids:
-        raise ValueError("problems: a prompt is empty; its first token would have nothing to be predicted from")
+        raise ValueError("problems: a prompt is empty: expected at least one token, to predict the next token from")
     return ids
 
 
 def batches(arrays: dict[str, np.ndarray], batch_size: int, seed: int):
-    """An endless grain iterator over batches of the arrays' rows, reshuffled every epoch.
+    """Infinite grain iterator over batches of rows of `arrays`, shuffled anew in each epoch.
 
-    `get_state()` gives a JSON-like value, and `set_state` of it goes on with exactly the batch that was next. Raises
-    ValueError where there are no rows, the arrays differ in length, or batch_size is not positive.
+    `get_state()` returns JSON-like data; `set_state` of that data continues with the same next batch. Raises
+    ValueError if there are no rows, the arrays differ in length, or batch_size is not positive.
     """
-    import grain  # takes seconds to import
+    import grain
 
     lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) != 1 or not all(lengths.values()):
@@ -102,4 +102,4 @@ def batches(arrays: dict[str, np.ndarray], batch_size: int, seed: int):
         raise ValueError(f"batch_size = {batch_size}: expected 1 or more")
     order = grain.MapDataset.range(len(next(iter(arrays.values())))).seed(seed).shuffle().repeat().batch(batch_size)
     rows = order.map(lambda chosen: {name: array[chosen] for name, array in arrays.items()})
-    return iter(rows.to_iter_dataset(grain.ReadOptions(num_threads=0)))  # from memory: a thread would only cost
+    return iter(rows.to_iter_dataset(grain.ReadOptions(num_threads=0)))  # rows are in memory: no threads needed

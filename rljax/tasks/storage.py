@@ -1,6 +1,6 @@
-"""Problems on disk: what the dataset builders share. Written once as array_record, read whole into lists.
+"""Storage of problems on disk, shared by the dataset builders: written once as array_record, read into lists.
 
-Importing this imports tensorflow_datasets (never TensorFlow); a task does so when it loads.
+This module imports tensorflow_datasets but not TensorFlow. Tasks import it in `load`.
 """
 
 import contextlib
@@ -21,29 +21,29 @@ _FIELDS = tuple(field.name for field in dataclasses.fields(Problem))
 
 
 def problem_info(builder: tfds.core.DatasetBuilder, description: str) -> tfds.core.DatasetInfo:
-    """The info of a dataset whose examples are problems, kept in the order in which they are generated."""
+    """DatasetInfo of a dataset of problems, stored in the order in which they are generated."""
     features = tfds.features.FeaturesDict({name: tfds.features.Text() for name in _FIELDS})
     return tfds.core.DatasetInfo(builder=builder, description=description, features=features, disable_shuffling=True)
 
 
 def examples(problems: Iterable[Problem]) -> Iterator[tuple[int, dict[str, str]]]:
-    """The problems as a builder's `_generate_examples` yields them."""
+    """The (key, features) pairs that a builder's `_generate_examples` yields for the problems."""
     return ((key, {**vars(problem), "info": json.dumps(dict(problem.info))}) for key, problem in enumerate(problems))
 
 
 def prepare(
     kind: type[tfds.core.DatasetBuilder], config: tfds.core.BuilderConfig, data_dir: Path
 ) -> tfds.core.DatasetBuilder:
-    """The builder, its dataset written where it is not there yet; of processes that ask at once one writes, all wait.
+    """The builder of a dataset, which is written first if it does not exist. Only one process writes; others wait.
 
-    What an interrupted writer leaves never counts: the folder takes its name when it is whole.
+    The folder gets its final name only when it is complete, so the files of an interrupted writer are ignored.
     """
     with _quiet():
         builder = kind(data_dir=str(data_dir), config=config)
     folder = builder.data_path
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{folder.name}.lock"), _quiet():
-        if folder.exists():  # another process was first
+        if folder.exists():  # written by another process
             return kind(data_dir=str(data_dir), config=config)
         tfds.disable_progress_bar()
         no_network = tfds.download.DownloadConfig(try_download_gcs=False)
@@ -53,7 +53,7 @@ def prepare(
 
 @contextlib.contextmanager
 def _quiet():
-    """Keeps tensorflow_datasets' own chatter off the terminal."""
+    """Suppresses the messages of tensorflow_datasets."""
     logger = logging.getLogger("absl")
     before, logger.disabled = logger.disabled, True
     try:
@@ -64,7 +64,7 @@ def _quiet():
 
 
 def read(builder: tfds.core.DatasetBuilder, split: str) -> list[Problem]:
-    """A split's problems, all at once and past tensorflow_datasets' decoding, which takes 70 µs for each of them."""
+    """All problems of a split, decoded here because the decoder of tensorflow_datasets is slow."""
     source = builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)  # pyright: ignore[reportCallIssue]
     return [_problem(record) for record in source.__getitems__(range(len(source)))]
 

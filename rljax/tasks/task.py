@@ -1,4 +1,4 @@
-"""A task as the trainer sees it: problems, a tokenizer, and a reward for the text of a completion."""
+"""The task interface of the trainer: problems, a tokenizer and a reward for the text of a completion."""
 
 import abc
 import dataclasses
@@ -14,50 +14,59 @@ from rljax.tasks.tokenizer import BOS, EOS, PAD, Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A prompt with its answer, a worked solution in text if there is one, the level it is reported under, and `info`:
-    anything else that the reward function needs, as JSON values by name."""
+    """A prompt, its answer and optional data."""
 
     prompt: str
+    """Text that the model completes."""
     answer: str
+    """Reference answer, passed to the reward function."""
     solution: str = ""
+    """Text of a demonstration; empty if the problem has none."""
     level: str = ""
+    """Level under which the problem is reported."""
     info: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    """Further data for the reward function, as JSON values by name."""
 
 
 def full_reward(reward: float) -> bool:
-    """True for a reward of 1 or more."""
     return reward >= 1
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskData:
-    """A task, loaded; the same in every process of a job."""
+    """The data of a loaded task, identical in every process of a job.
+
+    Raises ValueError if `stop_ids` is empty or `headline` is not a level of `held_out`.
+    """
 
     tokenizer: Tokenizer
+    """Converts text to token ids and back."""
     demonstrations: list[Problem]
-    """Problems with solutions, for stage 1."""
+    """Problems with solutions, used in stage 1."""
     prompts: list[Problem]
-    """Problems of stage 2."""
+    """Problems used in stage 2."""
     held_out: Mapping[str, list[Problem]]
-    """Problems of the evaluation, by level."""
+    """Problems used in evaluations, by level."""
     reward: Callable[..., float]
-    """`reward(prompt, completion, answer)`, from the completion's text without its stop token. It judges a completion
-    that was cut at its budget, too. If it has keyword-only parameters of these names, it is given `finished` (False if
-    the completion was cut), `length` (the completion's tokens, its stop token included) and `info` (the problem's)."""
+    """`reward(prompt, completion, answer) -> float`, where `completion` is text without the stop token.
+
+    The function is also called for completions that were cut at their budget. Keyword-only parameters with these names
+    are supplied if present: `finished` (False if the completion was cut), `length` (number of tokens of the completion,
+    including its stop token) and `info` (`Problem.info`)."""
     solved: Callable[[float], bool] = full_reward
-    """Whether a reward means that the problem is solved, which pass@k, greedy accuracy and the looks during training
-    count. By default it is a reward of 1 or more: give another function if the full reward is less than 1."""
+    """`solved(reward) -> bool`: True if the reward means that the problem is solved. Used by pass@k, greedy accuracy
+    and the evaluations during training. By default, a reward of 1 or more means solved."""
     headline: str | None = None
-    """The held-out level that a report leads with; by default the first."""
+    """The held-out level that a report shows first; by default, the first level of `held_out`."""
     checks: Mapping[str, Callable[[str, str], bool]] = dataclasses.field(default_factory=dict)
-    """Further shares that an evaluation reports, by name: `check(prompt, completion)`, beside the reward."""
+    """Further checks `check(prompt, completion) -> bool`, by name; an evaluation reports the share of True for each."""
     stop_ids: tuple[int, ...] = (EOS,)
-    """Tokens that end a completion; demonstrations end with the first of them."""
+    """Tokens that end a completion; demonstrations end with the first of these tokens."""
 
     @property
     def banned_ids(self) -> tuple[int, ...]:
         """Tokens that are never sampled: the tokenizer's PAD and BOS, unless they are among `stop_ids`."""
-        ids = (getattr(self.tokenizer, "pad_id", PAD), getattr(self.tokenizer, "bos_id", BOS))  # -1: it has none
+        ids = (getattr(self.tokenizer, "pad_id", PAD), getattr(self.tokenizer, "bos_id", BOS))  # -1: none
         return tuple(sorted({i for i in ids if i >= 0} - set(self.stop_ids)))
 
     def __post_init__(self):
@@ -69,15 +78,18 @@ class TaskData:
 
 
 class Task(abc.ABC):
-    """A recipe's `task`: a frozen dataclass of settings, and `load`."""
+    """Base class of a recipe's `task`: a frozen dataclass of settings with a method `load`.
+
+    `JsonlTask` is the subclass for problems in a local file.
+    """
 
     @abc.abstractmethod
     def load(self) -> TaskData:
-        """Prepares what is not prepared yet, and reads it; the same settings give the same data, always."""
+        """Prepares the dataset if necessary and reads it. Equal settings must return equal data."""
 
 
 def as_paths(task: Task, *fields: str) -> None:
-    """Makes a `Path` of each of a frozen task's fields that a recipe gave as a string."""
+    """Converts these fields of a frozen task from strings to `Path`."""
     for field in fields:
         value = getattr(task, field)
         if isinstance(value, str):
@@ -85,18 +97,18 @@ def as_paths(task: Task, *fields: str) -> None:
 
 
 def require_reward(reward: Callable) -> None:
-    """Raises ValueError if a reward function requires a keyword that it is not given."""
+    """Raises ValueError if a reward function requires a keyword argument that the trainer does not supply."""
     try:
         named = required_fields(reward)
-    except ValueError:  # some functions of C have no signature
+    except ValueError:  # some functions written in C have no signature
         return
     if unknown := sorted(named - {"finished", "length", "info"}):
         raise ValueError(f"task.reward = {name_of(reward)}: requires {', '.join(map(repr, unknown))}, which is not "
-                         "supplied: expected finished, length or info, or a bound value")  # fmt: skip
+                         "supplied: expected only finished, length or info; bind all other keywords")  # fmt: skip
 
 
 def require_task(value) -> Task:
-    """The value, if it is a task; raises ValueError, showing what to write, for anything else."""
+    """Returns the value if it is a task, else raises ValueError with an example of a task."""
     if isinstance(value, Task):
         return value
     example = "JsonlTask(path='problems.jsonl')"

@@ -1,6 +1,13 @@
-"""Rewards that serve several tasks, read from a completion's text without its EOS."""
+"""Reward functions shared by several tasks."""
 
 
 def exact_match(prompt: str, completion: str, answer: str, *, finished: bool = True) -> float:
-    """1 if the completion is finished and is the answer, up to white space around either; else 0."""
+    """1.0 if the completion is finished and equals the answer, else 0.0.
+
+    White space at either end of `completion` and `answer` is ignored; `prompt` is unused. `finished` is False if the
+    completion was cut at its budget. See `TaskData.reward` for the interface.
+
+    >>> exact_match("1+2=", " 3", "3"), exact_match("1+2=", "33", "3")
+    (1.0, 0.0)
+    """
     return float(finished and completion.strip() == answer.strip())

@@ -1,4 +1,4 @@
-"""The trainer: configs, the two stages, checkpoints, and what a person sees."""
+"""The trainer: configs, the two training stages, checkpoints, evaluation and reports."""
 
 from importlib.util import find_spec
 

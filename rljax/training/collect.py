@@ -1,4 +1,4 @@
-"""Rollouts: prompts in, sampled completions and their verified rewards out."""
+"""Sampling of completions, their rewards, and the selection of groups to train on."""
 
 import dataclasses
 import decimal
@@ -24,13 +24,13 @@ from rljax.training.placement import to_host
 
 
 class Drawn(NamedTuple):
-    """A completion of each row, in NumPy and whole on every process."""
+    """One completion per row, as NumPy arrays that are complete on every process."""
 
     samples: Samples
     texts: list[str]
-    """Without their stop tokens."""
+    """Text of each completion, without its stop token."""
     components: np.ndarray
-    """[R, K] float32: the numbers that the reward function returns, of which the reward is the sum."""
+    """[R, K] float32: the numbers that the reward function returned; the reward is their sum."""
 
     @property
     def rewards(self) -> np.ndarray:
@@ -39,18 +39,18 @@ class Drawn(NamedTuple):
 
     @property
     def finished(self) -> np.ndarray:
-        """[R] bool: False for a completion that was cut at its budget."""
+        """[R] bool: False for a completion that was cut off at its token budget."""
         return np.asarray(self.samples.finished)
 
     @property
     def lengths(self) -> np.ndarray:
-        """[R] tokens of each completion, its stop token included."""
+        """[R] tokens per completion, including the stop token."""
         return np.asarray(self.samples.mask).sum(axis=1)
 
 
 @functools.lru_cache(maxsize=16)
 def _sampling_program(model: Model, config: SamplingConfig, stop_ids: tuple, banned: tuple) -> Callable:
-    """Compiled once for each shape of prompts, whoever asks for it."""
+    """The jitted sampler, cached so that training and evaluation share compiled programs."""
     return jax.jit(functools.partial(generate, model, config=config, stop_ids=stop_ids, banned=banned))
 
 
@@ -64,10 +64,10 @@ def draw(
     *,
     cut_reward: float | None = None,
 ) -> Drawn:
-    """A completion of each row of left-padded prompts, verified.
+    """Samples one completion per row of left-padded prompts and computes its reward.
 
-    `rows` holds `tokens` and `segment_ids`, `[R, L]`; `problems` are theirs, in order. Rows beyond the problems are
-    there for the shape: they have no text and no reward. `cut_reward` is as in `verify`.
+    `rows` holds `tokens` and `segment_ids`, [R, L]; problem i belongs to row i. Rows past the last problem only fill
+    the compiled shape and get neither a text nor a reward. `cut_reward` is as in `verify`.
     """
     check_left_padded(rows["segment_ids"])
     run = _sampling_program(parts.model, sampling, parts.data.stop_ids, parts.data.banned_ids)
@@ -79,20 +79,19 @@ def draw(
 
 
 def completions(samples: Any, prompt_length: int, data: TaskData) -> list[str]:
-    """The text of each completion, without its stop token."""
+    """Text of each completion, without its stop token."""
     tokens, mask = samples.tokens[:, prompt_length:], samples.mask[:, prompt_length:]
     counts = mask.sum(axis=1) - samples.finished
     return [data.tokenizer.decode(row[:n].tolist()) for row, n in zip(tokens, counts, strict=True)]
 
 
 def verify(problems: Sequence[Problem], drawn: Drawn, data: TaskData, *, cut_reward: float | None = None) -> np.ndarray:
-    """Rewards [R, K], float32, by the task's reward function, which judges the text of a cut completion too.
+    """Rewards of the task's reward function, [R, K] float32; K is 1, or the length of the tuple or list it returns.
 
-    K is 1, or the number of rewards if the function returns a tuple or list of them; then the reward is their sum. If
-    `cut_reward` is given, completions that were cut have that reward instead. Each process verifies its share and
-    all learn every reward, so a reward function that is slow, or not quite deterministic, leaves the processes in
-    agreement. Raises RunError, naming prompt, text and answer, if the function raises, or returns anything
-    but finite numbers, always as many.
+    With `cut_reward`, completions that were cut off at their token budget get that reward instead. Each process
+    computes the rewards of its share of the completions and all processes gather the results, so they agree even if the
+    reward function is not deterministic. Raises RunError, with the prompt, text and answer, if the function raises or
+    returns anything other than finite numbers, the same count for every completion.
     """
     finished, lengths = drawn.finished, drawn.lengths
     judged: dict[int, tuple[float, ...]] = {}
@@ -127,13 +126,13 @@ def _reward(problem: Problem, text: str, data: TaskData, about: dict[str, Any]) 
         where = traceback.extract_tb(error.__traceback__)[-1]
         raise RunError(
             f"{_call(problem, text)} raised {type(error).__name__}: {error} "
-            f"({where.filename}, line {where.lineno}). It must give a number for any text"
+            f"({where.filename}, line {where.lineno}): expected a number for every text"
         ) from error
     found = tuple(map(_number, reward)) if isinstance(reward, tuple | list) else (_number(reward),)
     if not found or None in found:
-        how = "write `return` with a number on every path" if reward is None else "return one, or a tuple of them"
-        raise RunError(f"{_call(problem, text)} = {reward!r}: expected a number, such as 1.0 for a right completion "
-                       f"and 0.0 for a wrong one; {how}")  # fmt: skip
+        how = "; write `return` with a number on every path" if reward is None else ", or a tuple of numbers"
+        raise RunError(f"{_call(problem, text)} = {reward!r}: expected a number, such as 1.0 for a correct completion "
+                       f"and 0.0 for an incorrect one{how}")  # fmt: skip
     return found  # pyright: ignore[reportReturnType]
 
 
@@ -142,16 +141,16 @@ def _call(problem: Problem, text: str) -> str:
 
 
 def _number(value: Any) -> float | None:
-    """A real number, or an array that holds one, as a float; True is 1. None for anything else."""
+    """The value as a float if it is a real number, a bool or an array with one number, else None."""
     if hasattr(value, "shape") and math.prod(value.shape) == 1:
         value = value.item()
     return float(value) if isinstance(value, numbers.Real | decimal.Decimal) else None
 
 
 def given(function: Callable, offered: dict[str, Any]) -> Callable:
-    """The function with those of `offered` bound that it has as keyword-only parameters.
+    """Binds the entries of `offered` that are keyword-only parameters of `function`, with or without a default.
 
-    One with a default is given too; one that `functools.partial` has bound is left.
+    Parameters that a `functools.partial` has already bound keep their value.
 
     >>> given(lambda text, *, length: (text, length), {"length": 3, "finished": True})("abc")
     ('abc', 3)
@@ -162,7 +161,7 @@ def given(function: Callable, offered: dict[str, Any]) -> Callable:
 
 
 def _keyword_only(function: Callable) -> frozenset[str]:
-    """Names of the keyword-only parameters; none if the function, as some of C's, does not tell them."""
+    """Names of the keyword-only parameters; empty if the function has no signature, as some C functions."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
@@ -171,12 +170,12 @@ def _keyword_only(function: Callable) -> frozenset[str]:
 
 
 def repeated(rows: dict[str, np.ndarray], times: int) -> dict[str, np.ndarray]:
-    """Each row so many times, one after the other."""
+    """Repeats each row `times` times in succession."""
     return {name: np.repeat(rows[name], times, axis=0) for name in ("tokens", "segment_ids")}
 
 
 def rollouts_of(drawn: Drawn, task: np.ndarray) -> Rollouts:
-    """The completions of P prompts as `[P, G, T]`, with rewards `[P, G]` and the prompts' `task` [P]."""
+    """Rollouts [P, G, T] of the completions of P prompts; `task` is the prompts' level index, [P]."""
     samples: Any = drawn.samples
     rollouts = Rollouts(
         tokens=samples.tokens,
@@ -192,19 +191,18 @@ def rollouts_of(drawn: Drawn, task: np.ndarray) -> Rollouts:
 
 
 def without_cut(rollouts: Rollouts, finished: np.ndarray) -> Rollouts:
-    """Overlong filtering: the mask is false on completions that were cut at their budget, `finished` [P·G] false.
+    """Masks completions that were cut off at their token budget (`finished` [P·G] is False): overlong filtering.
 
-    They are then absent: from their group's baseline, from the loss and from its denominators.
+    Masked completions do not count in their group's baseline, in the loss or in its denominators.
     """
     return dataclasses.replace(rollouts, mask=rollouts.mask & finished.reshape(*rollouts.mask.shape[:2], 1))
 
 
 def with_signal_first(rollouts: Rollouts, signal: np.ndarray, groups: int) -> Rollouts:
-    """The first `groups` groups, those with a signal [P] before the others, in order; the others are masked out.
+    """Selects `groups` groups, those with `signal` [P] first, and masks the selected groups without a signal.
 
-    For baselines that come from the group. A group of equal rewards has advantage 0 there, so it teaches nothing, but
-    under a token mean it would still dilute the weights of the rest: it is absent instead (DAPO's dynamic sampling,
-    within one rollout).
+    With a group baseline, a group of equal rewards has advantage 0. Under a token mean its tokens would still count in
+    the denominator, so the group is masked (DAPO's dynamic sampling, within one rollout).
     """
     kept = np.argsort(~signal, kind="stable")[:groups]
     rollouts = jax.tree.map(lambda x: x[kept], rollouts)

@@ -1,4 +1,4 @@
-"""The commands: read a recipe, join the other workers, call the library."""
+"""The training and evaluation commands."""
 
 import io
 import logging
@@ -19,19 +19,19 @@ _FOR_A_PERSON = (ValueError, FileNotFoundError, RunError)
 
 
 def train(arguments: Sequence[str] | None = None) -> None:
-    """`tpu_train.py [RECIPE] [--field value …]`: trains from a recipe, going on from where its run stands."""
+    """`tpu_train.py [RECIPE] [--field value …]`: trains a recipe, resuming its run from the newest checkpoint."""
     _as_command(_train, sys.argv[1:] if arguments is None else arguments)
 
 
 def evaluate(arguments: Sequence[str] | None = None) -> None:
-    """`evaluate.py RUN [--field value …]`: measures a run's newest checkpoint on the held-out problems."""
+    """`evaluate.py RUN [--field value …]`: evaluates a run's newest checkpoint on the held-out problems."""
     _as_command(_evaluate, sys.argv[1:] if arguments is None else arguments)
 
 
 def _as_command(command: Callable[[list[str]], None], arguments: Sequence[str]) -> None:
-    """Ends the process with an error's message alone; RLJAX_TRACEBACK=1 shows where it came from."""
+    """Runs a command; on an error, prints it with `_tell` and exits with its exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a locale without an é ends no run
+        sys.stdout.reconfigure(errors="backslashreplace")  # printing é must not fail in an ASCII locale
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs warnings about things that we do on purpose
     try:
         command(list(arguments))
@@ -39,27 +39,27 @@ def _as_command(command: Callable[[list[str]], None], arguments: Sequence[str]) 
         _tell(error)
         code = getattr(error, "exit_code", 1)
         if jax.distributed.is_initialized():
-            os._exit(code)  # the others would wait for this process at the end of the program, for ever
+            os._exit(code)  # a normal exit would wait for the other processes forever
         sys.exit(code)
 
 
 def _tell(error: Exception) -> None:
-    """An error meant for a person as its message; any other with its traceback."""
+    """Prints the message of an expected error, and the traceback of any other error or if RLJAX_TRACEBACK is set."""
     if os.environ.get("RLJAX_TRACEBACK") or not (isinstance(error, _FOR_A_PERSON) or disk_is_full(error)):
         traceback.print_exception(error)
     elif disk_is_full(error) and not isinstance(error, RunError):
         print(f"error: disk full ({error}): free some space and run the same command again", file=sys.stderr)
     else:
-        hint = "" if isinstance(error, RunError) else " (RLJAX_TRACEBACK=1 shows where this comes from)"
+        hint = "" if isinstance(error, RunError) else " (set RLJAX_TRACEBACK=1 to see the traceback)"
         print(f"error: {error}{hint}", file=sys.stderr)
     sys.stderr.flush()
 
 
 def _train(arguments: list[str]) -> None:
     chosen, overrides = recipe.split(arguments)
-    join_workers()  # first: a recipe may compute
+    join_workers()  # first, because a recipe may use JAX devices
     config = recipe.load(chosen, overrides)
-    from rljax.training.components import make_components  # after joining: what these import may ask for devices
+    from rljax.training.components import make_components  # after joining, because these modules may initialize devices
     from rljax.training.report.monitor import Monitor
     from rljax.training.run import Run
 
@@ -70,8 +70,8 @@ def _train(arguments: list[str]) -> None:
     done = read_json(config.run / "finished.json", {}).get("steps", -1)
     if done >= config.steps:
         if jax.process_index() == 0:
-            print(f"This run is finished: {done} rollouts. Its report is {config.run / 'report.html'}\n"
-              "Start another with --run FOLDER (and another --seed), or go on with it by more --steps.")  # fmt: skip
+            print(f"This run is finished ({done} rollouts). Its report is {config.run / 'report.html'}\n"
+              "Start another run with --run FOLDER (and another --seed), or continue with more --steps.")  # fmt: skip
         return
     parts = make_components(config)
     with Monitor(config, parts.data.headline) as monitor:
@@ -83,8 +83,8 @@ def _train(arguments: list[str]) -> None:
 
 def _evaluate(arguments: list[str]) -> None:
     if not arguments or arguments[0].startswith("-"):
-        raise ValueError(f"arguments = {arguments!r}: expected `evaluate.py RUN [--field value …]`, RUN a folder that "
-                         "a training printed")  # fmt: skip
+        raise ValueError(f"arguments = {arguments!r}: expected `evaluate.py RUN [--field value …]`, where RUN is the "
+                         "folder of a training run; `evaluate.py RUN --help` lists the fields")  # fmt: skip
     run = Path(arguments[0])
     chosen, overrides = RunFolder.command(run)
     join_workers()

@@ -15,25 +15,25 @@ from rljax.training.validation import check_lengths, check_rows
 
 
 class Components(NamedTuple):
-    """What a run computes with, from its first step to its last."""
+    """Mesh, model, task data and encoded prompts of a run."""
 
     mesh: Mesh
     model: Model
     data: TaskData
     prompts: dict[str, np.ndarray]
-    """Rows of stage 2's prompts: `tokens` and `segment_ids` [R, L], `index` into `data.prompts` and `task`, [R]."""
+    """Prompts of stage 2: `tokens` and `segment_ids` [R, L]; `index` into `data.prompts` and `task`, the level, [R]."""
 
     def rows_to_devices(self, tree):
-        """Host arrays on the mesh, their first axis split as rows are."""
+        """Copies host arrays to the mesh, with their first axis sharded like the rows of a batch."""
         return to_devices(tree, self.mesh, P(self.model.rules.rows))
 
     def to_devices(self, tree):
-        """Host arrays on the mesh, whole on every device."""
+        """Copies host arrays to the mesh, replicated on every device."""
         return to_devices(tree, self.mesh, P())
 
 
 def make_components(config: Config) -> Components:
-    """Loads the task, builds the model for its vocabulary; ValueError if fields do not fit each other or the data."""
+    """Loads the task and builds the model; raises ValueError if the config does not fit the devices or the data."""
     mesh = make_mesh(config.mesh)
     check_rows(config, mesh)
     data = config.task.load()

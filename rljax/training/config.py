@@ -1,4 +1,4 @@
-"""The config of a run: frozen dataclasses, written in a recipe, overridden field by field on the command line."""
+"""Frozen dataclasses that configure a run; a recipe builds them and the command line overrides single fields."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from rljax.training.optimizer import Optimizer, OptimizerConfig, checked
 
 
 def _cannot_be_parsed(arguments: list[str]) -> Any:
-    raise ValueError("an algorithm is written in a recipe")
+    raise ValueError("algorithm: expected to be set in the recipe, not on the command line")
 
 
-_AS_IT_PRINTS = tyro.constructors.PrimitiveConstructorSpec(  # one field of --help, not the fields of a dataclass
+_AS_IT_PRINTS = tyro.constructors.PrimitiveConstructorSpec(  # one field of --help, not one per dataclass field
     nargs=1,
     metavar="",
     instance_from_str=_cannot_be_parsed,
@@ -43,13 +43,13 @@ class LikelihoodConfig:
     """Stage 1: maximum likelihood on the task's demonstrations, packed into rows."""
 
     steps: int = 0
-    """Optimizer steps; 0 leaves the stage out."""
+    """Optimizer steps; 0 skips stage 1."""
     rows: int = 64
-    """Packed rows a step."""
+    """Packed rows per optimizer step."""
     row_length: int = 64
-    """Tokens a row; several problems share one, kept apart by segment ids."""
+    """Tokens per row. Several demonstrations share a row and are separated by segment ids."""
     microbatches: int = 1
-    """Parts in which a step's rows pass through the model; changes memory, not the gradient."""
+    """Microbatches per optimizer step. More microbatches need less memory and give the same gradient."""
     optimizer: Optimizer = OptimizerConfig(learning_rate=1e-3)  # noqa: RUF009 (frozen)
     """AdamW's settings, or any optax.GradientTransformation."""
 
@@ -65,35 +65,35 @@ class LikelihoodConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
-    """Stage 2: what one rollout samples, and how many optimizer steps learn from it."""
+    """Stage 2: what a rollout samples, and how many optimizer steps train on it."""
 
     prompts: int = 64
-    """Prompts a rollout (P)."""
+    """Prompts per rollout (P)."""
     completions: int = 8
-    """Completions a prompt (G, the group)."""
+    """Completions per prompt (G, the group size)."""
     prompt_length: int = 16
-    """Columns for the prompt, in tokens; shorter prompts are padded on the left."""
+    """Columns for the prompt, in tokens. Shorter prompts are padded on the left."""
     sampling: SamplingConfig = SamplingConfig()  # noqa: RUF009 (frozen)
-    """Temperature, truncation and the budget of new tokens."""
+    """Sampling temperature, top-k, top-p and the token budget of a completion."""
     train_groups: int = 0
-    """Groups of a rollout that are trained on, those with a signal (rewards that differ) first; 0 trains on all. For
-    algorithms whose baseline is the group's: to others equal rewards say something too."""
+    """Train on at most this many groups per rollout, only on groups whose rewards differ; 0 trains on all groups.
+    Requires an algorithm whose baseline is computed from the group."""
     cut_reward: float | None = None
-    """Reward of a completion that is cut at its budget; None: the task's reward function judges the cut text, as an
-    evaluation always does."""
+    """Reward of a completion that is cut off at its token budget.
+    None applies the task's reward function to the incomplete text, as evaluations always do."""
     mask_cut: bool = False
-    """Leave completions that are cut at their budget out of training: of their group's baseline, the loss and its
-    denominators (overlong filtering, DAPO 2503.14476). The metrics `reward` and `finished` count them."""
+    """Exclude completions cut off at their token budget from the loss, its denominators and their group's baseline
+    (overlong filtering, DAPO 2503.14476). The metrics `reward` and `finished` still include them."""
     minibatches: int = 1
-    """Optimizer steps a pass over the rollout; a minibatch holds whole groups. 1 is on-policy."""
+    """Optimizer steps per pass over the rollout. Each minibatch holds whole groups. 1, with 1 epoch, is on-policy."""
     epochs: int = 1
     """Passes over the rollout."""
     microbatches: int = 1
-    """Parts in which a minibatch's rows pass through the model; changes memory, not the gradient."""
+    """Microbatches per optimizer step. More microbatches need less memory and give the same gradient."""
     rescore: bool | None = None
-    """Take log π_old from the training programs in place of the sampler's, which differs by rounding: from the
-    optimizer step itself if the rollout has but one, else from a pass over the rollout before the first. None: if the
-    model computes below float32."""
+    """Recompute log π_old with the training program, since the sampler's log π differs from it by rounding.
+    With one optimizer step per rollout, that step computes log π_old; with more, an extra forward pass does.
+    None recomputes it only if the model computes in less than float32."""
 
     def __post_init__(self):
         for name in ("prompts", "completions", "prompt_length", "minibatches", "epochs", "microbatches"):
@@ -101,7 +101,7 @@ class RolloutConfig:
         cut = self.cut_reward
         check(cut is None or math.isfinite(cut), "rollout.cut_reward", cut, "a finite number, or None")
         check(cut is None or not self.mask_cut, "rollout.mask_cut", self.mask_cut,
-              f"False, since rollout.cut_reward = {cut} rewards completions that are cut")  # fmt: skip
+              f"False, since rollout.cut_reward = {cut} trains on completions that are cut off")  # fmt: skip
         check(0 <= self.train_groups <= self.prompts, "rollout.train_groups", self.train_groups,
               f"0 (all) to rollout.prompts = {self.prompts}")  # fmt: skip
         check(self.groups % self.minibatches == 0, "rollout.minibatches", self.minibatches,
@@ -111,45 +111,46 @@ class RolloutConfig:
 
     @property
     def groups(self) -> int:
-        """Groups trained on."""
+        """Groups trained on per rollout."""
         return self.train_groups or self.prompts
 
     @property
     def row_length(self) -> int:
-        """Tokens of a sampled row: prompt and budget."""
+        """Tokens per sampled row: prompt columns plus token budget."""
         return self.prompt_length + self.sampling.max_new_tokens
 
     @property
     def minibatch_rows(self) -> int:
-        """Rows of one optimizer step."""
+        """Rows per optimizer step."""
         return self.groups // self.minibatches * self.completions
 
     @property
     def microbatch_rows(self) -> int:
-        """Rows that pass through the model at once."""
+        """Rows per microbatch."""
         return self.minibatch_rows // self.microbatches
 
     @property
     def optimizer_steps(self) -> int:
-        """Optimizer steps of one rollout."""
+        """Optimizer steps per rollout."""
         return self.minibatches * self.epochs
 
     def rescores(self, dtype) -> bool:
-        """Whether log π_old is recomputed, of a model that computes in `dtype`."""
+        """Whether log π_old is recomputed if the model computes in `dtype`."""
         return jnp.finfo(dtype).bits < 32 if self.rescore is None else self.rescore
 
 
 @dataclasses.dataclass(frozen=True)
 class CriticConfig:
-    """The value function, on the policy's own hidden states; it exists only if the advantage needs `values`."""
+    """The value function, a linear head on the policy's hidden states; built only if the advantage needs `values`."""
 
     coefficient: float = 0.5
-    """Weight of its loss beside the policy's."""
+    """Weight of the value loss, which is added to the policy's loss."""
     limit: float = 0.2
-    """How far a value may move from the rollout's before its loss is clipped."""
+    """Largest change of a value since the start of the rollout before the value loss is clipped; inf never clips."""
     returns: Annotated[Callable, tyro.conf.Fixed] = discounted_returns
-    """What it predicts: maps (rewards, mask) to returns [P, G, T]. The reward-to-go has no bias, whatever λ the
-    advantage uses; where that discounts, `partial(discounted_returns, gamma=…)` by the same γ."""
+    """Regression target of the values: a function of (rewards, mask) that returns [P, G, T].
+    The default, the reward-to-go, is unbiased for any λ of the advantage.
+    If the advantage discounts by γ, use `partial(discounted_returns, gamma=γ)`."""
 
     def __post_init__(self):
         check(self.coefficient >= 0, "critic.coefficient", self.coefficient, "0 or more")
@@ -158,79 +159,80 @@ class CriticConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """Held-out problems: watched cheaply during training, measured carefully at the end of each stage."""
+    """Evaluations on held-out problems: quick ones during stage 2, and a full one before and after stage 2."""
 
     every: int = 20
-    """Rollouts between two looks at the held-out problems during RL; 0 never looks."""
+    """Rollouts between quick evaluations in stage 2; 0 leaves only the one at the end of stage 2."""
     watch: tuple[str, ...] = ()
-    """Levels looked at during RL; none named means all."""
+    """Levels in quick evaluations; empty means all levels."""
     watch_problems: int = 256
-    """Problems a level, one sample each, in such a look."""
+    """Problems per level in a quick evaluation, with one sample per problem."""
     problems: int = 512
-    """Problems a level in an evaluation (at most all there are)."""
+    """Largest number of problems per level in a full evaluation."""
     samples: int = 8
-    """Samples a problem in an evaluation; pass@k is given for k = 1 and k = samples."""
+    """Samples per problem in a full evaluation, which reports pass@k for k = 1 and k = samples."""
     batch: int = 512
     """Rows sampled at a time."""
     temperature: float = 1.0
-    """Temperature of the samples, untruncated, whatever the rollouts' is."""
+    """Sampling temperature in evaluations, which use neither top-k nor top-p."""
 
     def __post_init__(self):
-        check(self.every >= 0, "evaluation.every", self.every, "0 (never) or more")
-        check(self.temperature > 0, "evaluation.temperature", self.temperature, "a positive number (greedy is apart)")
+        check(self.every >= 0, "evaluation.every", self.every, "0 (only at the end of stage 2) or more")
+        check(self.temperature > 0, "evaluation.temperature", self.temperature,
+              "a positive number (greedy decoding is always evaluated too)")  # fmt: skip
         for name in ("watch_problems", "problems", "samples", "batch"):
             check(getattr(self, name) >= 1, f"evaluation.{name}", getattr(self, name), "1 or more")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One run: a task, a model, two stages of training, an evaluation, and where it is kept."""
+    """One run: its task, model, algorithm, the settings of both stages and of evaluations, and its folder."""
 
     task: Task
-    """What is learned: problems, tokenizer, reward."""
+    """The task: problems, tokenizer and reward function."""
     algorithm: Annotated[Any, _AS_IT_PRINTS, tyro.conf.Fixed]
-    """The objective of stage 2: a PolicyGradient, or a function of the rollout's step that returns one, whose functions
-    need the same fields at every step."""
+    """Objective of stage 2: a PolicyGradient, or a function of the rollout's step that returns a PolicyGradient.
+    Such a function must return algorithms that need the same fields at every step."""
     run: Path = Path("runs/default")
-    """Folder of the run: checkpoints, metrics, report. The same command goes on from what it holds."""
+    """Folder of the run: checkpoints, metrics and report. The same command resumes from the newest checkpoint in it."""
     seed: int = 0
-    """Seed of initialization, data order and sampling (the task's data have a seed of their own)."""
+    """Seed of initialization, data order and sampling. The task's data have their own seed."""
     steps: int = 100
     """Rollouts of stage 2."""
     model: ModelConfig = TransformerConfig()  # noqa: RUF009 (frozen)
-    """The model; its vocabulary is the tokenizer's."""
+    """The model. Its vocabulary size comes from the task's tokenizer."""
     mesh: MeshConfig = MeshConfig()  # noqa: RUF009 (frozen)
-    """Devices along each mesh axis."""
+    """Number of devices along each mesh axis."""
     sharding: ShardingRules = ShardingRules()  # noqa: RUF009 (frozen)
-    """Mesh axis over which each logical axis of the parameters is split."""
+    """Mesh axis over which each logical axis of the parameters is sharded."""
     start_from: Path | None = None
-    """Another run's folder: start stage 2 from the end of its stage 1, in place of an own stage 1."""
+    """Folder of another run. Stage 2 starts from that run's parameters at the end of stage 1; stage 1 is skipped."""
     likelihood: LikelihoodConfig = LikelihoodConfig()
-    """Stage 1."""
+    """Stage 1: maximum likelihood on the task's demonstrations."""
     rollout: RolloutConfig = RolloutConfig()
-    """Stage 2."""
+    """Stage 2: what a rollout samples, and how many optimizer steps train on it."""
     optimizer: Optimizer = OptimizerConfig()  # noqa: RUF009 (frozen)
-    """Stage 2's optimizer: AdamW's settings, or any optax.GradientTransformation."""
+    """Optimizer of stage 2: AdamW's settings, or any optax.GradientTransformation."""
     critic: CriticConfig = CriticConfig()
-    """The value function of stage 2, if the algorithm has one."""
+    """Value function of stage 2, built only if the algorithm needs `values`."""
     evaluation: EvaluationConfig = EvaluationConfig()
-    """Held-out problems."""
+    """Evaluations on held-out problems: quick ones during stage 2, and a full one before and after stage 2."""
     reward_map: Annotated[Callable | None, tyro.conf.Fixed] = None
-    """Maps (rewards [P, G], key) to the rewards that are trained on; None leaves them as verified. If it has
-    keyword-only parameters of these names, it is given `finished` [P, G] (False for a completion that was cut) and
-    `lengths` [P, G], in tokens. Greedy completions' rewards, if the algorithm asks for them, pass through it as groups
-    of one, [P, 1]."""
+    """Function of (rewards [P, G], key) that returns the rewards to train on; None trains on the task's rewards.
+    Optional keyword-only parameters: `finished` [P, G], False if a completion was cut off at its token budget, and
+    `lengths` [P, G], in tokens. Rewards of greedy completions, if the algorithm needs them, are passed as [P, 1]."""
     penalty: Annotated[Callable | None, tyro.conf.Fixed] = None
-    """A sum added to the loss: maps (TokenStats, Batch) to a scalar; batch.ref_logp is of the start of stage 2. One
-    that requires the keyword `kl` is given the exact KL divergence from there, [*B, T]. It is called a microbatch at
-    a time, so it should be a sum over tokens."""
+    """Function of (TokenStats, Batch) that returns a scalar to add to the loss.
+    It is called once per microbatch, so it must be a sum over tokens.
+    batch.ref_logp holds log-probabilities under the parameters at the start of stage 2.
+    If `kl` is a required keyword-only parameter, it receives the exact KL from those parameters, [*B, T], in nats."""
     checkpoint_every: int = 40
-    """Rollouts between two checkpoints in stage 2 (stage 1: ten times as many optimizer steps); 0: as stages end."""
+    """Rollouts between checkpoints in stage 2 (in stage 1, ten times as many optimizer steps).
+    0 saves only at the end of each stage."""
     keep_every: int = 0
-    """Every n-th checkpoint's parameters are kept for good, in the run's folder `history`; 0 keeps none. The last
-    checkpoint is among them if it is an n-th one."""
+    """Keep the parameters of every n-th checkpoint permanently, in the run's folder `history`; 0 keeps none."""
     tensorboard: bool = False
-    """Write TensorBoard event files too (needs the extra `tb`)."""
+    """Also write TensorBoard event files (needs the extra `tb`)."""
 
     def __post_init__(self):
         require_task(self.task)
@@ -246,7 +248,7 @@ class Config:
             temperature > 0,
             "rollout.sampling.temperature",
             temperature,
-            "a positive number: greedy rollouts teach nothing",
+            "a positive number, since greedy completions of a prompt are all equal",
         )
         limit = self.model.max_length
         lengths = {"rollout.prompt_length + rollout.sampling.max_new_tokens": self.rollout.row_length}
@@ -260,24 +262,24 @@ class Config:
         check_groups(first, self.rollout.completions, self.rollout.train_groups)
 
     def algorithm_at(self, step: int) -> PolicyGradient:
-        """The objective at a rollout's step."""
+        """The algorithm at rollout `step`."""
         algorithm = self.algorithm
         if not isinstance(algorithm, PolicyGradient) and _takes_a_step(algorithm):
             algorithm = algorithm(step)
         try:
             require_algorithm("algorithm", algorithm)
         except TypeError as error:
-            raise ValueError(str(error)) from None  # as every other field of a config
+            raise ValueError(str(error)) from None  # every other field of a config raises ValueError
         return algorithm
 
     @functools.cached_property
     def needs(self) -> frozenset[str]:
-        """Names that the algorithm and the penalty ask of the trainer."""
+        """Names of the fields that the algorithm and the penalty require from the trainer."""
         return needs_of(self.algorithm_at(0), self.penalty)
 
 
 def _takes_a_step(function: object) -> bool:
-    """True for a function that can be called with one argument."""
+    """Whether `function` can be called with one argument."""
     if not callable(function):
         return False
     try:

@@ -1,4 +1,4 @@
-"""Configs as plain JSON that is the same in every process, and the differences between two of them."""
+"""Conversion of configs to JSON that is equal in every process, and the differences between two configs."""
 
 import copyreg
 import dataclasses
@@ -18,16 +18,16 @@ import numpy as np
 
 from rljax._expression import Bound
 
-_SMALL = 16  # entries of an array that is described by its values, bytes that are described as they are
+_SMALL = 16  # larger arrays (in entries) and byte strings are described by a digest instead of their values
 _WRAPPERS = (type(functools.cache(len)), type(jax.jit(len)), jax.custom_jvp, jax.custom_vjp)
 
 
 def describe(value) -> Any:
-    """Any config as plain JSON, the same in every process that builds it.
+    """Converts any config to plain JSON that is equal in every process that builds the same config.
 
-    Dataclasses and other objects are dictionaries of their state (that which `pickle` would store), functions are their
-    names with what is bound to them, sets are sorted, and arrays have their dtype, shape and values, or a digest if
-    they are large. An object within itself, and one without a state to be had, is the name of its type.
+    Objects become dictionaries of their state, as `pickle` would store it. Functions become their names and bound
+    values, sets are sorted, and arrays become their dtype, shape and values, or a digest if large. An object that
+    contains itself, or that cannot be pickled, becomes the name of its type.
 
     >>> describe({"stop": {"b", "a"}, "reward": functools.partial(max, 0.5)})
     {'stop': ['a', 'b'], 'reward': {'function': 'max', 'bound': [0.5, {}]}}
@@ -36,7 +36,7 @@ def describe(value) -> Any:
 
 
 def _describe(value, above: tuple[int, ...]) -> Any:
-    """`above`: the ids of the objects that `value` is a part of."""
+    """`above` holds the ids of the objects that contain `value`."""
     if isinstance(value, bool | int | str | None):
         return value
     if isinstance(value, float):
@@ -92,7 +92,7 @@ def _digest(data) -> str:
 def _array(value, item) -> Any:
     if isinstance(value, np.generic):
         plain = value.item()
-        return str(plain) if isinstance(plain, np.generic) else item(plain)  # a long double is its own item
+        return str(plain) if isinstance(plain, np.generic) else item(plain)  # item() of a long double is a long double
     if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         value = jax.random.key_data(value)
     value = np.asarray(value)
@@ -108,16 +108,13 @@ def _name(function) -> str:
 
 
 def _is_global(value) -> bool:
-    """Whether its module has it under its name: then the name says all, as it does to `pickle`."""
+    """Whether the module of `value` has it under its name, so that the name identifies it, as in `pickle`."""
     module = sys.modules.get(getattr(value, "__module__", None) or "")
     return callable(value) and module is not None and getattr(module, _name(value), None) is value
 
 
 def _bound(function) -> dict:
-    """What a function closes over, or the object whose method it is.
-
-    The defaults too of a function that was made by another: `lambda …, n=n: …` binds n.
-    """
+    """The values that a function closes over, its defaults if it is a local function, or the object of a method."""
     if isinstance(function, _WRAPPERS):
         wrapped = function.__wrapped__  # pyright: ignore[reportAttributeAccessIssue]
         return _bound(wrapped) if inspect.isroutine(wrapped) else {"wrapped": wrapped}
@@ -131,7 +128,7 @@ def _bound(function) -> dict:
         try:
             if cell.cell_contents is not function:
                 bound[name] = cell.cell_contents
-        except ValueError:  # not bound yet
+        except ValueError:  # empty cell
             pass
     if "<" in function.__qualname__:
         defaults = {"defaults": function.__defaults__, "keyword defaults": function.__kwdefaults__}
@@ -140,7 +137,7 @@ def _bound(function) -> dict:
 
 
 def _reduced(value) -> tuple:
-    """(arguments, state, items, entries) of an object, as `pickle` would store them."""
+    """(arguments, state, list items, dictionary entries) of an object, as `pickle` would store them."""
     reduce = copyreg.dispatch_table.get(type(value))
     reduced = value.__reduce_ex__(4) if reduce is None else reduce(value)
     if isinstance(reduced, str):
@@ -151,7 +148,7 @@ def _reduced(value) -> tuple:
 
 
 def _state(value) -> dict:
-    """What `pickle` would store of an object: its attributes by name, and whatever it has besides."""
+    """The content that `pickle` would store of an object, as one dictionary."""
     arguments, state, items, entries = _reduced(value)
     if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], dict):  # with __slots__
         state = {**(state[0] or {}), **state[1]}
@@ -165,14 +162,14 @@ def _state(value) -> dict:
 def _object(value, item) -> Any:
     try:
         state = _state(value)
-    except Exception:  # not to be pickled
+    except Exception:  # cannot be pickled
         text = repr(value)
         return type(value).__qualname__ if " at 0x" in text else text
     return {"type": type(value).__name__, **{name: item(part) for name, part in state.items()}}
 
 
 def differences(a, b, name: str = "") -> list[str]:
-    """The fields in which two described configs differ, as `name: a -> b`."""
+    """The fields that differ between two described configs, as `name: a -> b`."""
     if isinstance(a, dict) and isinstance(b, dict):
         keys = sorted(a.keys() | b.keys())
         return [d for key in keys for d in differences(a.get(key), b.get(key), f"{name}.{key}" if name else key)]

@@ -1,23 +1,20 @@
-"""Errors that end a run with a message for a person, and full disks among all others."""
+"""Errors that end a run with a message for the user, and the detection of a full disk."""
 
 import errno
 
 
 class RunError(RuntimeError):
-    """The run cannot go on; the message says why, what is kept, and what to do."""
+    """The run cannot continue; the message gives the reason, what is saved and what to do."""
 
     exit_code = 1
 
 
 class PreemptedError(RunError):
-    """The run was asked to stop; it saved a checkpoint first."""
+    """The run received SIGTERM and saved a checkpoint before stopping."""
 
-    exit_code = 143  # that of a process that SIGTERM ended: whoever asked knows that it is not done
+    exit_code = 143  # exit code of a process ended by SIGTERM; tells the scheduler that the run is unfinished
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """Whether an error of any layer means a full disk.
-
-    A device out of memory is RESOURCE_EXHAUSTED too: that alone is not a sign of a disk.
-    """
+    """Whether an error means a full disk; RESOURCE_EXHAUSTED does not, since XLA raises it for device memory."""
     return "No space left" in str(error) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)

@@ -1,4 +1,4 @@
-"""Names that an algorithm or a penalty may ask for, and how the trainer supplies each."""
+"""Fields that an algorithm or a penalty may require, and how the trainer computes each field."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -10,58 +10,58 @@ from rljax._expression import name_of
 from rljax.objective import PolicyGradient, required_fields
 
 ROLLOUTS: Mapping[str, str] = MappingProxyType({
-    "tokens": "prompt and completion of each row",
-    "segment_ids": "1 on prompt and completion, 0 on padding",
-    "old_logp": "log-probabilities under the policy at the start of the rollout's optimizer steps",
-    "sampled_logp": "log-probabilities of the distribution that was sampled from",
-    "ref_logp": "one more forward pass, of the parameters at the start of stage 2",
-    "proxy": "one more forward pass per rollout",
-    "entropy": "the same forward pass as for `proxy`",
-    "values": "a value head on the policy (`Config.critic`)",
-    "greedy_rewards": "one greedy completion per prompt, verified",
-    "components": "the numbers that the reward function returns, one or several",
-    "task": "the level of each prompt, numbered in sorted order",
+    "tokens": "token ids of prompt and completion",
+    "segment_ids": "1 for prompt and completion, 0 for padding",
+    "old_logp": "log-probabilities under the policy before the rollout's optimizer steps",
+    "sampled_logp": "log-probabilities under the sampling distribution (with temperature, top-k and top-p)",
+    "ref_logp": "log-probabilities under the parameters at the start of stage 2, from an extra forward pass",
+    "proxy": "the gradient-norm proxy of `TokenStats`, from an extra forward pass per rollout",
+    "entropy": "the policy's entropy at each token, from the same forward pass as `proxy`",
+    "values": "values from a value head on the policy (`Config.critic`)",
+    "greedy_rewards": "reward of one greedy completion per prompt, sampled in addition",
+    "components": "the numbers that the reward function returns; their sum is the reward",
+    "task": "index of the prompt's level among the sorted level names",
 })  # fmt: skip
-"""Fields of `Rollouts` for an advantage, an aggregation or the update of a carried state."""
+"""Fields of `Rollouts` available to an advantage, an aggregation or the update of a carried state."""
 
 CARRIED: Mapping[str, str] = MappingProxyType({
     "dropping": "`carried.entropy_hysteresis`",
     "entropy_coefficient": "`carried.target_entropy`",
 })  # fmt: skip
-"""Fields of `Rollouts` that only a carried state writes."""
+"""Fields of `Rollouts` written only by a carried state, and the function that creates that state."""
 
 BATCH: Mapping[str, str] = MappingProxyType({
-    "tokens": "prompt and completion of each row",
-    "old_logp": "log-probabilities under the policy at the start of the rollout's optimizer steps",
-    "ref_logp": "one more forward pass, of the parameters at the start of stage 2",
+    "tokens": "token ids of prompt and completion",
+    "old_logp": "log-probabilities under the policy before the rollout's optimizer steps",
+    "ref_logp": "log-probabilities under the parameters at the start of stage 2, from an extra forward pass",
     "divergence": "total variation from the sampling policy over its `PolicyGradient.top_k` likeliest tokens",
 })  # fmt: skip
-"""Fields of `Batch` for a ratio."""
+"""Fields of `Batch` available to a ratio."""
 
 PENALTY: Mapping[str, str] = MappingProxyType({
-    "kl": "one more forward pass per optimizer step: the exact KL divergence from the start of stage 2",
+    "kl": "exact KL divergence from the policy at the start of stage 2, from an extra forward pass per optimizer step",
 })  # fmt: skip
-"""Keyword-only parameters of a penalty, beside its (TokenStats, Batch)."""
+"""Keyword-only parameters available to a penalty, in addition to its arguments (TokenStats, Batch)."""
 
 NOT_THE_GROUPS = frozenset({"values", "greedy_rewards"})
-"""What an advantage names if its baseline is not that of its group."""
+"""Fields that an advantage requires if its baseline is not computed from the group."""
 
 
 def fields_of_rollouts(algorithm: PolicyGradient) -> frozenset[str]:
-    """The fields of `Rollouts` that an algorithm names."""
+    """Fields of `Rollouts` that an algorithm requires."""
     functions = [algorithm.advantage, algorithm.aggregation]
     functions += [algorithm.carried.update] if algorithm.carried else []
     return frozenset().union(*map(required_fields, functions))
 
 
 def needs_of(algorithm: PolicyGradient, penalty: Callable | None) -> frozenset[str]:
-    """The names that the functions of an algorithm and the penalty require, those of a carried state left out."""
+    """Fields that an algorithm and a penalty require from the trainer, without those that a carried state writes."""
     named = fields_of_rollouts(algorithm) | required_fields(algorithm.ratio)
     return (named | (required_fields(penalty) if penalty else frozenset())) - CARRIED.keys()
 
 
 def check_needs(algorithm: PolicyGradient, penalty: Callable | None) -> None:
-    """Raises ValueError, naming function and field, if an algorithm or a penalty asks for what nothing supplies."""
+    """Raises ValueError if an algorithm or a penalty requires a field that nothing supplies."""
     carried = CARRIED if algorithm.carried else {}
     places = [
         ("algorithm.advantage", algorithm.advantage, {**ROLLOUTS, **carried}),
@@ -75,25 +75,26 @@ def check_needs(algorithm: PolicyGradient, penalty: Callable | None) -> None:
             name = name_of(function)
             if field in CARRIED:
                 raise ValueError(f"{argument} = {name}: requires {field!r}, which {CARRIED[field]} writes: "
-                                 "give PolicyGradient(carried=…)")  # fmt: skip
+                                 "expected an algorithm with PolicyGradient(carried=…)")  # fmt: skip
             raise ValueError(f"{argument} = {name}: requires {field!r}, which the trainer does not supply: expected "
-                             f"{', '.join(sorted(supplied))}; or bind it, partial({name}, {field}=…)")  # fmt: skip
+                             f"{', '.join(sorted(supplied))}; or bind it with partial({name}, {field}=…)")  # fmt: skip
     check("divergence" not in required_fields(algorithm.ratio) or algorithm.top_k is not None, "algorithm.top_k",
-          algorithm.top_k, "the number of likeliest tokens that the divergence is taken over, such as 20")  # fmt: skip
+          algorithm.top_k, "the number of likeliest tokens in the divergence, such as 20")  # fmt: skip
 
 
 def check_groups(algorithm: PolicyGradient, completions: int, train_groups: int) -> None:
-    """Raises ValueError if groups are chosen by a signal that the algorithm does not need, or are too small for it."""
+    """Raises ValueError if the algorithm's baseline does not allow `train_groups` or a single completion per group."""
     own = required_fields(algorithm.advantage) & NOT_THE_GROUPS
     check(not (own and train_groups), "rollout.train_groups", train_groups,
-          f"0: the algorithm's baseline is not its group's (it needs {', '.join(sorted(own))})")  # fmt: skip
+          f"0, since the algorithm's baseline does not come from the group (it needs "
+          f"{', '.join(sorted(own))})")  # fmt: skip
     if completions == 1:
         check(not vanishes_alone(algorithm.advantage), "rollout.completions", completions,
-              f"2 or more: {name_of(algorithm.advantage)} of a group of one is 0, so nothing is learned")  # fmt: skip
+              f"2 or more: {name_of(algorithm.advantage)} is 0 for a group of one completion")  # fmt: skip
 
 
 def vanishes_alone(advantage: Callable) -> bool:
-    """True if the advantage is 0 on groups of one completion, whatever they earn.
+    """Whether the advantage is 0 for groups of one completion, for any reward.
 
     >>> from rljax import advantage
     >>> vanishes_alone(advantage.mean_baseline), vanishes_alone(advantage.reinforce_plus_plus)

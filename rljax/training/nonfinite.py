@@ -1,4 +1,4 @@
-"""Stops a run on a loss or gradient that is not finite, and saves the batch."""
+"""Stops a run on a non-finite loss or gradient and saves the batch."""
 
 from pathlib import Path
 
@@ -8,23 +8,24 @@ import numpy as np
 from rljax.training.errors import RunError
 
 
-def require_finite(metrics: dict[str, float], phase: str, step: int, batch, folder: Path) -> None:
-    """Raises RunError on a NaN or infinite loss or gradient, after saving the step's batch for inspection.
+def require_finite(metrics: dict[str, float], stage: str, step: int, batch, folder: Path) -> None:
+    """Saves the step's batch and raises RunError if the loss or the gradient is not finite.
 
-    A rollout without an optimizer step (`optimizer_steps` is 0) has no gradient.
+    The gradient is not checked if the rollout took no optimizer step, since `grad_norm` is NaN then.
     """
     names = ("loss", "grad_norm") if metrics.get("optimizer_steps", 1) else ("loss",)
     bad = [name for name in names if not np.isfinite(metrics[name])]
     if not bad:
         return
-    path = folder / "nonfinite" / f"{phase}-{step}.npz"
+    path = folder / "nonfinite" / f"{stage}-{step}.npz"
     if jax.process_index() == 0:
         path.parent.mkdir(exist_ok=True)
         leaves = {jax.tree_util.keystr(name): np.asarray(x) for name, x in jax.tree_util.tree_leaves_with_path(batch)}
         np.savez(path, allow_pickle=False, **leaves)
     values = ", ".join(f"{name} = {metrics[name]}" for name in bad)
     raise RunError(
-        f"{phase} step {step}: {values}. The step's batch is in {path}, and the last good checkpoint is kept. The same "
-        "command would come to the same step: look at the batch, and start another run, at a lower learning rate say, "
-        f"by --run FOLDER{'' if phase == 'likelihood' else f' --start-from {folder}'}"
+        f"{stage} step {step}: {values}: expected finite numbers. The batch of this step is saved in {path}, and the "
+        "last good checkpoint is kept. The same command would fail at the same step: inspect the batch, then start "
+        "another run, for example with a lower learning rate, with "
+        f"--run FOLDER{'' if stage == 'likelihood' else f' --start-from {folder}'}"
     )

@@ -1,4 +1,4 @@
-"""The optimizer: AdamW by its settings, or any transformation of Optax; and where its state is stored on the mesh."""
+"""Optimizers: AdamW or any optax transformation, with their state sharded like the parameters."""
 
 import dataclasses
 import math
@@ -14,22 +14,22 @@ from rljax._checks import check
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW under a linear warm-up and an optional cosine decay, with clipping by global norm."""
+    """AdamW with gradient clipping by global norm, linear warm-up and optional cosine decay of the learning rate."""
 
     learning_rate: float = 1e-4
     """Peak learning rate."""
     warmup_steps: int = 0
-    """Optimizer steps over which the rate rises linearly from 0."""
+    """Optimizer steps over which the learning rate rises linearly from 0 to its peak."""
     decay_steps: int = 0
-    """Optimizer steps, the warm-up included, over which it then falls by a cosine to a tenth; 0 keeps it constant."""
+    """Optimizer step at which a cosine decay reaches a tenth of the peak (warm-up included); 0 disables the decay."""
     b1: float = 0.9
-    """Decay of the first moment."""
+    """Decay rate of Adam's first moment."""
     b2: float = 0.98
-    """Decay of the second moment."""
+    """Decay rate of Adam's second moment."""
     weight_decay: float = 0.0
-    """Decoupled weight decay of matrices (vectors, such as norm scales, have none)."""
+    """Decoupled weight decay, applied to matrices but not to vectors such as norm scales."""
     clip_norm: float = 1.0
-    """Gradients with a larger global norm are scaled down to it."""
+    """Largest global norm of the gradient; larger gradients are scaled down to this norm. inf never clips."""
 
     def __post_init__(self):
         check(
@@ -48,20 +48,20 @@ class OptimizerConfig:
 
 
 Optimizer = tyro.conf.AvoidSubcommands[OptimizerConfig | optax.GradientTransformation]
-"""AdamW's settings, which the command line can override, or any transformation of Optax."""
+"""AdamW's settings, which the command line can override, or any optax transformation."""
 
 
 def checked(optimizer, argument: str):
-    """The optimizer of a config, checked; `optax.MultiSteps` is a transformation by its method alone."""
+    """Checks the optimizer of a config and converts `optax.MultiSteps` to a transformation."""
     if isinstance(optimizer, optax.MultiSteps):
         return optimizer.gradient_transformation()
     check(isinstance(optimizer, OptimizerConfig | optax.GradientTransformation), argument, optimizer,
-          "an OptimizerConfig, an optax.GradientTransformation or optax.MultiSteps")  # fmt: skip
+          "an OptimizerConfig, an optax.GradientTransformation or an optax.MultiSteps")  # fmt: skip
     return optimizer
 
 
 def schedule(config: OptimizerConfig) -> optax.Schedule:
-    """Linear warm-up to the peak, then constant, or a cosine to a tenth of it."""
+    """Learning rate per optimizer step: linear warm-up, then constant or a cosine decay to a tenth of the peak."""
     peak = config.learning_rate
     if config.decay_steps:
         return optax.warmup_cosine_decay_schedule(
@@ -72,7 +72,7 @@ def schedule(config: OptimizerConfig) -> optax.Schedule:
 
 
 def make_optimizer(optimizer: OptimizerConfig | optax.GradientTransformation) -> optax.GradientTransformation:
-    """AdamW behind a clip by global norm, from its settings; a transformation of Optax as it is."""
+    """Builds AdamW with gradient clipping from its settings; returns an optax transformation unchanged."""
     if isinstance(optimizer, optax.GradientTransformation):
         return optimizer
     return optax.chain(
@@ -90,8 +90,8 @@ def make_optimizer(optimizer: OptimizerConfig | optax.GradientTransformation) ->
 def abstract_state(optimizer: optax.GradientTransformation, params):
     """Shapes and shardings of the optimizer's state, for parameters or their `jax.ShapeDtypeStruct`s.
 
-    An array of a parameter's shape, under that parameter's path, is split as the parameter is (moments, accumulated
-    gradients); all others (counters, factored moments) are whole on every device.
+    State arrays with the path and the shape of a parameter (moments, accumulated gradients) are sharded like that
+    parameter; all other arrays (counters, factored moments) are replicated.
     """
     shardings = {(path, x.shape): x.sharding for path, x in jax.tree_util.tree_leaves_with_path(params)}
     whole = NamedSharding(next(iter(shardings.values())).mesh, P())
@@ -105,7 +105,7 @@ def abstract_state(optimizer: optax.GradientTransformation, params):
 
 
 def init_state(optimizer: optax.GradientTransformation, params):
-    """The optimizer's first state, sharded (a plain jit of `init` would replicate the moments)."""
+    """Initializes the optimizer's state with the shardings of `abstract_state`."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(optimizer, params))
-    with jax.disable_jit(False):  # without jit there are no shardings
+    with jax.disable_jit(False):  # shardings are applied only under jit
         return jax.jit(optimizer.init, out_shardings=shardings)(params)

@@ -1,4 +1,4 @@
-"""Arrays between hosts and the device mesh: every process holds the same host arrays."""
+"""Transfers between host arrays, which are equal on every process, and the device mesh."""
 
 import jax
 import numpy as np
@@ -8,13 +8,13 @@ from jax.sharding import PartitionSpec as P
 
 
 def to_devices(tree, mesh: Mesh, spec: P):
-    """Host arrays, equal on every process, as global arrays split by `spec`."""
+    """Global arrays sharded by `spec`, from host arrays that are equal on every process."""
     sharding = NamedSharding(mesh, spec)
     return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), tree)
 
 
 def to_host(tree):
-    """Global arrays as NumPy arrays, whole on every process; what is on the host already stays as it is."""
+    """Global arrays as complete NumPy arrays on every process; host values are returned unchanged."""
 
     def whole(x):
         if not isinstance(x, jax.Array):

@@ -1,4 +1,4 @@
-"""One of several workers: joining them, and leaving together when asked to."""
+"""Processes of a multi-host run: joining them at the start and stopping them at the same step."""
 
 import os
 import signal
@@ -9,17 +9,17 @@ from jax.experimental import multihost_utils
 
 
 def join_workers() -> None:
-    """Joins the other workers where there are any; a lone process goes on alone.
+    """Calls `jax.distributed.initialize` if the run has several processes; must run before JAX initializes devices.
 
-    Explicitly, by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; by itself on a Cloud TPU host (where
-    JAX asks the metadata) and under Slurm or Open MPI with several tasks. Must run before anything asks for devices.
+    The environment variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID set the processes. Without
+    them JAX detects the processes on a Cloud TPU host, and under Slurm or Open MPI with more than one task.
     """
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     if address:
         missing = [name for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID") if name not in os.environ]
         if missing:
-            raise ValueError(f"JAX_COORDINATOR_ADDRESS = {address!r} is set but {' and '.join(missing)} is not: "
-                             "each worker needs all three")  # fmt: skip
+            raise ValueError(f"JAX_COORDINATOR_ADDRESS = {address!r}: expected {' and '.join(missing)} to be set too, "
+                             "on every process")  # fmt: skip
         jax.distributed.initialize(address, _integer("JAX_NUM_PROCESSES"), _integer("JAX_PROCESS_ID"))
     elif _tasks() > 1:
         jax.distributed.initialize()
@@ -29,11 +29,11 @@ def join_workers() -> None:
         except ValueError as error:
             if "coordinator_address" not in str(error):
                 raise
-            print("TPU chips without a Cloud TPU's metadata: this process goes on alone", flush=True)
+            print("TPU chips found, but no Cloud TPU metadata: running as a single process", flush=True)
 
 
 def _on_tpu_host(pci: Path = Path("/sys/bus/pci/devices")) -> bool:
-    """Whether a TPU is plugged in: a PCI device of Google's (vendor 0x1ae0) that is not its network card (0x0042)."""
+    """Whether a PCI device has Google's vendor id 0x1ae0 and is not Google's network card, device id 0x0042."""
     if os.environ.get("JAX_PLATFORMS", "") == "cpu":
         return False
     return any(
@@ -53,7 +53,6 @@ def _tasks() -> int:
 
 
 def _integer(variable: str) -> int:
-    """The value of an environment variable, 1 if it is not set; raises ValueError if it is not an integer."""
     value = os.environ.get(variable, "1")
     try:
         return int(value)
@@ -62,11 +61,11 @@ def _integer(variable: str) -> int:
 
 
 class Preemption:
-    """Whether the run was asked to stop (SIGTERM), known to all workers at the same step."""
+    """SIGTERM handling: all processes of a run stop at the same step."""
 
     def __init__(self):
         self._asked = False
-        if jax.process_count() == 1:  # otherwise jax.distributed listens itself
+        if jax.process_count() == 1:  # with several processes jax.distributed handles SIGTERM
             signal.signal(signal.SIGTERM, self._ask)
 
     def _ask(self, signum, frame):
@@ -74,9 +73,9 @@ class Preemption:
 
     @property
     def asked_alone(self) -> bool:
-        """True at once in a lone process; workers have to agree on a step first."""
+        """Whether a single-process run received SIGTERM; False with several processes, which must agree on a step."""
         return self._asked
 
     def asked(self, step: int) -> bool:
-        """True from the first step at which every worker knows."""
+        """Whether to stop at `step`; the answer is equal on every process."""
         return self._asked if jax.process_count() == 1 else multihost_utils.reached_preemption_sync_point(step)

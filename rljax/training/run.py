@@ -1,4 +1,4 @@
-"""The run: its stages one after the other, evaluations between, and checkpoints from which all of it goes on."""
+"""The training loop of a run: both stages, evaluations between them, and checkpoints to resume from."""
 
 import time
 from contextlib import suppress
@@ -31,7 +31,7 @@ from rljax.training.stages import STAGES, Stage
 
 
 class Run:
-    """One run, in one process or as one of many."""
+    """One run; every process of a multi-host run creates one."""
 
     def __init__(self, config: Config, parts: Components, monitor: Monitor):
         self.config, self.parts, self.monitor = config, parts, monitor
@@ -43,35 +43,35 @@ class Run:
         self.preemption = Preemption()
 
     def train(self) -> Stage:
-        """Takes the run from its newest readable checkpoint, or its beginning, to its end; returns the last stage."""
+        """Trains from the newest readable checkpoint, or from the beginning, to the end; returns the last stage."""
         try:
             stage = self._train()
         except BaseException:
             with suppress(Exception):
-                self._wait()  # saves in flight are worth keeping
+                self._wait()  # a save in progress may still succeed
             raise
         self._close()
         return stage
 
     def _train(self) -> Stage:
         own_first = self.config.likelihood.steps > 0 and self.config.start_from is None
-        phases = list(STAGES) if own_first else list(STAGES)[1:]
-        stage, step = self._resume() or (self._begin(phases[0], self._first_params()), 0)
+        names = list(STAGES) if own_first else list(STAGES)[1:]
+        stage, step = self._resume() or (self._begin(names[0], self._first_params()), 0)
         self._drive(stage, step)
-        for phase in phases[phases.index(stage.phase) + 1 :]:
+        for name in names[names.index(stage.name) + 1 :]:
             params = stage.state.params
-            del stage  # and with it the optimizer's state
-            stage = self._begin(phase, params)
+            del stage  # frees the optimizer state before the next stage allocates its own
+            stage = self._begin(name, params)
             self._drive(stage, 0)
         self._look(stage, stage.steps)
         self._evaluate("after RL", stage.state.params)
         self.monitor.samples("end", stage.samples)
         return stage
 
-    # From one stage to the next ----------------------------------------------------------------------------------
+    # Transitions between stages ----------------------------------------------------------------------------------
 
     def _first_params(self):
-        """Random parameters, or those at the end of another run's stage 1 and a random value head."""
+        """Random parameters; with `start_from`, those at the end of that run's stage 1 and a random value head."""
         self.monitor.begin()
         if self.history is not None:
             self.history.clear()
@@ -81,9 +81,9 @@ class Run:
             return params
         return {**params, **stage_one_params(self.config.start_from, self.parts)}
 
-    def _begin(self, phase: str, params) -> Stage:
-        """A stage at its first step. Parameters that have been trained are measured, and kept for good."""
-        stage = STAGES[phase](self.config, self.parts)
+    def _begin(self, name: str, params) -> Stage:
+        """Creates a stage at step 0; before stage 2, evaluates the parameters and saves them permanently."""
+        stage = STAGES[name](self.config, self.parts)
         if stage.opening:
             self._evaluate(stage.opening, params)
             policy = without_value_head(params)
@@ -94,13 +94,13 @@ class Run:
         if stage.opening:
             self._save(stage, 0)
             if self.preemption.asked(stage.first_checkpoint):
-                self._leave(f"saved at {phase} step 0")
+                self._leave(f"checkpoint saved at {name} step 0")
         return stage
 
     def _resume(self) -> tuple[Stage, int] | None:
-        """The stage and step of the newest readable checkpoint, or None."""
+        """The stage and step of the newest readable checkpoint, or None if there is no checkpoint."""
 
-        stage: Any = None  # of the record read last
+        stage: Any = None  # belongs to the record that `target` saw last
 
         def target(record: dict):
             nonlocal stage
@@ -117,14 +117,13 @@ class Run:
         self.key = decode_key(record["key"])
         stage.restore(record, restored.tree)
         self._keep(stage, record["step"], again=False)
-        self.monitor.resume(stage.phase, record["step"])
-        self.monitor.say(f"going on from {stage.phase} step {record['step']}")
+        self.monitor.resume(stage.name, record["step"])
+        self.monitor.say(f"resuming from {stage.name} step {record['step']}")
         return stage, record["step"]
 
-    # Step by step ------------------------------------------------------------------------------------------------
+    # Steps of one stage ------------------------------------------------------------------------------------------
 
     def _drive(self, stage: Stage, first: int) -> None:
-        """The stage's steps from `first` to its end."""
         for n in range(first, stage.steps):
             if stage.look_every and n % stage.look_every == 0:
                 self._look(stage, n)
@@ -132,9 +131,9 @@ class Run:
             metrics, batch = stage.step(n, self.key)
             metrics = {name: float(value) for name, value in to_host(metrics).items()}
             seconds = time.perf_counter() - started
-            require_finite(metrics, stage.phase, n, batch, self.config.run)
+            require_finite(metrics, stage.name, n, batch, self.config.run)
             metrics |= {"seconds": seconds, "tokens_per_second": metrics.pop("tokens") / seconds}
-            self.monitor.step(stage.phase, n, metrics)
+            self.monitor.step(stage.name, n, metrics)
             if n == 0:
                 self.monitor.samples("start", stage.samples)
             due = n + 1 == stage.steps or (stage.checkpoint_every and (n + 1) % stage.checkpoint_every == 0)
@@ -142,35 +141,35 @@ class Run:
             if asked or due:
                 self._save(stage, n + 1)
             if asked:
-                self._leave(f"saved at {stage.phase} step {n + 1}")
+                self._leave(f"checkpoint saved at {stage.name} step {n + 1}")
 
     def _leave(self, how: str):
-        """Ends the run that was asked to stop, once its checkpoint is on disk."""
+        """Stops a preempted run after its checkpoint is on disk."""
         self._close()
-        self.monitor.report(f"stopped, {how}")
-        raise PreemptedError(f"asked to stop: {how}. The same command goes on from there")
+        self.monitor.report(f"stopped: {how}")
+        raise PreemptedError(f"received SIGTERM: {how}. Run the same command again to resume")
 
     def _save(self, stage: Stage, step: int) -> None:
-        """A checkpoint, and now and then the report as it stands."""
+        """Saves a checkpoint, and updates the report if it is older than 30 seconds."""
         record = {**self._record(stage.state.params), "key": encode_key(self.key), "step": step,
                   "config": describe(self.config), **stage.record()}  # fmt: skip
         self._keep(stage, step)
         self.checkpoints.save(stage.first_checkpoint + step, stage.state_tree(), record)
         self.monitor.samples("latest", stage.samples)
-        self.monitor.refresh(f"{stage.phase} step {step} of {stage.steps}")
+        self.monitor.refresh(f"{stage.name} step {step} of {stage.steps}")
 
     def _record(self, params) -> dict:
-        """What `read_params` checks."""
+        """The part of a checkpoint record that `read_params` checks."""
         return {"version": VERSION, "task": self.task, "shapes": encode_shapes(params)}
 
     def _keep(self, stage: Stage, step: int, again: bool = True) -> None:
-        """Keeps the parameters for good if this is one of every n-th checkpoints; not `again` if they are there."""
+        """Saves the parameters of every n-th checkpoint in `history`; `again` overwrites an existing copy."""
         number = stage.first_checkpoint + step
         if self.history is None or step % (self.config.keep_every * stage.checkpoint_every):
             return
         if again or number not in self.history.numbers():
             params = stage.state.params
-            record = {**self._record(params), "phase": stage.phase, "step": step}
+            record = {**self._record(params), "phase": stage.name, "step": step}
             self.history.save(number, {"params": params}, record)
 
     def _wait(self) -> None:
@@ -193,19 +192,19 @@ class Run:
         for level, of_level in self.evaluator.levels(params, purpose_key(self.key, "evaluate")):
             figures[level] = of_level
             if self.preemption.asked_alone:
-                self._leave(f"while evaluating {moment}; what was trained is saved")
+                self._leave(f"evaluation {moment} interrupted, all training steps are saved")
         self.monitor.evaluated(moment, figures)
 
 
 def stage_one_params(run: Path, parts: Components):
-    """The parameters at the end of another run's stage 1.
+    """The parameters at the end of stage 1 of the run in folder `run`.
 
-    Raises ValueError if it has none, RunError if they are another model's or another tokenizer's.
+    Raises ValueError if that run has not finished stage 1, and RunError if its model or tokenizer differs.
     """
     folder, where = run / "stage1", f"start_from = {str(run)!r}"
     if not folder.is_dir():
-        raise ValueError(f"{where}: expected the folder of a run that has ended its stage 1")
+        raise ValueError(f"{where}: expected the folder of a run that has finished stage 1")
     restored = read_params(folder, without_value_head(parts.model.abstract_params(parts.mesh)), parts.data, where)
     if restored is None:
-        raise ValueError(f"{where}: its stage 1 was never saved; let that run go on first")
+        raise ValueError(f"{where}: expected a run that has saved the end of stage 1; resume that run first")
     return restored.tree["params"]

@@ -1,4 +1,4 @@
-"""The stages of training. Each owns its parameters, its optimizer's state and its place in the data."""
+"""The two training stages. Each holds its parameters, its optimizer state and its position in the data."""
 
 import dataclasses
 from collections.abc import Callable
@@ -33,39 +33,39 @@ SAMPLES_SHOWN = 12
 
 
 class Stage:
-    """A stage as the loop sees it; subclasses add `step`, and state of their own."""
+    """Interface of a stage for the training loop; subclasses implement `step` and may add state."""
 
-    phase: str
-    """Its name in metrics and records."""
+    name: str
+    """Name of the stage in metrics and checkpoint records."""
     opening = ""
-    """Name of the evaluation of the parameters that it starts from; none if they have not been trained."""
+    """Name of the evaluation of the stage's first parameters; empty if they are not evaluated."""
     steps: int
     checkpoint_every: int
-    """Steps between two checkpoints; 0 saves only at the end."""
+    """Steps between checkpoints; 0 saves only at the end of the stage."""
     first_checkpoint: int
-    """Number of the checkpoint at its step 0: numbers rise through all stages."""
+    """Number of the checkpoint at step 0 of the stage; numbers increase through both stages."""
     look_every = 0
-    """Steps between two looks at the held-out problems; 0 never looks."""
+    """Steps between quick evaluations; 0 disables them."""
 
     def __init__(self, optimizer: Optimizer, iterator, parts: Components):
         self.optimizer, self.iterator, self.parts = make_optimizer(optimizer), iterator, parts
-        self.samples: list[dict] = []  # the newest completions, for the report
+        self.samples: list[dict] = []  # completions of the newest rollout, for the report
         self.state: State
 
     def begin(self, params) -> None:
-        """Starts from parameters."""
+        """Initializes the stage from parameters."""
         self.state = State(params, init_state(self.optimizer, params))
 
     def step(self, n: int, key: jax.Array) -> tuple[dict, Any]:
-        """(metrics, batch) of step n; the metric `tokens` counts those that were trained on or drawn."""
+        """Runs step n and returns (metrics, batch); the metric `tokens` counts trained or sampled tokens."""
         raise NotImplementedError
 
     def look(self) -> dict[str, float]:
-        """Metrics of its own that a look reports beside the accuracy."""
+        """Metrics of the stage that a quick evaluation records in addition to accuracy and reward."""
         return {}
 
     def state_tree(self) -> dict:
-        """The arrays of a checkpoint."""
+        """The arrays to save in a checkpoint."""
         return {"params": self.state.params, "opt": self.state.opt}
 
     def abstract_tree(self) -> dict:
@@ -74,11 +74,11 @@ class Stage:
         return {"params": params, "opt": abstract_state(self.optimizer, params)}
 
     def record(self) -> dict:
-        """The rest of a checkpoint, as JSON."""
-        return {"phase": self.phase, "place": self.iterator.get_state()}
+        """The JSON record to save in a checkpoint."""
+        return {"phase": self.name, "place": self.iterator.get_state()}
 
     def restore(self, record: dict, tree: dict) -> None:
-        """Goes on from a checkpoint: what `record` and `state_tree` gave."""
+        """Resumes from the saved results of `record` and `state_tree`."""
         self.state = State(tree["params"], tree["opt"])
         self.iterator.set_state(record["place"])
 
@@ -86,17 +86,17 @@ class Stage:
 class LikelihoodStage(Stage):
     """Stage 1: packed demonstrations under maximum likelihood."""
 
-    phase = "likelihood"
+    name = "likelihood"
 
     def __init__(self, config: Config, parts: Components):
         settings, data = config.likelihood, parts.data
         if not data.demonstrations:
-            raise ValueError(f"likelihood.steps = {settings.steps}: this task has no demonstrations; give it some "
-                             "(a jsonl's `solution`), or set likelihood.steps to 0")  # fmt: skip
+            raise ValueError(f"likelihood.steps = {settings.steps}: expected 0, since the task has no demonstrations "
+                             "(a JSONL task takes them from `solution`)")  # fmt: skip
         rows = pack(data.demonstrations, data.tokenizer, settings.row_length, end=data.stop_ids[0])
         super().__init__(settings.optimizer, batches(rows, settings.rows, config.seed), parts)
         self.steps, self.checkpoint_every, self.first_checkpoint = settings.steps, 10 * config.checkpoint_every, 0
-        scorer = Scorer(parts.model, parts.mesh)  # over all tokens: a demonstration may hold one that is never sampled
+        scorer = Scorer(parts.model, parts.mesh)  # no banned tokens: a demonstration may contain them
         self._update = make_likelihood_update(settings.microbatches, scorer, self.optimizer)
 
     def step(self, n: int, key: jax.Array) -> tuple[dict, Any]:
@@ -106,9 +106,9 @@ class LikelihoodStage(Stage):
 
 
 class PolicyStage(Stage):
-    """Stage 2: sample, verify, and take the rollout's optimizer steps."""
+    """Stage 2: each step draws one rollout, computes its rewards and takes its optimizer steps."""
 
-    phase, opening = "rl", "before RL"
+    name, opening = "rl", "before RL"
 
     def __init__(self, config: Config, parts: Components):
         super().__init__(config.optimizer, batches(parts.prompts, config.rollout.prompts, config.seed), parts)
@@ -116,10 +116,10 @@ class PolicyStage(Stage):
         self.steps, self.checkpoint_every = config.steps, config.checkpoint_every
         self.first_checkpoint = config.likelihood.steps + 1
         self.look_every = config.evaluation.every
-        self.reference: Any = None  # parameters at the start of the stage
-        self.carried: Any = ()  # the state that the algorithm carries from rollout to rollout
+        self.reference: Any = None  # parameters at the start of stage 2
+        self.carried: Any = ()  # state that the algorithm carries between rollouts
         self._start: tuple[Any, Any] | None = None
-        """log π − log π_start of the rollout before a look, and its mask."""
+        """log π − log π_start and the mask of the rollout before a quick evaluation."""
         scorer = Scorer(parts.model, parts.mesh, config.rollout.sampling.temperature, parts.data.banned_ids)
         self._score = jax.jit(make_score(scorer, config.rollout.microbatch_rows))
         self._prepare = make_prepare(config, scorer)
@@ -131,7 +131,6 @@ class PolicyStage(Stage):
         super().begin(params)
 
     def _initial(self) -> Any:
-        """The state that the algorithm carries, before the first rollout."""
         carried = self.config.algorithm_at(0).carried
         return carried.init() if carried else ()
 
@@ -176,7 +175,7 @@ class PolicyStage(Stage):
         return {**metrics, **about}, chosen
 
     def _rewarded(self, rollouts, drawn: Drawn, prompts: dict, problems: list[Problem], n: int, key: jax.Array):
-        """The rollouts with the rewards that are trained on, and with greedy ones if the algorithm asks for them."""
+        """Applies `reward_map` and, if the algorithm needs greedy rewards, samples and adds them."""
         mapped, reward_key = self.config.reward_map, purpose_key(key, "rewards", n)
 
         def trained_on(rewards, drawn: Drawn) -> Any:
@@ -195,7 +194,7 @@ class PolicyStage(Stage):
         return dataclasses.replace(rollouts, greedy_rewards=trained_on(greedy.rewards[:, None], greedy)[:, 0])
 
     def _learn(self, rollouts, n: int) -> dict:
-        """The rollout's optimizer steps, and their metrics; minibatch i takes the groups i, i + M, …."""
+        """Takes the rollout's optimizer steps and returns their metrics; minibatch i of M has groups i, i + M, …."""
         settings, params = self.config.rollout, self.state.params
         algorithm = on_host(self.config.algorithm_at(n))
         rollouts = self.parts.to_devices(rollouts)
@@ -213,7 +212,7 @@ class PolicyStage(Stage):
         return summarize(history)
 
     def look(self) -> dict[str, float]:
-        """`kl_start`: mean k3 over the last rollout's tokens, an estimate of KL(π ‖ π at the start of RL), nats."""
+        """`kl_start`: mean k3 over the tokens of the last rollout, an estimate of KL(π ‖ π_start), in nats."""
         if self._start is None:
             return {}
         log_ratio, mask = to_host(self._start)
@@ -222,7 +221,7 @@ class PolicyStage(Stage):
         return {"kl_start": float(np.mean(penalty.k3(log_ratio[mask])))}
 
     def _show(self, drawn: Drawn, problems: list[Problem]) -> None:
-        """Keeps one completion of each of the first prompts, for the report."""
+        """Stores the first completion of each of the first SAMPLES_SHOWN prompts for the report."""
         group = self.config.rollout.completions
         shown = list(zip(problems, drawn.texts, drawn.rewards, strict=True))[: SAMPLES_SHOWN * group : group]
         self.samples = [
@@ -233,9 +232,9 @@ class PolicyStage(Stage):
 
 
 def on_host(algorithm: PolicyGradient) -> PolicyGradient:
-    """The algorithm with its hyper-parameters as Python numbers or NumPy arrays, the same on every process."""
+    """The algorithm with its hyper-parameters as Python numbers or NumPy arrays, equal on every process."""
     return jax.tree.map(lambda x: np.asarray(x) if np.ndim(x) else np.asarray(x).item(), algorithm)
 
 
-STAGES: dict[str, Callable[[Config, Components], Stage]] = {s.phase: s for s in (LikelihoodStage, PolicyStage)}
-"""All stages in their order, by the names that records have for them."""
+STAGES: dict[str, Callable[[Config, Components], Stage]] = {s.name: s for s in (LikelihoodStage, PolicyStage)}
+"""The stages by name, in training order."""

@@ -1,4 +1,4 @@
-"""Checks of a config against what it is used with: the devices and the task's data."""
+"""Checks of a config against the devices and the task's data."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from rljax.training.config import Config, RolloutConfig
 
 
 def check_rows(config: Config, mesh: Mesh) -> None:
-    """Raises ValueError, naming the fields, if the rows of a step do not divide over the mesh."""
+    """Raises ValueError if the rows of a step do not divide evenly over the mesh."""
     shards, rollout = config.sharding.row_shards(mesh), config.rollout
     trained = "(rollout.train_groups or .prompts) × .completions / (.minibatches × .microbatches)"
     rows = {
@@ -28,16 +28,16 @@ def check_rows(config: Config, mesh: Mesh) -> None:
 
 
 def check_lengths(config: Config, data: TaskData) -> None:
-    """Raises ValueError, naming the field, if held-out problems are longer than the model's rows."""
+    """Raises ValueError if a held-out problem is longer than the model's maximum length."""
     limit = config.model.max_length
     for level, problems in data.held_out.items():
         columns, budget = evaluation_shape(config.rollout, data, problems)
         check(columns + budget <= limit, "model.max_length", limit,
-              f"at least the {columns} + {budget} tokens that held-out {level!r} takes")  # fmt: skip
+              f"at least {columns} + {budget} tokens, for the held-out problems of {level!r}")  # fmt: skip
 
 
 def evaluation_shape(rollout: RolloutConfig, data: TaskData, problems: Sequence[Problem]) -> tuple[int, int]:
-    """(prompt columns, new tokens) for held-out problems: those of training, unless these are longer."""
+    """(prompt columns, new tokens) for held-out problems: the rollout's, or more if the problems are longer."""
     encode = data.tokenizer.encode
     prompt = max((len(encode(problem.prompt)) for problem in problems), default=0)
     solution = max((len(encode(problem.solution)) for problem in problems), default=0) + 2

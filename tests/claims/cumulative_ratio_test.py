@@ -1,4 +1,4 @@
-"""CTPO's cumulative ratio (2605.07331) on problems small enough to list every trajectory, in float64."""
+"""CTPO's cumulative ratio (2605.07331), by enumeration of all trajectories of small problems in float64."""
 
 from functools import partial
 from typing import NamedTuple
@@ -16,7 +16,7 @@ RATIOS = {
     "cumulative": ratio.local_gradient(ratio.cumulative),
     "sequence": ratio.local_gradient(ratio.sequence_sum),
     "token": ratio.token,
-    "gspo": ratio.local_gradient(ratio.sequence_mean),  # for A that varies within the sequence
+    "gspo": ratio.local_gradient(ratio.sequence_mean),  # for A that varies within a sequence
     "none": NOTHING,
 }
 WORDS = all_words(vocabulary=3, length=3)
@@ -24,10 +24,10 @@ MOVES = (0.1, 0.3, 0.6, 1.0)
 
 
 class Problem(NamedTuple):
-    """Two tabular policies and the rewards of every trajectory, each with a leading axis of problems."""
+    """Two tabular policies and the rewards of all trajectories, stacked over problems."""
 
-    old: np.ndarray  # logits [states, V] of the policy that sampled
-    new: np.ndarray  # and of the policy that trains
+    old: np.ndarray  # logits [states, V] of the sampling policy
+    new: np.ndarray  # logits [states, V] of the trained policy
     rewards: np.ndarray  # [W]
 
 
@@ -41,10 +41,10 @@ def make_problems(move, count=20):
 
 
 def advantages_of_policy(problem):
-    """A^π(prefix, token) = Q − V of the policy that trains, on every token."""
+    """A^π(prefix, token) = Q − V of the trained policy, for each token."""
     pi = probabilities(problem.new, WORDS)
 
-    def value(t):  # of the first t tokens, on each word
+    def value(t):  # value of the first t tokens of each word
         of_prefix = pi.reshape(3**t, -1), (pi * problem.rewards).reshape(3**t, -1)
         mass, earned = (jnp.sum(x, -1) for x in of_prefix)
         return jnp.repeat(earned / mass, 3 ** (3 - t))
@@ -55,7 +55,7 @@ def advantages_of_policy(problem):
 @jax.jit
 @jax.vmap
 def measure(problem):
-    """The sequence KL, and by advantage and ratio the bias |E ĝ − g| / |g| and each token's term's variance [T]."""
+    """Sequence KL and, by advantage and ratio, the bias |E ĝ − g| / |g| and the variance of each token's term [T]."""
     old, new = (log_pi(x, WORDS) for x in (problem.old, problem.new))
     probability, slope = probabilities(problem.old, WORDS), slopes(problem.new, WORDS)
     g = true_gradient(problem.new, WORDS, problem.rewards)
@@ -74,7 +74,6 @@ def measure(problem):
 
 @pytest.fixture(scope="module")
 def measured():
-    """By distance; every leaf [20 problems, …]."""
     with jax.enable_x64(True):
         return {move: jax.tree.map(np.asarray, measure(make_problems(move))) for move in MOVES}
 
@@ -95,7 +94,7 @@ def test_under_the_outcome_the_prefix_ratio_is_biased_and_the_sequences_is_not(m
     of = measured[move]["outcome"]
     assert np.all((of["sequence"]["bias"] < 1e-12) & (of["cumulative"]["bias"] > 0.01))
     share = np.mean(of["cumulative"]["bias"]) / np.mean(of["token"]["bias"])
-    assert 0.65 < share < 0.75  # of the token ratio's
+    assert 0.65 < share < 0.75  # relative to the token ratio's bias
 
 
 def test_the_distances_and_the_bias_under_the_outcome_that_are_told(measured):
@@ -106,7 +105,7 @@ def test_the_distances_and_the_bias_under_the_outcome_that_are_told(measured):
 
 
 def variance_ratios(measured, move, kind):
-    """Each term's variance under the cumulative ratio over that under the sequence's, but for the last, the same."""
+    """Variance of the first two terms with the cumulative ratio, divided by that with the sequence ratio."""
     of = measured[move][kind]
     np.testing.assert_allclose(of["cumulative"]["variance"][:, 2], of["sequence"]["variance"][:, 2], rtol=1e-12)
     return (of["cumulative"]["variance"] / of["sequence"]["variance"])[:, :2]
@@ -121,5 +120,5 @@ def test_per_term_variance_is_never_above_the_sequences_under_the_policys_advant
 def test_under_the_outcome_that_order_has_exceptions(measured):
     for move in MOVES:
         above = variance_ratios(measured, move, "outcome")
-        assert 0.3 < np.mean(above > 1) < 0.6  # of the terms that can differ
+        assert 0.3 < np.mean(above > 1) < 0.6
         assert 1.1 < above.max() < 1.7

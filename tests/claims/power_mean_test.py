@@ -1,4 +1,4 @@
-"""HölderPO's power mean of ratios (2605.12058): its weights, its limits, and its variance over every trajectory."""
+"""HölderPO's power mean of ratios (2605.12058): token weights, limits, and variance over all trajectories."""
 
 import itertools
 from functools import partial
@@ -19,7 +19,7 @@ MOVES = (0.1, 0.3, 0.6, 1.0)
 
 @jax.jit
 def holder_weights(l, p):
-    """The share of each token in the gradient of the power mean."""
+    """Weight of each token in the gradient of the power mean."""
     segments = jnp.ones(l.shape, bool)
     return jax.grad(lambda x: jnp.sum(ratio.power_mean(x, jnp.ones_like(x), segments, p=p)[:, 0]))(l)
 
@@ -45,7 +45,7 @@ def test_holders_limits_are_gspo_grpo_and_gmpo():
         (ratio.chain(power[0.0], clip), ratio.chain(mean, clip)),  # sequence clip: GSPO
         (ratio.chain(clip, power[1.0]), clip),  # token clip: GRPO
         (ratio.chain(log_clip, power[0.0]), ratio.chain(log_clip, mean)),  # GMPO
-        (ratio.chain(power[1.0], clip), clip),  # but not GRPO with the clip on the sequence
+        (ratio.chain(power[1.0], clip), clip),  # a sequence-level clip differs from GRPO
     ]
 
     @jax.jit
@@ -67,7 +67,7 @@ def test_holders_limits_are_gspo_grpo_and_gmpo():
 @partial(jax.vmap, in_axes=(0, 0, 0, None, None))
 @partial(jax.vmap, in_axes=(None, None, None, 0, None))
 def variance_and_share(old, new, rewards, p, clip):
-    """The variance of one trajectory's gradient, sampled from old, and the length of its mean along the true one."""
+    """Variance of one trajectory's gradient under `old`, and its mean projected on the true gradient (1: equal)."""
     probability, slope = probabilities(old, WORDS), slopes(new, WORDS)
     mean_reward = probability @ rewards
     A = jnp.repeat((rewards - mean_reward)[:, None], WORDS.mask.shape[1], 1)
@@ -80,7 +80,7 @@ def variance_and_share(old, new, rewards, p, clip):
 
 
 def variances(move, clip, powers=POWERS, count=20):
-    """Both [problems, powers], of random tabular policies that moved so far and random rewards."""
+    """Both [problems, powers], for random rewards and random tabular policies that differ by `move`."""
     rng = np.random.default_rng(0)
     old = rng.normal(size=(count, WORDS.states.max() + 1, 2))
     new, rewards = old + move * rng.normal(size=old.shape), rng.normal(size=(count, len(WORDS.mask)))
@@ -96,6 +96,6 @@ def test_holders_variance_is_least_near_zero_to_one_and_rises_on_both_sides(clip
         assert np.mean((least >= 0) & (least <= 1)) >= 0.8
         relative = np.median(variance / np.min(variance, -1, keepdims=True), 0)
         here = POWERS.index(0.5)
-        assert np.all(np.diff(relative[: here + 1]) < 0)  # downward to there, and upward beyond
+        assert np.all(np.diff(relative[: here + 1]) < 0)  # falls up to 0.5, then rises
         assert np.all(np.diff(relative[here:]) > 0)
         assert min(relative[0], relative[-1]) > 1.3

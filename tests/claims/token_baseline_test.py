@@ -1,4 +1,4 @@
-"""Optimal token baselines (2602.07078) over every word of a few and all groups of N of them, in float64."""
+"""Optimal token baselines (2602.07078), by enumeration of words and of groups of N words, in float64."""
 
 import itertools
 import math
@@ -19,22 +19,20 @@ KINDS = ("binary", "dense")
 
 
 class Problem(NamedTuple):
-    """A policy and rewards."""
-
     mask: np.ndarray  # [W, T]
     rewards: np.ndarray  # [W], or dense [W, T]
     probability: np.ndarray  # [W]
-    slopes: np.ndarray  # ∇ log π of each token [W, T, parameters]
+    slopes: np.ndarray  # ∇ log π of each token, [W, T, parameters]
 
 
 def make_problem(words, kind, seed, shared=False):
-    """Random; the policy knows the whole prefix or, `shared`, the last token alone, by the same parameters at all t."""
+    """A random problem. The policy depends on the prefix or, if `shared`, only on the last token."""
     rng = np.random.default_rng(seed)
     of_token = rng.normal(size=(words.states.max() + 1, words.tokens.max() + 1))[words.states, words.tokens]
     if shared:
         words = words._replace(states=np.pad(words.tokens, ((0, 0), (1, 0)))[:, :-1])
     logits = rng.normal(size=(words.states.max() + 1, words.tokens.max() + 1))
-    binary = rng.permutation(np.arange(len(words.mask)) % 2 * 1.0)  # never all the same
+    binary = rng.permutation(np.arange(len(words.mask)) % 2 * 1.0)
     rewards = binary if kind == "binary" else np.where(words.mask, of_token, 0)
     probability, slope = map(np.asarray, policy(logits, words))
     return Problem(words.mask, rewards, probability, slope)
@@ -46,7 +44,6 @@ def policy(logits, words):
 
 
 def returns(problem):
-    """G [W, T], the reward from the token on."""
     if problem.rewards.ndim == 1:
         return jnp.where(problem.mask, problem.rewards[:, None], 0.0)
     return jnp.cumsum(problem.rewards[:, ::-1], -1)[:, ::-1]
@@ -60,8 +57,7 @@ def variance(probability, g):
 @jax.jit
 @jax.vmap
 def population(problem):
-    """The variance of one word's gradient under baselines that know the population, in the library's functions a group
-    of all words, each with its probability for a weight."""
+    """Variance of one word's gradient for baselines computed on the whole population, weighted by probability."""
     mask, rewards, p, s = problem
     G, e = returns(problem), jnp.sum(s**2, -1)
     total = rewards if rewards.ndim == 1 else jnp.sum(rewards, -1)
@@ -70,7 +66,7 @@ def population(problem):
         return advantage.exact_energy_baseline(rewards[None], mask[None], energy=(p[:, None] * W)[None])[0]
 
     importance = jnp.sqrt(jnp.broadcast_to(p[:, None], e.shape))[None]
-    best = jnp.einsum("w,wtd,wud,wu->t", p, s, s, G) / (p @ e)  # where ∂ variance / ∂ b_t = 0
+    best = jnp.einsum("w,wtd,wud,wu->t", p, s, s, G) / (p @ e)  # zero of ∂ variance / ∂ b_t
     advantages = {
         "mean": (total - p @ total)[:, None],
         "mean to go": energy(jnp.ones_like(e)),
@@ -98,7 +94,7 @@ BASELINES = (
 
 
 def groups(problem, count, drawn=2000):
-    """The words of every multiset of N [M, N] and its probability; where they are too many, of groups drawn."""
+    """All multisets of N words [M, N] and their probabilities; 2000 sampled groups and None if there are too many."""
     words = len(problem.probability)
     if math.comb(words + count - 1, count) > 5000:
         return np.random.default_rng(0).choice(words, (drawn, count), p=problem.probability), None
@@ -110,7 +106,7 @@ def groups(problem, count, drawn=2000):
 
 @jax.jit
 def group_gradients(problem, numbers):
-    """ĝ [M, parameters] under each baseline: the mean over the group of Σ_t A_t ∇ log π_t."""
+    """ĝ [M, parameters] for each baseline: group mean of Σ_t A_t ∇ log π_t."""
     mask, rewards, s = (x[numbers] for x in (problem.mask, problem.rewards, problem.slopes))
     out = {}
     for f in BASELINES:
@@ -121,15 +117,15 @@ def group_gradients(problem, numbers):
 
 
 def measure(problem, count):
-    """By baseline: the length of E ĝ along the true gradient g, |E ĝ − g| / |g|, the variance, and the 95 % half widths
-    of the first and last, 0 where all groups are listed."""
+    """Per baseline: projection of E ĝ on the true gradient g, error |E ĝ − g| / |g| and variance; ± is the half-width
+    of the 95 % interval, 0 if the groups are enumerated."""
     numbers, p = groups(problem, count)
     drawn, p = p is None, np.full(len(numbers), 1 / len(numbers)) if p is None else p
     g = np.einsum("w,wt,wtd->d", problem.probability, np.asarray(returns(problem)), problem.slopes)
     found = {name: np.asarray(x) for name, x in group_gradients(problem, numbers).items()}
     out = {}
     for name, x in found.items():
-        # Drawn groups: RLOO's gradient, which is unbiased, is drawn with it and taken off.
+        # For sampled groups, RLOO's unbiased gradient is a control variate.
         along = (x - found["leave_one_out"] * drawn) @ g / (g @ g) + drawn
         square = np.sum((x - p @ x) ** 2, -1)
         half = [1.96 * np.std(y) / len(y) ** 0.5 * drawn for y in (along, square)]
@@ -151,7 +147,7 @@ def test_the_best_baseline_of_each_position_is_never_worse_and_the_realized_ener
     best, constant = found["optimum"], found["mean" if kind == "binary" else "mean to go"]
     for name in found.keys() - ({"mean"} if kind == "dense" else set()):
         assert np.all(best <= found[name] * (1 + 1e-12))
-    if not shared:  # tokens at different positions share no parameters: the energy of the token alone is the best
+    if not shared:  # positions share no parameters, so token energy is optimal
         np.testing.assert_allclose(found["token energy"], best, rtol=1e-12)
         np.testing.assert_allclose(found["exact energy"], found["realized energy"], rtol=1e-12)
     ratio = found["realized energy"] / constant
@@ -160,7 +156,7 @@ def test_the_best_baseline_of_each_position_is_never_worse_and_the_realized_ener
     assert np.median(found["realized energy"] / best) > 1.01
 
 
-@pytest.mark.parametrize("count", [2, 4, 8, pytest.param(32, marks=pytest.mark.slow)])  # from 8 on groups are drawn
+@pytest.mark.parametrize("count", [2, 4, 8, pytest.param(32, marks=pytest.mark.slow)])  # 8 and 32 sample groups
 @pytest.mark.parametrize("kind", KINDS)
 def test_own_sample_baselines_shrink_the_gradient_and_leave_one_out_does_not(kind, count):
     with jax.enable_x64(True):
@@ -176,7 +172,7 @@ def test_own_sample_baselines_shrink_the_gradient_and_leave_one_out_does_not(kin
         if listed:
             np.testing.assert_allclose([mean["share"], mean["error"]], [1 - 1 / count, 1 / count], rtol=1e-12)
             assert mean["share±"] == own["share±"] == 0
-        if count > 2:  # by more: in length here, and in all
+        if count > 2:  # more shrinkage and more error than the mean
             assert own["share"] + own["share±"] < 1 - 1 / count
             assert own["error"] > mean["error"]
 

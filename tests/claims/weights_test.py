@@ -1,4 +1,4 @@
-"""What Balanced Aggregation (2605.04077) weighs, and which aggregations it comes to."""
+"""Weights of Balanced Aggregation (2605.04077), and the cases that equal other aggregations."""
 
 import itertools
 
@@ -13,7 +13,7 @@ weights = jax.jit(lambda mask, sign: {f.__name__: f(mask, sign) for f in FUNCTIO
 
 
 def every_group(rewards, longest=4, members=4):
-    """All groups of four with lengths 1 to 4 and these rewards, not all the same: rewards [M, G] and mask [M, G, T]."""
+    """Rewards [M, G] and masks [M, G, T] of all groups with these rewards, not all equal, and lengths 1 to 4."""
     kinds = list(itertools.product(range(1, longest + 1), rewards))
     groups = np.array(list(itertools.combinations_with_replacement(kinds, members)))
     lengths, rewards = groups[..., 0], groups[..., 1]
@@ -24,7 +24,7 @@ def every_group(rewards, longest=4, members=4):
 @jax.jit
 @jax.vmap
 def push(rewards, mask):
-    """Σ w A of one group, by aggregation, and the gap between the lengths of its sides."""
+    """Of one group: Σ w A by aggregation, the length gap of the two signs of A, and Σ_{A>0} A per token."""
     rewards, mask = rewards[None], mask[None]
     A = advantage.mean_baseline(rewards, mask)
     sign = aggregation.side(A, mask)
@@ -40,7 +40,6 @@ def push(rewards, mask):
 
 
 def coupling(rewards):
-    """Of all groups: Σ w A by aggregation [M], the gap of lengths [M], and Σ_{A>0} A over the group's tokens [M]."""
     with jax.enable_x64(True):
         return jax.tree.map(np.asarray, push(*every_group(rewards)))
 
@@ -61,7 +60,6 @@ def test_within_a_side_of_unequal_advantages_balanced_still_prefers_the_long():
 
 
 def test_balanced_weights_do_not_know_a_sides_length():
-    """Twice as long on the negative side: a token mean gives it twice the weight, BA what its members are."""
     lengths, sign = np.array([[4, 4, 8, 8], [4, 4, 4, 8]]), np.array([[1, 1, -1, -1], [1, 1, 1, -1]])
     mask = np.arange(8) < lengths[..., None]
     w = {name: np.asarray(x).sum(-1) for name, x in weights(mask, sign).items()}
@@ -79,8 +77,8 @@ def same(lengths, other, sides=SIDES):
 
 
 def test_where_balanced_is_each_of_the_others():
-    each_side = [[4, 4, 8, 8], [2, 2, 6, 6]]  # equal lengths on each side, equal group sizes
-    mean_sides = [[2, 6, 3, 5], [1, 3, 2, 2]]  # equal mean lengths of both sides
+    each_side = [[4, 4, 8, 8], [2, 2, 6, 6]]  # equal lengths within each sign, equal group sizes
+    mean_sides = [[2, 6, 3, 5], [1, 3, 2, 2]]  # equal mean lengths of both signs
     equal_tokens = [[2, 6, 3, 5], [4, 4, 4, 4]]
     assert same(each_side, aggregation.sequence_mean)
     assert not same(mean_sides, aggregation.sequence_mean)
@@ -95,7 +93,7 @@ def test_balanced_over_groups_of_unequal_size_is_a_sequence_mean_within_each_onl
     assert not same(lengths, aggregation.sequence_mean, sides)
     mask = np.arange(8) < np.array(lengths)[..., None]
     w = np.asarray(weights(mask, np.array(sides))["balanced"]).sum(-1)
-    np.testing.assert_allclose(w, [[1 / 8] * 4, [1 / 4, 1 / 4, 0, 0]], rtol=1e-6)  # 1/(P·G) a completion
+    np.testing.assert_allclose(w, [[1 / 8] * 4, [1 / 4, 1 / 4, 0, 0]], rtol=1e-6)  # 1/(P·G) per completion
 
 
 def test_a_completion_on_neither_side_counts_in_its_group_alone():

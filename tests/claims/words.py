@@ -1,4 +1,4 @@
-"""Policies over so few words that all of them can be listed: expectations are sums, in float64."""
+"""Policies over all W words of at most T tokens: expectations are exact sums, in float64."""
 
 import itertools
 from typing import NamedTuple
@@ -11,15 +11,13 @@ from rljax import policy_loss
 
 
 class Words(NamedTuple):
-    """Every word W of at most T tokens."""
-
     mask: np.ndarray  # [W, T]
-    tokens: np.ndarray  # [W, T], 0 past the end
-    states: np.ndarray  # [W, T], the number of the prefix before the token; 0 past the end
+    tokens: np.ndarray  # [W, T], 0 after the end
+    states: np.ndarray  # [W, T], index of the prefix before the token; 0 after the end
 
 
 def all_words(vocabulary, length, ends=False):
-    """The words of so many tokens; where `ends`, each ends at its first 0."""
+    """All words of `length` tokens; with `ends`, a word ends at its first 0."""
     words = itertools.product(range(vocabulary), repeat=length)
     words = sorted({w[: w.index(0) + 1] if ends and 0 in w else w for w in words})
     prefixes = sorted({w[:t] for w in words for t in range(len(w))}, key=lambda p: (len(p), p))
@@ -30,7 +28,7 @@ def all_words(vocabulary, length, ends=False):
 
 
 def log_pi(logits, words):
-    """log π of every token [W, T] under the logits [states, V]; 0 past the end."""
+    """log π of each token [W, T] for logits [states, V]; 0 after the end of a word."""
     return jnp.where(words.mask, jax.nn.log_softmax(logits)[words.states, words.tokens], 0.0)
 
 
@@ -39,15 +37,15 @@ def probabilities(logits, words):
 
 
 def slopes(logits, words):
-    """∇ log π of every token [W, T, parameters]."""
+    """∇ log π of each token, [W, T, parameters]."""
     return jax.jacfwd(log_pi)(logits, words).reshape(*words.mask.shape, -1)
 
 
 def true_gradient(logits, words, rewards):
-    """∇ E R of an outcome reward [W]."""
+    """∇ E R, where `rewards` [W] are outcome rewards."""
     return jax.grad(lambda x: jnp.sum(probabilities(x, words) * rewards))(logits).ravel()
 
 
 def scales(logp, batch, ratio):
-    """What the loss multiplies each token's ∇ log π by, at weight 1: A e^f where the gradient is each token's own."""
+    """−∂L/∂logp: factor of each token's ∇ log π in the policy gradient, A e^f for weight 1 and a token-level ratio."""
     return -jax.grad(policy_loss)(logp, batch, ratio)

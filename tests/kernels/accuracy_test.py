@@ -1,4 +1,4 @@
-"""How far the kernels are from float64 with float32 and bfloat16 inputs: no further than docs/accuracy.md says."""
+"""Errors of the kernels against float64, with float32 and bfloat16 inputs: within those stated in docs/accuracy.md."""
 
 import re
 from functools import cache, partial
@@ -27,9 +27,9 @@ ROWS = [*HEADS, *((name, form) for name in SCANS for form in ("chunked", "tpu"))
 
 
 def example():
-    """h, W, the same of a reference near them, and targets, one of them absent.
+    """([h, W, h and W of a nearby reference], targets), one target absent.
 
-    Logits are spread over 3 nats. Two rows know their target, with π = 1 − 4e-5 and 1 − 5e-6.
+    Logits have a standard deviation of 3 nats. Two rows are nearly certain, with π(y) = 1 − 4e-5 and 1 − 5e-6.
     """
     rng = np.random.default_rng(0)
     targets = rng.integers(0, V, N)
@@ -44,7 +44,7 @@ ARRAYS, TARGETS = example()
 
 
 def outputs(kernel, form, h, W, *other):
-    """By name, what a form of a kernel says of each row."""
+    """The outputs of an implementation ("form") of a kernel, by name."""
     if kernel == "token_kl":
         tiled = partial(kl_chunked.token_kl, tile=TILES[form])
         run = partial(token_kl, implementation=form) if form == "reference" else tiled
@@ -57,7 +57,7 @@ def outputs(kernel, form, h, W, *other):
 
 
 def interpreted(f):
-    """The function compiled quickly, with TPU kernels as plain operations of this machine."""
+    """The function compiled without optimization, with TPU kernels in Pallas' interpreter."""
     run = jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})
 
     def interpreting(*arrays):
@@ -68,11 +68,11 @@ def interpreted(f):
 
 
 def with_gradients(kernel, form, *inputs):
-    """Of each input, {output: [itself, ∂h, ∂W]}, the gradients of a loss in which every row has another weight."""
+    """For each input, {output: [value, ∂h, ∂W]}, with the gradients of a loss that weights every row differently."""
 
     @interpreted
     def run(of, h, W, *other):
-        """All outputs, and the gradients of one: with the others' weights 0, one compilation does."""
+        """All outputs, and the gradients of those selected by `of`; one compilation serves every output."""
         values, pull = jax.vjp(lambda h, W: outputs(kernel, form, h, W, *other), h, W)
         weights = {name: jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape) for name, x in values.items()}
         return values, pull({name: jnp.where(of[name], x, 0) for name, x in weights.items()})
@@ -93,14 +93,14 @@ def rounded(*arrays):
 
 @cache
 def truth(kernel):
-    """In float64, of the float32 numbers and of those rounded to bfloat16."""
+    """The results in float64, for the float32 inputs and for the inputs rounded to bfloat16."""
     with enable_x64():
         wide = ([x.astype(np.float64) for x in arrays] for arrays in (ARRAYS, rounded(*ARRAYS)))
         return with_gradients(kernel, "reference", *wide)
 
 
 def own_errors(kernel: str, form: str, coarse: bool) -> dict[str, list[float]]:
-    """Of each output of a form: how far value, ∂h and ∂W are from float64 of the same numbers."""
+    """Errors of value, ∂h and ∂W of each output against float64 with the same inputs."""
     (found,), exact = with_gradients(kernel, form, rounded(*ARRAYS) if coarse else ARRAYS), truth(kernel)[coarse]
     return {
         f"{name}, {form}": [error(x, y) if np.any(y) else 0.0 for x, y in zip(found[name], exact[name], strict=True)]
@@ -109,7 +109,7 @@ def own_errors(kernel: str, form: str, coarse: bool) -> dict[str, list[float]]:
 
 
 def of_head(kernel: str, form: str) -> dict[str, list[float]]:
-    """The errors for float32, those for bfloat16, and that of rounding to bfloat16 alone."""
+    """Per output: the errors for float32, the errors for bfloat16, and the error of rounding the inputs to bfloat16."""
     high, low = (own_errors(kernel, form, coarse) for coarse in (False, True))
     exact, coarse = truth(kernel)
     rounding = [error(coarse[name][0], exact[name][0]) for name in exact]
@@ -117,14 +117,13 @@ def of_head(kernel: str, form: str) -> dict[str, list[float]]:
 
 
 def of_scan(name: str, form: str) -> dict[str, list[float]]:
-    """The same of rows of T, of a sum over Σ|x| so far; its gradient is the same scan from the other end.
+    """The errors of a scan over rows of T tokens, of sums relative to the running Σ|x|; gradients are scans themselves.
 
-    bfloat16 inputs are summed as float32, so they are given as float32 once they are rounded.
+    Inputs rounded to bfloat16 are passed as float32, since they are summed in float32.
     """
     scan, operation = SCANS[name]
 
     def exact(x):
-        """The last row's two sequences are apart."""
         y = operation.accumulate(x, axis=-1, dtype=np.float64)
         y[3, T // 2 :] = operation.accumulate(x[3, T // 2 :], dtype=np.float64)
         return y
@@ -141,9 +140,9 @@ def measure(kernel: str, form: str) -> dict[str, list[float]]:
 
 
 def beyond(found: dict[str, list[float]]) -> list[str]:
-    """What errs by more than is allowed, or is exact (has no gradient) where the docs do not say so.
+    """The outputs whose errors exceed twice the allowed ones, or are 0 (no gradient) where the docs state an error.
 
-    It is twice what is allowed elsewhere: each version of XLA has its own order of summation in a product of matrices.
+    The factor of two is for versions of XLA that sum matrix products in another order.
     """
     limits = stated("## The kernels")
     return [
@@ -163,7 +162,7 @@ def test_the_docs_state_all_that_is_measured():
 
 
 def in_bfloat16(f):
-    """Eight bits of exponent and seven of mantissa; XLA may leave out a cast that is cast back."""
+    """f with results rounded to bfloat16; XLA may remove a pair of casts, but not `reduce_precision`."""
     return lambda *inputs: jax.tree.map(lambda x: jax.lax.reduce_precision(x, 8, 7), f(*inputs))
 
 

@@ -21,7 +21,7 @@ from tests.kernels.token_stats_tpu_test import interpreter
 N, D, V = 9, 5, 24
 ALLOWED = np.r_[9:14, 17, 20:23]  # the first tile of 8 columns is banned, and so is the last column
 BANNED = np.setdiff1d(np.arange(V), ALLOWED)
-TARGETS = np.int32([9, 13, 17, 20, 22, 10, 3, 0, 11])  # the seventh is banned; the eighth too, but masked
+TARGETS = np.int32([9, 13, 17, 20, 22, 10, 3, 0, 11])  # target 6 is banned, target 7 is banned and masked
 MASK = np.arange(N) != 7
 LOWEST = {"-inf": -np.inf, "-1e38": -1e38, "finfo.min": np.finfo(np.float32).min}
 CASES = [("-inf", 1.0, None), ("-1e38", 0.5, None), ("finfo.min", 0.5, None), ("-inf", 0.8, 2.0)]
@@ -51,7 +51,7 @@ def log_pi_of(hidden, unembedding, bias, tau, cap, allowed=ALLOWED):
 
 
 def gradients_of(dz):
-    """(∂hidden, ∂unembedding, ∂bias) from ∂z of the allowed tokens: exactly 0 for the others."""
+    """(∂hidden, ∂unembedding, ∂bias) from ∂z of the allowed tokens; ∂z of banned tokens is 0."""
     hidden, unembedding, _ = map(np.float64, head())
     whole = np.zeros((N, V))
     whole[:, ALLOWED] = dz
@@ -60,7 +60,7 @@ def gradients_of(dz):
 
 @cache
 def expected_stats(case):
-    """TokenStats, and the gradients of their sum times COTANGENTS."""
+    """(TokenStats, gradients of Σ COTANGENTS · TokenStats) in NumPy."""
     _, tau, cap = case
     log_pi, slope = log_pi_of(*head(), tau, cap)
     pi, is_target = np.exp(log_pi), TARGETS[:, None] == ALLOWED[None]
@@ -75,14 +75,11 @@ def expected_stats(case):
 
 
 def weighted(stats: TokenStats):
-    """Σ of the statistics times COTANGENTS, without the logp of a banned token."""
     logp = jnp.where(stats.logp == -jnp.inf, 0, stats.logp)
     return sum(jnp.sum(np.float32(c) * x) for c, x in zip(COTANGENTS, (logp, *stats[1:]), strict=True))
 
 
 def measured(function, bias):
-    """The statistics and the three gradients."""
-
     def loss(hidden, unembedding, bias):
         stats = function(hidden, unembedding, bias)
         return weighted(stats), stats
@@ -109,13 +106,12 @@ def check_stats(function, case):
 
 
 def stats_of(case, **options):
-    """(hidden, unembedding, bias) -> TokenStats."""
     _, tau, cap = case
     return lambda h, w, b: token_stats(h, w, TARGETS, bias=b, temperature=tau, softcap=cap, mask=MASK, **options)
 
 
 def on_gpu(case):
-    """The Triton kernel in Pallas' interpreter, with XLA's gradients."""
+    """As `stats_of`, with the Triton kernel in Pallas' interpreter and XLA's gradients."""
     _, tau, cap = case
     passes = Passes(partial(gpu.sums, launch=gpu.Launch(width=64, interpret=True)), gpu.gradients)
     run = rule(Plan(passes, Tile(16, 16), V, None, None))
@@ -142,7 +138,6 @@ def test_on_a_gpu(case):
 
 @pytest.mark.parametrize("implementation", ["reference", "chunked"])
 def test_a_vocabulary_split_over_devices(implementation):
-    """On the first of three devices every token is banned."""
     case = CASES[0]
     mesh = jax.make_mesh((3,), ("v",), axis_types=(AxisType.Auto,), devices=jax.devices()[:3])
     run = stats_of(case, implementation=implementation, axis_name="v")
@@ -150,7 +145,6 @@ def test_a_vocabulary_split_over_devices(implementation):
 
 
 def nothing_allowed(function):
-    """All tokens banned: −∞, 0 and 1 where the mask is true, and no gradients."""
     stats, gradients = measured(function, bans(CASES[0], columns=np.arange(V)))
     agree(tuple(stats), tuple(np.where(MASK, np.float32([[-np.inf], [0], [1]]), 0)))
     for gradient in gradients:
@@ -169,7 +163,6 @@ def test_all_tokens_banned(implementation, monkeypatch):
 @pytest.mark.parametrize("implementation", ["reference", "chunked", "tpu", "gpu"])
 @pytest.mark.parametrize("banned", [False, True])
 def test_nan_gives_nan(implementation, banned, monkeypatch):
-    """A NaN logit beside banned ones, with a banned target or not."""
     row = 6 if banned else 0
     bias = bans(CASES[0])
     bias[11] = np.nan
@@ -178,7 +171,7 @@ def test_nan_gives_nan(implementation, banned, monkeypatch):
         stats, (dh, _, _) = measured(run, bias)
     assert all(np.isnan(stat[row]) for stat in stats)
     assert np.isnan(dh[row]).all()
-    assert all(stat[7] == 0 for stat in stats)  # the masked row reads nothing
+    assert all(stat[7] == 0 for stat in stats)  # the masked row
     np.testing.assert_array_equal(dh[7], 0)
 
 
@@ -199,7 +192,7 @@ def test_second_derivatives_are_finite():
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("implementation", ["reference", "chunked"])
 def test_token_topk_is_that_of_the_other_tokens(implementation, case):
-    """More than there are: the banned tokens come last, by their ids, of logp −∞."""
+    """With k above the number of allowed tokens, banned tokens come last, in order of ids, with logp −∞."""
     _, tau, cap = case
     k = len(ALLOWED) + 3
     stats, top = jax.jit(
@@ -216,7 +209,7 @@ def test_token_topk_is_that_of_the_other_tokens(implementation, case):
 
 @pytest.mark.parametrize("implementation", ["reference", "chunked"])
 def test_token_topk_of_nothing_and_of_nan(implementation):
-    """All tokens banned: the lowest ids, of logp −∞. A NaN logit: NaN for every logp of the row."""
+    """If all tokens are banned, the lowest ids have logp −∞. A NaN logit makes every logp of the row NaN."""
     for value, logp in ((-np.inf, -np.inf), (np.nan, np.nan)):
         bias = bans(CASES[0], columns=np.arange(V) if np.isinf(value) else BANNED)
         bias[11] = value
@@ -231,7 +224,6 @@ def test_token_topk_of_nothing_and_of_nan(implementation):
 
 
 def kl_loss(implementation, tile, tau, softcap):
-    """(hidden, unembedding, bias, ref_bias) -> the gradients of Σ KL·cos, and KL."""
     run = kl_chunked.token_kl if implementation == "chunked" else token_kl
     run = partial(run, **({"tile": tile} if implementation == "chunked" else {"implementation": implementation}))
 
@@ -245,7 +237,7 @@ def kl_loss(implementation, tile, tau, softcap):
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("implementation", ["reference", "chunked"])
 def test_token_kl_is_that_of_the_other_tokens(implementation, case):
-    """The policy bans more than the reference; both have a bias, and the policy a soft cap, of their own."""
+    """The policy bans more tokens than the reference, both have a bias, and only the policy has a soft cap."""
     _, tau, cap = case
     ref_bias = bans(case, 1, np.r_[0:8])
     gradients, kl = kl_loss(implementation, Tile(4, 8), tau, (cap, None))(*head()[:2], bans(case), ref_bias)
@@ -262,7 +254,7 @@ def test_token_kl_is_that_of_the_other_tokens(implementation, case):
 
 @pytest.mark.parametrize("implementation", ["reference", "chunked"])
 def test_token_kl_where_only_the_reference_bans(implementation):
-    """∞ without a gradient; 0 if the policy bans all; NaN if a logit of either is NaN."""
+    """∞ without a gradient; 0 if the policy bans all tokens; NaN if a logit of either policy is NaN."""
     run = kl_loss(implementation, Tile(4, 8), 1.0, (None, None))
     no_bans, all_bans = head()[2], bans(CASES[0], columns=np.arange(V))
     for bias, ref_bias, right in ((no_bans, bans(CASES[0], 1), np.inf), (all_bans, bans(CASES[0], 1), 0)):
@@ -312,7 +304,7 @@ def test_a_gradient_of_a_banned_targets_logp_fails(monkeypatch):
 @pytest.mark.parametrize("implementation", [None, "reference", "chunked"])
 @pytest.mark.parametrize("output", ["logp", "entropy", "proxy"])
 def test_a_row_of_the_unembedding_may_ban_its_token(implementation, output):
-    """A logit of −∞ from the weights: values and gradients are those without the row."""
+    """With a logit of −∞ from an infinite weight, values and gradients are those without the row."""
     W = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
     W[2] = [-np.inf, 0, 0, 0]
     hidden, targets, kept = np.ones((2, 4), np.float32), np.array([0, 1]), [0, 1, 3, 4, 5]

@@ -1,4 +1,4 @@
-"""Kernels of arrays on a mesh with axes of AxisType.Explicit, `jax.make_mesh`'s default, against one device."""
+"""Kernels on a mesh with axes of AxisType.Explicit, the default of `jax.make_mesh`, against one device."""
 
 from functools import cache, partial
 
@@ -33,7 +33,7 @@ def head():
 
 
 def of_head(implementation, hidden, unembedding, bias, targets, mask):
-    """Statistics, the divergence and the likeliest tokens, and gradients of the first two."""
+    """(gradients of statistics and KL, statistics and KL, top k tokens)."""
     weight = jnp.cos(jnp.arange(N, dtype=jnp.float32))
     given = {"bias": bias, "temperature": 0.7, "implementation": implementation}
 
@@ -74,7 +74,6 @@ def test_without_jit_and_by_keyword():
 
 
 def of_rows(implementation, x, ids):
-    """Sums and minima in both directions, and their gradients."""
     weight = jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape)
     given = {"implementation": implementation}
 

@@ -1,4 +1,4 @@
-"""Small heads for the tests of token_stats and its kin: inputs, a loss of all outputs, and what is close."""
+"""Small heads for the tests of token_stats, token_topk and token_kl: inputs, losses and comparisons."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ def enable_x64():
 
 
 def example(n, d, v, dtype=jnp.float64, scale=1.0, absent=True):
-    """hidden, unembedding, targets; two rows have no target where there is room for them."""
+    """(hidden, unembedding, targets); two rows have no target if `absent` and n > 4."""
     rng = np.random.default_rng(n * 1000 + v)
     targets = rng.integers(0, v, n)
     if absent and n > 4:
@@ -23,12 +23,12 @@ def example(n, d, v, dtype=jnp.float64, scale=1.0, absent=True):
 
 
 def weights(n, names=NAMES, dtype=jnp.float64):
-    """A different cotangent for every token and output, of the outputs named."""
+    """Cotangents of the outputs in `names`, different for every token and output."""
     return {name: jnp.asarray(np.cos(np.arange(n) + 10 * NAMES.index(name)), dtype) for name in names}
 
 
 def weighted(function, targets, names=NAMES):
-    """`loss(hidden, unembedding) -> (loss, outputs)` with those cotangents."""
+    """The function `loss(hidden, unembedding) -> (loss, outputs)` with the cotangents of `weights`."""
 
     def loss(hidden, unembedding):
         stats = function(hidden, unembedding, targets)
@@ -39,7 +39,7 @@ def weighted(function, targets, names=NAMES):
 
 
 def gradients(function, targets, names=NAMES):
-    """(hidden, unembedding) -> ((∂hidden, ∂unembedding), stats) of that loss."""
+    """The function `(hidden, unembedding) -> ((∂hidden, ∂unembedding), stats)` of the loss `weighted`."""
     return jax.grad(weighted(function, targets, names), (0, 1), has_aux=True)
 
 

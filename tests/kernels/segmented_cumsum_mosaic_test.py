@@ -1,4 +1,4 @@
-"""The TPU kernel in the interpreters, one of which sees races and uninitialized memory; where it is lowered."""
+"""The TPU kernel of the segmented scans in Pallas' interpreters, and the programs that it is lowered into."""
 
 import itertools
 from functools import partial
@@ -20,34 +20,33 @@ DIRECTIONS = list(itertools.product((False, True), repeat=2))  # reverse, exclus
 STRICT = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan", num_cores_or_threads=2)
 
 
-QUICK = {"xla_backend_optimization_level": 0}  # to compile, not to run
+QUICK = {"xla_backend_optimization_level": 0}  # for short compile times
 
 
 @pytest.fixture(autouse=True)
 def _short_blocks(monkeypatch):
-    """Three to a row of 300 tokens, the last of them with a tail."""
+    """Three blocks per row of 300 tokens, of which the last extends past the end."""
     monkeypatch.setattr(tpu, "TOKENS", 128)
 
 
 def example(rows=9, length=300):
-    """Whole numbers, so that sums are exact; NaN in holes; sequences within a block, over several, and of the row."""
+    """(x, ids): integers, so that sums are exact, and NaN in holes; sequences shorter and longer than a block."""
     rng = np.random.default_rng(0)
     often = np.array([0.2, 0.01, 0.0])[np.arange(rows) % 3, None]
     ids = 1 + np.cumsum(rng.random((rows, length)) < often, axis=1)
-    ids[2] = np.iinfo(np.int32).max  # what the interpreters have in memory that none has written
+    ids[2] = np.iinfo(np.int32).max  # the interpreters' value of uninitialized memory
     ids = np.where(rng.random((rows, length)) < 0.25, 0, ids).astype(np.int32)
-    ids[[0, 2], 100:260] = 0  # a whole block of holes, between sequences and within one
+    ids[[0, 2], 100:260] = 0  # a whole block of holes, between two sequences and within one
     return np.where(ids != 0, rng.integers(-50, 50, (rows, length)), np.nan).astype(np.float32), ids
 
 
 def strictly(function, *arrays):
-    """In the interpreter of a TPU's memories and cores."""
+    """Runs in the TPU interpreter, which detects races and uninitialized memory."""
     with pltpu.force_tpu_interpret_mode(STRICT):
         return jax.block_until_ready(jax.jit(function, compiler_options=QUICK)(*arrays))
 
 
 def plainly(function, *arrays):
-    """As operations of the CPU."""
     with mock.patch.object(tpu.pl, "pallas_call", partial(tpu.pl.pallas_call, interpret=True)):
         return jax.jit(function)(*arrays)
 
@@ -58,7 +57,6 @@ def by_name(operation, x, ids, reverse, exclusive):
 
 
 def check_agreement(interpreted, cases):
-    """That the kernel and the reference are equal: one program of each for all cases."""
     x, ids = example()
 
     def of_all(x, ids):
@@ -78,7 +76,7 @@ def test_agrees_with_the_reference():
 
 def test_agrees_with_the_reference_on_two_cores_that_do_not_race(capfd):
     check_agreement(strictly, [(SUM, False, False), (SUM, True, True), (MINIMUM, True, False)])
-    assert "RACE" not in "".join(capfd.readouterr())  # all that some versions of the interpreter do about one
+    assert "RACE" not in "".join(capfd.readouterr())  # some versions of the interpreter only print it
 
 
 def test_a_mask_leading_axes_and_a_short_row():
@@ -128,7 +126,7 @@ KERNEL = tpu._kernel
 
 
 class Whole:
-    """A reference to ids, of which all but the holes are one."""
+    """A Pallas reference to ids that reads every non-zero id as 1."""
 
     def __init__(self, ids):
         self.ids = ids
@@ -144,7 +142,7 @@ def test_mutants_fail(monkeypatch, mutant):
         check_agreement(strictly if mutant is unmasked_tail else plainly, [(SUM, True, False)])
 
 
-# Where it is lowered. None of this needs a TPU, nor runs.
+# Lowering for other platforms, without running.
 
 
 def lowered(function, platform, *arrays, x=jnp.float32):
@@ -173,7 +171,7 @@ def test_the_program_says_which_one_runs(function):
 def test_float64_goes_to_the_loop_or_is_refused():
     with jax.enable_x64(True):
         assert "tpu_custom_call" not in lowered(segmented_cumsum, "tpu", x=jnp.float64)
-        with pytest.raises(TypeError, match="x is of dtype float64; it should be float32"):
+        with pytest.raises(TypeError, match="x has dtype float64: expected float32"):
             lowered(partial(segmented_cumsum, implementation="tpu"), "tpu", x=jnp.float64)
         assert "tpu_custom_call" in lowered(segmented_cumsum, "tpu")
 

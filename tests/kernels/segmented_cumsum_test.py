@@ -1,4 +1,4 @@
-"""segmented_cumsum and segmented_cummin: by hand, against a loop in NumPy, gradients, holes and mutants."""
+"""segmented_cumsum and segmented_cummin against values by hand and loops in NumPy; gradients, holes and mutants."""
 
 import itertools
 from functools import partial
@@ -29,7 +29,7 @@ def x64():
 
 
 def example(length, rows=3):
-    """x and ids with holes before, inside and after sequences, some longer than a chunk."""
+    """(x, ids) with holes before, inside and after sequences; some sequences are longer than a chunk."""
     rng = np.random.default_rng(length)
     ids = 1 + np.cumsum(rng.random((rows, length)) < np.array([0.2, 0.02, 0.0])[:rows, None], axis=1)
     return rng.normal(size=(rows, length)), np.where(rng.random((rows, length)) < 0.25, 0, ids).astype(np.int32)
@@ -68,7 +68,7 @@ def test_by_hand():
 @pytest.mark.parametrize("direction", DIRECTIONS, ids=str)
 def test_agrees_with_a_loop(x64, direction):
     def run(x, ids):
-        forms = chunked.in_one_loop, chunked.in_chunks  # a CPU's, and other devices'
+        forms = chunked.in_one_loop, chunked.in_chunks  # the forms for CPUs and for other devices
         sums = [form(SUM, *direction.values(), jnp.where(ids != 0, x, 0), ids) for form in forms]
         names = ("reference", "chunked")
         sums += [segmented_cumsum(x, ids, implementation=name, **direction) for name in names]
@@ -106,7 +106,7 @@ def test_gradients_agree(x64, direction, length):
 
 
 def gradients_of_the_minimum(x, ids, direction):
-    """By the rule and by the reference, of a loss that weighs each token otherwise."""
+    """[gradient by the custom_vjp, gradient of the reference] of a loss that weights each token differently."""
 
     def loss(x, implementation):
         y = segmented_cummin(x, ids, implementation=implementation, **direction)
@@ -123,7 +123,7 @@ def test_gradient_of_the_minimum_goes_to_the_minimum(x64, direction):
 
 
 def test_gradient_of_the_minimum_among_equals_and_infinities():
-    """To the first of equals; none to an infinity, before whose fall there is nothing to move."""
+    """The first of equal minima gets the gradient; an infinite x gets none."""
     ids = np.array([1, 1, 1, 2, 2, 2])
     x = np.array([2.0, 1.0, 1.0, np.inf, 3.0, 4.0], np.float32)
 
@@ -202,7 +202,7 @@ def test_a_mask_is_one_sequence_and_padding_changes_nothing():
 
 
 def test_accumulates_in_float32():
-    """2048 ones, in bfloat16 whose integers end at 256."""
+    """The sum of 2048 ones in bfloat16, which represents consecutive integers only up to 256."""
     y = jax.jit(segmented_cumsum)(np.ones((1, 2048), jnp.bfloat16), np.ones((1, 2048), bool))
     assert y.dtype == jnp.float32
     np.testing.assert_array_equal(y[0], np.arange(1, 2049))
@@ -265,13 +265,13 @@ ON_CPU = "implementation = 'tpu': expected a TPU, or several .*CPU.*None picks"
 @pytest.mark.parametrize(
     ("x", "ids", "options", "error", "words"),
     [
-        (X[0], IDS[0], {}, ValueError, r"x is of shape \(\)"),
-        (IDS, IDS, {}, TypeError, "x is of dtype int32.*floating"),
-        (X[None].repeat(2, 0), IDS, {}, ValueError, r"segment_ids is of shape \(3,\).*\(2, 3\)"),
-        (X, X, {}, TypeError, "segment_ids is of dtype float32.*integer ids or a boolean"),
-        (X, MASK, {"implementation": "gpu"}, ValueError, "implementation is 'gpu'"),
+        (X[0], IDS[0], {}, ValueError, r"x has shape \(\)"),
+        (IDS, IDS, {}, TypeError, "x has dtype int32.*floating"),
+        (X[None].repeat(2, 0), IDS, {}, ValueError, r"segment_ids has shape \(3,\).*\(2, 3\)"),
+        (X, X, {}, TypeError, "segment_ids has dtype float32.*integer ids or a boolean"),
+        (X, MASK, {"implementation": "gpu"}, ValueError, "implementation = 'gpu'"),
         (X, MASK, {"implementation": "tpu"}, NotImplementedError, ON_CPU),
-        (X, MASK, {"implementation": "x"}, ValueError, "implementation is 'x'.*'reference', 'chunked', 'tpu'"),
+        (X, MASK, {"implementation": "x"}, ValueError, "implementation = 'x'.*'reference', 'chunked', 'tpu'"),
     ],
 )
 def test_errors_name_the_argument(x, ids, options, error, words):

@@ -1,4 +1,4 @@
-"""token_stats on a GPU: the kernel's numbers in Pallas' interpreter, its mutants, and what CUDA programs hold."""
+"""token_stats' Triton kernel in Pallas' interpreter, mutants of it, and the programs lowered for CUDA."""
 
 import re
 from functools import partial
@@ -19,11 +19,11 @@ from pallas_kernels.token_stats import gpu, gpu_xla
 # jax 0.12 deprecates Pallas' Triton backend in favor of Mosaic GPU's.
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 
-LAUNCH = gpu.Launch(width=64, interpret=True)  # 16 columns of D a step in float32
+LAUNCH = gpu.Launch(width=64, interpret=True)  # 16 columns of D per step in float32
 H100 = sharding.AbstractDevice(device_kind="NVIDIA H100", num_cores=132, platform="gpu")
-QUICK = {"xla_backend_optimization_level": 0}  # to compile
+QUICK = {"xla_backend_optimization_level": 0}  # for short compile times
 TRITON, SMALL = "xla.gpu.triton", Tile(16, 16)
-SIZES = [  # (N, D, V), columns that are no padding: exact, ragged, one
+SIZES = [  # (N, D, V), number of columns that are not padding: multiples of the tile, ragged, one
     ((32, 32, 48), 48),
     ((37, 35, 70), 67),
     ((1, 1, 1), 1),
@@ -31,7 +31,7 @@ SIZES = [  # (N, D, V), columns that are no padding: exact, ragged, one
 
 
 def example(n, d, v, size=None, dtype=jnp.float32, bias=True, softcap: float | None = 3.0):
-    """(hidden, head, targets); where there is room one row has its target elsewhere, and one holds NaN."""
+    """(hidden, head, targets); if n > 4, one row's target is ELSEWHERE, and one row has none and holds NaN."""
     rng, size = np.random.default_rng(n), size or v
     hidden, unembedding = (rng.normal(size=(rows, d)).astype(dtype) for rows in (n, v))
     targets = rng.integers(0, size, n)
@@ -45,7 +45,6 @@ def example(n, d, v, size=None, dtype=jnp.float32, bias=True, softcap: float | N
 
 
 def in_numpy(hidden, head: Head, targets) -> Sums:
-    """The sums in float64."""
     h, w, y = np.asarray(hidden, float), np.asarray(head.unembedding, float)[: head.size], np.asarray(targets)
     z = h @ w.T + (0 if head.bias is None else np.asarray(head.bias, float)[None, : head.size])
     x = float(head.beta) * (z if head.softcap is None else head.softcap * np.tanh(z / head.softcap))
@@ -64,7 +63,7 @@ def check(actual: Sums, expected: Sums, targets, tolerance=3e-5):
 
 
 def interpreted(hidden, head, targets):
-    """The kernel's sums, traced anew with what a test has patched."""
+    """The kernel's sums in the interpreter, traced again so that a test's patches apply."""
 
     def run(hidden, arrays, targets):
         return gpu.sums(hidden, arrays._replace(size=head.size), targets, SMALL, LAUNCH)
@@ -74,7 +73,7 @@ def interpreted(hidden, head, targets):
 
 @pytest.fixture(autouse=True)
 def few_programs(monkeypatch):
-    """So that each goes over several tiles of the vocabulary."""
+    """Limits the number of programs, so that each visits several tiles of the vocabulary."""
     monkeypatch.setattr(gpu, "PROGRAMS", 6)
 
 
@@ -88,7 +87,7 @@ def test_the_kernels_sums_are_right_for_every_shape(sizes, size: int):
 
 
 def test_groups_and_parts_of_any_number(monkeypatch):
-    """Three groups of two tiles of tokens, the last of one, over 5 parts of 2 tiles, the last of one."""
+    """Three groups of two tiles of tokens and five splits of two tiles of columns; the last of each has one tile."""
     monkeypatch.setattr(gpu, "GROUP", 32)
     monkeypatch.setattr(gpu, "PROGRAMS", 10)
     inputs = example(70, 8, 140, bias=False, softcap=None)
@@ -96,7 +95,7 @@ def test_groups_and_parts_of_any_number(monkeypatch):
 
 
 def test_bfloat16_under_vmap():
-    """The products are exact in float32, so that they are right to its precision."""
+    """Products of bfloat16 are exact in float32, so the float32 tolerance applies."""
     hidden, head, targets = example(20, 24, 40, 33, jnp.bfloat16, bias=False, softcap=None)
     hiddens, many = np.stack([hidden, -hidden]), np.stack([targets, targets])
     for i, found in enumerate(zip(*jax.vmap(lambda h, y: interpreted(h, head, y))(hiddens, many), strict=True)):
@@ -104,9 +103,9 @@ def test_bfloat16_under_vmap():
 
 
 def test_shards_of_the_vocabulary_and_the_gradients():
-    """A vocabulary of 37 on 4 devices with 10 rows each. Pallas' interpreter cannot check what varies.
+    """A vocabulary of 37 on 4 devices with 10 rows each; Pallas' interpreter does not support check_vma.
 
-    Logits are of size 2: of larger ones the gradients in float32 have fewer digits, and not as many in every jax.
+    Logits are about 2: larger ones reduce the accuracy of float32 gradients, depending on the version of jax.
     """
     run = rule(Plan(Passes(partial(gpu.sums, launch=LAUNCH), gpu.gradients), SMALL, 37, "v", None))
     mesh = jax.make_mesh((4,), ("v",), axis_types=(sharding.AxisType.Auto,))
@@ -129,7 +128,7 @@ def test_shards_of_the_vocabulary_and_the_gradients():
 
 
 def on_shards(run, mesh, check_vma):
-    """(hidden, unembedding, targets) -> TokenStats, [N] each, with the vocabulary split over the mesh."""
+    """The function `(hidden, unembedding, targets) -> TokenStats` with the vocabulary sharded over the mesh."""
 
     def shard(hidden, unembedding, targets):
         inputs = varying_over(axes_of(unembedding), hidden, unembedding, None, targets, jnp.float32(2.0), None)
@@ -163,7 +162,7 @@ def without_rescale(sums, x, is_target):
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutants_are_caught(monkeypatch, name):
-    """At the ragged sizes above, at which the kernel is right."""
+    """At the ragged size of SIZES, at which the kernel without a mutant passes."""
     inputs = example(*SIZES[1][0], size=SIZES[1][1])
     monkeypatch.setattr(*MUTANTS[name])
     with pytest.raises(AssertionError):
@@ -174,14 +173,14 @@ def test_mutants_are_caught(monkeypatch, name):
 
 
 def lowered(function, *shapes, platform="cuda"):
-    """The program, with its scopes, for an H100 or another platform."""
+    """The text of the program with its scopes, lowered for an H100 or another platform."""
     arguments = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
     with jax.sharding.use_abstract_mesh(sharding.AbstractMesh((), (), abstract_device=H100)):
         return jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,)).as_text(debug_info=True)
 
 
 def in_scope(implementation, text, part=""):
-    """Whether a program has an operation there; `jvp` and `transpose` put a scope in parentheses."""
+    """Whether the program has an operation in the scope; `jvp` and `transpose` add parentheses to scopes."""
     return re.search(rf"token_stats_{implementation}\)*/{part}", text) is not None
 
 
@@ -229,9 +228,9 @@ def test_the_kernel_elsewhere_is_an_error(platform):
 
 
 def test_what_the_kernel_does_not_take():
-    with pytest.raises(ValueError, match=r"tile is \(128, 100\); it should be two powers of two"):
+    with pytest.raises(ValueError, match=r"tile = \(128, 100\): expected two powers of two"):
         lowered(step("gpu", tile=(128, 100)), *shapes(16, 16, 16))
-    with jax.enable_x64(True), pytest.raises(TypeError, match="implementation is 'gpu' for float64"):
+    with jax.enable_x64(True), pytest.raises(TypeError, match="implementation = 'gpu' for float64"):
         lowered(step("gpu"), *shapes(16, 16, 16, jnp.float64))
 
 

@@ -1,4 +1,4 @@
-"""token_stats with a bias, a soft cap, a mask and a padded vocabulary: against NumPy, the definition, and mutants."""
+"""Options of token_stats (bias, softcap, mask, vocab_size, temperature) against NumPy and the definition; mutants."""
 
 import itertools
 from functools import cache, partial
@@ -34,7 +34,7 @@ def x64():
 
 
 def loop(hidden, unembedding, targets, bias=None, softcap=None, mask=None, vocab_size=V, temperature=1.0):
-    """The docstring's equations, a row at a time."""
+    """The equations of token_stats' docstring, row by row."""
     rows = []
     for n, (h, y) in enumerate(zip(np.asarray(hidden), np.asarray(targets), strict=True)):
         if not 0 <= y < vocab_size or (mask is not None and not mask[n]):
@@ -52,18 +52,17 @@ def chosen(names):
 
 
 def of_both(function):
-    """`function` of each implementation, for one program."""
     return lambda *inputs: [function(*inputs, implementation=name) for name in ("reference", "chunked")]
 
 
 def values(names):
-    """(hidden, unembedding, targets) -> what both implementations give with those options."""
+    """The function `(hidden, unembedding, targets) -> [TokenStats of both implementations]` with some options."""
     return of_both(partial(token_stats, tile=(4, 8), **chosen(names)))
 
 
 @cache
 def all_values(pairs):
-    """Of every subset, or of every pair, from one program."""
+    """The results for every subset, or every pair, of options, from one program."""
     subsets = PAIRS if pairs else SUBSETS
     return jax.jit(lambda *inputs: {names: values(names)(*inputs) for names in subsets})(*example(N, D, V))
 
@@ -88,7 +87,6 @@ def test_the_definition_of_two_options_in_numpy(x64, names):
 
 
 def gradients(implementation, names, tile):
-    """(hidden, unembedding, bias) -> the gradients of a loss of all outputs."""
     targets = example(N, D, V)[2]
 
     def loss(hidden, unembedding, bias):
@@ -108,7 +106,7 @@ TILES = [None, (4, 8), (13, 8), (4, 23)]
 
 @cache
 def all_gradients(names):
-    """The definition's, and those of tiles by tile, from one program."""
+    """(gradients of the definition, gradients of `chunked` by tile), from one program."""
     programs = [gradients("reference", names, None), *(gradients("chunked", names, tile) for tile in TILES)]
     defined, *found = evaluated(lambda *inputs: [program(*inputs) for program in programs])
     return defined, dict(zip(TILES, found, strict=True))
@@ -148,7 +146,7 @@ def test_the_definitions_gradients_are_finite_differences(x64):
 
 
 def test_padding_and_masked_rows_may_hold_anything():
-    """NaN where the mask is false, and rows of the weight beyond the vocabulary that would win every softmax."""
+    """NaN in masked rows, and padding rows of the weight whose logits would dominate every softmax or are NaN."""
     hidden, unembedding, targets = map(np.asarray, example(N, D, V, jnp.float32))
     mask, size = OPTIONS["mask"], OPTIONS["vocab_size"]
     absent, padding = ~mask[:, None], np.arange(V)[:, None] >= size
@@ -176,7 +174,7 @@ NARROW = [("uint8", 256), ("int8", 128), ("int8", 300), ("uint16", 65536)]
 
 @cache
 def with_narrow_targets():
-    """Of each case, with targets of its type and with those of int32, from one program."""
+    """The results with targets of each narrow dtype and of int32, from one program."""
     ids = np.array([1, 2, 100, 127])
     inputs = [example(4, D, v, jnp.float32)[:2] for _, v in NARROW]
     targets = [[ids.astype(kind) for kind in (dtype, "int32")] for dtype, _ in NARROW]
@@ -186,15 +184,12 @@ def with_narrow_targets():
 
 @pytest.mark.parametrize(("dtype", "v"), NARROW)
 def test_targets_of_any_integer_type(dtype, v):
-    """Also of one whose numbers end where the vocabulary does, which wrapped around."""
     for found, expected in zip(*with_narrow_targets()[dtype, v], strict=True):
         np.testing.assert_array_equal(found.logp, expected.logp)
         assert np.all(np.asarray(found.logp) < -0.1)
 
 
 def test_a_cotangent_of_zero_costs_nothing():
-    """Each output that a loss reads adds terms to the gradient of the logits; the others' are not in the program."""
-
     def products(names):
         hidden, unembedding, targets = example(N, D, V, jnp.float32)
 
@@ -210,7 +205,7 @@ def test_a_cotangent_of_zero_costs_nothing():
 
 
 def count_products(monkeypatch, mask):
-    """How many tiles of logits a program makes when it runs."""
+    """The number of tiles of logits that a program computes at run time."""
     made = []
 
     def counted(h, part, logits=chunked.logits):
@@ -232,7 +227,7 @@ def test_tiles_of_masked_rows_are_skipped(monkeypatch):
 
 
 def seen_twice(head, part, unseen):
-    """The last tile starts early, and nothing says that its beginning has been seen."""
+    """The last tile starts early, and its overlap with the tile before it is not masked."""
     return None
 
 
@@ -255,7 +250,7 @@ def uncapped(h, part, logits=tiles.logits):
     ],
 )
 def test_mutants_fail(x64, monkeypatch, where, name, mutant):
-    all_gradients(ALL)  # before there is a mutant
+    all_gradients(ALL)  # cache the results without the mutant
     monkeypatch.setattr(where, name, mutant)
     found = evaluated(gradients("chunked", ALL, (4, 8)))
     with pytest.raises(AssertionError):

@@ -1,4 +1,4 @@
-"""token_stats with the vocabulary, the width and the tokens split over 8 simulated devices, against one device."""
+"""token_stats with vocabulary, width and tokens sharded over 8 simulated devices, against one device."""
 
 import itertools
 from functools import cache, partial
@@ -16,8 +16,8 @@ from pallas_kernels._vocabulary import vjp
 from tests.kernels.heads import close, example, weights
 
 MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (1, 2, 4), (4, 1, 2), (2, 4, 1)]  # data, fsdp, tensor
-N, D, V, SIZE = 32, 16, 48, 43  # tokens, width, rows of the weight, columns that are no padding
-LAYOUTS = [  # mesh, implementation, whether shard_map checks what varies
+N, D, V, SIZE = 32, 16, 48, 43  # tokens, width, rows of the weight, columns that are not padding
+LAYOUTS = [  # mesh, implementation, check_vma
     (mesh, implementation, check)
     for mesh, (implementation, check) in zip(
         itertools.cycle(MESHES), [*itertools.product(("chunked", "reference", None), (True, False))] * 3, strict=False
@@ -37,7 +37,7 @@ def statistics(hidden, unembedding, bias, targets, mask, **options):
 
 
 def gradients(function):
-    """(∂hidden, ∂unembedding, ∂bias) and the outputs, for a cotangent of its own for every token and output."""
+    """A function that returns (gradients, outputs), with a different cotangent for every token and output."""
     weight = weights(N, dtype=jnp.float32)
 
     def total(*inputs):
@@ -60,7 +60,7 @@ def expected():
     return gradients(partial(statistics, implementation="reference"))(*head())
 
 
-# The first seven are every mesh, and every implementation checked and not.
+# The first seven layouts cover every mesh, and every implementation with and without check_vma.
 @pytest.mark.parametrize(
     ("mesh", "implementation", "check"),
     [*LAYOUTS[:7], *(pytest.param(*layout, marks=pytest.mark.slow) for layout in LAYOUTS[7:])],
@@ -78,7 +78,6 @@ def test_without_jit():
 
 
 def test_bfloat16_gradients_are_summed_over_slabs_in_float32(monkeypatch):
-    """∂hidden of 48 slabs: as near to float32's as that of one."""
     _, unembedding, bias, targets, mask = head()
     hidden, unembedding = (x.astype(jnp.bfloat16) for x in (head()[0], unembedding))
     exact = gradients(partial(statistics, implementation="reference"))
@@ -93,7 +92,6 @@ def test_bfloat16_gradients_are_summed_over_slabs_in_float32(monkeypatch):
 
 
 def unscaled(sums, axis_name):
-    """Shards added without a common maximum."""
     return sums._replace(**{name: lax.psum(getattr(sums, name), axis_name) for name in sums._fields[1:]},
                          top=lax.pmax(sums.top, axis_name))  # fmt: skip
 
@@ -116,7 +114,6 @@ def test_mutants_fail(monkeypatch, name, mutant):
 
 
 def test_one_maximum_and_one_sum_over_the_vocabularys_axis():
-    """Forward alone: all that the shards exchange."""
     text = str(jax.make_jaxpr(sharded((1, 1, 8), "chunked", True))(*head()))
     assert text.count("pmax[") == 1
     assert text.count("psum") == 1
@@ -125,7 +122,7 @@ def test_one_maximum_and_one_sum_over_the_vocabularys_axis():
 @pytest.mark.parametrize("names", [("logp",), ("entropy",), ("proxy",), ("logp", "proxy")], ids="+".join)
 @pytest.mark.parametrize("check", [True, False])
 def test_outputs_that_are_not_read(names, check):
-    """Their cotangents are symbolic zeros, which have no sum over devices."""
+    """Cotangents of unused outputs are symbolic zeros, which psum does not accept."""
     hidden, unembedding, _, targets, _ = head()
     mesh = jax.make_mesh((4,), ("tensor",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
     weight = weights(N, names, jnp.float32)
@@ -145,4 +142,4 @@ def test_outputs_that_are_not_read(names, check):
 
     truth = gradients_of(partial(token_stats, implementation="reference"))
     assert all(np.abs(gradient).max() > 0.1 for gradient in truth)
-    close(gradients_of(jax.shard_map(shard, mesh=mesh, check_vma=check, **specs)), truth, 3e-6)  # it cancels
+    close(gradients_of(jax.shard_map(shard, mesh=mesh, check_vma=check, **specs)), truth, 3e-6)  # cancellation

@@ -1,4 +1,4 @@
-"""token_stats: chunked against its definition, the definition against finite differences, and mutants of both."""
+"""token_stats: chunked against the definition, the definition against NumPy and finite differences, and mutants."""
 
 import itertools
 from functools import cache, partial
@@ -17,7 +17,7 @@ from tests.kernels.heads import NAMES, close, enable_x64, example, gradients, we
 
 NAMED = "reference", "chunked"
 SUBSETS = [subset for size in (1, 2, 3) for subset in itertools.combinations(NAMES, size)]
-SIZES = [  # (N, D, V), tiles: exact, ragged, a last tile of one, one tile either way
+SIZES = [  # (N, D, V), tiles: multiples, ragged, last tile with one entry, one tile per axis
     ((8, 4, 12), Tile(4, 4)),
     ((13, 5, 23), Tile(4, 8)),
     ((9, 3, 17), Tile(8, 16)),
@@ -46,13 +46,12 @@ CASES = [(*of_size, NAMES) for of_size in SIZES] + [(*SIZES[1], names) for names
 
 
 def results(case, function, hidden, unembedding, targets):
-    """Gradients and values of the function, for the cotangents of the case."""
     return gradients(function, targets, case[-1])(hidden, unembedding)
 
 
 @cache
 def chunked_and_dense():
-    """The results of both in every case, from one program."""
+    """{case: [results of chunked, results of the definition]}, from one program."""
     inputs = {sizes: example(*sizes) for sizes, _, _ in CASES}
 
     def program(inputs):
@@ -103,7 +102,7 @@ def test_chunked_is_the_definition_for_every_subset_of_cotangents(x64, names):
 
 @cache
 def losses():
-    """(hidden, unembedding) -> by output, a loss and its gradients, in one program."""
+    """The function `(hidden, unembedding) -> {output: (loss, gradients)}`, as one program."""
     targets = example(6, 3, 10)[2]
     of = {name: weighted(tiled(Tile(4, 4)), targets, (name,)) for name in NAMES}
     of = {name: jax.value_and_grad(loss, (0, 1), has_aux=True) for name, loss in of.items()}
@@ -177,7 +176,7 @@ def test_temperature_may_be_traced_and_is_a_constant():
 
 @pytest.mark.parametrize("tiles", [Tile(100, 100), Tile(2, 3)])
 def test_extreme_logits(tiles):
-    """±1e4: no NaN in values or gradients, and the certain token is certain."""
+    """Logits of ±1e4 give finite gradients and exact statistics."""
     hidden = np.array([[1e4], [-1e4], [1e4], [1e4]], np.float32)
     unembedding = np.array([[1.0], [-1.0], [0.0], [1.0], [-1.0], [0.5], [-0.5]], np.float32)
     targets = np.array([0, 1, 4, -1])
@@ -189,7 +188,7 @@ def test_extreme_logits(tiles):
 
 
 def test_a_certain_token_keeps_its_digits():
-    """Where π(y) → 1, logp, entropy and proxy are small and still right to 1e-5 of themselves; 1 − 2π + Σπ² is not."""
+    """As π(y) → 1, the small logp, entropy and proxy keep a relative error below 1e-5, unlike 1 − 2π + Σπ²."""
     gap = np.array([5.0, 12.0, 20.0, 30.0])
     unembedding = np.array([[1.0], [0.0], [0.0]], np.float32)
     stats = jax.jit(tiled(Tile(4, 2), 1.0))(np.float32(gap)[:, None], unembedding, np.zeros(4, np.int32))
@@ -200,7 +199,6 @@ def test_a_certain_token_keeps_its_digits():
 
 
 def test_bfloat16_is_no_less_accurate_than_dense():
-    """Against float64 on the same bfloat16 inputs, errors at most 10 % above those of dense logits in float32."""
     hidden, unembedding, targets = example(64, 128, 1000, jnp.bfloat16, absent=False)
     both = jax.jit(lambda *x: [gradients(f, targets)(*x) for f in (tiled(Tile(24, 320)), dense)])
     ours, theirs = both(hidden, unembedding)
@@ -227,7 +225,6 @@ def sub_jaxprs(jaxpr):
 
 
 def largest(traced):
-    """The elements of the largest array that the program makes or holds."""
     jaxprs = list(sub_jaxprs(traced.jaxpr.jaxpr))
     return max(v.aval.size for j in jaxprs for e in j.eqns for v in e.outvars if hasattr(v.aval, "size"))
 
@@ -268,7 +265,7 @@ def drop_last_tile(size, tile, body, carry):
 
 
 def count_twice(size, tile, body, carry):
-    """The last tile starts early, and nothing says that its beginning has been seen."""
+    """The last tile starts early, and its overlap with the tile before it is not masked."""
     for start in range(0, size, tile):
         carry = body(min(start, size - tile), jnp.ones(tile, bool), carry)
     return carry
@@ -284,7 +281,7 @@ def flat_slope(slope, log_pi, is_target):
 
 def check_that_it_fails(monkeypatch, module, name, mutant):
     case = *SIZES[1], NAMES
-    chunked_and_dense()  # before there is a mutant
+    chunked_and_dense()  # cache the results without the mutant
     monkeypatch.setattr(module, name, mutant)
     found = jax.jit(partial(results, case, tiled(case[1])))(*example(*case[0]))
     with pytest.raises(AssertionError):
@@ -320,21 +317,21 @@ GOOD = {
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"hidden": np.zeros((2, 4, 3), np.float32)}, ValueError, r"hidden is of shape \(2, 4, 3\).*\[N, D\]"),
-        ({"hidden": np.zeros((4, 3), np.int32)}, TypeError, "hidden is of dtype int32.*floating"),
-        ({"unembedding": np.zeros((3, 5), np.float32)}, ValueError, r"unembedding is of shape \(3, 5\).*D = 3"),
-        ({"unembedding": np.zeros((0, 3), np.float32)}, ValueError, r"unembedding is of shape \(0, 3\)"),
-        ({"targets": np.zeros(5, np.int32)}, ValueError, r"targets is of shape \(5,\).*N = 4"),
-        ({"targets": np.zeros(4, np.float32)}, TypeError, "targets is of dtype float32.*integer"),
-        ({"temperature": 0.0}, ValueError, r"temperature is 0\.0.*positive"),
-        ({"temperature": float("nan")}, ValueError, "temperature is nan"),
-        ({"temperature": None}, ValueError, "temperature is None; it should be a positive number"),
-        ({"tile": 4}, ValueError, r"tile is 4; it should be \(tokens, vocabulary\)"),
-        ({"vocab_size": True}, ValueError, r"vocab_size is True; it should be an integer in \[1, 5\]"),
-        ({"axis_name": "x"}, ValueError, "axis_name is 'x'; it should be an axis of the mesh of the shard_map"),
-        ({"width_axis": "x"}, ValueError, "width_axis is 'x'; it should be an axis of the mesh"),
-        ({"temperature": np.ones(4, np.float32)}, ValueError, r"temperature is of shape \(4,\).*scalar"),
-        ({"implementation": "fast"}, ValueError, "implementation is 'fast'.*None or one of 'reference', 'chunked'"),
+        ({"hidden": np.zeros((2, 4, 3), np.float32)}, ValueError, r"hidden has shape \(2, 4, 3\).*\[N, D\]"),
+        ({"hidden": np.zeros((4, 3), np.int32)}, TypeError, "hidden has dtype int32.*floating"),
+        ({"unembedding": np.zeros((3, 5), np.float32)}, ValueError, r"unembedding has shape \(3, 5\).*D = 3"),
+        ({"unembedding": np.zeros((0, 3), np.float32)}, ValueError, r"unembedding has shape \(0, 3\)"),
+        ({"targets": np.zeros(5, np.int32)}, ValueError, r"targets has shape \(5,\).*N = 4"),
+        ({"targets": np.zeros(4, np.float32)}, TypeError, "targets has dtype float32.*integer"),
+        ({"temperature": 0.0}, ValueError, r"temperature = 0\.0.*positive"),
+        ({"temperature": float("nan")}, ValueError, "temperature = nan"),
+        ({"temperature": None}, ValueError, "temperature = None: expected a positive number"),
+        ({"tile": 4}, ValueError, r"tile = 4: expected \(tokens, vocabulary\)"),
+        ({"vocab_size": True}, ValueError, r"vocab_size = True: expected an integer in \[1, 5\]"),
+        ({"axis_name": "x"}, ValueError, "axis_name = 'x': expected a mesh axis of the surrounding shard_map"),
+        ({"width_axis": "x"}, ValueError, "width_axis = 'x': expected a mesh axis"),
+        ({"temperature": np.ones(4, np.float32)}, ValueError, r"temperature has shape \(4,\).*scalar"),
+        ({"implementation": "fast"}, ValueError, "implementation = 'fast'.*None or one of 'reference', 'chunked'"),
     ],
 )
 def test_errors_name_the_argument(change, error, words):

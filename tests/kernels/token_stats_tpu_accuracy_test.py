@@ -1,4 +1,4 @@
-"""The TPU kernels of token_stats on bfloat16, against float64: no less exact than dense logits on a matrix unit."""
+"""Errors of token_stats' TPU kernels in bfloat16 are at most 10 % above those of dense logits on a matrix unit."""
 
 import functools
 
@@ -20,7 +20,7 @@ def dense(hidden, unembedding, targets):
 
 @jax.custom_vjp
 def product(hidden, unembedding):
-    """Logits [N, V] in float32; their gradients are products of bfloat16 summed in float32, all that a unit has."""
+    """Logits [N, V] in float32; gradients are products of bfloat16 summed in float32, as on a TPU's matrix unit."""
     return jnp.einsum("nd,vd->nv", hidden, unembedding, preferred_element_type=jnp.float32)
 
 
@@ -36,7 +36,6 @@ product.defvjp(lambda *inputs: (product(*inputs), inputs), _transposed)
 
 
 def dense_on_a_matrix_unit(hidden, unembedding, targets):
-    """The definition, from logits in float32."""
     return dense(product(hidden, unembedding), jnp.eye(V), targets)
 
 
@@ -51,7 +50,7 @@ def inputs():
 
 @functools.cache
 def truth():
-    """((∂hidden, ∂unembedding), (logp, entropy, proxy)) in float64 of the same numbers."""
+    """((∂hidden, ∂unembedding), (logp, entropy, proxy)) in float64 from the same inputs."""
     *arrays, targets = inputs()
     with enable_x64():
         return jax.device_get(jax.jit(gradients(dense, targets))(*(x.astype(np.float64) for x in arrays)))
@@ -70,7 +69,6 @@ def errors(found, exact):
 
 @functools.cache
 def least():
-    """The relative errors of a dense computation on a matrix unit."""
     *arrays, targets = inputs()
     return errors(jax.device_get(jax.jit(gradients(dense_on_a_matrix_unit, targets))(*arrays)), truth())
 

@@ -1,7 +1,7 @@
-"""The TPU kernels of token_stats in Pallas' interpreters, tile by tile, against the dense reference; and mutants.
+"""The TPU kernels of token_stats in Pallas' interpreters, against the dense reference; mutants.
 
-The plain interpreter is quick; the TPU's own has memory that starts as NaN, bounds that are checked, and threads whose
-races are looked for.  What only a compiler can refuse is `make tpu-compile`'s.
+The plain interpreter is fast. The TPU interpreter initializes memory to NaN, checks bounds and detects races. Errors
+that only the compiler finds are covered by `make tpu-compile`.
 """
 
 import contextlib
@@ -26,11 +26,11 @@ from pallas_kernels.token_stats.tpu import forward as forward_pass
 
 TILE = (128, 128)
 STRICT = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan", num_cores_or_threads=2)
-QUICK = {"xla_backend_optimization_level": 0}  # to compile, not to run
+QUICK = {"xla_backend_optimization_level": 0}  # for short compile times
 
 
 class Case(NamedTuple):
-    """Sizes that are no multiples of a tile, and what the logits are made with."""
+    """Sizes that are not multiples of a tile, and options of the logits."""
 
     n: int
     d: int
@@ -61,7 +61,7 @@ def interpreter(monkeypatch, checked: bool):
     else:
         with monkeypatch.context() as patch:
             patch.setattr(pl, "pallas_call", partial(pl.pallas_call, interpret=True))
-            patch.setattr(lax, "fori_loop", rolled)  # where a TPU's compiler unrolls one: less to compile
+            patch.setattr(lax, "fori_loop", rolled)  # no unrolling, for short compile times
             yield
 
 
@@ -70,7 +70,7 @@ def rolled(lower, upper, body, init, unroll=None, fori_loop=lax.fori_loop):
 
 
 def example(case: Case):
-    """hidden, unembedding, targets, bias, mask and cotangents; hidden states that are left out are NaN."""
+    """(hidden, unembedding, targets, bias, mask, cotangents); masked rows of hidden are NaN."""
     rng = np.random.default_rng(case.n)
     columns = case.v if case.size is None else case.size
     hidden = rng.normal(size=(case.n, case.d)) / np.sqrt(case.d)
@@ -85,10 +85,10 @@ def example(case: Case):
 
 
 def loss_of(case: Case, implementation: str, wanted=(0, 1, 2)):
-    """A loss, which gives (logp, entropy, proxy) too, and its inputs: hidden states, the weight, and a bias or not.
+    """(loss function, its inputs: hidden, unembedding and, if the case has one, bias).
 
-    It is the wanted ones' sum times cotangents. The reference has the same numbers in float32, where products of
-    bfloat16 are exact.
+    The function returns (Σ cotangents · wanted outputs, TokenStats). The reference gets the inputs in float32, in which
+    products of bfloat16 are exact.
     """
     hidden, unembedding, targets, bias, mask, cotangents = example(case)
     given = dict(temperature=1.3, softcap=case.softcap, mask=mask, vocab_size=case.size, implementation=implementation)
@@ -116,7 +116,7 @@ def values_and_gradients(case: Case, implementation: str, wanted=(0, 1, 2)):
 
 @functools.cache
 def forward(case: Case):
-    """The kernels' (logp, entropy, proxy), and what `backward` makes gradients of, by kernels that it makes then."""
+    """(TokenStats of the kernels, pullback for `backward`, which traces the backward kernels when it is called)."""
     loss, inputs = loss_of(case, "tpu")
     _, pull, stats = quickly(lambda *inputs: jax.vjp(loss, *inputs, has_aux=True))(*inputs)
     return stats, pull
@@ -132,7 +132,7 @@ def expected(case: Case, wanted=(0, 1, 2)):
 
 
 def error(found, expected) -> float:
-    """The greatest, over the greatest entry of what it should be."""
+    """The greatest difference relative to the greatest expected entry, over all arrays; infinite for NaN."""
 
     def error(x, y):
         x, y = (np.asarray(array).astype(np.float32) for array in (x, y))
@@ -159,11 +159,11 @@ def test_reads_nothing_that_is_not_there_and_does_not_race(monkeypatch, capfd, c
     with interpreter(monkeypatch, checked=True):
         assert agrees(values_and_gradients(case, "tpu"), case)
     printed = "".join(capfd.readouterr())
-    assert "RACE" not in printed  # all that some versions of the interpreter do about one
+    assert "RACE" not in printed  # some versions of the interpreter only print it
 
 
 def test_cores_that_share_a_sum_race(capfd):
-    """What the test above would see."""
+    """The interpreter reports a race, which the test above relies on."""
 
     def add(x, total):
         total[...] = total[...] + x[...]
@@ -176,21 +176,21 @@ def test_cores_that_share_a_sum_race(capfd):
     said = ""
     try:
         jax.block_until_ready(run(x))
-    except jax.errors.JaxRuntimeError as error:  # a newer jax raises what an older one prints
+    except jax.errors.JaxRuntimeError as error:  # older versions of jax print it instead
         said = str(error)
     finally:
         pltpu.reset_tpu_interpret_mode_state()
     assert "RACE" in said + "".join(capfd.readouterr())
 
 
-@pytest.mark.parametrize("wanted", [pytest.param((0,), marks=pytest.mark.slow), (1,), (2,)])  # (0,) is the shard's
+@pytest.mark.parametrize("wanted", [pytest.param((0,), marks=pytest.mark.slow), (1,), (2,)])  # the shard below is (0,)
 def test_gradients_of_some_of_the_outputs(monkeypatch, wanted):
     with interpreter(monkeypatch, checked=False):
         assert agrees(values_and_gradients(CASES[2], "tpu", wanted), CASES[2], wanted)
 
 
 def test_one_shard_of_a_vocabulary_and_a_dtype_for_the_sum(monkeypatch):
-    """The passes themselves: targets elsewhere, a size that is traced, also of nothing, and unknown coefficients."""
+    """The passes with targets ELSEWHERE, a traced size (also 0), and coefficients `log_pi` and `pi` of None."""
     rng = np.random.default_rng(0)
     hidden, unembedding = (rng.normal(size=(rows, 24)).astype(jnp.bfloat16) for rows in (140, 150))
     targets = np.int32(rng.integers(ABSENT, 100, 140))
@@ -237,10 +237,10 @@ def test_tiles_with_nothing_to_learn_are_not_visited():
 def test_rows_that_are_left_out_are_cleared_where_their_logits_may_be_no_numbers():
     nan, inf = np.nan, np.inf
     hidden = np.float32([[1, -1], [nan, 0], [inf, 0], [3e38, -3e38], [3e38, 0], [2, 3]])
-    targets = np.int32([ABSENT] * 4 + [0, 0])  # the last two are not left out, whatever they hold
+    targets = np.int32([ABSENT] * 4 + [0, 0])  # the last two rows have targets, so they count
     one, four = quickly(lambda *x: [backward_weight._spoilt(*x, tokens) for tokens in (1, 4)])(hidden, targets)
     assert one.tolist() == [0, 1, 1, 1, 0, 0]
-    assert four.tolist() == [1, 1]  # the second one hangs over the end
+    assert four.tolist() == [1, 1]  # the second tile extends past the end
 
 
 def test_a_tile_fits_its_memory():
@@ -257,7 +257,7 @@ def test_a_tile_fits_its_memory():
 
 def test_a_dtype_that_a_tpu_has_no_products_of():
     x = np.zeros((2, 4), np.float16)
-    with pytest.raises(TypeError, match="of dtype float16; it should be bfloat16 or float32"):
+    with pytest.raises(TypeError, match="have common dtype float16: expected bfloat16 or float32"):
         token_stats(x, x, np.zeros(2, np.int32), implementation="tpu")
 
 
@@ -273,8 +273,6 @@ def one_tile_less(size, tile):
 
 
 def not_rescaled(absorbed):
-    """The sums so far, as if the maximum had not grown."""
-
     def mutant(old, z, local, beta):
         new = absorbed(old._replace(rest=0 * old.rest, squares=0 * old.rest, moment=0 * old.rest), z, local, beta)
         return new._replace(rest=new.rest + old.rest, squares=new.squares + old.squares, moment=new.moment + old.moment)
@@ -283,7 +281,7 @@ def not_rescaled(absorbed):
 
 
 class DropsATile:
-    """`pl` as a kernel's module has it, with one tile less of what its outer grid dimension or inner one covers."""
+    """Stands for `pl` in a kernel's module; `cdiv` is one less, so the grid misses a tile."""
 
     cdiv = staticmethod(one_tile_less)
 
@@ -320,7 +318,7 @@ def no_weight_gradient(hidden, head, *others):
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant(monkeypatch, name):
-    """What it spoils is wrong; of the three passes the others are not made (gradients are wrong where values are)."""
+    """The mutant makes its pass wrong; passes that it does not affect are not compiled."""
     spoilt, module, attribute, mutant = MUTANTS[name]
     case = CASES[1] if "padding" in name else CASES[0]
     with interpreter(monkeypatch, checked=False):

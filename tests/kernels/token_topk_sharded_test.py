@@ -1,4 +1,4 @@
-"""token_topk with the vocabulary and the tokens split over 8 simulated devices, against one device."""
+"""token_topk with vocabulary and tokens sharded over 8 simulated devices, against one device."""
 
 from functools import cache, partial
 
@@ -14,13 +14,13 @@ from pallas_kernels import token_topk
 from pallas_kernels.token_topk import chunked
 from tests.kernels.heads import close, example
 
-N, D, V, SIZE, K = 32, 16, 48, 43, 8  # tokens, width, rows of the weight, columns that are no padding; k > V/8
+N, D, V, SIZE, K = 32, 16, 48, 43, 8  # tokens, width, rows of the weight, columns that are not padding; K > V/8
 MESHES = [(1, 8), (2, 4), (8, 1)]  # data, tensor
 
 
 @cache
 def head():
-    """Rows of the weight and of the bias repeat, so that equal logits are in different shards; sums are exact."""
+    """A head with repeated rows of weight and bias, so that equal logits are in different shards; sums are exact."""
     hidden, unembedding, targets = map(np.asarray, example(N, D, V, jnp.float32))
     hidden, unembedding, rows = np.round(2 * hidden) / 8, np.round(2 * unembedding), np.arange(V) % 11
     return hidden, unembedding[rows], np.linspace(-1, 5, 49, dtype=np.float32)[rows], targets, np.arange(N) % 5 > 0
@@ -46,7 +46,7 @@ def on_one_device(k=K):
 
 @cache
 def on_mesh(mesh):
-    """By implementation, and whether shard_map checks what varies, from one program."""
+    """{implementation: [results without and with check_vma]}, from one program."""
     functions = [[sharded(mesh, name, check) for check in (False, True)] for name in ("chunked", "reference")]
     chunked, reference = jax.jit(lambda *x: [[function(*x) for function in pair] for pair in functions])(*head())
     return {"chunked": chunked, "reference": reference}
@@ -63,7 +63,7 @@ def is_the_whole_one(found):
     expected = on_one_device()
     np.testing.assert_array_equal(found[1].ids, expected[1].ids)
     close(found, expected, 1e-6)
-    assert len(set(np.ravel(found[1].ids) // (V // 8))) > 4  # from most of the shards
+    assert len(set(np.ravel(found[1].ids) // (V // 8))) > 4  # from more than half of the shards
     assert np.mean(np.diff(found[1].logp) == 0) > 0.5
 
 
@@ -74,7 +74,6 @@ def test_all_tokens_of_a_vocabulary_whose_last_shard_is_padding():
 
 
 def test_outputs_are_alike_on_all_shards():
-    """Unchecked, each device's own outputs beside each other."""
     mesh = jax.make_mesh((8,), ("tensor",), axis_types=(AxisType.Auto,))
     function = partial(run, axis_name="tensor", implementation="chunked")
     own = jax.shard_map(lambda *x: jax.tree.map(lambda y: y[None], function(*x)), mesh=mesh, check_vma=False,
@@ -85,7 +84,6 @@ def test_outputs_are_alike_on_all_shards():
 
 
 def own_alone(best, axis_name):
-    """The first shard's best."""
     return jax.tree.map(lambda x: lax.all_gather(x, axis_name, to="invarying")[0], best)
 
 
@@ -112,7 +110,7 @@ def shards_backwards(best, axis_name):
     ],
 )
 def test_mutants_fail(monkeypatch, name, mutant):
-    on_one_device()  # before there is a mutant
+    on_one_device()  # cache the results without the mutant
     monkeypatch.setattr(chunked, name, mutant)
     for check, words in ((True, None), (False, "not equal"))[: 1 + (name == "best_over")]:
         found = jax.jit(sharded((1, 8), "chunked", check))(*head())

@@ -1,4 +1,4 @@
-"""token_topk: against NumPy in float64, its own definition, token_stats, and mutants of the pass."""
+"""token_topk against NumPy in float64, its definition and token_stats; mutants."""
 
 import itertools
 from functools import cache, partial
@@ -14,7 +14,7 @@ from pallas_kernels.token_topk import chunked
 from tests.kernels.heads import close, enable_x64, example
 
 NAMED = "chunked", "reference"
-SIZES = [  # (N, D, V), k, tile: exact, ragged, all tokens, k beyond a tile, a last tile of one, one tile either way
+SIZES = [  # (N, D, V), k, tile: multiples, ragged, k = V, k above the tile, last tile with one entry, one tile per axis
     ((8, 4, 12), 3, (4, 4)),
     ((13, 5, 23), 4, (4, 8)),
     ((13, 5, 23), 23, (4, 8)),
@@ -43,7 +43,7 @@ def x64():
 
 
 def by_sorting(hidden, unembedding, targets, k, bias=0.0, softcap=None, mask=True, vocab_size=None, temperature=1.0):
-    """(ids, logp) from all logits; a stable sort of −x has the lower id first where two are equal."""
+    """(ids, logp) from all logits; a stable sort of −x puts the lower id first among equal logits."""
     size = unembedding.shape[0] if vocab_size is None else vocab_size
     x = (np.float64(hidden) @ np.float64(unembedding).T + bias)[:, :size]
     x = (x if softcap is None else softcap * np.tanh(x / softcap)) / temperature
@@ -59,7 +59,6 @@ def agrees(found, expected):
 
 
 def of_both(inputs, k, tile, **options):
-    """What each implementation gives, and the statistics by definition."""
     found = {name: token_topk(*inputs, k=k, tile=tile, implementation=name, **options) for name in NAMED}
     return found, token_stats(*inputs, implementation="reference", **options)
 
@@ -86,7 +85,7 @@ def test_the_first_of_all_logits_sorted(x64, sizes, k, tile, implementation):
 
 
 def with_long_rows():
-    """Half of the weight's rows are long, and half of those are padding where there is any."""
+    """A head in which every second row of the weight is scaled by 3, also among the padding rows."""
     hidden, unembedding, targets = example(N, D, V)
     return hidden, np.asarray(unembedding) * np.where(np.arange(V) % 2 == 0, 1, 3)[:, None], targets
 
@@ -111,7 +110,7 @@ def test_every_option(x64, names):
 
 
 def with_ties():
-    """Five different rows of integers, over and over: each logit is there four or five times, in every tile."""
+    """A head whose weight repeats five rows of integers, so each logit occurs four or five times, in every tile."""
     rng = np.random.default_rng(0)
     hidden, rows = rng.integers(-2, 3, (N, D)), rng.integers(-2, 3, (5, D))
     return np.float32(hidden), np.float32(rows[np.arange(V) % 5]), np.zeros(N, np.int32)
@@ -126,7 +125,6 @@ def test_of_equal_logits_the_lower_id_is_first(implementation):
 
 
 def test_by_hand():
-    """π = (1/8, 1/2, 1/8, 1/4)."""
     inputs = np.ones((1, 1), np.float32), np.log(np.array([[1.0], [4.0], [1.0], [2.0]], np.float32)), np.array([3])
     run = jax.jit(lambda *inputs: [token_topk(*inputs, k=3, implementation=name) for name in (*NAMED, None)])
     for stats, top in run(*inputs):
@@ -157,7 +155,7 @@ def test_absent_rows_and_padding_may_hold_anything(implementation):
 
 
 def test_a_token_ruled_out_is_still_before_what_is_none():
-    """A bias of −∞: the ids are tokens that there are, each once."""
+    """With biases of −∞, the ids are distinct tokens of the vocabulary."""
     bias = np.where(np.arange(12) < 3, np.float32(0), np.float32(-np.inf))
     inputs = np.ones((1, 2), np.float32), np.ones((12, 2), np.float32), np.zeros(1, np.int32)
     _, top = jax.jit(partial(token_topk, k=10, tile=(1, 4), vocab_size=10, implementation="chunked"))(
@@ -177,7 +175,7 @@ def test_bfloat16_is_ranked_and_normalized_in_float32():
 
 
 def test_everything_is_a_constant():
-    """And so for forward mode, which a pass with a rule of its own would refuse."""
+    """Also in forward mode, which a custom_vjp would reject."""
     hidden, unembedding, targets = example(N, D, V, jnp.float32)
 
     def outputs(hidden, unembedding, bias, tau):
@@ -206,7 +204,6 @@ def test_vmap_agrees_with_a_loop():
 
 
 def test_the_logits_never_exist():
-    """At the tile of its own choice, which is that of token_stats."""
     n, d, v, k = 1024, 8, 16384, 20
     shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((n, d), (v, d))]
     held = {}
@@ -251,7 +248,7 @@ def unnormalized(sums, y, finish=chunked.finish):
     ],
 )
 def test_mutants_fail(x64, monkeypatch, where, name, mutant):
-    of_all_sizes()  # before there is a mutant
+    of_all_sizes()  # cache the results without the mutant
     monkeypatch.setattr(where, name, mutant)
     sizes, k, tile = SIZES[1]
     found = jax.jit(partial(token_topk, k=k, tile=tile, implementation="chunked"))(*example(*sizes))
@@ -292,21 +289,21 @@ GOOD = {
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"k": 0}, ValueError, r"token_topk: k is 0; it should be an integer in \[1, 5\]"),
-        ({"k": 6}, ValueError, r"k is 6.*\[1, 5\]"),
-        ({"k": 4, "vocab_size": 3}, ValueError, r"k is 4.*\[1, 3\]"),
-        ({"k": 2.0}, ValueError, r"k is 2\.0.*integer"),
-        ({"vocab_size": 6}, ValueError, r"token_topk: vocab_size is 6.*\[1, 5\]"),
+        ({"k": 0}, ValueError, r"token_topk: k = 0: expected an integer in \[1, 5\]"),
+        ({"k": 6}, ValueError, r"k = 6.*\[1, 5\]"),
+        ({"k": 4, "vocab_size": 3}, ValueError, r"k = 4.*\[1, 3\]"),
+        ({"k": 2.0}, ValueError, r"k = 2\.0.*integer"),
+        ({"vocab_size": 6}, ValueError, r"token_topk: vocab_size = 6.*\[1, 5\]"),
         (
             {"hidden": np.zeros((2, 4, 3), np.float32)},
             ValueError,
-            r"token_topk: hidden is of shape \(2, 4, 3\).*\[N, D\]",
+            r"token_topk: hidden has shape \(2, 4, 3\).*\[N, D\]",
         ),
-        ({"targets": np.zeros(4, np.float32)}, TypeError, "token_topk: targets is of dtype float32.*integer"),
-        ({"mask": np.ones(3, bool)}, ValueError, r"token_topk: mask is of shape \(3,\).*N = 4"),
-        ({"temperature": 0.0}, ValueError, r"token_topk: temperature is 0\.0.*positive"),
-        ({"tile": (4, 0)}, ValueError, r"token_topk: tile is \(4, 0\)"),
-        ({"implementation": "fast"}, ValueError, "implementation is 'fast'.*None or one of 'reference', 'chunked'"),
+        ({"targets": np.zeros(4, np.float32)}, TypeError, "token_topk: targets has dtype float32.*integer"),
+        ({"mask": np.ones(3, bool)}, ValueError, r"token_topk: mask has shape \(3,\).*N = 4"),
+        ({"temperature": 0.0}, ValueError, r"token_topk: temperature = 0\.0.*positive"),
+        ({"tile": (4, 0)}, ValueError, r"token_topk: tile = \(4, 0\)"),
+        ({"implementation": "fast"}, ValueError, "implementation = 'fast'.*None or one of 'reference', 'chunked'"),
     ],
 )
 def test_errors_name_the_argument(change, error, words):

@@ -27,7 +27,6 @@ def test_positions_and_mask_are_those_of_each_segment():
 
 @jax.jit
 def _logit(q, k, t, s):
-    """q at position t · k at position s."""
     q, k = (
         rotate(x[None, None, None], *rotation(position[None, None], jnp.float32, **SIZES))
         for x, position in ((q, t), (k, s))
@@ -39,7 +38,7 @@ def test_rotary_logits_depend_on_the_difference_of_positions_only():
     q, k = np.float32(np.random.default_rng(0).normal(size=(2, CONFIG.head_dim)))
     of, same, nearer, back = (float(_logit(q, k, *at)) for at in ((9, 5), (4, 0), (9, 6), (5, 9)))
     assert of == pytest.approx(same, rel=1e-5)
-    assert abs(of - nearer) > 1e-2  # and they do depend on it
+    assert abs(of - nearer) > 1e-2  # the logit depends on the distance
     assert abs(of - back) > 1e-2
 
 
@@ -67,7 +66,7 @@ def test_each_key_head_serves_its_group_of_query_heads(kv_heads):
 
 @functools.cache
 def _in_blocks(queries, dtype):
-    """Attention's output and gradients, with so many queries to a block."""
+    """Output and gradients of attention with this many queries per block."""
     rng = np.random.default_rng(2)
     shapes = [(2, heads, tokens, 8) for heads, tokens in ((4, 43), (2, 50), (2, 50), (4, 43))]
     q, k, v, weight = (rng.normal(size=shape).astype(np.float32).astype(dtype) for shape in shapes)
@@ -84,7 +83,7 @@ def _in_blocks(queries, dtype):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_blocks_of_queries_are_the_whole(dtype):
     exact = _in_blocks(64, jnp.float32)
-    for queries in (1, 4):  # 43 blocks; 11, and one padded query
+    for queries in (1, 4):  # 43 blocks; 11 blocks with one padded query
         for x, whole, y in zip(_in_blocks(queries, dtype), _in_blocks(64, dtype), exact, strict=True):
             assert np.linalg.norm(x - y) <= 1.2 * np.linalg.norm(whole - y) + 1e-6 * np.linalg.norm(y)
 
@@ -94,7 +93,7 @@ def test_the_weights_of_long_rows_never_exist_at_once():
     mask = jax.ShapeDtypeStruct((1, 2048, 2048), bool)
     step = jax.jit(jax.grad(lambda q, mask: attend(q, q, q, mask).sum()))
     temporaries = step.lower(q, mask).compile().memory_analysis().temp_size_in_bytes
-    assert temporaries < 2 * 2048 * 2048 * 4  # one [B, H, T, T]; unblocked: three
+    assert temporaries < 2 * 2048 * 2048 * 4  # one [B, H, T, T] array; unblocked attention needs three
 
 
 def test_a_query_that_sees_nothing_is_finite_and_so_is_its_gradient():

@@ -1,4 +1,4 @@
-"""The smallest model that the trainer takes, in plain JAX: the next token depends on the last one alone."""
+"""A minimal model for the trainer in plain JAX: the next token depends only on the last token."""
 
 import dataclasses
 
@@ -12,8 +12,6 @@ from rljax.models import Head, ModelConfig, ShardingRules
 
 @dataclasses.dataclass(frozen=True)
 class BigramConfig(ModelConfig):
-    """logits of token t + 1 = unembedding · embedding[token t]."""
-
     width: int = 16
     max_length: int = 64
 
@@ -23,7 +21,7 @@ class BigramConfig(ModelConfig):
 
 @dataclasses.dataclass(frozen=True)
 class Bigram:
-    """The functions of `rljax.models.Model`; every device holds all parameters."""
+    """A `rljax.models.Model` whose parameters are replicated on every device."""
 
     width: int
     max_length: int

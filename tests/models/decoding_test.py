@@ -5,7 +5,7 @@ import pytest
 from rljax.models import Decoder
 from tests.models.small import VARIANTS, hidden_of, make, some_tokens
 
-LENGTHS = (6, 3, 1)  # of the prompts, padded on the left to 6
+LENGTHS = (6, 3, 1)  # lengths of the prompts, padded on the left to 6
 
 prefill = jax.jit(Decoder.prefill, static_argnums=(0, 4))
 decode = jax.jit(Decoder.decode, static_argnums=0)
@@ -19,7 +19,7 @@ def _prompts():
 
 
 def _decoded(model, params, tokens, segment_ids, change=lambda cache: cache):
-    """Hidden states [B, T − L + 1, D] from prefill and one decode for each further token."""
+    """Hidden states [B, T − L + 1, D] from prefill and one decode per further token."""
     length = segment_ids.shape[1]
     hidden, cache = prefill(model, params, tokens[:, :length], segment_ids, tokens.shape[1])
     outputs, cache = [hidden], change(jax.tree.map(np.asarray, cache))
@@ -47,7 +47,7 @@ def test_prefill_and_decode_give_the_full_forward_pass(name):
     [
         lambda cache: cache._replace(position=cache.position + 1),
         lambda cache: cache._replace(index=cache.index - 1),
-        lambda cache: cache._replace(valid=cache.valid | (np.arange(12) == 0)),  # one column of padding seen
+        lambda cache: cache._replace(valid=cache.valid | (np.arange(12) == 0)),
     ],
     ids=["position", "slot", "mask"],
 )
@@ -64,7 +64,7 @@ def test_decoding_goes_on_in_the_last_segment_of_a_packed_prompt():
     segment_ids = np.int32([[1, 1, 1, 1, 2, 2], [0, 0, 0, 0, 1, 1], [1, 1, 1, 1, 1, 1]])
     packed, alone, whole = _decoded(model, params, tokens, segment_ids)
     np.testing.assert_allclose(packed, alone, rtol=1e-4, atol=1e-5)
-    assert np.abs(packed - whole).max() > 1e-2  # and the other segment would show
+    assert np.abs(packed - whole).max() > 1e-2  # the other segment would change the result
     ids = np.pad(segment_ids, ((0, 0), (0, 6)), mode="edge")
     full = np.asarray(hidden_of(model, params, tokens, ids))[:, 5:]
     np.testing.assert_allclose([packed, alone, whole], full, rtol=1e-4, atol=1e-5)
@@ -75,7 +75,7 @@ def test_a_cache_that_is_too_short_or_too_long_is_an_error(cache_length):
     model, params = make()
     tokens, segment_ids = _prompts()
     with pytest.raises(
-        ValueError, match=rf"cache_length = {cache_length}: expected the 6 tokens .* max_length = 24 at"
+        ValueError, match=rf"cache_length = {cache_length}: expected at least the 6 tokens .* at most max_length = 24"
     ):
         model.prefill(params, tokens[:, :6], segment_ids, cache_length)
 

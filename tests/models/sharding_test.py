@@ -15,7 +15,7 @@ from tests.models.small import CONFIG, mesh_of, packed_rows
 
 def _rows(mesh):
     tokens, segment_ids = (np.tile(x, (4, 1)) for x in packed_rows())
-    tokens = (tokens + np.arange(8, dtype=np.int32)[:, None]) % 11  # eight different rows
+    tokens = (tokens + np.arange(8, dtype=np.int32)[:, None]) % 11
     return jax.device_put((tokens, segment_ids), NamedSharding(mesh, P(("data", "fsdp"))))
 
 

@@ -1,4 +1,4 @@
-"""A transformer small enough to check by hand, with weights large enough that every part of it shows."""
+"""A small transformer whose weights are large enough that every part affects the output."""
 
 import dataclasses
 import functools
@@ -24,23 +24,23 @@ MESHES = [(1, 1, 1), (8, 1, 1), (2, 2, 2)]
 
 
 def mesh_of(sizes):
-    """A mesh of the first of the simulated devices; axes without a size have one device."""
+    """A mesh over the first simulated devices; unnamed axes have size 1."""
     return make_mesh(MeshConfig(*sizes), jax.devices()[: math.prod(sizes)])
 
 
 @functools.cache
 def make(config=CONFIG, seed=0) -> tuple[Decoder, dict]:
-    """A model and parameters of size about 1: distributions far from uniform, norm scales that are not 1."""
+    """A model with parameters of order 1: nonuniform distributions and norm scales other than 1."""
     model, rng = Decoder(config), np.random.default_rng(seed)
     shapes = jax.eval_shape(lambda: model.initialize(jax.random.key(0)))
     return model, jax.tree.map(lambda x: jnp.float32(0.5 * rng.normal(size=x.shape) + (x.ndim == 1)), shapes)
 
 
-hidden_of = jax.jit(Decoder.hidden, static_argnums=0)  # of equal models one program
+hidden_of = jax.jit(Decoder.hidden, static_argnums=0)
 
 
 def packed_rows():
-    """Two rows [2, 12] of packed sequences, with padding on the left, in between, and on the right."""
+    """Two rows [2, 12] of packed sequences with padding on the left, between sequences and on the right."""
     segment_ids = np.int32([[0, 0, 1, 1, 1, 2, 2, 2, 2, 3, 3, 0], [1, 1, 1, 1, 1, 1, 0, 2, 2, 2, 0, 0]])
     return some_tokens(segment_ids.shape), segment_ids
 

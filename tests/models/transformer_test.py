@@ -16,7 +16,7 @@ def _norm(x, scale, eps):
 
 
 def _reference(config, params, tokens):
-    """Hidden states [T, D] of one sequence, in NumPy float64, head by head and token by token."""
+    """Hidden states [T, D] of one sequence in NumPy float64, with loops over heads and tokens."""
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     x, T, C = p["embedding"][tokens], len(tokens), config.head_dim
     angle = np.arange(T)[:, None] * config.rope_base ** (-np.arange(0, C, 2) / C)
@@ -95,7 +95,7 @@ def test_packing_changes_neither_values_nor_gradients(name):
     rows = np.array([b for b, _ in alone])
     separate = tokens[rows], np.int32([ids for _, ids in alone]), pull[rows]
     packed = [np.pad(x, [(0, rows.size - 2)] + [(0, 0)] * (x.ndim - 1)) for x in (tokens, segment_ids, pull)]
-    (value, gradient), (expected, wanted) = (run(params, *inputs) for inputs in (packed, separate))  # of one shape
+    (value, gradient), (expected, wanted) = (run(params, *inputs) for inputs in (packed, separate))
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     found = dict(jax.tree.leaves_with_path(gradient))
     for path, leaf in jax.tree.leaves_with_path(wanted):

@@ -71,7 +71,7 @@ def test_rows_are_pad_prompt_completion_pad():
         assert 1 <= n <= 10
         assert mask[6 : 6 + n].all()
         assert not mask[6 + n :].any()
-        assert (1 in completion) == finished  # eos, if there is one, ends the completion and belongs to it
+        assert (1 in completion) == finished  # eos, if present, is the last token of the completion
         assert 1 not in completion[:-1]
         assert finished or n == 10
         assert (row[6 + n :] == 0).all()
@@ -116,7 +116,7 @@ def test_a_budget_ends_a_row_unfinished():
     assert not samples.finished.any()
     free = _run(model, params, _prompts(), budget=np.full(8, 10, np.int32), stop_ids=())
     np.testing.assert_array_equal(samples.tokens, np.where(samples.mask | (samples.segment_ids != 0), free.tokens, 0))
-    without = _run(model, params, _prompts())  # any budget; its rows end with their stop token
+    without = _run(model, params, _prompts())
     np.testing.assert_array_equal(free.tokens[without.mask], without.tokens[without.mask])
     np.testing.assert_allclose(free.old_logp[without.mask], without.old_logp[without.mask], atol=1e-5)
 
@@ -146,7 +146,7 @@ def test_the_loop_ends_when_every_row_has_stopped():
     jax.effects_barrier()
     longest = int(samples.mask.sum(axis=1).max())
     assert longest < 10
-    assert len(STEPS) == longest - 1  # prefill gives the first token
+    assert len(STEPS) == longest - 1
 
 
 def test_truncation_reports_both_log_probabilities():
@@ -186,7 +186,7 @@ def test_banned_tokens_are_never_sampled_and_have_no_mass(change):
     expected = np.take_along_axis(log_pi[:, :-1], samples.tokens[:, 1:, None], axis=-1)[..., 0]
     found, mask = samples.old_logp[:, 1:], samples.mask[:, 1:]
     assert mask.sum() > 100
-    np.testing.assert_allclose(found[mask], expected[mask], atol=2e-5)  # of float32, over τ = 0.7
+    np.testing.assert_allclose(found[mask], expected[mask], atol=2e-5)  # float32 error divided by τ = 0.7
     if config.temperature == 0:
         np.testing.assert_array_equal(samples.tokens[:, 1:][mask], log_pi[:, :-1].argmax(axis=-1)[mask])
 
@@ -235,11 +235,11 @@ def test_every_mesh_samples_the_same(shape, rows):
 @pytest.mark.parametrize(
     ("columns", "others", "message"),
     [
-        (15, {}, "prompts of 15 columns and max_new_tokens = 10 make rows of 25 tokens: expected at most the model's "
-         "max_length = 24"),
+        (15, {}, "prompts of 15 columns and max_new_tokens = 10 make rows of 25 tokens: expected at most "
+         "max_length = 24 of the model"),
         (6, {"stop_ids": (1, 11)}, r"stop_ids = \(1, 11\): expected ids in \[0, vocab_size = 11\)"),
         (6, {"banned": (0, -1)}, r"banned = \(0, -1\): expected ids in \[0, vocab_size = 11\)"),
-        (6, {"banned": (0, 1)}, r"banned = \(0, 1\): expected ids other than stop_ids = \(1,\), and not all tokens"),
+        (6, {"banned": (0, 1)}, r"banned = \(0, 1\): expected ids that are not in stop_ids = \(1,\), and not all"),
         (6, {"banned": tuple(range(11)), "stop_ids": ()}, "and not all tokens"),
         (6, {"budget": np.ones(3, np.int32)}, r"budget has shape \(3,\) and dtype int32: expected \(8,\) int32"),
         (6, {"rows": np.ones(8, np.float32)}, r"rows has shape \(8,\) and dtype float32: expected \(8,\) int32"),

@@ -5,7 +5,7 @@ import pytest
 
 from rljax.rollout import SamplingConfig, row_keys, sampling
 
-# Jitted, since each operation by itself is a program to compile.
+# Jitted, because each operation outside jit compiles its own program.
 top_k, top_p = jax.jit(sampling.top_k, static_argnums=1), jax.jit(sampling.top_p)
 draw, choose = jax.jit(sampling.draw), jax.jit(sampling.choose, static_argnums=2)
 weights = jax.jit(sampling._weights)
@@ -55,16 +55,16 @@ def test_top_p_includes_the_token_that_crosses():
     assert _kept(top_p(logits, 0.4)) == [{0}]
     assert _kept(top_p(logits, 0.6)) == [{0, 1}]
     assert _kept(top_p(logits, 0.81)) == [{0, 1, 2}]
-    assert _kept(top_p(np.zeros((1, 4), np.float32), 0.5)) == [{0, 1}]  # of equals, the lower ids
+    assert _kept(top_p(np.zeros((1, 4), np.float32), 0.5)) == [{0, 1}]  # ties keep the lower ids
 
 
 def _bits(fraction):
-    """32 random bits, as a number in [0, 1)."""
+    """32 random bits as a number in [0, 1)."""
     return np.uint32(np.float64(fraction) * 2**32)
 
 
 def _drawn(log_pi):
-    """P(token) that `draw` gives, [B, V] float64: what the integer weights of both levels say."""
+    """P(token) under `draw`, [B, V] float64, from the integer weights of both levels."""
     (rows, vocabulary), size = log_pi.shape, min(sampling.BLOCK, log_pi.shape[1])
     pi = np.pad(np.exp(log_pi), ((0, 0), (0, -vocabulary % size))).reshape(rows, -1, size)
     blocks = np.float64(weights(pi.sum(axis=-1)))
@@ -79,11 +79,10 @@ def test_weights_are_the_shares_of_2_to_the_31():
     ]
     thirds = np.int64(weights(np.float32([[1, 1, 1, 0], [0, 1, 2, 0]])))
     np.testing.assert_allclose(thirds, 2**31 * np.array([[1, 1, 1, 0], [0, 1, 2, 0]]) / 3, rtol=1e-7)
-    assert thirds.sum(axis=1).tolist() == [2**31, 2**31]  # rounding and all
+    assert thirds.sum(axis=1).tolist() == [2**31, 2**31]
 
 
 def test_a_draw_inverts_the_cumulative_distribution():
-    """Within one block, by the second number."""
     with np.errstate(divide="ignore"):
         log_pi = np.log(np.float32([0.0, 0.25, 0.0, 0.5, 0.25, 0.0]))
     bits = np.stack([np.zeros(6, np.uint32), _bits([0.0, 0.2499, 0.25, 0.7499, 0.75, 1 - 2**-32])], axis=1)
@@ -107,7 +106,7 @@ def test_evenly_spaced_numbers_draw_each_token_in_proportion():
 
 
 def test_every_token_of_a_long_tail_is_drawn_as_often_as_it_should():
-    """99 % on one of 151,936 tokens: with one float32 number, 45 % of the others could never be drawn."""
+    """151,936 tokens; one token has 99 % of the probability."""
     rng, vocabulary = np.random.default_rng(1), 151_936
     tail = np.exp(rng.normal(size=(2, vocabulary)) * [[0.0], [1.0]])
     tail[:, 70_000] = 0
@@ -118,8 +117,8 @@ def test_every_token_of_a_long_tail_is_drawn_as_often_as_it_should():
     exact /= exact.sum(axis=1, keepdims=True)
     found = _drawn(log_pi)
     assert (found > 0).all()
-    assert np.abs(found - exact).sum(axis=1).max() / 2 < 2e-7  # total variation
-    # The numbers in the middle of a token's share draw it.
+    assert np.abs(found - exact).sum(axis=1).max() / 2 < 2e-7
+    # Bits in the middle of a token's share select that token.
     tokens = np.append(rng.integers(0, vocabulary, 15), 70_000)
     size = sampling.BLOCK
     sums = np.pad(found[1], (0, -vocabulary % size)).reshape(-1, size)
@@ -132,7 +131,7 @@ def test_every_token_of_a_long_tail_is_drawn_as_often_as_it_should():
 
 
 def test_one_number_of_float32_would_not_reach_the_tail():
-    """The mutant: a float32 cumulative sum, at all 2²³ numbers that `jax.random.uniform` gives."""
+    """A float32 cumulative sum, inverted at all 2²³ values of `jax.random.uniform`, misses over 40 % of the tokens."""
     pi = np.full(151_936, np.float32(0.01 / 151_935))
     pi[0] = 0.99
     reached = np.asarray(jax.jit(jnp.cumsum)(pi))
@@ -170,9 +169,9 @@ def test_choices_follow_the_distribution_they_report(config):
     assert probability.sum() == pytest.approx(1, abs=1e-5)
     drawn = probability > 0
     chi_square = np.sum((counts[drawn] - n * probability[drawn]) ** 2 / (n * probability[drawn]))
-    assert chi_square < 24.3  # 99.9 % point at 7 degrees of freedom
+    assert chi_square < 24.3  # 99.9 % quantile, 7 degrees of freedom
     uniform = np.full(8, n / 8)
-    assert np.sum((counts - uniform) ** 2 / uniform) > 1000  # and a draw that ignored the logits would fail
+    assert np.sum((counts - uniform) ** 2 / uniform) > 1000  # a draw that ignores the logits would fail
     if config.top_k == 0 and config.top_p == 1:
         np.testing.assert_array_equal(logp, sampled)
 
@@ -181,7 +180,7 @@ def test_truncation_renormalizes_the_tempered_distribution():
     logits = np.log(np.float32([[0.4, 0.3, 0.2, 0.1]]))
     choices = choose(logits, _keys(0, 0, np.arange(1)), SamplingConfig(top_k=3, top_p=0.7))
     token, logp, sampled = map(np.asarray, choices)
-    kept = {0: 0.4, 1: 0.3}  # of the three, renormalized to 4/9, 3/9, 2/9, two reach 0.7
+    kept = {0: 0.4, 1: 0.3}  # top-k renormalizes to 4/9, 3/9, 2/9; the first two reach 0.7
     assert np.exp(logp[0]) == pytest.approx(kept[int(token[0])], rel=1e-5)
     assert np.exp(sampled[0]) == pytest.approx(kept[int(token[0])] / 0.7, rel=1e-5)
 
@@ -207,7 +206,7 @@ def test_keys_differ_by_row():
         ("max_new_tokens", 0, "max_new_tokens = 0: expected 1 or more"),
         ("temperature", -1.0, r"temperature = -1.0: expected 0 \(greedy\) or a positive number"),
         ("temperature", float("nan"), "temperature = nan"),
-        ("top_k", -3, r"top_k = -3: expected 0 \(off\) or a number of tokens"),
+        ("top_k", -3, r"top_k = -3: expected 0 \(disabled\) or a number of tokens"),
         ("top_p", 0.0, r"top_p = 0.0: expected a probability in \(0, 1\]"),
         ("top_p", 1.5, "top_p = 1.5"),
     ],

@@ -1,5 +1,3 @@
-"""Rows and batches: where the mask is true, where the padding lies, and that an iterator goes on exactly."""
-
 import itertools
 import json
 
@@ -20,7 +18,7 @@ def test_pack_by_hand():
     rows = pack(problems, TOKENIZER, 14)
     encode = TOKENIZER.encode
     first = [*encode("f3 st;"), *encode("f3 t"), 1, *encode("f9 s;"), *encode("f9 s"), 1]  # 7 + 6 tokens
-    second = [*encode("f9 stuv;"), *encode("f9 vuts"), 1]  # 12 tokens
+    second = [*encode("f9 stuv;"), *encode("f9 vuts"), 1]
     np.testing.assert_array_equal(rows["tokens"], [[*first, 0], [*second, 0, 0]])
     np.testing.assert_array_equal(rows["segment_ids"], [[1] * 7 + [2] * 6 + [0], [1] * 12 + [0, 0]])
     expected = [[0] * 4 + [1] * 3 + [0] * 3 + [1] * 3 + [0], [0] * 6 + [1] * 6 + [0, 0]]
@@ -36,7 +34,7 @@ def test_pack_loses_no_problem_and_wastes_little():
         for segment in range(1, segment_ids.max() + 1):
             here = segment_ids == segment
             found.append((TOKENIZER.decode(tokens[here & ~mask]), TOKENIZER.decode(tokens[here & mask])))
-            assert tokens[here][-1] == 1  # EOS
+            assert tokens[here][-1] == 1
             assert mask[here][-1]
     assert sorted(found) == sorted((p.prompt, p.solution) for p in PROBLEMS)
     assert (rows["segment_ids"] > 0).mean() > 0.9
@@ -57,7 +55,7 @@ def test_prompts_are_padded_on_the_left():
 
 
 def test_bad_rows_are_named():
-    with pytest.raises(ValueError, match=r"row_length = 10: 'f9 stuv;' with its solution has 12 tokens; raise"):
+    with pytest.raises(ValueError, match=r"row_length = 10: expected room for 'f9 stuv;' with its solution, 12 tok"):
         pack([Problem("f9 stuv;", "vuts", "f9 vuts")], TOKENIZER, 10)
     with pytest.raises(ValueError, match=r"'f9 s;' has no solution"):
         pack([Problem("f9 s;", "s")], TOKENIZER, 10)
@@ -77,7 +75,7 @@ def draw(iterator, count):
 
 
 def test_batches_take_every_row_once_an_epoch_and_shuffle_each_anew():
-    drawn = list(itertools.chain(*draw(batches(ROWS, 4, seed=0), 5)))  # two epochs of 10 in 5 batches of 4
+    drawn = list(itertools.chain(*draw(batches(ROWS, 4, seed=0), 5)))  # two epochs of 10 rows in 5 batches of 4
     assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
     assert drawn[:10] != drawn[10:]
     batch = next(batches(ROWS, 4, seed=0))
@@ -108,7 +106,7 @@ def test_an_iterator_goes_on_exactly_from_its_state_through_json(after):
 
 @pytest.mark.parametrize("after", [1, 2, 3, 4, 5])
 def test_an_iterator_goes_on_exactly_around_the_end_of_an_epoch(after):
-    """Two batches of 5 take the 10 rows once: states before, at and after the ends of the first two epochs."""
+    """An epoch is two batches of 5: tests states before, at and after the ends of the first two epochs."""
     undisturbed = [next(iterator) for iterator in [batches(ROWS, 5, seed=0)] for _ in range(9)]
     iterator = batches(ROWS, 5, seed=0)
     draw(iterator, after)

@@ -1,5 +1,3 @@
-"""Any jsonl as a task: read exactly, split by prompt, read again where it changed, and refused with its line number."""
-
 import json
 
 import pytest
@@ -112,15 +110,15 @@ GOOD = b'{"prompt": "a", "answer": "b"}\n'
     [
         (b"", r"bad\.jsonl is empty: expected one JSON object"),
         (b"\n", r"line 1 is empty"),
-        (GOOD + b"\n" + GOOD, r"line 2 is empty: remove it"),
+        (GOOD + b"\n" + GOOD, r"line 2 is empty: expected a JSON object"),
         (GOOD + b"  \r\n", r"line 2 is empty"),
         (GOOD + b'{"prompt": "a", "ans', r"line 2 is not JSON \(Unterminated string.*'{\"prompt\": \"a\", \"ans'"),
         (GOOD + GOOD + b"\xff\xfe\n", r"line 3 is not UTF-8 \(byte 1\)"),
         (b"\xef\xbb\xbf", r"bad\.jsonl is empty: expected one JSON object"),
         (GOOD + b"\xef\xbb\xbf" + GOOD, r"line 2 is not JSON \(Unexpected UTF-8 BOM"),
         (GOOD + b'["a", "b"]\n', r"line 2 holds a list: expected an object"),
-        (GOOD + b'{"prompt": "a"}\n', r"line 2 has no answer: its fields are prompt"),
-        (b"{}\n", r"line 1 has no prompt and no answer: its fields are none"),
+        (GOOD + b'{"prompt": "a"}\n', r"line 2 has no answer: expected both, found prompt"),
+        (b"{}\n", r"line 1 has no prompt and no answer: expected both, found none"),
         (GOOD + b'{"prompt": "a", "answer": 3}\n', r"line 2: answer = 3: expected a string"),
         (GOOD + b'{"prompt": "a", "answer": ' + b"1" * 5000 + b"}\n", r"line 2 is not JSON \(Exceeds the limit \(4300"),
         (b'{"prompt": null, "answer": "b"}\n', r"line 1: prompt = None: expected a string"),
@@ -154,7 +152,7 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_share_that_does_not_fit_is_named(tmp_path):
     path = tmp_path / "one.jsonl"
     path.write_bytes(GOOD)
-    with pytest.raises(ValueError, match=r"held_out_share = 0\.1 of 1 distinct prompts leaves none"):
+    with pytest.raises(ValueError, match=r"held_out_share = 0\.1: expected a share of the 1 distinct prompts"):
         load(path)
     with pytest.raises(ValueError, match=r"task\.held_out_share = 1: expected a number in \[0, 1\)"):
         JsonlTask(path, held_out_share=1)

@@ -1,5 +1,3 @@
-"""A task's data: what has a default, and what is refused."""
-
 import dataclasses
 from pathlib import Path
 
@@ -18,7 +16,6 @@ def data(**more):
 
 
 def test_defaults():
-    """The first level leads, a reward of 1 is a solution, and the end-of-sequence token ends a completion."""
     found = data()
     assert found.headline == "easy"
     assert found.stop_ids == (EOS,)

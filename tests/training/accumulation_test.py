@@ -1,4 +1,4 @@
-"""Microbatches change memory and nothing else."""
+"""Gradient accumulation over microbatches gives the gradient of the whole batch."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def test_the_sum_over_microbatches_is_the_sum(microbatches):
 
 
 def test_one_microbatch_less_is_seen():
-    """The mutant: dropping the last rows changes the gradient by far more than the tolerance above."""
+    """Mutant: dropping the last rows changes the gradient by far more than the tolerance above."""
     params, rows = {"a": jnp.ones(5)}, {"x": jnp.eye(6, 5), "w": jnp.ones(6)}
     _, whole = accumulate(loss, params, rows, 2)
     _, cut = accumulate(loss, params, jax.tree.map(lambda x: x[:4], rows), 2)

@@ -1,4 +1,4 @@
-"""Bad input to the commands: an error that names the argument, its value and the remedy, and nothing lost."""
+"""Errors of the commands on bad input: they name the argument, its value and the remedy."""
 
 import json
 import shutil
@@ -17,8 +17,6 @@ pytestmark = [pytest.mark.standard_promotion, pytest.mark.filterwarnings("ignore
 
 @pytest.fixture(scope="module")
 def run_tiny(data):
-    """(exit code, output) of the training command on the tiny recipe, or another."""
-
     def run_tiny(run, *overrides, recipe=TINY, devices=1):
         task = ("--task.data-dir", data) if recipe == TINY else ()
         return call(commands.train, recipe, "--run", run, *task, *overrides, cwd=run.parent, devices=devices)
@@ -32,7 +30,7 @@ def evaluate(*arguments):
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory, run_tiny):
-    """A run of stage 1 and one rollout."""
+    """The folder of a run with stage 1 and one rollout."""
     run = tmp_path_factory.mktemp("begun") / "run"
     code, output = run_tiny(run, "--steps", "1", "--evaluation.every", "0")
     assert code == 0, output
@@ -58,7 +56,7 @@ def test_a_misspelled_value(tmp_path, run_tiny):
     code, output = run_tiny(tmp_path / "run", "--steps", "many")
     assert code == 2
     assert "many" in output
-    assert "--steps INT" in output  # what would be right
+    assert "--steps INT" in output
 
 
 def test_a_misspelled_choice(tmp_path, run_tiny):
@@ -104,7 +102,7 @@ def test_a_run_folder_that_belongs_to_another_config(begun, run_tiny):
 def test_a_run_folder_in_use(tmp_path, run_tiny):
     run = tmp_path / "run"
     run.mkdir()
-    with FileLock(run / ".lock"):  # as another process holds it
+    with FileLock(run / ".lock"):  # as if another process had locked it
         code, output = run_tiny(run)
     assert code == 1
     assert "another process is using this folder" in output
@@ -128,7 +126,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(tmp_path, r
     assert code == 1
     assert "rl step 0: loss = nan" in output
     assert (run / "nonfinite" / "rl-0.npz").exists()
-    assert (run / "checkpoints" / "13").is_dir()  # the start of stage 2: the last good one
+    assert (run / "checkpoints" / "13").is_dir()  # the start of stage 2, the last good checkpoint
     assert f"--start-from {run}" in output
 
 
@@ -163,7 +161,7 @@ def test_data_that_changed_since_are_not_gone_on_with(tmp_path, run_tiny):
     code, output = run_tiny(run, "--steps", "2", recipe=recipe)
     assert code == 1
     assert (
-        "was trained with other task data: 1 of 18 prompts differ from those of the run; the tokenizer differs. Give"
+        "was trained with other task data: 1 of 18 prompts differ from those of the run; the tokenizer differs. Restore"
         in output
     )
     assert len(list((run / "checkpoints").glob("[0-9]*"))) > 0
@@ -174,7 +172,7 @@ def test_a_prompt_longer_than_its_columns(tmp_path, run_tiny):
     assert code == 1
     assert "rollout.prompt_length = 6: expected at least the 8 tokens of the prompt" in output
     code, output = run_tiny(tmp_path / "run", "--steps", "0", "--likelihood.steps", "1")
-    assert code == 0, output  # a first attempt that failed does not hold the folder
+    assert code == 0, output  # the failed attempt does not keep the folder locked
 
 
 def test_start_from_a_folder_without_a_stage_one(tmp_path, run_tiny):

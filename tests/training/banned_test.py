@@ -1,4 +1,4 @@
-"""Banned tokens in scoring and training: every number is that of a softmax over the others, and none is NaN."""
+"""Banned tokens in scoring and training: results equal a softmax over the remaining tokens, without NaN."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ def banning(sizes=MESHES[0]):
 
 
 def by_softmax(scorer, params, tokens, segment_ids):
-    """log π of every allowed token at each position."""
+    """(hidden states, log π of every allowed token at each position)."""
     hidden = scorer.model.hidden(params, tokens, segment_ids)
     logits = (hidden @ scorer.model.unembedding(params).T)[..., ALLOWED]
     return hidden, jnp.pad(jax.nn.log_softmax(logits)[:, :-1], ((0, 0), (1, 0), (0, 0)))
@@ -67,7 +67,6 @@ def test_statistics_are_those_of_the_other_tokens(sizes):
         penalty.exact_kl(kl, batch) + penalty.entropy_bonus(stats.entropy, batch))),
 ], ids=["cppo", "penalty"])  # fmt: skip
 def test_a_step_is_finite_and_its_rollout_may_not_hold_them(config):
-    """The banned rows of the unembedding get no gradient."""
     scorer, rollouts = banning(), rollouts_of(config)
     params, optimizer = params_of(scorer), optax.sgd(1.0)
     start = jax.device_get(params)

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, on any mesh, and never lost to a full disk."""
+"""Saving and restoring checkpoints on any mesh, with damaged files and full disks."""
 
 import collections
 import errno
@@ -79,9 +79,9 @@ def test_a_reader_leaves_what_is_being_written_alone(tmp_path):
     unfinished.mkdir(parents=True)
     Checkpoints(tmp_path / "c", read_only=True).close()
     assert unfinished.is_dir()
-    Checkpoints(tmp_path / "c").close()  # the writer, after a kill
+    Checkpoints(tmp_path / "c").close()  # a writer, as after a kill
     deadline = time.monotonic() + 20
-    while unfinished.exists():  # in the background
+    while unfinished.exists():  # deleted in the background
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -119,7 +119,7 @@ def test_every_checkpoint_corrupt_is_an_error_that_keeps_them(tmp_path):
 
 def test_a_number_saved_again_is_the_newer_tree(tmp_path):
     optimizer, tree = tree_on(MESHES[0])
-    for step, factor in ((1, 1.0), (2, 3.0)):  # the second as a run begun anew in the same folder
+    for step, factor in ((1, 1.0), (2, 3.0)):  # the second run starts again in the same folder
         checkpoints = Checkpoints(tmp_path / "c")
         checkpoints.save(0, jax.tree.map(lambda x, factor=factor: x * factor, tree["params"]), {"step": step})
         checkpoints.close()
@@ -133,11 +133,11 @@ def test_parameters_of_another_model_are_refused_by_name():
     params = {"a": np.zeros((2, 3)), "b": np.zeros(4)}
     record = {"shapes": encode_shapes(params)}
     require_same_shapes(record, params, "run = 'r'")
-    with pytest.raises(RunError, match=r"run = 'r' holds another model: \['a'\] is \[2, 3\], not \[2, 5\]"):
+    with pytest.raises(RunError, match=r"run = 'r' holds another model: \['a'\] is \[2, 3\], expected \[2, 5\]"):
         require_same_shapes(record, {**params, "a": np.zeros((2, 5))}, "run = 'r'")
-    with pytest.raises(RunError, match=r"\['b'\] is \[4\], not expected"):
+    with pytest.raises(RunError, match=r"\['b'\] is \[4\], expected absent"):
         require_same_shapes(record, {"a": params["a"]}, "run = 'r'")
-    with pytest.raises(RunError, match=r"\['c'\] is absent, not \[1\]"):
+    with pytest.raises(RunError, match=r"\['c'\] is absent, expected \[1\]"):
         require_same_shapes(record, {**params, "c": np.zeros(1)}, "run = 'r'")
 
 
@@ -167,7 +167,7 @@ def test_a_full_disk_is_known_before_writing(tmp_path, monkeypatch):
 
 
 def test_a_disk_that_fills_while_writing(tmp_path, monkeypatch):
-    """On a real file system of 1 MiB, with the check of free space made blind."""
+    """Uses a file system of 1 MiB and disables the check of free space."""
     folder = tmp_path / "small"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)], capture_output=True)

@@ -1,4 +1,4 @@
-"""From samples to rollouts: texts, rewards, and the groups that are trained on."""
+"""Texts and rewards of sampled completions, and the selection of groups to train on."""
 
 import dataclasses
 import re
@@ -28,7 +28,7 @@ def data():
 
 
 def samples(data, texts, finished, prompt_length=3, budget=6):
-    """As `generate` gives them: what finished ends with a stop token, what did not fills its budget."""
+    """Samples as `generate` returns them: finished completions end with a stop token, the others fill the budget."""
     T = prompt_length + budget
     tokens, mask = np.zeros((len(texts), T), np.int32), np.zeros((len(texts), T), bool)
     for row, text in enumerate(texts):
@@ -46,7 +46,6 @@ def test_texts_are_without_their_stop_token(data):
 
 
 def rewards_of(problems, drawn, data, **more):
-    """The sums of what `verify` gives."""
     return verify(problems, drawn, data, **more).sum(axis=1)
 
 
@@ -80,7 +79,7 @@ def test_a_reward_is_given_what_it_names(data):
 
 
 def test_what_only_begins_like_the_answer_is_not_it(data):
-    """A completion that was cut does not match exactly, nor is it a right output of the string task."""
+    """A completion that was cut off is not an exact match, nor a correct output of the string task."""
     for reward, problem, text in (
         (exact_match, PROBLEMS[0], "2"),
         (last_output, Problem("f6 f9 stuv;", "vutsw"), "f9 vuts;f6 vutsw"),
@@ -90,7 +89,7 @@ def test_what_only_begins_like_the_answer_is_not_it(data):
 
 
 class Unsigned:
-    """A reward function whose parameters cannot be told."""
+    """A reward function without a readable signature."""
 
     __signature__ = "none"
 
@@ -113,9 +112,9 @@ def test_a_reward_is_any_number(data, value, number):
 @pytest.mark.parametrize(
     ("value", "how"),
     [
-        (None, "write `return` with a number on every path"),
+        (None, "; write `return` with a number on every path"),
         *(
-            (value, "return one, or a tuple of them")
+            (value, ", or a tuple of numbers")
             for value in ("1.0", np.array([1.0, 2.0]), [], [1.0, "a"], 1j, np.array("1.0"), np.array([]))
         ),
     ],
@@ -123,8 +122,8 @@ def test_a_reward_is_any_number(data, value, number):
 )
 def test_a_reward_that_is_no_number_is_named_with_what_to_write(data, value, how):
     task = dataclasses.replace(data, reward=lambda *_: value)
-    expected = f"reward('1+1=', '2', '2') = {value!r}: expected a number, such as 1.0 for a right completion "
-    expected += f"and 0.0 for a wrong one; {how}"
+    expected = f"reward('1+1=', '2', '2') = {value!r}: expected a number, such as 1.0 for a correct completion "
+    expected += f"and 0.0 for an incorrect one{how}"
     with pytest.raises(RunError, match=f"^{re.escape(expected)}$"):
         rewards_of(PROBLEMS[:1], drawn(data, ["2"]), task)
 
@@ -133,7 +132,7 @@ def test_a_reward_that_is_no_number_is_named_with_what_to_write(data, value, how
     ("reward", "message"),
     [
         (lambda *_: float("nan"), r"reward\('1\+1=', '2', '2'\) = nan: expected a finite number"),
-        (lambda *_: 1 / 0, r"reward\('1\+1=', '2', '2'\) raised ZeroDivisionError: .* must give a number for any text"),
+        (lambda *_: 1 / 0, r"reward\('1\+1=', '2', '2'\) raised ZeroDivisionError: .*: expected a number for every"),
         (lambda prompt, text, answer, *, tokens: 1.0, "raised TypeError: .* 'tokens'"),
     ],
 )

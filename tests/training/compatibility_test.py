@@ -1,4 +1,4 @@
-"""A checkpoint of another version, or of other task data, is refused with what differs."""
+"""Checkpoints of another format version or of other task data are refused with the differences."""
 
 import dataclasses
 
@@ -32,10 +32,10 @@ def with_answer(problems, i, answer="?"):
     ("changes", "message"),
     [
         ({"prompts": with_answer(with_answer(DATA.prompts, 0), 9)}, "2 of 10 prompts differ from those of the run"),
-        ({"prompts": DATA.prompts[1:]}, r"9 prompts instead of the run's 10 \(0 are new, 1 are gone\)"),
+        ({"prompts": DATA.prompts[1:]}, r"9 prompts instead of the run's 10 \(0 were added, 1 were removed\)"),
         (
             {"prompts": [*DATA.prompts, Problem("a", "b")]},
-            r"11 prompts instead of the run's 10 \(1 are new, 0 are gone\)",
+            r"11 prompts instead of the run's 10 \(1 were added, 0 were removed\)",
         ),
         ({"prompts": DATA.prompts[::-1]}, "the 10 prompts are in another order"),
         ({"prompts": [*DATA.prompts[:9], DATA.prompts[8]]}, "1 of 10 prompts differ from those of the run"),
@@ -51,13 +51,13 @@ def with_answer(problems, i, answer="?"):
             {"held_out": {"easy": PROBLEMS[15:], "Hard": PROBLEMS[:1]}, "headline": "easy"},
             "1 of 6 held-out problems differ",
         ),
-        ({"stop_ids": (1, 5)}, r"the stop tokens are \[1, 5\], not \[1\]"),
+        ({"stop_ids": (1, 5)}, r"the stop tokens are \[1, 5\] instead of \[1\]"),
         ({"tokenizer": Tokenizer.train(["abd"], vocab_size=270)}, "the tokenizer differs"),
     ],
 )
 def test_what_changed_is_named(changes, message):
     with pytest.raises(
-        RunError, match=f"run = 'r' was trained with other task data: {message}[^;]*\\. Give the task as"
+        RunError, match=f"run = 'r' was trained with other task data: {message}[^;]*\\. Restore the task's"
     ):
         require_same_data(RECORD, dataclasses.replace(DATA, **changes), "run = 'r'")
 
@@ -90,6 +90,6 @@ def test_parameters_of_another_version_are_named(tmp_path):
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
     assert read_params(tmp_path / str(VERSION), abstract, DATA, "run = 'r'").tree["params"]["w"].sum() == 3
     for path in (tmp_path / "1").rglob("digests.*"):
-        path.unlink()  # as those of version 1 are
+        path.unlink()  # version 1 had no digests
     with pytest.raises(RunError, match=r"run = 'r' was saved by another version of rljax .* version 1, expected 2"):
         read_params(tmp_path / "1", abstract, DATA, "run = 'r'")

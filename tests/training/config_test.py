@@ -1,4 +1,4 @@
-"""A field out of range fails where it is given, and names itself, its value and what would be right."""
+"""Configs raise an error that names the field, its value and the expected values."""
 
 import dataclasses
 
@@ -87,7 +87,7 @@ def test_a_field_out_of_range_names_itself(build, message):
 def test_groups_are_chosen_by_their_signal_only_where_the_baseline_is_theirs():
     rollout = RolloutConfig(prompts=4, train_groups=2)
     for algorithm, needed in ((algorithms.remax(), "greedy_rewards"), (algorithms.ppo(), "values")):
-        with pytest.raises(ValueError, match=rf"rollout.train_groups = 2: expected 0: .*needs {needed}"):
+        with pytest.raises(ValueError, match=rf"rollout.train_groups = 2: expected 0, since .*needs {needed}"):
             Config(task=StringsTask(), algorithm=algorithm, rollout=rollout)
     Config(task=StringsTask(), algorithm=algorithms.grpo(), rollout=rollout)
 
@@ -118,7 +118,7 @@ def difficult(rewards, mask, *, difficulty):
          r"requires 'dropping', which `carried\.entropy_hysteresis` writes"),
         ({"penalty": lambda stats, batch, *, margin: 0.0}, r"penalty = <lambda>: requires 'margin'.*expected kl"),
         ({"rollout": RolloutConfig(completions=1)},
-         r"rollout\.completions = 1: expected 2 or more: group_relative of a group of one is 0"),
+         r"rollout\.completions = 1: expected 2 or more: group_relative is 0 for a group of one"),
     ],
 )  # fmt: skip
 def test_a_need_that_cannot_be_met_is_refused_when_the_config_is_built(settings, message):

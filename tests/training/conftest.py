@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="module")
 def _signals_are_given_back():
-    """A run within a test's process listens to SIGTERM."""
+    """Restores the SIGTERM handler, which a run in the test process replaces."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
@@ -15,5 +15,4 @@ def _signals_are_given_back():
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
-    """One folder of prepared datasets for all runs."""
     return tmp_path_factory.mktemp("data")

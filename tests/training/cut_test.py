@@ -1,4 +1,4 @@
-"""Completions that are cut at their budget: judged by the reward function, given a fixed reward, or left out."""
+"""Completions that are cut off at their token budget: rewarded by the task, by a fixed reward, or masked."""
 
 import dataclasses
 import functools
@@ -22,13 +22,12 @@ pytestmark = [pytest.mark.standard_promotion, pytest.mark.filterwarnings("ignore
 
 
 def distance(prompt, text, answer):
-    """−distance to the empty text: the longer, the worse."""
     return -float(len(text))
 
 
 @dataclasses.dataclass(frozen=True)
 class LettersTask(Task):
-    """Any letters after a letter, to be ended by a full stop."""
+    """Write any letters after a letter and end with a full stop."""
 
     reward: object = distance
 
@@ -39,7 +38,7 @@ class LettersTask(Task):
 
 
 def stage_of(*, reward=distance, reward_map=None, **rollout):
-    """A stage 2 whose policy goes on with "b" four times in five, and ends otherwise; the budget is 4 tokens."""
+    """A stage 2 whose policy continues with "b" with probability 0.8 and otherwise stops; the budget is 4 tokens."""
     sampling = dataclasses.replace(tiny.rollout.sampling, max_new_tokens=4)
     settings = RolloutConfig(prompts=8, completions=8, prompt_length=1, sampling=sampling, **rollout)
     config = dataclasses.replace(
@@ -67,7 +66,7 @@ def key():
 
 
 def test_training_learns_to_end_completions_that_are_worth_less_the_longer_they_are():
-    """If being cut earned 0, the best of these rewards, `finished` would fall to 0 while the reward rose."""
+    """With a reward of 0 for cut completions, the maximum here, `finished` would instead fall to 0."""
     stage = stage_of()
     rows = [stage.step(n, key())[0] for n in range(16)]
     finished, rewards = ([float(row[name]) for row in rows] for name in ("finished", "reward"))
@@ -89,7 +88,7 @@ def test_a_cut_completion_earns_what_its_text_does():
     lengths = np.asarray(rollouts.mask).sum(axis=-1)
     rewards = np.asarray(rollouts.rewards)
     assert set(rewards[lengths < 4].tolist()) == {0.0, -1.0, -2.0}
-    assert set(rewards[lengths == 4].tolist()) == {-3.0, -4.0}  # ended by its fourth token, or cut
+    assert set(rewards[lengths == 4].tolist()) == {-3.0, -4.0}  # stopped at the fourth token, or cut off
 
 
 def test_a_fixed_reward_for_cut_completions():
@@ -111,7 +110,9 @@ def test_masked_completions_are_absent_from_training_and_present_in_the_metrics(
     np.testing.assert_array_equal(np.asarray(kept.mask), np.asarray(whole.mask) & ~cut[..., None])
     advantages = np.asarray(masked.config.algorithm.advantage(kept.rewards, kept.mask))
     own = np.max(np.where(kept.mask, advantages, -np.inf), axis=-1)
-    np.testing.assert_allclose(np.sum(np.where(cut, 0, own), axis=-1), 0, atol=1e-5)  # the others' own baseline
+    np.testing.assert_allclose(
+        np.sum(np.where(cut, 0, own), axis=-1), 0, atol=1e-5
+    )  # the baseline of the completions that remain
     assert np.isneginf(own[cut]).all()
     assert own.max() > 0.5
 
@@ -145,7 +146,7 @@ def test_a_reward_map_may_ask_for_lengths_and_finished():
     np.testing.assert_array_equal(lengths, np.asarray(rollouts.mask).sum(axis=-1))
     assert finished.dtype == bool
     assert float(jnp.mean(finished)) == pytest.approx(float(metrics["finished"]))
-    np.testing.assert_array_equal(np.asarray(lengths - finished), -np.asarray(rewards))  # letters, without the stop
+    np.testing.assert_array_equal(np.asarray(lengths - finished), -np.asarray(rewards))  # number of letters
     np.testing.assert_allclose(rollouts.rewards, np.where(finished, rewards - 0.1 * lengths, -7), rtol=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""Configs are described alike in every process, and differently where they differ."""
+"""Descriptions of configs are equal in every process, and differ if the configs differ."""
 
 import collections
 import dataclasses
@@ -30,7 +30,7 @@ WORDS = ("x", "yy", "zzz", "four", "fifth", "a", "b", "c")
 
 
 class Plain:
-    """An object with a repr that has its address."""
+    """An object whose repr contains its address."""
 
     def __init__(self, *words):
         self.words = set(words)
@@ -58,7 +58,7 @@ class Callable(Plain):
 
 
 class Shown:
-    """An object whose repr hides what it holds, or shows a set in any order."""
+    """An object whose repr prints a set in arbitrary order."""
 
     def __init__(self, words):
         self.words = set(words)
@@ -95,7 +95,7 @@ def make(words, n=1):
 
 
 def values(words=WORDS, n=1):
-    """One of everything that a config may hold, built from words and a number."""
+    """One value of every kind that a config may contain, built from words and a number."""
     cyclic: list = [n]
     cyclic.append({"cyclic": cyclic})
     closure, lambda_ = make(set(words), n)
@@ -138,7 +138,7 @@ def values(words=WORDS, n=1):
 
 
 def fixed():
-    """Values that name no state."""
+    """Values that are described without state."""
     return {
         "unpicklable": Unpicklable(), "lock": threading.Lock(), "iterator": (i for i in range(3)), "class": Plain,
         "of the class": Plain.of_the_class, "function": reward, "jax function": jax.nn.relu, "ufunc": np.add,
@@ -165,7 +165,6 @@ PROGRAM = """if True:
 
 
 def described(run, hash_seed):
-    """What a process prints that describes a config, and then takes or goes on with the run of another."""
     done = subprocess.run([sys.executable, "-c", PROGRAM, str(run)], env=environment(PYTHONHASHSEED=hash_seed),
                           cwd=ROOT, capture_output=True, text=True, encoding="utf-8", timeout=120)  # fmt: skip
     assert done.returncode == 0, done.stderr

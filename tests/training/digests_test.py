@@ -1,4 +1,4 @@
-"""Damage to a checkpoint's files is found before anything is restored from them."""
+"""Damage to a checkpoint's files is detected before anything is restored."""
 
 import errno
 import json
@@ -24,7 +24,7 @@ TREE = {"params": {"matrix": jnp.arange(64.0).reshape(8, 8), "vector": jnp.ones(
 UNCOVERED = (
     "commit_success.txt",
     "_CHECKPOINT_METADATA",
-)  # written by Orbax after the digests; nothing is read from it
+)  # Orbax writes these files after the digests, and nothing is restored from them
 
 
 def target(record, tree=TREE):
@@ -33,7 +33,7 @@ def target(record, tree=TREE):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """Two checkpoints; the newer one holds twice the tree."""
+    """A folder with two checkpoints; the arrays of the newer one are doubled."""
     folder = tmp_path_factory.mktemp("saved") / "c"
     checkpoints = Checkpoints(folder)
     for step in (1, 2):
@@ -43,7 +43,6 @@ def saved(tmp_path_factory):
 
 
 def files(checkpoint):
-    """Every file that must be as it was written, in their order."""
     found = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name not in UNCOVERED)
     assert {"record", "state"} == {path.relative_to(checkpoint).parts[0] for path in found}
     return found
@@ -56,7 +55,7 @@ def flip_a_bit(path):
 
 
 def restore(folder):
-    """(step, what was said): of the whole tree, and the same of the parameters alone."""
+    """(step, messages) of restoring the whole tree; asserts the same for the parameters only."""
     said, reader = [], Checkpoints(folder, read_only=True)
     restored = reader.restore(target, said.append)
     params = reader.restore_params(lambda record: target(record)["params"], said.append)
@@ -85,7 +84,7 @@ def test_a_flipped_bit_in_any_file_is_found_and_the_older_checkpoint_is_taken(sa
         assert len(said) == 1
         assert said[0].startswith(f"checkpoint 2 in {folder} is damaged: ")
         assert said[0].endswith("; going back to checkpoint 1")
-        assert name in said[0] or "digests" in name  # a digest that was changed shows at the file that it is of
+        assert name in said[0] or "digests" in name  # a changed digest is reported for the file that it belongs to
     assert i >= 8
 
 
@@ -125,7 +124,7 @@ def test_an_added_file_and_a_missing_item_are_found(saved, tmp_path):
 
 
 def test_a_file_that_cannot_be_read_is_a_fault_and_no_error(saved, monkeypatch):
-    """On one of several processes an error would leave the others waiting."""
+    """With several processes, an error in one process would leave the other processes waiting."""
 
     def unreadable(path):
         raise OSError(errno.EIO, "Input/output error", str(path))
@@ -140,7 +139,7 @@ def test_the_writer_puts_a_damaged_checkpoint_aside(saved, tmp_path):
     flip_a_bit(folder / "2/record/metadata")
     writer = Checkpoints(folder)
     assert writer.restore(target, said.append).record["step"] == 1
-    writer.save(2, TREE, {"step": 22})  # the run comes there again
+    writer.save(2, TREE, {"step": 22})  # the resumed run reaches step 2 again
     writer.close()
     assert len(said) == 1
     assert (tmp_path / "corrupt-c-2").is_dir()
@@ -179,7 +178,7 @@ def test_digests_are_computed_off_the_calling_thread_before_the_checkpoint_has_i
     checkpoints = Checkpoints(tmp_path / "c")
     checkpoints.save(5, TREE, {})
     checkpoints.close()
-    assert seen == [(False, False)] * 2  # the record and the state
+    assert seen == [(False, False)] * 2  # for the record and for the state
     assert digests.find_fault(tmp_path / "c" / "5") == ""
 
 
@@ -215,7 +214,7 @@ if sys.argv[4] == "save":
     for step in (1, 2):
         checkpoints.save(step, tree, {"step": step})
 else:
-    restored = checkpoints.restore(lambda record: target, lambda text: print("said:", text))
+    restored = checkpoints.restore(lambda record: target, lambda text: print("message:", text))
     shards = restored.tree["params"]["matrix"].addressable_shards
     print("step", restored.record["step"], sum(float(shard.data.sum()) for shard in shards))
 checkpoints.close()
@@ -223,7 +222,6 @@ checkpoints.close()
 
 
 def in_two_processes(folder, action):
-    """The outputs of two processes that share a folder of checkpoints."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{listener.getsockname()[1]}"
@@ -247,7 +245,7 @@ def test_each_process_computes_the_digests_of_its_files_and_all_take_the_same_ch
     assert not any("process_1/" in path for path in own[0])
     assert digests.find_fault(folder / "2") == ""
     flip_a_bit(folder / "2/state" / theirs[0])
-    said = (f"said: checkpoint 2 in {folder} is damaged: state/{theirs[0]} has changed since it was written; "
+    said = (f"message: checkpoint 2 in {folder} is damaged: state/{theirs[0]} has changed since it was written; "
             "going back to checkpoint 1")  # fmt: skip
     first, second = in_two_processes(folder, "restore")
     assert first.splitlines()[-2:] == [said, f"step 1 {float(np.arange(32).sum())}"]

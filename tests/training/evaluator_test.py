@@ -1,4 +1,4 @@
-"""The evaluator counts what the task says is solved, and ends completions where the task says."""
+"""Evaluation figures, the task's `solved`, checks and stop tokens."""
 
 import dataclasses
 import io
@@ -25,12 +25,12 @@ from tests.training.tiny import config as tiny
 pytestmark = pytest.mark.standard_promotion
 
 SYMBOLS = ["a", "b", "c", "d", "."]
-NEXT = {"a": "b", "b": ".", "c": "d", "d": "d"}  # a is answered by "b", c by "d" without end
+NEXT = {"a": "b", "b": ".", "c": "d", "d": "d"}  # the policy answers a with "b.", and c with an endless "dd…"
 
 
 @dataclasses.dataclass(frozen=True)
 class LettersTask(Task):
-    """The letter after a letter. A right answer earns 0.5, which is what this task calls solved."""
+    """Write the letter that follows a letter; the reward of a correct answer is 0.5, which counts as solved."""
 
     def load(self) -> TaskData:
         tokenizer = Tokenizer.train(["abcd."], symbols=SYMBOLS, vocab_size=280)
@@ -47,7 +47,6 @@ class LettersTask(Task):
 
 
 def evaluator_of(**change):
-    """(evaluator, parameters) of a policy that follows `NEXT`; `change` replaces fields of the task's data."""
     evaluation = dataclasses.replace(tiny.evaluation, watch=(), problems=4, samples=2, batch=8)
     likelihood = dataclasses.replace(tiny.likelihood, steps=0)
     config = dataclasses.replace(tiny, task=LettersTask(), model=BigramConfig(), evaluation=evaluation,
@@ -85,12 +84,12 @@ def test_prompts_that_are_padded_on_the_right_are_refused():
     problems = [Problem("a", "b")] * 8
     rows = encode_prompts(problems, evaluator.data.tokenizer, 2)
     rows = {name: array[:, ::-1] for name, array in rows.items()}
-    with pytest.raises(ValueError, match=r"segment_ids\[0\] = \[1, 0\]: expected padding \(0\) on the left alone"):
+    with pytest.raises(ValueError, match=r"segment_ids\[0\] = \[1, 0\]: expected padding \(0\) only on the left"):
         draw(evaluator.parts, tiny.rollout.sampling, params, rows, problems, jax.random.key(0))
 
 
 def test_the_mean_reward_is_reported_beside_what_is_solved():
-    """A reward of .95 everywhere: solved by default, of 1 or more, are none, unless the task says so."""
+    """A reward of 0.95 is not solved by the default (1 or more), but is by a task with a threshold of 0.9."""
     key = jax.random.key(0)
     for solved, share in ((full_reward, 0.0), (lambda reward: reward > 0.9, 1.0)):
         evaluator, params = evaluator_of(reward=lambda *_: 0.95, solved=solved, checks={})
@@ -110,12 +109,11 @@ def test_the_mean_reward_is_reported_beside_what_is_solved():
 
 
 def test_a_cut_completion_is_judged_and_its_problem_has_a_spread():
-    """The rewards are −length: 1 letter of 3 problems in 4 and 1, then "d" without end."""
     evaluator, params = evaluator_of(reward=lambda prompt, text, answer, *, length: -length, checks={})
     found = evaluator.evaluate(params, jax.random.key(0))
     budget = tiny.rollout.sampling.max_new_tokens
     assert found["endless"]["reward"] == [-budget] * 3
-    assert found["short"]["reward"][0] == -2  # the letter and the full stop
+    assert found["short"]["reward"][0] == -2  # a letter and a full stop in all 4 problems
 
 
 @pytest.mark.parametrize(

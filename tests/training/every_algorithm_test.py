@@ -1,4 +1,4 @@
-"""Every algorithm by its name, three steps of the real trainer each: sampled, verified, updated."""
+"""Three rollouts of the real trainer with every algorithm."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.standard_promotion, pytest.mark.filterwarnings("ignore
 
 
 def supplied(name) -> frozenset[str]:
-    """What the trainer adds to rewards and log-probabilities for this algorithm."""
+    """Fields that the algorithm requires in addition to rewards and log-probabilities."""
     algorithm = make(name)
     return required_fields(algorithm.advantage) | required_fields(algorithm.ratio)
 
@@ -36,7 +36,7 @@ def test_three_steps(name, data, tmp_path):
         task=StringsTask(demonstrations=400, prompts=200, problems=8, data_dir=data),
         likelihood=dataclasses.replace(config.likelihood, steps=0),
         checkpoint_every=0,
-        critic=CriticConfig(coefficient=0.0),  # so that the gradients below are the policy's
+        critic=CriticConfig(coefficient=0.0),  # so that grad_norm below is the policy's
     )
     train(of_name)
     rows = metrics(run, "rl")

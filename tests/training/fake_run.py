@@ -1,4 +1,4 @@
-"""A run that never was: everything that a report is written from, made up but of the right form and size."""
+"""Artificial data of a run for the tests of the report."""
 
 import numpy as np
 
@@ -21,7 +21,6 @@ DEVICE = "1 × cpu (cpu), 1 process(es), 2 cores on this host"
 
 
 def metrics(likelihood_steps: int, rollouts: int) -> list[dict]:
-    """Rows of metrics.jsonl."""
     draw = np.random.default_rng(0)
     rows: list[dict] = []
     for n in range(likelihood_steps):
@@ -51,7 +50,7 @@ def metrics(likelihood_steps: int, rollouts: int) -> list[dict]:
 
 
 def evaluation(rates) -> dict:
-    """Figures of every level at a rate of solved problems, 256 problems of 8 samples."""
+    """Evaluation figures per level at the given rates of solved samples: 256 problems, 8 samples each."""
     draw = np.random.default_rng(1)
     figures = {}
     for level, rate in zip(LEVELS, rates, strict=True):
@@ -65,7 +64,7 @@ def evaluation(rates) -> dict:
 
 
 def samples(right: int) -> list[dict]:
-    """Twelve completions, `right` of them correct; one malformed, one with half a reward."""
+    """Twelve completions: the first `right` are correct, one is empty, one has a reward of 0.5."""
     drawn = [
         {"prompt": f"f{i} f{2 * i % 25} a b c d ;", "completion": f"f{2 * i % 25} d c b a ; f{i} a d c b",
          "level": LEVELS[i % 2], "answer": "a d c b" if i < right else "b c d a", "reward": float(i < right),
@@ -78,7 +77,6 @@ def samples(right: int) -> list[dict]:
 
 
 def everything() -> dict:
-    """All that `write_report` takes, of a finished run."""
     return {
         "config": CONFIG, "versions": VERSIONS, "device": DEVICE, "metrics": metrics(1200, 240),
         "evaluations": {"before RL": evaluation(BEFORE), "after RL": evaluation(AFTER)},

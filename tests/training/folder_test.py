@@ -1,4 +1,4 @@
-"""Small files of a run's folder are replaced whole."""
+"""Atomic replacement of small files in a run's folder."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Runs of the real trainer, and its commands, within the test's own process: what takes seconds there is compiling."""
+"""Helpers that run the trainer and its commands inside the test process, which saves compilation time."""
 
 import contextlib
 import io
@@ -18,12 +18,12 @@ from rljax.training.stages import Stage
 
 
 def on_devices(count: int):
-    """Runs take the first of the 8 simulated devices: a program of one device compiles in a third of the time."""
+    """Restricts runs to the first `count` of the 8 simulated devices, which shortens compilation."""
     return mock.patch.object(components, "make_mesh", partial(make_mesh, devices=jax.devices()[:count]))
 
 
 class Unevaluated(Run):
-    """A run that does not measure itself at the ends of its stages: that takes longer than a few steps do."""
+    """A run without evaluations, which would take longer than a few training steps."""
 
     def _evaluate(self, moment: str, params) -> None:
         pass
@@ -33,7 +33,6 @@ class Unevaluated(Run):
 
 
 def train(config: Config, kind: type[Run] = Unevaluated, devices: int = 1) -> Stage:
-    """The last stage of the run, at its end."""
     config.run.mkdir(parents=True, exist_ok=True)
     with on_devices(devices):
         parts = make_components(config)
@@ -42,7 +41,7 @@ def train(config: Config, kind: type[Run] = Unevaluated, devices: int = 1) -> St
 
 
 def call(command: Callable, *arguments: object, cwd: Path, devices: int = 1) -> tuple[int, str]:
-    """(exit code, output) of a command, called as its script calls it."""
+    """(exit code, output) of a command."""
     output, code = io.StringIO(), 0
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output), contextlib.chdir(cwd):
         try:

@@ -1,4 +1,4 @@
-"""pass@k against every subset, and intervals against how often they hold the truth."""
+"""pass@k compared with enumeration, and the coverage of the intervals."""
 
 import itertools
 import json
@@ -46,7 +46,7 @@ def test_pass_at_k_refuses(n, c, k):
 
 
 def test_wilson_by_hand():
-    # 8 of 10, from the quadratic (p̂ − p)² = z² p(1−p)/n that its ends solve
+    # the ends solve the quadratic (p̂ − p)² = z² p(1−p)/n
     value, low, high = wilson_interval(8, 10)
     assert value == 0.8
     for end in (low, high):
@@ -77,7 +77,7 @@ def test_mean_interval_is_wilson_for_yes_or_no_and_normal_in_the_middle():
 
 
 def test_the_unit_is_the_problem():
-    """Coverage over problems of unlike difficulty; taking every sample as independent, the mutant, falls short."""
+    """Coverage for problems of different difficulty. The mutant, samples taken as independent, covers too little."""
     draw = np.random.default_rng(0)
     problems, samples, truth = 60, 8, 0.3
     held = mutant = 0

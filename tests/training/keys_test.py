@@ -1,4 +1,4 @@
-"""A run's one key gives one of its own for each purpose and step, and passes through a record."""
+"""Keys differ per purpose and step, and survive a round trip through JSON."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""The log: what is written is read, resuming drops what comes again, a kill costs at most the last line."""
+"""The metrics log: writing and reading, resuming, and damage by a killed process."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ def test_what_is_written_is_read(tmp_path):
         log.write("likelihood", 0, {"loss": 1.5, "grad_norm": np.float32(0.25)})
         log.write("rl", np.int64(3), {"reward": jnp.float32(0.5)})
         log.write("eval", 3, {"accuracy": {"level 1": 1, "level é": 0.25}, "kl_start": 0.0})
-        assert len(read(tmp_path / "new")) == 3  # before it is closed: a kill loses nothing written
+        assert len(read(tmp_path / "new")) == 3  # before closing: a kill loses no row
     assert read(tmp_path / "new") == [
         {"phase": "likelihood", "step": 0, "loss": 1.5, "grad_norm": 0.25},
         {"phase": "rl", "step": 3, "reward": 0.5},
@@ -76,7 +76,7 @@ def test_a_kill_at_any_byte_costs_at_most_the_last_line(tmp_path):
     start = len(whole) - len(lines[-1])
     for cut in range(start, len(whole) + 1):
         (tmp_path / FILE).write_bytes(whole[:cut])
-        kept = rows if cut >= len(whole) - 1 else rows[:-1]  # without its newline a row is still whole
+        kept = rows if cut >= len(whole) - 1 else rows[:-1]  # a row without its newline is complete
         assert read(tmp_path) == kept
         with MetricsLog(tmp_path) as log:
             log.write("rl", 9, {"reward": 9.0})
@@ -125,4 +125,4 @@ def test_tensorboard_missing_says_which_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(ValueError, match="extra `tb`"):
         MetricsLog(tmp_path, tensorboard=True)
-    MetricsLog(tmp_path).close()  # not needed where it is not asked for
+    MetricsLog(tmp_path).close()  # not imported unless requested

@@ -1,4 +1,4 @@
-"""What the trainer gives an algorithm that asks: values, greedy rewards, divergences, a state, the exact KL."""
+"""Fields that the trainer supplies on demand: values, greedy rewards, divergences, carried state, the exact KL."""
 
 import dataclasses
 import gc
@@ -43,7 +43,6 @@ pytestmark = [pytest.mark.standard_promotion, pytest.mark.filterwarnings("ignore
 
 
 def prepared_of(config, seed=0):
-    """(scorer, params, Prepared, carried state) on one device."""
     scorer = scorer_of(config)
     params = params_of(scorer, seed)
     rollouts = to_devices(rollouts_of(config), scorer.mesh, P())
@@ -51,7 +50,7 @@ def prepared_of(config, seed=0):
 
 
 def test_the_critic_learns_the_reward_to_go():
-    """Its values start at 0, so the loss is Σ w ½R² and the gradient of its bias −c Σ w R."""
+    """Values start at 0, so the value loss is Σ w ½R² and the gradient of the bias is −c Σ w R."""
     metrics, gradient = one_step(config_of(algorithms.ppo()), MESHES[0])
     rollouts = rollouts_of(None)
     R, n = rollouts.rewards, rollouts.mask.sum(axis=-1)
@@ -69,7 +68,7 @@ def test_what_is_supplied_is_the_same_on_a_mesh(config):
 
 
 def test_likeliest_tokens_and_the_divergence_since_the_rollout():
-    """The vocabulary has fewer than 20 tokens, so they hold all mass. A budget of 0 drops nothing until π moves."""
+    """All 19 tokens are listed, so their mass is 1; with limit 0 no token is clipped until π changes."""
     config = config_of(algorithms.cppo(limit=0.0, slack=0.0))
     scorer, params, prepared, _ = prepared_of(config)
     mass = jnp.sum(jnp.exp(prepared.extra.likeliest.logp), axis=-1)
@@ -103,7 +102,7 @@ def test_a_divergence_is_of_the_policies_at_their_temperature():
 
 
 def test_negatives_are_left_out_once_the_entropy_is_high():
-    for high, expected in ((2.0, True), (5.0, False)):  # a fresh policy over 19 tokens has 2.9 nats
+    for high, expected in ((2.0, True), (5.0, False)):  # the initial entropy is about ln 19 = 2.9 nats
         config = config_of(algorithms.aepo(entropy_low=0.5, entropy_high=high))
         *_, prepared, dropping = prepared_of(config)
         assert bool(dropping) is expected
@@ -140,7 +139,7 @@ def test_greedy_rewards_are_those_of_greedy_completions(data):
         parts = make_components(dataclasses.replace(tiny, task=task))
     parts = parts._replace(data=dataclasses.replace(parts.data, reward=lambda prompt, text, answer: 1.0 + len(text)))
     params = initialize(parts.model, parts.mesh, jax.random.key(0))
-    params["unembedding"] = params["unembedding"].at[1].multiply(2.0)  # some completions end
+    params["unembedding"] = params["unembedding"].at[1].multiply(2.0)  # makes some completions end
     problems = parts.data.prompts[:64]
     prompts = encode_prompts(problems, parts.data.tokenizer, 8)
 
@@ -156,7 +155,6 @@ def test_greedy_rewards_are_those_of_greedy_completions(data):
 
 
 def trained(folder, data, algorithm, **more):
-    """(config, last stage) of a short run of the tiny recipe."""
     settings = {"steps": 1, "checkpoint_every": 0, "algorithm": algorithm, "run": folder} | more
     task = dataclasses.replace(tiny.task, problems=8, data_dir=data)
     evaluation = dataclasses.replace(tiny.evaluation, problems=4)
@@ -165,7 +163,7 @@ def trained(folder, data, algorithm, **more):
 
 
 def test_a_stage_is_released_before_the_next_and_its_figures_are_of_the_verified_rewards(tmp_path, data, monkeypatch):
-    """The tiny model is never right, so no group has a signal, though half of the rewards trained on are 1."""
+    """The tiny model never solves a problem, so no group has a signal, although `reward_map` makes half of them 1."""
     first, begin, step = [], LikelihoodStage.begin, PolicyStage.step
 
     def noted(stage, params):
@@ -189,7 +187,7 @@ def test_a_stage_is_released_before_the_next_and_its_figures_are_of_the_verified
 def test_the_state_of_an_algorithm_is_saved_with_the_run(tmp_path, data):
     config, stage = trained(tmp_path / "aepo", data, algorithms.aepo(entropy_low=0.01, entropy_high=0.02))
     assert stage.carried
-    again = train(config)  # restored, at its end
+    again = train(config)  # restored at the end of the run
     assert again.carried
 
 

@@ -1,4 +1,4 @@
-"""Optimizer steps without anything to learn from: nothing moves, they are counted, and no mean counts them."""
+"""Optimizer steps without a learning signal are skipped and counted, and do not enter any mean."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ ADAMW = make_optimizer(dataclasses.replace(config_of(GRPO).optimizer, learning_r
 
 
 def steps_on(config, batches, sizes=MESHES[0], optimizer=ADAMW):
-    """(states on the host, sums) of the optimizer steps on these rollouts, one after the other."""
+    """(host states before and after each step, sums) of consecutive optimizer steps, one per batch."""
     scorer = scorer_of(config, sizes)
     prepare, update = make_prepare(config, scorer), make_update(config, scorer, optimizer)
     params = params_of(scorer)
@@ -43,7 +43,7 @@ def steps_on(config, batches, sizes=MESHES[0], optimizer=ADAMW):
 
 
 def flat_rewards(rollouts):
-    """The same rollouts, every reward 1: A = 0 at every token."""
+    """The rollouts with every reward 1, so that A = 0 at every token."""
     return dataclasses.replace(rollouts, rewards=np.ones_like(rollouts.rewards))
 
 
@@ -58,7 +58,7 @@ def same(one, other):
 @pytest.mark.parametrize("sizes", [MESHES[0], MESHES[2]], ids=str)
 @pytest.mark.parametrize("silent", [flat_rewards, nothing_trained])
 def test_without_a_signal_nothing_moves(silent, sizes):
-    """Momentum and weight decay would move every matrix; the step before did."""
+    """The step before moves the parameters, so momentum and weight decay would move them again."""
     rollouts = rollouts_of(None)
     (start, first, second), steps = steps_on(config_of(GRPO), [rollouts, silent(rollouts)], sizes)
     assert not same(first, start)
@@ -69,7 +69,7 @@ def test_without_a_signal_nothing_moves(silent, sizes):
 
 
 def test_a_schedule_does_not_count_a_step_that_is_not_taken():
-    """Rates 1, 2, …: with an empty step between them the second step is as long as without."""
+    """The learning rate grows per step; a skipped step between two steps must not change the second."""
     rollouts = rollouts_of(None)
     optimizer = optax.sgd(lambda step: 1e-3 * (step + 1.0))
     config = config_of(GRPO)
@@ -90,7 +90,7 @@ def test_a_penalty_or_a_critic_is_a_signal(config):
 
 
 def test_means_are_over_the_tokens_of_the_rollout():
-    """A step on nothing between two on something: every metric is that of the two, which have unequal counts."""
+    """A skipped step between two steps with different token counts leaves every metric unchanged."""
     rollouts = rollouts_of(None)
     half = dataclasses.replace(rollouts, mask=rollouts.mask & (np.arange(8)[:, None] < 3))
     _, (one, none, two) = steps_on(config_of(GRPO), [rollouts, nothing_trained(rollouts), half])

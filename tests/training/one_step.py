@@ -1,4 +1,4 @@
-"""One optimizer step of a small policy on random rollouts, on any mesh."""
+"""Helpers that take one optimizer step of a small policy on random rollouts, on any mesh."""
 
 import functools
 
@@ -25,7 +25,7 @@ MESHES = [(1, 1, 1), (8, 1, 1), (2, 2, 2)]
 
 @functools.cache
 def config_of(algorithm, microbatches=1, **more):
-    """A small config, one per algorithm, so that its step is made once."""
+    """A small config, cached so that `one_step` can cache its results."""
     return Config(
         task=StringsTask(),
         algorithm=algorithm,
@@ -44,7 +44,7 @@ def config_of(algorithm, microbatches=1, **more):
 
 
 def rollouts_of(config):
-    """Random rollouts with ragged completions, a tool token in the middle of one, and an absent completion."""
+    """Random rollouts of completions of different lengths; one is fully masked and one has a masked tool token."""
     draw = np.random.default_rng(0)
     shape = (4, 8, 12)
     lengths = draw.integers(1, 9, shape[:2])
@@ -65,7 +65,7 @@ def rollouts_of(config):
 
 
 def scorer_of(config, sizes=(1, 1, 1)):
-    """The model of a config that has its vocabulary, scored on a mesh."""
+    """Scorer of the config's model on a mesh of the given sizes."""
     config_of_model, critic = config.model, "values" in config.needs
     model = config_of_model.build(vocab_size=config_of_model.vocab_size, value_head=critic, rules=config.sharding)
     return Scorer(model, mesh_of(sizes), config.rollout.sampling.temperature)
@@ -77,13 +77,13 @@ def _host_params(model, seed):
 
 
 def params_of(scorer, seed=0):
-    """Fresh parameters on the scorer's mesh; made once per model, for to compile that takes half a second."""
+    """Initial parameters on the scorer's mesh; host copies are cached, since initialization must be compiled."""
     shardings = jax.tree.map(lambda x: x.sharding, scorer.model.abstract_params(scorer.mesh))
     return jax.device_put(_host_params(scorer.model, seed), shardings)
 
 
 def prepare(config, scorer, params, rollouts, step=0):
-    """(Prepared, carried state) of rollouts sampled by `params`, which are the reference too; made for one rollout."""
+    """(Prepared, carried state) of rollouts; `params` are also the reference parameters."""
     algorithm = config.algorithm_at(step)
     state = algorithm.carried.init() if algorithm.carried else ()
     return make_prepare(config, scorer)(params, params, rollouts, state, algorithm)
@@ -91,7 +91,7 @@ def prepare(config, scorer, params, rollouts, step=0):
 
 @functools.cache
 def one_step(config, sizes, step=0):
-    """(metrics, change of the parameters) of one optimizer step by plain gradient descent; made once per config."""
+    """(metrics, start − end parameters) of one step of gradient descent with learning rate 1; cached."""
     scorer, optimizer = scorer_of(config, sizes), optax.sgd(1.0)
     params, start = params_of(scorer), _host_params(scorer.model, 0)
     rollouts = to_devices(rollouts_of(config), scorer.mesh, P())

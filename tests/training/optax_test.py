@@ -1,4 +1,4 @@
-"""Any optimizer of Optax in a recipe: its steps by hand, its state in checkpoints, its settings in the config."""
+"""Optax optimizers in a recipe: their steps, their state in checkpoints and their settings in the config."""
 
 import dataclasses
 
@@ -19,25 +19,23 @@ pytestmark = [pytest.mark.standard_promotion, pytest.mark.filterwarnings("ignore
 
 
 def rate(step):
-    """The learning rate 0.01, then 0.02, …."""
     return 0.01 * (step + 1)
 
 
 def short(folder, data, optimizer, **more):
-    """A run of some rollouts, one optimizer step each, from random parameters."""
+    """Config of a run from random parameters with one optimizer step per rollout."""
     settings = {"steps": 1, "likelihood": dataclasses.replace(tiny.likelihood, steps=0), "run": folder} | more
     rollout, task = dataclasses.replace(tiny.rollout, minibatches=1), dataclasses.replace(tiny.task, data_dir=data)
     return dataclasses.replace(tiny, optimizer=optimizer, rollout=rollout, task=task, **settings)
 
 
 def moved(stage):
-    """How far each parameter is from where the stage began, as one vector."""
     change = jax.tree.map(lambda a, b: np.ravel(np.asarray(a) - np.asarray(b)), stage.state.params, stage.reference)
     return np.concatenate(jax.tree.leaves(change))
 
 
 def test_lion_behind_a_clip_under_a_schedule(tmp_path, data):
-    """Each step of Lion is ± the learning rate wherever there is a gradient."""
+    """Each step of Lion is ± the learning rate if the gradient is not 0."""
     lion = optax.chain(optax.clip_by_global_norm(1.0), optax.lion(rate, weight_decay=0.0))
     first = moved(train(short(tmp_path / "one", data, lion)))
     assert np.mean(np.isclose(np.abs(first), 0.01, rtol=1e-3)) > 0.3
@@ -48,7 +46,7 @@ def test_lion_behind_a_clip_under_a_schedule(tmp_path, data):
 
 
 def test_adafactor_trains_and_its_factors_are_saved(tmp_path, data):
-    """Moments of a large matrix are a row and a column; a run goes on from them bit for bit."""
+    """The second moment of a large matrix is stored as a row and a column, and a resumed run is bit-identical."""
     wide = dataclasses.replace(tiny.model, width=128, mlp=256)
     settings = {"model": wide, "checkpoint_every": 1}
     whole = train(short(tmp_path / "whole", data, optax.adafactor(1e-2), steps=2, **settings))
@@ -94,7 +92,7 @@ def test_a_recipe_with_an_optimizer_of_its_own_is_overridden_and_recognized(tmp_
     assert "--optimizer.learning-rate" in output
     code, output = command("--steps", 2, "--evaluation.every", 0)
     assert code == 0, output
-    assert "going on from rl step 1" in output
+    assert "resuming from rl step 1" in output
     for other in ({"steps": 11}, {"rate": 0.2}):
         code, output = command("--steps", 3, **other)
         assert code == 1

@@ -1,4 +1,4 @@
-"""Schedules by hand, weight decay on matrices alone, and moments that lie where their parameters do."""
+"""Learning-rate schedules, AdamW's first step, and the sharding of the optimizer's state."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,6 @@ def test_a_cosine_that_ends_at_a_tenth():
 
 
 def test_the_first_step_of_adamw_by_hand():
-    """Adam's first step is −lr·sign(g), and only the matrix decays."""
     optimizer = make_optimizer(OptimizerConfig(learning_rate=0.1, weight_decay=0.5, clip_norm=1e9))
     params = {"matrix": jnp.full((2, 2), 2.0), "scale": jnp.full((2,), 2.0)}
     gradient = {"matrix": jnp.full((2, 2), -3.0), "scale": jnp.full((2,), 3.0)}
@@ -45,7 +44,7 @@ def test_moments_lie_where_their_parameters_do():
 
 
 def test_an_infinite_norm_never_clips():
-    """Two gradients of different size, so that Adam's step depends on their scale."""
+    """Uses two gradients of different norms, so that Adam's second step depends on clipping."""
 
     def second_step(clip_norm):
         optimizer = make_optimizer(OptimizerConfig(learning_rate=0.1, clip_norm=clip_norm))

@@ -1,4 +1,4 @@
-"""When a process takes itself for one of several."""
+"""Detection of multi-process runs."""
 
 import pytest
 
@@ -35,14 +35,14 @@ def test_a_tpu_without_metadata_goes_on_alone(monkeypatch, capsys):
 
     monkeypatch.setattr(processes.jax.distributed, "initialize", refuse)
     processes.join_workers()
-    assert "goes on alone" in capsys.readouterr().out
+    assert "running as a single process" in capsys.readouterr().out
 
 
 def test_half_of_an_address_is_refused(monkeypatch):
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
     monkeypatch.delenv("JAX_NUM_PROCESSES", raising=False)
     monkeypatch.setenv("JAX_PROCESS_ID", "0")
-    with pytest.raises(ValueError, match="JAX_NUM_PROCESSES is not"):
+    with pytest.raises(ValueError, match="expected JAX_NUM_PROCESSES to be set too"):
         processes.join_workers()
 
 

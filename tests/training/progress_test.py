@@ -1,4 +1,4 @@
-"""The display: plain lines where nobody looks on, a live one in a terminal, nothing on other processes."""
+"""The progress display: plain lines in a file, live in a terminal, nothing on other processes."""
 
 import io
 
@@ -11,8 +11,6 @@ STEP = {"reward": 0.5, "loss": -0.01, "kl": 0.00123, "clip_share": 0.031, "token
 
 
 class Clock:
-    """A clock that a test moves."""
-
     def __init__(self):
         self.now = 100.0
 
@@ -21,13 +19,13 @@ class Clock:
 
 
 def run(totals, steps, *, headline=None, terminal=False, enabled=True, seconds=2.0, width=100):
-    """What was shown of `steps`, (phase, step, metrics) each, `seconds` apart."""
+    """The output for `steps`, each (stage, step, metrics), `seconds` apart."""
     out, clock = io.StringIO(), Clock()
     console = Console(file=out, force_terminal=terminal, width=width, highlight=False)
     with Progress(totals, headline=headline, enabled=enabled, every=10.0, console=console, clock=clock) as progress:
-        for phase, step, metrics in steps:
+        for stage, step, metrics in steps:
             clock.now += seconds
-            progress.update(phase, step, metrics)
+            progress.update(stage, step, metrics)
         progress.say("all [done]")
     return out.getvalue()
 
@@ -35,8 +33,8 @@ def run(totals, steps, *, headline=None, terminal=False, enabled=True, seconds=2
 def test_plain_lines_first_last_and_every_ten_seconds():
     shown = run({"rl": 20}, [("rl", n, STEP) for n in range(20)]).splitlines()
     assert [line.split()[1] for line in shown[:-1]] == ["1/20", "6/20", "11/20", "16/20", "20/20"]
-    assert shown[1] == "rl 6/20  reward 0.500  KL 1.2e-03  clipped 3.10%  tokens/s 17,512  left 28s"
-    assert "left" not in shown[0]  # one step is no pace yet
+    assert shown[1] == "rl 6/20  reward 0.500  KL 1.2e-03  clipped 3.10%  tokens/s 17,512  time left 28s"
+    assert "left" not in shown[0]  # one step does not determine a speed
     assert shown[-2].endswith("left 0s")
     assert shown[-1] == "all [done]"
 
@@ -72,7 +70,7 @@ def test_other_processes_show_nothing(terminal):
 
 
 def test_an_unknown_phase_is_named():
-    with pytest.raises(ValueError, match=r"phase = 'r1': expected one of \['rl'\]"):
+    with pytest.raises(ValueError, match=r"stage = 'r1': expected one of \['rl'\]"):
         run({"rl": 1}, [("r1", 0, STEP)])
 
 
@@ -87,4 +85,4 @@ def test_steps_without_a_signal_are_counted_in_the_line(capsys):
     progress.update("rl", 1, {"reward": 0.5, "skipped_steps": 1.0})
     first, second = capsys.readouterr().out.strip().splitlines()
     assert "skipped" not in first
-    assert "steps skipped 1" in second
+    assert "skipped steps 1" in second

@@ -1,4 +1,4 @@
-"""What the trainer needs of a model is the protocol: another one, in plain JAX, trains through both stages."""
+"""A second model, in plain JAX, satisfies the `Model` protocol and trains through both stages."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ def test_a_model_of_plain_jax_trains(algorithm, tmp_path, data):
     losses = [row["loss"] for row in metrics(config.run, "likelihood")]
     assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.05
     assert all(row["grad_norm"] > 1e-3 for row in metrics(config.run, "rl"))
-    assert max(row["kl"] for row in metrics(config.run, "rl")) < 1e-2  # sampler and trainer agree
+    assert max(row["kl"] for row in metrics(config.run, "rl")) < 1e-2  # sampler and trainer agree on log π
 
 
 def test_what_is_built_has_all_of_it():

@@ -1,4 +1,4 @@
-"""The report: all of it from a whole run, what there is of a part of one, and nothing from outside as markup."""
+"""The report of complete and partial runs, its escaping and its figures."""
 
 import re
 import xml.etree.ElementTree as ElementTree
@@ -27,7 +27,7 @@ VOID = {"meta", "link", "br", "img", "use"}
 
 
 class Balanced(HTMLParser):
-    """Fails where tags do not nest; collects them and the text."""
+    """Collects tags and text; fails if tags do not nest."""
 
     def __init__(self):
         super().__init__()
@@ -66,10 +66,10 @@ def whole(tmp_path_factory):
 def test_a_whole_run_has_every_section(whole):
     path, page = whole
     assert path.name == "report.html"
-    for part in (*SECTIONS, "finished", "StringsTask, seed 3", *fake_run.LEVELS, "1,200 steps", "240 rollouts",
-                 repr(algorithms.ctpo().ratio),
+    for part in (*SECTIONS, "finished", "StringsTask, seed 3", *fake_run.LEVELS, "1,200 optimizer steps",
+                 "240 rollouts", repr(algorithms.ctpo().ratio),
                  "optimizer.learning_rate", "0.10.2", fake_run.DEVICE, "Entropy", "KL to the start", "Gradient norm",
-                 "Clip fraction", "Response length", "mean of the 17 around it"):  # fmt: skip
+                 "Clip fraction", "Completion length", "moving mean over 17 rollouts"):  # fmt: skip
         assert part in page.text, part
     assert sum(tag == "svg" for tag, _ in page.tags) == 3 + 8 + 3
 
@@ -101,7 +101,7 @@ def test_held_out_reward_has_its_curves_unless_it_is_the_accuracy(tmp_path, whol
     _, page = whole
     assert "Held-out reward by level" in page.text
     rows = fake_run.metrics(0, 45)
-    for same in ({}, {"reward": rows[0]["accuracy"]}):  # an earlier run's log, and rewards of 0 and 1
+    for same in ({}, {"reward": rows[0]["accuracy"]}):  # no reward in the log, or a reward equal to the accuracy
         looked = [{name: x for name, x in rows[0].items() if name != "reward"} | same]
         changed = {**fake_run.everything(), "metrics": [*looked, *(row for row in rows if row["phase"] == "rl")]}
         shown = parse(write_report(tmp_path, **changed)).text
@@ -141,7 +141,7 @@ def test_it_needs_nothing_from_elsewhere(whole):
     ("change", "said"),
     [
         ({"metrics": [], "evaluations": {}, "samples": {}, "config": {}, "versions": {}}, "Nothing has been evaluated"),
-        ({"metrics": fake_run.metrics(5, 0), "evaluations": {}, "samples": {}}, "RL has not begun"),
+        ({"metrics": fake_run.metrics(5, 0), "evaluations": {}, "samples": {}}, "Stage 2 (RL) has not started"),
         ({"metrics": fake_run.metrics(0, 1), "samples": {"start": []}}, "None yet"),
         ({"metrics": fake_run.metrics(2, 45), "evaluations": {"before RL": BEFORE}}, "45 rollouts"),
         ({"evaluations": {"before RL": {}, "after RL": {"all": {"samples": 1, "pass@1": [0.5, 0.1, 0.9]}}}}, "50.0%"),
@@ -189,7 +189,7 @@ def test_a_figure_without_interval_is_named(tmp_path):
 
 
 def test_a_panel_draws_its_values():
-    """The curve's points, read back from the SVG, are the values up to the axes' scale; a shifted curve is not."""
+    """The points in the SVG are an affine function of the values; those of a shifted curve are not."""
     y = np.array([0.2, 0.9, 0.4, 0.7])
     svg = figures.panel([figures.Curve(np.arange(4.0), y)], "values & more", percent=True, top=1.0)
     ElementTree.fromstring(svg)
@@ -201,7 +201,7 @@ def test_a_panel_draws_its_values():
     assert np.corrcoef(y_drawn, y)[0, 1] == pytest.approx(1)
     assert np.corrcoef(y_drawn, np.roll(y, 1))[0, 1] < 0.9
     assert "<style" not in svg
-    assert "#" not in re.sub(r"url\(#|href=\"#", "", svg)  # every color is the page's
+    assert "#" not in re.sub(r"url\(#|href=\"#", "", svg)  # all colors are CSS variables
 
 
 def test_smoothing_is_a_centered_mean_without_nans():

@@ -1,4 +1,4 @@
-"""log π_old below float32: from the optimizer step itself, or from a pass over the rollout, not from the sampler."""
+"""Recomputation of log π_old below float32, in the optimizer step or in a forward pass over the rollout."""
 
 import dataclasses
 
@@ -27,8 +27,7 @@ def config(algorithm, dtype="bfloat16", **rollout):
 
 
 def first_step(config, sizes=MESHES[0]):
-    """(metrics of the first optimizer step, Prepared, the rollouts, and log π of a pass), at rollouts whose `old_logp`
-    is far from the policy's."""
+    """(metrics, Prepared, rollouts, log π of a forward pass) of a first step; the rollouts' old_logp differs a lot."""
     scorer, optimizer = scorer_of(config, sizes), optax.sgd(1.0)
     params = params_of(scorer)
     rollouts = to_devices(rollouts_of(config), scorer.mesh, P())
@@ -49,10 +48,10 @@ def reads_old_logp(rewards, mask, *, old_logp):
 @pytest.mark.parametrize("sizes", [MESHES[0], MESHES[2]], ids=str)
 @pytest.mark.parametrize("microbatches", [1, 4])
 def test_an_on_policy_step_is_exactly_on_policy(sizes, microbatches):
-    """GSPO clips at 3e-4: the sampler's rounding alone, .02 nats a token in bfloat16, would be cut."""
+    """GSPO clips at 3e-4, so the difference between old_logp and log π would be clipped without rescoring."""
     found, prepared, rollouts, _ = first_step(config(algorithms.gspo(), microbatches=microbatches), sizes)
     assert (found["ratio_mean"], found["clip_share"], found["kl"], found["mismatch"]) == (1, 0, 0, 0)
-    assert np.array_equal(prepared.rollouts.old_logp, rollouts.old_logp)  # no pass is made
+    assert np.array_equal(prepared.rollouts.old_logp, rollouts.old_logp)  # no forward pass is run
     assert found["grad_norm"] > 1e-2
     as_sampled, *_ = first_step(config(algorithms.gspo(), microbatches=microbatches, rescore=False), sizes)
     assert as_sampled["clip_share"] > 0.1
@@ -94,8 +93,7 @@ def test_an_advantage_that_reads_old_logp_reads_the_new_one():
 
 
 def test_the_divergence_from_oneself_is_zero():
-    """CPPO drops nothing in the only step, at a budget of 0, and asks for no pass; with two steps the pass gives the
-    likeliest tokens and old_logp alike."""
+    """With one step CPPO needs no forward pass; with two, one forward pass gives likeliest tokens and old_logp."""
     algorithm = algorithms.cppo(limit=0.0, slack=0.0)
     found, prepared, *_ = first_step(config(algorithm))
     assert prepared.extra.likeliest is None

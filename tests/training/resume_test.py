@@ -1,4 +1,4 @@
-"""Runs that are killed, asked to stop, moved to another mesh: they go on as if nothing had happened."""
+"""Runs that are killed, stopped by SIGTERM or moved to another mesh resume exactly where they were."""
 
 import dataclasses
 import json
@@ -21,11 +21,10 @@ from tests.training.in_process import call, train
 from tests.training.subprocesses import TINY, finish, metrics, start, steps_logged, wait_for_steps
 
 pytestmark = [pytest.mark.standard_promotion, pytest.mark.filterwarnings("ignore:Sharding info not provided")]
-STEPS = 12 + 6  # of the tiny recipe: likelihood, then rollouts
+STEPS = 12 + 6  # of the tiny recipe: optimizer steps of stage 1, and rollouts of stage 2
 
 
 def final_params(run):
-    """The newest checkpoint's parameters, as NumPy arrays by path."""
     folder = run / "checkpoints"
     newest = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
     with ocp.PyTreeCheckpointer() as checkpointer:
@@ -33,12 +32,11 @@ def final_params(run):
 
 
 def named(tree):
-    """The arrays of a tree by their paths."""
     return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def assert_same_run(run, other):
-    """Bit-identical parameters, and the same losses and rewards at every step."""
+    """Asserts bit-identical parameters, and equal losses and rewards at every step."""
     ours, theirs = final_params(run), final_params(other)
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
@@ -49,12 +47,12 @@ def assert_same_run(run, other):
     assert all(row["grad_norm"] > 1e-3 for row in metrics(run, "rl"))
 
 
-# In processes of their own, as a user runs them.
+# Tests in separate processes.
 
 
 @pytest.mark.parametrize("kills", [(13,), pytest.param((3, 6, 9, 12, 15), marks=pytest.mark.slow)], ids=len)
 def test_a_run_goes_on_bit_for_bit_after_kills_at_random_moments(kills, tmp_path, data):
-    """Each a moment after so many steps have been logged."""
+    """Kills the process up to 0.4 s after each of the given numbers of steps was logged."""
     task = ("--task.data-dir", str(data))
     undisturbed, run, chance = tmp_path / "undisturbed", tmp_path / "run", random.Random(time.time_ns())
     code, output = finish(start(undisturbed, *task))
@@ -68,12 +66,12 @@ def test_a_run_goes_on_bit_for_bit_after_kills_at_random_moments(kills, tmp_path
         process.communicate()
     code, output = finish(start(run, *task))
     assert code == 0, output
-    assert "going on from" in output
+    assert "resuming from" in output
     assert_same_run(run, undisturbed)
 
 
 def start_two(run, *overrides):
-    """Two workers of two devices each, which find each other by the environment."""
+    """Starts two processes with two devices each, joined by environment variables."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{listener.getsockname()[1]}"
@@ -105,21 +103,20 @@ def test_sigterm_to_one_of_two_workers_stops_both_at_one_step(tmp_path):
     assert codes == (143, 143), outputs
     saved = max(int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit())
     assert 3 <= saved < 500
-    assert f"asked to stop: saved at likelihood step {saved}" in outputs[0]
+    assert f"received SIGTERM: checkpoint saved at likelihood step {saved}" in outputs[0]
     assert steps_logged(run) == saved
     workers = start_two(run, "--likelihood.steps", "500")
     wait_for_steps(workers[0], run, saved + 1)
     for worker in workers:
         worker.kill()
     outputs = [worker.communicate()[0] for worker in workers]
-    assert f"going on from likelihood step {saved}" in outputs[0]
+    assert f"resuming from likelihood step {saved}" in outputs[0]
 
 
-# In this process, where a function shows the same.
+# Tests in this process.
 
 
 def run_tiny(run, data, *overrides, devices=1):
-    """(exit code, output) of the training command on the tiny recipe."""
     run.parent.mkdir(exist_ok=True)
     return call(
         commands.train, TINY, "--run", run, "--task.data-dir", data, *overrides, cwd=run.parent, devices=devices
@@ -128,7 +125,6 @@ def run_tiny(run, data, *overrides, devices=1):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, data):
-    """A run that nothing disturbed."""
     run = tmp_path_factory.mktemp("undisturbed") / "run"
     code, output = run_tiny(run, data)
     assert code == 0, output
@@ -137,7 +133,7 @@ def undisturbed(tmp_path_factory, data):
 
 
 def sigterm_after(monkeypatch, method, condition):
-    """This process asks itself to stop when the monitor's method has been called with such arguments."""
+    """Sends SIGTERM to this process after a call of the monitor's method whose arguments meet the condition."""
     original = getattr(Monitor, method)
 
     def called(self, *arguments):
@@ -151,14 +147,14 @@ def sigterm_after(monkeypatch, method, condition):
 def test_sigterm_saves_before_it_leaves(undisturbed, data, tmp_path, monkeypatch):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        sigterm_after(patch, "step", lambda phase, step, metrics: (phase, step) == ("rl", 2))
+        sigterm_after(patch, "step", lambda stage, step, metrics: (stage, step) == ("rl", 2))
         code, output = run_tiny(run, data, "--checkpoint-every", "0")
     assert code == 143, output
-    assert "asked to stop: saved at rl step 3" in output
-    assert "stopped, saved at rl step 3" in (run / "report.html").read_text()
+    assert "received SIGTERM: checkpoint saved at rl step 3" in output
+    assert "stopped: checkpoint saved at rl step 3" in (run / "report.html").read_text()
     code, output = run_tiny(run, data)
     assert code == 0, output
-    assert "going on from rl step 3" in output
+    assert "resuming from rl step 3" in output
     assert_same_run(run, undisturbed)
 
 
@@ -168,7 +164,7 @@ def test_sigterm_while_evaluating_leaves_at_once_and_loses_nothing(undisturbed, 
         sigterm_after(patch, "say", lambda text: text == "evaluating after RL")
         code, output = run_tiny(run, data)
     assert code == 143, output
-    assert "while evaluating after RL; what was trained is saved" in output
+    assert "evaluation after RL interrupted, all training steps are saved" in output
     assert not (run / "finished.json").exists()
     code, output = run_tiny(run, data)
     assert code == 0, output
@@ -182,7 +178,7 @@ def test_a_run_goes_on_on_another_mesh(undisturbed, data, tmp_path):
     mesh = ("--mesh.data", 2, "--mesh.fsdp", 2, "--mesh.tensor", 2)
     code, output = run_tiny(run, data, *mesh, devices=8)
     assert code == 0, output
-    assert "going on from rl step 2" in output
+    assert "resuming from rl step 2" in output
     here, there = metrics(run, "rl"), metrics(undisturbed, "rl")
     assert [row["step"] for row in here] == list(range(6))
     np.testing.assert_allclose(here[2]["loss"], there[2]["loss"], rtol=1e-3, atol=1e-5)
@@ -209,12 +205,12 @@ def test_a_corrupt_checkpoint_gives_way_to_the_one_before(undisturbed, data, tmp
     assert code == 0, output
     assert f"checkpoint {newest.name} in" in output
     assert "is damaged: record/" in output
-    assert "going on from rl step 5" in output
+    assert "resuming from rl step 5" in output
     assert_same_run(run, undisturbed)
 
 
 def test_a_flipped_bit_is_said_and_the_checkpoint_before_is_taken(undisturbed, data, tmp_path):
-    """By the training, which then ends as if undisturbed, and by the evaluation."""
+    """Both training and evaluation report the damaged file and use the checkpoint before."""
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)
     os.remove(run / "finished.json")
@@ -231,13 +227,13 @@ def test_a_flipped_bit_is_said_and_the_checkpoint_before_is_taken(undisturbed, d
     code, output = run_tiny(run, data)
     assert code == 0, output
     assert f"{said} checkpoint 18" in output.replace("\n", "")
-    assert "going on from rl step 5" in output
+    assert "resuming from rl step 5" in output
     assert (run / "corrupt-checkpoints-19").is_dir()
     assert_same_run(run, undisturbed)
 
 
 def test_every_nth_checkpoints_parameters_are_kept_for_good(undisturbed, data, tmp_path):
-    """Also after a kill between the checkpoint and its copy. Both stages count: numbers rise through them."""
+    """Also after a kill between a checkpoint and its copy. Checkpoint numbers increase through both stages."""
     run = tmp_path / "run"
     code, output = run_tiny(run, data, "--keep-every", "2", "--steps", 2)
     assert code == 0, output
@@ -259,16 +255,16 @@ def test_every_nth_checkpoints_parameters_are_kept_for_good(undisturbed, data, t
             np.testing.assert_array_equal(value, wanted[path], err_msg=f"{name} {path}")
     assert any((a != b).any() for a, b in zip(named(trees[15]).values(), named(trees[17]).values(), strict=True))
 
-    for kept in ("checkpoints", "stage1"):  # as the error says that one may, to start from the beginning
+    for kept in ("checkpoints", "stage1"):  # starts the run from the beginning
         shutil.rmtree(run / kept)
     os.remove(run / "finished.json")
     code, output = run_tiny(run, data, "--keep-every", "1", "--steps", 1)
     assert code == 0, output
-    assert kept_numbers(run) == [10, 13, 14]  # those of the run before are gone
+    assert kept_numbers(run) == [10, 13, 14]  # the earlier run's are deleted
 
 
 def test_a_run_goes_on_bit_for_bit_around_the_end_of_an_epoch(data, tmp_path):
-    """Two rollouts take the 16 prompts once: stopped one before the end of the second epoch, at it, and one after."""
+    """Two rollouts use all 16 prompts; stops one rollout before, at and one after the end of the second epoch."""
     task = dataclasses.replace(tiny.config.task, prompts=16, data_dir=data)
     likelihood = dataclasses.replace(tiny.config.likelihood, steps=0)
     config = dataclasses.replace(tiny.config, task=task, likelihood=likelihood, steps=7)

@@ -1,4 +1,4 @@
-"""The train step: one loss and one gradient, whatever the mesh and the microbatches."""
+"""Optimizer steps give the same loss and gradient on every mesh and for every number of microbatches."""
 
 import jax
 import jax.numpy as jnp
@@ -45,13 +45,13 @@ def test_the_mesh_changes_nothing(sizes):
     for name, algorithm in ALGORITHMS.items()
 ])  # fmt: skip
 def test_microbatches_change_nothing_but_memory(algorithm):
-    """The weights are a measure over the optimizer step, so the parts add: no mean of means anywhere."""
+    """Weights are normalized over the whole optimizer step, so microbatch losses add up to the total."""
     whole, parts = (one_step(config_of(algorithm, m), MESHES[0]) for m in (1, 4))
     assert_same_step(parts, whole, 1e-6)
 
 
 def test_a_mean_over_microbatch_means_would_be_seen():
-    """The mutant: weights made within each microbatch change the gradient by far more than the tolerance."""
+    """Mutant: weights normalized per microbatch change the gradient by far more than the tolerance."""
     whole = one_step(DAPO, MESHES[0])[1]
     scorer, optimizer = scorer_of(DAPO), optax.sgd(0.5)
     prepare, update = make_prepare(DAPO, scorer), make_update(DAPO, scorer, optimizer)
@@ -68,7 +68,7 @@ def test_a_mean_over_microbatch_means_would_be_seen():
 
 
 def test_a_penalty_is_simply_added():
-    """With the start as reference and old_logp elsewhere, k3 of logp − ref_logp is 0 and so is its gradient."""
+    """The reference equals the policy, so k3 of logp − ref_logp and its gradient are 0."""
     plain = one_step(GRPO, MESHES[0])
     with_kl = one_step(
         config_of(algorithms.grpo(), penalty=lambda stats, batch: penalty.kl(stats.logp, batch)), MESHES[0]
@@ -87,7 +87,6 @@ def test_a_penalty_is_simply_added():
 
 
 def test_a_schedule_changes_an_argument():
-    """p = schedule(step), an argument of the jitted step: another step, another p."""
 
     def annealed(step):
         return algorithms.holder_po(p=algorithms.holder_schedule(step, start=2.0, end=-2.0, steps=10))
@@ -116,7 +115,7 @@ def test_stage_one_is_the_same_on_every_mesh(sizes):
 
 
 def test_the_rules_change_where_parameters_are_and_nothing_else():
-    """Without fsdp: every device of that axis has all of the width. Rows over one axis alone."""
+    """With embed=None parameters are not sharded over fsdp, and rows are sharded over data only."""
     rules = ShardingRules(embed=None, rows=("data",))
     whole = config_of(ALGORITHMS["dapo"], sharding=rules)
     assert_same_step(one_step(whole, (2, 2, 2)), one_step(DAPO, MESHES[0]), 1e-5)

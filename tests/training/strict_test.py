@@ -16,7 +16,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 
 
 def short(folder, data, **more):
-    """A run of two optimizer steps in each stage."""
     likelihood = dataclasses.replace(tiny.likelihood, steps=2, rows=2)
     sampling = SamplingConfig(max_new_tokens=3, top_k=5, top_p=0.9)
     rollout = dataclasses.replace(tiny.rollout, prompts=2, completions=4, sampling=sampling)
@@ -32,7 +31,7 @@ def test_dtypes_are_written_out(tmp_path, data, more):
     assert jax.numpy_dtype_promotion.value == "strict"
     stage = train(short(tmp_path, data, **more))
     assert metrics(tmp_path, "rl")[0]["optimizer_steps"] >= 1
-    assert stage.look() == {"kl_start": 0.0}  # the only rollout is of the start: both log π come from one program
+    assert stage.look() == {"kl_start": 0.0}  # before the only update, so π = π_start
 
 
 @pytest.mark.slow
@@ -42,4 +41,4 @@ def test_without_jit(tmp_path, data):
         train(short(tmp_path, data, model=model))
     row = metrics(tmp_path, "rl")[0]
     assert row["optimizer_steps"] >= 1
-    assert row["mismatch"] < 1e-5  # of the sampler's log π, over the tokens that are not banned
+    assert row["mismatch"] < 1e-5  # the sampler's log π also excludes banned tokens

@@ -1,4 +1,4 @@
-"""Real training processes for the tests: started, watched, killed."""
+"""Helpers that start, watch and read real training processes."""
 
 import json
 import os
@@ -14,7 +14,7 @@ TINY = ROOT / "tests/training/tiny.py"
 
 
 def environment(devices: int = 1, **more: str) -> dict[str, str]:
-    """A clean environment for a process with so many simulated devices."""
+    """Environment of a process with `devices` simulated CPU devices."""
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
@@ -27,7 +27,7 @@ def environment(devices: int = 1, **more: str) -> dict[str, str]:
 
 
 def start(run: Path, *overrides: str, recipe: Path = TINY, devices: int = 1, **more: str) -> subprocess.Popen:
-    """`python launch/tpu_train.py recipe --run run …`, its data beside the run's folder."""
+    """Starts `python launch/tpu_train.py recipe --run run …` in the parent folder of `run`."""
     command = [sys.executable, str(ROOT / "launch/tpu_train.py"), str(recipe), "--run", str(run), *overrides]
     return subprocess.Popen(
         command,
@@ -40,20 +40,18 @@ def start(run: Path, *overrides: str, recipe: Path = TINY, devices: int = 1, **m
 
 
 def finish(process: subprocess.Popen, timeout: float = 300) -> tuple[int, str]:
-    """(exit code, output) of a process that is waited for."""
     output, _ = process.communicate(timeout=timeout)
     return process.returncode, output
 
 
 def steps_logged(run: Path) -> int:
-    """Training steps that the run's metrics hold at this moment."""
     path = run / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return sum('"phase": "likelihood"' in line or '"phase": "rl"' in line for line in lines)
 
 
 def wait_for_steps(process: subprocess.Popen, run: Path, steps: int, timeout: float = 240) -> None:
-    """Returns when so many steps are logged; fails where the process ends before."""
+    """Waits until `steps` steps are logged; fails if the process ends earlier."""
     deadline = time.monotonic() + timeout
     while steps_logged(run) < steps:
         assert process.poll() is None, f"ended before step {steps}:\n{process.communicate()[0]}"
@@ -62,6 +60,5 @@ def wait_for_steps(process: subprocess.Popen, run: Path, steps: int, timeout: fl
 
 
 def metrics(run: Path, phase: str) -> list[dict]:
-    """The run's metrics of one phase."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [row for row in rows if row["phase"] == phase]

@@ -1,4 +1,4 @@
-"""What the trainer supplies: every field that an algorithm names reaches it, and a correction changes the step."""
+"""Every field that an algorithm requires reaches it; corrections, carried states and schedules take effect."""
 
 import dataclasses
 from functools import partial
@@ -30,7 +30,7 @@ SAMPLED = dataclasses.replace(
 
 
 def step_of(config, rollouts=SAMPLED):
-    """(Prepared, metrics, change of the parameters, carried state) of one optimizer step."""
+    """(Prepared, metrics, start − end parameters, carried state) of one optimizer step."""
     scorer, optimizer = scorer_of(config), optax.sgd(1.0)
     params = params_of(scorer)
     prepared, state = prepare(config, scorer, params, to_devices(rollouts, scorer.mesh, P()))
@@ -56,7 +56,7 @@ def test_every_field_of_the_table_is_supplied():
         assert getattr(prepared.rollouts, name) is not None, name
     assert metrics["grad_norm"] > 0
     mask = np.asarray(prepared.rollouts.mask)
-    scored = np.asarray(prepared.rollouts.ref_logp)  # the reference is the policy itself, on-policy in all but name
+    scored = np.asarray(prepared.rollouts.ref_logp)  # the reference is the policy itself
     assert np.all(scored[mask] < 0)
     assert np.all(scored[~mask] == 0)
 
@@ -84,8 +84,6 @@ def test_rewards_less_their_moving_average():
 
 
 def test_an_entropy_bonus_follows_its_target():
-    """Far below the target the bonus is on, far above it off."""
-
     def bonus(stats, batch):
         return penalty.adaptive_entropy(stats.entropy, batch)
 
@@ -97,7 +95,7 @@ def test_an_entropy_bonus_follows_its_target():
     assert (float(coefficient), float(unused)) == (0.5, 0)
     plain = step_of(config_of(algorithms.grpo()))[1]["loss"]
     np.testing.assert_allclose(off["loss"], plain, rtol=1e-5)
-    assert on["loss"] < plain - 1.0  # 0.5 · about ln 19 nats
+    assert on["loss"] < plain - 1.0  # 0.5 times an entropy of about ln 19 nats
 
 
 def test_components_reach_the_advantage_that_names_them():
@@ -108,7 +106,7 @@ def test_components_reach_the_advantage_that_names_them():
 
 
 def test_hyper_parameters_may_be_arrays():
-    """Scalars reach a step as Python numbers, whose type is weak, and arrays as they are."""
+    """`on_host` converts scalars to Python numbers, which are weakly typed, and arrays to NumPy arrays."""
     weighed = partial(advantage.multi_reward, coefficients=jnp.array([1.0, 0.0]))
     algorithm = on_host(dataclasses.replace(algorithms.grpo(low=jnp.array(0.25)), advantage=weighed))
     coefficients, low, high = jax.tree.leaves(algorithm)

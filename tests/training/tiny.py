@@ -1,4 +1,4 @@
-"""A whole run in seconds: the string task, made small. A recipe that the tests give to real processes."""
+"""Recipe of a small run of the string task, for tests."""
 
 import dataclasses
 from pathlib import Path
@@ -14,7 +14,7 @@ from rljax.training import Config, EvaluationConfig, LikelihoodConfig, Optimizer
 
 @dataclasses.dataclass(frozen=True)
 class FewLevels(StringsTask):
-    """The string task, measured on half of its levels."""
+    """The string task with three of its six levels."""
 
     def load(self) -> TaskData:
         data = super().load()
@@ -23,7 +23,7 @@ class FewLevels(StringsTask):
 
 
 def some_right(rewards, key):
-    """A tiny model is never right: half of the rewards are 1 by chance, so that there is something to learn from."""
+    """Random rewards, 1 with probability 1/2, since the tiny model never solves a problem."""
     return jax.random.bernoulli(key, 0.5, rewards.shape).astype(rewards.dtype)
 
 

@@ -1,4 +1,4 @@
-"""Bounds that the config offers as `inf`: from the command line to the folder's JSON, and in the value loss."""
+"""Infinite bounds in a config: as JSON in the run's folder, in the value loss and in an optimizer step."""
 
 import dataclasses
 import json

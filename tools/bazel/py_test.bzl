@@ -1,16 +1,16 @@
-"""py_test for files that pytest runs."""
+"""py_test for pytest files."""
 
 load("@rules_python//python:defs.bzl", _py_test = "py_test")
 
 def py_test(name, srcs, data = [], deps = [], **kwargs):
-    """A py_test that ends as pytest does on its sources.
+    """A py_test that runs pytest on its sources and returns pytest's exit code.
 
     Args:
-      name: the target's name, the path of the test without its ending.
-      srcs: the test's files, from the repository's root.
+      name: target name, the path of the test without its extension.
+      srcs: test files, relative to the repository root.
       data: files that the test reads.
-      deps: what the test imports, beside pytest and the helpers in :tests.
-      **kwargs: any other attribute of py_test.
+      deps: imports of the test, except pytest and the helpers in :tests.
+      **kwargs: other attributes of py_test.
     """
     _py_test(
         name = name,

@@ -1,4 +1,4 @@
-"""Stand-ins for what a Bazel before 5 would download: the language rules, a Python and the hub of packages."""
+"""Local replacements for the downloads of Bazel before 5: language rules, Python and the package hub."""
 
 _TOOLCHAIN = """
 load("@bazel_tools//tools/python:toolchain.bzl", "py_runtime_pair")
@@ -40,20 +40,20 @@ _VENV = {"venv": attr.label(doc = "pyvenv.cfg of the virtual environment", manda
 native_rules = repository_rule(
     implementation = _native_rules_impl,
     attrs = {
-        "package": attr.string(doc = "where defs.bzl lies", mandatory = True),
-        "rules": attr.string_list(doc = "built-in rules that defs.bzl gives", mandatory = True),
+        "package": attr.string(doc = "package that contains defs.bzl", mandatory = True),
+        "rules": attr.string_list(doc = "built-in rules that defs.bzl exports", mandatory = True),
     },
-    doc = "A rules_* repository that hands out the rules built into this Bazel.",
+    doc = "A rules_* repository that exports the built-in rules of this Bazel.",
 )
 
 venv_python = repository_rule(
     implementation = _venv_python_impl,
     attrs = _VENV,
-    doc = "A toolchain with the interpreter below the environment, which by itself sees none of its packages.",
+    doc = "A toolchain with the base interpreter of the environment, which does not see the environment's packages.",
 )
 
 venv_hub = repository_rule(
     implementation = _venv_hub_impl,
     attrs = dict(_VENV, _script = attr.label(default = "//:tools/bazel/venv_hub.py")),
-    doc = "One package, @hub//name, for each distribution installed in the environment.",
+    doc = "One package @hub//name per distribution installed in the environment.",
 )

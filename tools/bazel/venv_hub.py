@@ -1,4 +1,4 @@
-"""Writes a Bazel package for each distribution installed beside this Python: `venv_hub.py FOLDER`."""
+"""Writes a Bazel package for each distribution in the environment of this Python: `venv_hub.py FOLDER`."""
 
 import sys
 import sysconfig
@@ -19,18 +19,17 @@ py_library(name = "{name}", deps = {deps})
 
 
 def label(name: str) -> str:
-    """The name that rules_python gives to a distribution."""
     return canonicalize_name(name).replace("-", "_")
 
 
 def needs(dist: Distribution, extras: frozenset[str]) -> list[Requirement]:
-    """The requirements that hold on this machine under these extras."""
+    """Requirements whose markers hold on this machine with these extras."""
     found = map(Requirement, dist.requires or [])
     return [r for r in found if not r.marker or any(r.marker.evaluate({"extra": e}) for e in {"", *extras})]
 
 
 def closure(name: str, installed: dict[str, Distribution]) -> set[str]:
-    """Everything that a distribution needs, itself included; flat, since extras can make cycles."""
+    """A distribution and its transitive requirements, as a flat set because extras can create cycles."""
     seen, todo = set(), [(name, frozenset())]
     while todo:
         if (item := todo.pop()) in seen or item[0] not in installed:
@@ -41,13 +40,13 @@ def closure(name: str, installed: dict[str, Distribution]) -> set[str]:
 
 
 def top_level(dist: Distribution) -> list[str]:
-    """What a distribution put directly into site-packages."""
+    """Top-level files and folders of a distribution in site-packages."""
     names = {path.parts[0] for path in dist.files or [] if path.parts[0] not in {"..", "__pycache__"}}
     return sorted(name for name in names if (SITE / name).exists())
 
 
 def write(folder: Path, name: str, installed: dict[str, Distribution]) -> None:
-    """FOLDER/name: links to its files, and a BUILD that names them and what they need."""
+    """Writes FOLDER/name with links to the files of a distribution and a BUILD file."""
     site = folder / name / "site"
     site.mkdir(parents=True)
     files = top_level(installed[name])
@@ -60,6 +59,6 @@ def write(folder: Path, name: str, installed: dict[str, Distribution]) -> None:
 
 if __name__ == "__main__":
     installed = {label(dist.name): dist for dist in distributions(path=[str(SITE)])}
-    del installed["rljax_llm"]  # the repository itself: its targets are in BUILD
+    del installed["rljax_llm"]  # the targets of this repository are in BUILD
     for name in installed:
         write(Path(sys.argv[1]), name, installed)

@@ -1,8 +1,8 @@
-"""∂hidden on a TPU: for each tile of tokens, one pass over tiles of the vocabulary.  See `backward_tile`.
+"""TPU kernel for ∂hidden: for each tile of nt tokens, one pass over tiles of vt columns. See `backward_tile`.
 
-VMEM, in bytes: hidden states 2·nt·D·b and weight 2·vt·D·b (each twice, to load one while the other is read), the sum
-4·nt·D, what is written of it 2·nt·D·b, logits and their slope part·vt·(8 + b), coefficients and targets as columns,
-each in all lanes, 7·nt·128·4.
+VMEM in bytes, with b bytes per element: hidden states 2·nt·D·b and weight 2·vt·D·b (double-buffered), the accumulator
+4·nt·D, the output block 2·nt·D·b, two parts of logits and one of ∂z part·vt·(8 + b), and up to six coefficients and the
+targets as columns that are broadcast over all lanes, 7·nt·128·4.
 """
 
 from functools import partial

@@ -1,27 +1,30 @@
-"""The tile that both gradients of token_stats share on a TPU: logits again, their slope, and one more product.
+"""The computation on one tile that both gradient kernels of token_stats share: recompute z, form ∂L/∂z, multiply.
 
-From the coefficients of `_statistics.Slope`, with π_v = e^(x_v − m − log S),
+With the coefficients (a, c₀, c₁, c₂) of `statistics.Slope`, which include β, and π_v = e^(x_v − m − log S),
 
-    ∂L/∂z_v = β (a 1[v=y] + π_v (c₀ + c₁ log π_v + c₂ π_v)) · (1 − tanh²(z_v/c), under a soft cap)
+    ∂L/∂z_v = (a 1[v=y] + π_v (c₀ + c₁ log π_v + c₂ π_v)) · (1 − tanh²(z_v/c) with a soft cap c, else 1)
     ∂h = ∂z·W,      ∂W = ∂zᵀ·h,      ∂b = Σ_n ∂z
 
-Each gradient is a pass of its own, so that its sum stays in VMEM, in float32, and is written once: the logits are made
-twice, and forward and backward are 2 + 4 + 4 N·D·V in place of 2 + 2 + 2 + 2.  The two passes are the same with h and W
-changing places. One tile `a` [ra, D] stays while all tiles `b` [rb, D] of the other pass by,
+∂h and ∂W are computed in separate passes, so that each accumulator stays in VMEM in float32 and is written to HBM once.
+The cost is that each pass recomputes the logits: forward and backward take (2 + 4 + 4)·N·D·V operations instead of
+(2 + 2 + 2 + 2)·N·D·V. The two passes run the same code with h and W exchanged. One tile `a` [ra, D] stays in VMEM while
+all tiles `b` [rb, D] of the other operand stream past it:
 
-           b: rb rows                            ∂h: a = h, b = W          z  [tokens, columns]
+           b: rb rows                            ∂h pass: a = h, b = W     z  [tokens, columns]
          ┌────────────┐
-    a    │ z = a·bᵀ   │ → ∂z·b added to         ∂W: a = W, b = h          zᵀ [columns, tokens]
-    rows │ part by    │    the sum [ra, D]
-         │ part       │                           Grid: (tiles of a, tiles of b), the latter innermost.
+    a    │ z = a·bᵀ   │ → ∂z·b is added to      ∂W pass: a = W, b = h     zᵀ [columns, tokens]
+    rows │ in parts   │   the accumulator
+         │ of rows    │   [ra, D]                Grid: (tiles of a, tiles of b), b innermost.
          └────────────┘
 
-and while the matrix unit makes the logits of one part of a's rows, the vector unit has those of the part before.
+While the matrix unit computes the logits of one part of a's rows, the vector unit computes ∂z of the part before it.
 
-No logit is masked.  The coefficients of tokens to be left out are zero.  Rows of b that may hold NaN, or are to have no
-part in the sum (columns that are padding, what lies beyond an end), are set to zero in VMEM, in the few tiles that have
-such; then whatever ∂z they have counts nothing, being finite: log π is at most 0.  Rows of a that are not there only
-spoil their own sums, which are masked when they are written.
+Logits are not masked. Three rules replace a mask:
+
+- The coefficients of tokens without a target are 0.
+- Rows of b that may hold NaN or must not contribute (padding columns, rows past the end of the array) are set to 0 in
+  VMEM, only in tiles that contain such rows. Their ∂z stays finite, since log π is clamped to at most 0, so ∂z·0 = 0.
+- Rows of a past the end of the array spoil only their own rows of the accumulator, which are masked when written.
 """
 
 from collections.abc import Callable
@@ -35,13 +38,16 @@ from pallas_kernels._vocabulary.statistics import Slope, scaled, slope_at
 from pallas_kernels._vocabulary.types import ABSENT
 from pallas_kernels.token_stats.tpu.generations import dot, padded
 
-PART = 256  # rows of a, whose logits are made at a time
-ROWS = 16  # rows of a part, whose slope is in registers at a time: a tile of bfloat16
-CLEARED = 64  # rows that are set to zero at a time
+PART = 256  # rows of a per part: the logits of two parts are in VMEM
+ROWS = 16  # rows of a part whose ∂z is computed in registers at a time: one bfloat16 register tile
+CLEARED = 64  # rows set to zero per loop step
 
 
 def accumulate(a, b, slope: Callable, logits, dz, total, common) -> None:
-    """total += ∂z·b.  `slope(row, z)` is ∂z of the logits z [ROWS, rb] of the rows of a that begin at `row`."""
+    """total += ∂z·b for a tile. `slope(row, z)` returns ∂z of the logits z [ROWS, rb] of rows row:row + ROWS of a.
+
+    `logits` are two float32 buffers [part, rb], used in turn; `dz` is one [part, rb] in `common`, the products' dtype.
+    """
     part = dz.shape[0]
     parts = a.shape[0] // part
 
@@ -65,14 +71,14 @@ def _slopes(p: int, slope: Callable, logits, dz) -> None:
 
 
 def slope_of_logits(z, coefficients: Slope, is_target, scale, capped: bool):
-    """∂L/∂z of logits z, which the bias is in."""
+    """∂L/∂z of logits z that include the bias."""
     x, uncapped = scaled(z, scale[0], scale[1] if capped else None)
     dx = slope_at(coefficients, x, is_target)
     return dx if uncapped is None else dx * uncapped
 
 
 def zero_unless(keep: Callable, block) -> None:
-    """Sets rows of a block in VMEM to zero; `keep(row)` [CLEARED, 1] is true where those that begin at `row` stay."""
+    """Sets rows of a block in VMEM to zero unless kept; `keep(row)` is a mask [CLEARED, 1] of rows from `row` on."""
 
     def some_rows(k, _):
         row = pl.multiple_of(k * CLEARED, CLEARED)
@@ -83,13 +89,13 @@ def zero_unless(keep: Callable, block) -> None:
 
 
 def coefficient_rows(slope: Slope, targets, tokens: int):
-    """The coefficients that are not None as rows, padded to tiles of so many tokens; zero where nothing is learned."""
+    """Stacks the coefficients that are not None as rows, padded to whole tiles; 0 for tokens without a target."""
     known = [jnp.where(targets == ABSENT, 0, c).astype(jnp.float32) for c in slope if c is not None]
     return jnp.stack([padded(c, tokens, 0) for c in known])
 
 
 def from_rows(known: tuple[bool, bool], rows) -> Slope:
-    """The coefficients, of which the last two are there if known."""
+    """Inverse of `coefficient_rows`; `known` tells whether `log_pi` and `pi` are among the rows."""
     top, log_total, at_target, constant, *others = rows
     rest = iter(others)
     log_pi, pi = (next(rest) if there else None for there in known)
@@ -97,7 +103,7 @@ def from_rows(known: tuple[bool, bool], rows) -> Slope:
 
 
 def scratch(rows: int, width: int, d: int, common) -> list:
-    """logits of two parts, ∂z of one, and the sum, for tiles of [rows, D] and [width, D]."""
+    """Scratch for tiles a [rows, D] and b [width, D]: logits of two parts, ∂z of one part, and the accumulator."""
     part = part_of(rows)
     logits = pltpu.VMEM((part, width), jnp.float32)
     return [logits, logits, pltpu.VMEM((part, width), common), pltpu.VMEM((rows, d), jnp.float32)]

@@ -1,8 +1,8 @@
-"""∂unembedding and ∂bias on a TPU: for each tile of the vocabulary, one pass over tiles of tokens (`backward_tile`).
+"""TPU kernel for ∂unembedding and ∂bias: for each tile of vt columns, one pass over tiles of nt tokens.
 
-VMEM, in bytes: weight 2·vt·D·b and hidden states 2·nt·D·b (each twice, to load one while the other is read), the sum
-4·vt·D, what is written of it 2·vt·D·b, logits and their slope part·nt·(8 + b), targets as a column in all lanes
-nt·128·4, and with a bias it and its sum 2·vt·128·4.
+See `backward_tile`. VMEM in bytes, with b bytes per element: weight 2·vt·D·b and hidden states 2·nt·D·b
+(double-buffered), the accumulator 4·vt·D, the output block 2·vt·D·b, two parts of logits and one of ∂z part·nt·(8 + b),
+the targets as a column broadcast over all lanes nt·128·4, and with a bias the bias and its accumulator 2·vt·128·4.
 """
 
 from functools import partial
@@ -41,11 +41,11 @@ from pallas_kernels.token_stats.tpu.generations import (
     visits,
 )
 
-LARGE = 1e15  # a hidden state of this size times a weight of 1e23 is still a number
+LARGE = 1e15  # a hidden state of this size times a weight of 1e23 is still finite in float32
 
 
 def weight_gradient(hidden: Array, head: Head, targets: Array, slope: Slope, tile: Tile | None):
-    """(∂unembedding [V, D], ∂bias [V] or None), in their own dtypes."""
+    """(∂unembedding [V, D], ∂bias [V] or None), each in its input's dtype."""
     common = common_dtype(hidden, head)
     v, d = head.unembedding.shape
     here = generation()
@@ -110,7 +110,10 @@ def weight_gradient(hidden: Array, head: Head, targets: Array, slope: Slope, til
 
 
 def _spoilt(hidden, targets, tokens: int):
-    """Whether each tile has tokens left out whose logits may be no numbers, so that zero times them is not zero."""
+    """1 for each tile of tokens that has a row without a target whose hidden state may give NaN or infinite logits.
+
+    The kernel sets such rows to 0, since a zero coefficient times NaN is not 0.
+    """
     ordinary = jnp.sum(jnp.abs(hidden), axis=1, dtype=jnp.float32) < LARGE  # false for NaN
     rows = padded((targets == ABSENT) & ~ordinary, tokens, True).reshape(-1, tokens)
     return jnp.any(rows, axis=1).astype(jnp.int32)

@@ -1,29 +1,27 @@
-"""The sums over the columns, on a TPU: one pass over tiles of the vocabulary for each tile of tokens.
+"""TPU kernel for the forward sums: for each tile of nt tokens, one pass over tiles of vt columns.
 
-The mathematics is in `_statistics`: for each token the running maximum m of its logits, the target's own, and
+For each token the kernel accumulates `statistics.Sums`: the running maximum m of the logits x, the target's x_y, and
 
     rest = Σ e^(x−m),   squares = Σ e^(2(x−m)),   moment = Σ (x−m) e^(x−m)    over the columns v ≠ y.
 
-They are enough for log π(y), the entropy and Σπ², and none is a difference of large numbers.  Moved to a new maximum
-m' with s = m − m', they are rest·e^s, squares·e^2s, (moment + s·rest)·e^s.  Here x = βz, and the kernel keeps m, the
-target and the moment in units of z, so that β multiplies once a logit.
+If the maximum grows to m', then with s = m − m' they become rest·e^s, squares·e^2s and (moment + s·rest)·e^s. The
+kernel stores m, x_y and moment in units of z = x/β, so that the multiplication by β is only in the exponent.
 
-The tile is transposed, zᵀ = W·hᵀ: columns of the vocabulary lie in sublanes and tokens in lanes.
+The tile of logits is transposed, zᵀ = W·hᵀ: columns of the vocabulary are in sublanes and tokens in lanes.
 
-                tokens → (lanes)                 The five sums are [8, nt]: one for every 8th row of zᵀ, so that a
-              ┌───────────────┐                  column costs neither a shuffle nor a rescaling: a vector register of
-    columns   │ part 0        │  8 rows at a     logits is added to one of sums. The 8 are joined at the end.
-       ↓      │ part 1        │  time, added
-    (sublanes)└───────────────┘  to [8, nt]      Grid: (tiles of tokens, tiles of the vocabulary), the latter innermost.
+                tokens → (lanes)                 Each of the five sums is [8, nt]: its row r is over rows r, r + 8, …
+              ┌───────────────┐                  of zᵀ. A register of logits (8 columns) is added elementwise to a
+    columns   │ part 0        │  8 rows at a     register of sums, without a shuffle; sums are rescaled once per part.
+       ↓      │ part 1        │  time, added     The 8 rows are joined after the last tile.
+    (sublanes)└───────────────┘  to [8, nt]      Grid: (tiles of tokens, tiles of the vocabulary), vocabulary innermost.
 
-A tile is made in parts.  While the matrix unit makes one part, the vector unit adds the part before it to the sums; the
-last part of a tile is added during the first of the next one, and that of the last tile at the end.  A banned token's
-logit is the `floor`, at which βz is `BANNED`.  So is the logit of a column that is none (padding, or beyond the
-weight's end): it adds nothing once any other has been seen.
+A tile is computed in parts of rows of zᵀ. While the matrix unit computes one part, the vector unit adds the part before
+it to the sums. The last part of a tile is added during the first part of the next tile, or at the end of the pass. The
+logit z of a banned token is set to `floor`, where βz = `BANNED`. So are the logits of padding and of rows past the end
+of the weight: they add e^(β(floor − m)) = 0 as soon as m is the logit of any other token.
 
-VMEM, in bytes:  hidden states 2·nt·D·b and weight 2·vt·D·b (each twice: one is loaded while the other is read; b bytes
-an element), two parts of logits 2·part·nt·4, sums 5·8·nt·4, outputs 2·8·nt·4, targets 2·8·nt·4,
-and where there is a bias 2·8·vt·4.
+VMEM in bytes, with b bytes per element: hidden states 2·nt·D·b and weight 2·vt·D·b (double-buffered), two parts of
+logits 2·part·nt·4, sums 5·8·nt·4, outputs 2·8·nt·4, targets 2·8·nt·4, and with a bias 2·8·vt·4.
 """
 
 from functools import partial
@@ -53,7 +51,7 @@ from pallas_kernels.token_stats.tpu.generations import (
     visits,
 )
 
-CHUNK = 256  # tokens whose sums are in registers at a time
+CHUNK = 256  # tokens whose sums are in registers at the same time
 
 
 def sums(hidden: Array, head: Head, targets: Array, tile: Tile | None) -> Sums:
@@ -64,7 +62,7 @@ def sums(hidden: Array, head: Head, targets: Array, tile: Tile | None) -> Sums:
     tile = fitted(tile, here.sums, "tokens", hidden, head, partial(_bytes, d, hidden, head, here.part), here.vmem)
     tokens, columns = tile
     plan = visits(head, targets, tokens)
-    part = part_of(columns // 2, here.part)  # an even number of parts: each takes turns with the one before it
+    part = part_of(columns // 2, here.part)  # an even number of parts, since two buffers alternate
 
     def of_tokens(i, j, *plan):
         return Visits(*plan).tokens(i), 0
@@ -111,7 +109,7 @@ def sums(hidden: Array, head: Head, targets: Array, tile: Tile | None) -> Sums:
 
 
 def _kernel(present, held, size, scale, h, w, y, *refs, tile: Tile, part: int, common, ragged, biased, capped):
-    """One tile of logits; its last part is added to the sums in the next step."""
+    """One grid step: computes a tile of logits in parts and adds each part to the sums, one part behind."""
     b, out, *logits, found = refs if biased else (None, *refs)
     plan = Visits(present, held, size, scale)
     beta, cap, floor = scale[0], scale[1], scale[2]
@@ -129,7 +127,7 @@ def _kernel(present, held, size, scale, h, w, y, *refs, tile: Tile, part: int, c
         logits[p % 2][...] = z
 
     def add(p: int):
-        """The part p; −1 is the last one of the tile before."""
+        """Adds part p to the sums; p = −1 is the last part of the previous tile."""
         for start in range(0, tile.tokens, CHUNK):
             chunk = pl.ds(start, min(CHUNK, tile.tokens - start))
             local = y[:, chunk] - (first + p * part)
@@ -164,7 +162,7 @@ def _kernel(present, held, size, scale, h, w, y, *refs, tile: Tile, part: int, c
 
 
 def _absorbed(old: Sums, z, local, beta) -> Sums:
-    """The sums [8, n] with a part z [part, n] of logits; `local` [1, n] is the target's row of it."""
+    """The sums [8, n] with one more part of logits z [part, n]; `local` [1, n] is the row of z with each target."""
     groups = z.shape[0] // SUBLANES
     over_groups = partial(lax.fori_loop, 0, groups, unroll=True)
 
@@ -174,7 +172,7 @@ def _absorbed(old: Sums, z, local, beta) -> Sums:
     top = over_groups(lambda k, top: jnp.maximum(top, group(k)), old.top)
     shift = old.top - top
     s = jnp.exp(beta * shift)
-    moment = jnp.where(s > 0, (old.moment + shift * old.rest) * s, 0)  # never −∞·0
+    moment = jnp.where(s > 0, (old.moment + shift * old.rest) * s, 0)  # avoids −∞·0
     target_group = local - counted(old.top.shape, 0)
 
     def add(k, so_far):
@@ -189,7 +187,7 @@ def _absorbed(old: Sums, z, local, beta) -> Sums:
 
 
 def part_of(size: int, limit: int) -> int:
-    """The largest multiple of 64 up to the limit that divides the size, itself one."""
+    """The largest multiple of 64 up to `limit` that divides `size`, which must be a multiple of 64."""
     return max(part for part in range(64, limit + 1, 64) if size % part == 0)
 
 

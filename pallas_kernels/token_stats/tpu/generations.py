@@ -1,7 +1,7 @@
-"""Shared by the TPU kernels: the tiles of each TPU generation, their VMEM limits, and which tiles are visited.
+"""Tiles and VMEM limits of each TPU generation, and the tiles to visit; shared by the TPU kernels.
 
-Hidden states and weight stay as they are in HBM, of any sizes: the last block of either hangs over the array's end, and
-what it holds there is anything, NaN included. Only vectors of N, which are small, are padded to whole tiles.
+Hidden states and weight are not padded: the last block of either extends past the end of the array, where its contents
+are undefined and may be NaN. Only vectors of length N or V are padded to whole tiles.
 """
 
 import math
@@ -21,50 +21,50 @@ from pallas_kernels._vocabulary.types import ABSENT, Head, Tile, dtypes
 
 LANES = 128
 SUBLANES = 8
-WIDTH = 4096  # the D of the table
-SPARE = 8 * 2**20  # bytes of VMEM for what the compiler puts there
-NARROW = 256  # a tile's side from which on the other is made smaller first
-FAR = -(2**30)  # a target that no column is, however it is counted
+WIDTH = 4096  # the D for which GENERATIONS was tuned
+SPARE = 8 * 2**20  # bytes of VMEM left to the compiler
+NARROW = 256  # `fitted` halves the resident side of a tile once the streaming side is this small
+FAR = -(2**30)  # a target that matches no column, relative to any tile
 
 
 class Generation(NamedTuple):
-    """The tiles of each pass, for D = `WIDTH` in bfloat16; a larger D or dtype makes them smaller.
+    """Tiles of each kernel for D = `WIDTH` in bfloat16; `fitted` shrinks them for a larger D or dtype.
 
-    `part` is how many columns of logits the pass of the sums makes at a time.
+    `part` is the number of columns per part in the forward kernel.
     """
 
     sums: Tile
     hidden: Tile
     weight: Tile
     part: int
-    vmem: int = 56 * 2**20  # bytes that a kernel may ask for
+    vmem: int = 56 * 2**20  # VMEM limit of a kernel in bytes
 
 
-# The best of those tried by static schedules at (N, D, V) = (4096, 4096, 151936), benchmarks/tpu_static.py --search.
+# The fastest by the compiler's static schedules at (N, D, V) = (4096, 4096, 151936), benchmarks/tpu_static.py --search.
 GENERATIONS = {
     "v5e": Generation(sums=Tile(512, 512), hidden=Tile(512, 512), weight=Tile(512, 512), part=128),
     "v5p": Generation(sums=Tile(512, 512), hidden=Tile(512, 512), weight=Tile(512, 512), part=128),
     "v6e": Generation(sums=Tile(1024, 1024), hidden=Tile(1024, 512), weight=Tile(512, 1024), part=256),
     "7x": Generation(sums=Tile(1024, 512), hidden=Tile(512, 512), weight=Tile(512, 512), part=256),
 }
-ANY = Generation(sums=Tile(512, 512), hidden=Tile(512, 512), weight=Tile(512, 512), part=256)  # fits all of these
+ANY = Generation(sums=Tile(512, 512), hidden=Tile(512, 512), weight=Tile(512, 512), part=256)  # fits every generation
 
 
 def generation() -> Generation:
-    """That of the device, or of the abstract mesh, that a program is traced for."""
+    """The generation of the TPU, or of the abstract mesh, for which the program is traced; `ANY` if unknown."""
     try:
         info = pltpu.get_tpu_info()
-    except ValueError:  # traced elsewhere, for a TPU that is not known yet
+    except ValueError:  # traced on another platform, without a TPU mesh
         return ANY
     return GENERATIONS.get(str(info.chip_version), ANY)._replace(vmem=info.vmem_capacity_bytes // 8 * 7)
 
 
 def fitted(tile: Tile | None, best: Tile, stays: str, hidden, head: Head, bytes_of: Callable, vmem: int) -> Tile:
-    """The tile given, in multiples of 128 and no larger than the arrays, else the best one made to fit.
+    """`tile` rounded up to multiples of 128 and clipped to the arrays; if None, `best` shrunk until it fits.
 
-    It has to fit VMEM, of which the kernel takes `bytes_of(tile)`, and be no more work than at `WIDTH` in bfloat16, as
-    the compiler unrolls it (a product in float32 is six in bfloat16).  The side that passes by is halved first: what is
-    read from HBM depends on the one that stays.
+    `bytes_of(tile)` must fit in VMEM, and the work per tile, which the compiler unrolls, must not exceed that of `best`
+    at D = `WIDTH` in bfloat16 (float32 products cost several times more). The streaming side is halved before the
+    resident side `stays` ("tokens" or "vocabulary"), on which HBM traffic depends.
     """
     (n, d), v = hidden.shape, head.unembedding.shape[0]
     most = Tile(whole(n, LANES), whole(v, LANES))
@@ -80,7 +80,7 @@ def fitted(tile: Tile | None, best: Tile, stays: str, hidden, head: Head, bytes_
 
 
 def whole(size: int, unit: int) -> int:
-    """The least multiple of the unit that is not below the size."""
+    """`size` rounded up to a multiple of `unit`."""
     return -(-size // unit) * unit
 
 
@@ -88,19 +88,19 @@ def whole(size: int, unit: int) -> int:
 
 
 class Visits(NamedTuple):
-    """What is prefetched to SMEM: which tiles a kernel computes, and the scalars of the logits.
+    """Scalars prefetched to SMEM: the tiles that a kernel computes, and the parameters of the logits.
 
-    A tile of tokens with nothing to learn, or of padding alone, is not computed. Its step asks for the block that is
-    there already, and so costs no DMA.
+    A tile of tokens without targets, or of padding columns alone, is not computed. The index maps of its grid step
+    return the block that is already in VMEM, so the step needs no DMA.
     """
 
-    present: Int[Array, " tiles"]  # how many of a tile's tokens have something to learn
-    held: Int[Array, " tiles"]  # the last tile of tokens up to here that is computed
-    size: Int[Array, " 1"]  # of the head
+    present: Int[Array, " tiles"]  # number of tokens with a target in each tile
+    held: Int[Array, " tiles"]  # index of the last computed tile of tokens up to and including each tile
+    size: Int[Array, " 1"]  # head.size: number of columns that are not padding
     scale: Float[Array, " 3"]  # β, c (1 without a soft cap), and the logit z of a banned token
 
     def computes(self, i, first):
-        """Whether the tile of tokens i by the columns from `first` on is computed."""
+        """Whether the tile of tokens i × columns from `first` on is computed."""
         return (self.present[i] > 0) & (first < self.size[0])
 
     def tokens(self, i):
@@ -111,11 +111,11 @@ class Visits(NamedTuple):
 
     def last(self, tile: int):
         """The last tile of the vocabulary that is computed."""
-        return lax.div(jnp.maximum(self.size[0] - 1, 0), jnp.int32(tile))  # `//` would ask for the device's kind
+        return lax.div(jnp.maximum(self.size[0] - 1, 0), jnp.int32(tile))  # `//` would query the device kind
 
 
 def visits(head: Head, targets, tokens: int) -> Visits:
-    """Of targets [N], in tiles of so many tokens."""
+    """The `Visits` of targets [N] in tiles of `tokens` tokens."""
     rows = padded(targets, tokens, ABSENT).reshape(-1, tokens)
     present = jnp.sum(rows != ABSENT, axis=1, dtype=jnp.int32)
     held = lax.cummax(jnp.where(present > 0, jnp.arange(rows.shape[0], dtype=jnp.int32), 0))
@@ -126,19 +126,19 @@ def visits(head: Head, targets, tokens: int) -> Visits:
 
 
 def padded(vector, unit: int, value):
-    """[N] with the value after its end, up to a multiple of the unit."""
+    """The vector padded with `value` to a multiple of `unit`."""
     return jnp.pad(vector, (0, whole(vector.shape[0], unit) - vector.shape[0]), constant_values=value)
 
 
 def bias_row(head: Head, columns: int):
-    """The bias as [1, V] in float32, padded to tiles of so many columns, and 0 at what is none."""
+    """The bias as [1, V] in float32, padded to whole tiles of `columns`; 0 at padding."""
     assert head.bias is not None
     b = padded(head.bias.astype(jnp.float32), columns, 0)
     return jnp.where(jnp.arange(b.shape[0], dtype=jnp.int32) < head.size, b, 0)[None]
 
 
 def is_ragged(head: Head, columns: int) -> bool:
-    """Whether some tile of so many columns may hold what is no column."""
+    """Whether a tile of `columns` may contain padding or rows past the end of the weight."""
     return not isinstance(head.size, int) or head.size % columns > 0
 
 
@@ -146,7 +146,7 @@ def is_ragged(head: Head, columns: int) -> bool:
 
 
 def dot(a, b, contract: tuple[int, int], common):
-    """The product in float32; float32 itself is not rounded to bfloat16 on the way."""
+    """The product of a and b in float32, contracting axes `contract`; float32 factors are not rounded to bfloat16."""
     precision = lax.Precision.HIGHEST if common == jnp.float32 else lax.Precision.DEFAULT
     axes = ((contract[0],), (contract[1],)), ((), ())
     return lax.dot_general(
@@ -155,7 +155,7 @@ def dot(a, b, contract: tuple[int, int], common):
 
 
 def in_all_lanes(row):
-    """[1, n] as a column in each lane, [n, 128]."""
+    """A row [1, n] as a column broadcast over all lanes, [n, 128]."""
     return jnp.transpose(jnp.broadcast_to(row, (LANES, row.shape[1])))
 
 
@@ -167,25 +167,26 @@ def counted(shape: tuple[int, ...], axis: int):
 
 
 def common_dtype(hidden, head: Head) -> Any:
-    """Raises TypeError if a TPU has no products of it."""
+    """The inputs' common dtype. Raises TypeError unless it is bfloat16 or float32."""
     common = dtypes(hidden, head.unembedding)[0]
     require_products(common)
     return common
 
 
 def require_products(common) -> None:
-    """Raises TypeError if a TPU has no products of the dtype."""
+    """Raises TypeError unless the dtype is one that TPU matrix units multiply."""
     fits = common in (jnp.bfloat16, jnp.float32)
-    require(fits, "token_stats", "hidden with unembedding", f"of dtype {common}", "bfloat16 or float32", TypeError)
+    remedy = "bfloat16 or float32 for implementation 'tpu'"
+    require(fits, "token_stats", "hidden and unembedding", f"have common dtype {common}", remedy, TypeError)
 
 
 def like(source, shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
-    """An output's type, varying over the axes of a shard_map as its source does."""
+    """An output type that varies over the same `shard_map` axes as `source`."""
     return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(source).manual_axis_type)
 
 
 def cost(products: int, hidden, head: Head, tile: Tile, inner: str, exponentials: int) -> pl.CostEstimate:
-    """Of so many products of N·D·V; what the inner grid dimension runs over is read once for each outer tile."""
+    """Cost of `products` matrix products of 2·N·D·V; the operand of the `inner` grid axis is read per outer tile."""
     (n, d), v = hidden.shape, head.unembedding.shape[0]
     h, w = n * d * hidden.dtype.itemsize, v * d * head.unembedding.dtype.itemsize
     outer = pl.cdiv(n, tile.tokens) if inner == "vocabulary" else pl.cdiv(v, tile.vocabulary)

@@ -1,4 +1,4 @@
-"""Any local jsonl file as a task."""
+"""Task for problems in a local jsonl file."""
 
 from rljax.tasks.jsonl.task import JsonlTask
 

@@ -1,4 +1,4 @@
-"""Any local jsonl as a TensorFlow Datasets builder; a file that changes is another dataset."""
+"""TensorFlow Datasets builder for a local jsonl file. A changed file is a new dataset."""
 
 import dataclasses
 import hashlib
@@ -12,7 +12,7 @@ from rljax.tasks.storage import examples, problem_info
 
 @dataclasses.dataclass
 class JsonlConfig(tfds.core.BuilderConfig):
-    """The file; its content names the folder."""
+    """Configuration of one file; the hash of its content names the dataset folder."""
 
     path: Path = Path()
 
@@ -22,10 +22,10 @@ class JsonlConfig(tfds.core.BuilderConfig):
 
 
 class JsonlProblems(tfds.core.GeneratorBasedBuilder):
-    """One split, `train`: the file's problems in their order."""
+    """Dataset with one split, `train`: the problems in file order."""
 
     builder_config: JsonlConfig
-    VERSION = tfds.core.Version("1.1.0")  # another one if the stored fields change
+    VERSION = tfds.core.Version("1.1.0")  # increase if the stored fields change
 
     def _info(self) -> tfds.core.DatasetInfo:
         return problem_info(self, "Problems of a local jsonl file.")
@@ -34,4 +34,4 @@ class JsonlProblems(tfds.core.GeneratorBasedBuilder):
         return {"train": examples(read_jsonl(self.builder_config.path))}
 
     def _generate_examples(self):
-        raise NotImplementedError("_split_generators gives the examples themselves")
+        raise NotImplementedError("unused: _split_generators returns the examples")

@@ -1,4 +1,4 @@
-"""Problems of a jsonl file, and clear errors for lines that are not one."""
+"""Reader of problems from a jsonl file."""
 
 import codecs
 import json
@@ -10,35 +10,35 @@ OPTIONAL = ("solution", "level")
 
 
 def read_jsonl(path: Path) -> list[Problem]:
-    """The problems of a file of `{"prompt", "answer"}` lines, `solution` and `level` optional; other fields are `info`.
+    """Problems of a UTF-8 file with one JSON object per line, in file order.
 
-    UTF-8, with or without a byte order mark. An optional field that is null counts as absent.
-    Raises ValueError that names the file, the line's number and what is wrong with it.
+    Required fields: `prompt`, `answer`. Optional fields, where null counts as absent: `solution`, `level`. All other
+    fields become `info`. Raises ValueError with the file, the line number and the fault if a line is invalid.
     """
     try:
         lines = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
     except OSError as error:
         raise ValueError(f"path = {str(path)!r}: expected a readable jsonl file ({error.strerror})") from error
     if not lines[-1]:
-        del lines[-1]  # the last line ends in a newline, too
+        del lines[-1]
     if not lines:
-        raise ValueError(f"{path} is empty: expected one JSON object with a prompt and an answer in each line")
+        raise ValueError(f"{path} is empty: expected one JSON object per line, with a prompt and an answer")
     return [_read_line(f"{path}, line {number}", line) for number, line in enumerate(lines, 1)]
 
 
 def _read_line(place: str, line: bytes) -> Problem:
     if not line.strip():
-        raise ValueError(f"{place} is empty: remove it, or write a JSON object with a prompt and an answer")
+        raise ValueError(f"{place} is empty: expected a JSON object with a prompt and an answer, or no line")
     try:
         row = json.loads(line.decode())
     except UnicodeDecodeError as error:
         raise ValueError(f"{place} is not UTF-8 (byte {error.start + 1}): expected a JSON object in UTF-8") from error
-    except (ValueError, RecursionError) as error:  # a ValueError alone: an integer of over 4300 digits
+    except (ValueError, RecursionError) as error:  # ValueError also covers integers of over 4300 digits
         raise ValueError(f"{place} is not JSON ({error}): {line[:60].decode(errors='replace')!r}") from error
     if not isinstance(row, dict):
         raise ValueError(f"{place} holds a {type(row).__name__}: expected an object with a prompt and an answer")
     if missing := [name for name in ("prompt", "answer") if name not in row]:
-        raise ValueError(f"{place} has no {' and no '.join(missing)}: its fields are {', '.join(row) or 'none'}")
+        raise ValueError(f"{place} has no {' and no '.join(missing)}: expected both, found {', '.join(row) or 'none'}")
     fields = {name: row[name] for name in ("prompt", "answer")}
     fields |= {name: row[name] for name in OPTIONAL if row.get(name) is not None}
     for name, value in fields.items():
@@ -54,4 +54,4 @@ def _check_text(name: str, value) -> None:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{name} = {value!r}: a lone surrogate at {error.start} is no Unicode text") from error
+        raise ValueError(f"{name} = {value!r}: expected Unicode, found a lone surrogate at {error.start}") from error

@@ -1,4 +1,4 @@
-"""Any local jsonl as a task: one `{"prompt": …, "answer": …}` a line, and a reward function."""
+"""Task for a local jsonl file with one `{"prompt": …, "answer": …}` object per line."""
 
 import dataclasses
 import random
@@ -12,15 +12,15 @@ from rljax.tasks.verifier import exact_match
 
 
 def split_problems(problems: list[Problem], share: float, seed: int) -> tuple[list[Problem], list[Problem]]:
-    """(training, held out), a share of the distinct prompts drawn with the seed; equal prompts stay together.
+    """(training, held out): holds out a random share of the distinct prompts; equal prompts stay together.
 
-    Raises ValueError where a share above 0 leaves nothing to train on.
+    Raises ValueError if no training prompt is left.
     """
     distinct = list(dict.fromkeys(problem.prompt for problem in problems))
     count = max(1, round(share * len(distinct))) if share else 0
     if count >= len(distinct):
-        raise ValueError(f"held_out_share = {share} of {len(distinct)} distinct prompts leaves none to train on: give "
-                         "more prompts or a smaller share (0 holds none out)")  # fmt: skip
+        raise ValueError(f"held_out_share = {share}: expected a share of the {len(distinct)} distinct prompts that "
+                         "leaves one for training; add prompts or lower the share (0 holds out none)")  # fmt: skip
     rng = random.Random(f"held out {seed}")
     chosen = set(sorted(distinct, key=lambda _: rng.random())[:count])
     return [p for p in problems if p.prompt not in chosen], [p for p in problems if p.prompt in chosen]
@@ -28,26 +28,31 @@ def split_problems(problems: list[Problem], share: float, seed: int) -> tuple[li
 
 @dataclasses.dataclass(frozen=True)
 class JsonlTask(Task):
-    """A jsonl file as a task: rows with a `solution` are demonstrations, and a share of the prompts is held out."""
+    """Task for problems in a local jsonl file.
+
+    Problems with a `solution` are demonstrations. A share of the prompts is held out for evaluation. Raises ValueError
+    if a field is out of range, and TypeError if `reward` or `solved` is not callable. For generated problems or several
+    held-out levels, subclass `Task`.
+    """
 
     path: Path
-    """File of {"prompt", "answer"} objects, one per line; optional "solution" and "level". Other fields are the
-    problem's `info`."""
+    """File with one JSON object per line: "prompt", "answer", and optionally "solution" and "level". All other fields
+    become `Problem.info`."""
     _: dataclasses.KW_ONLY
     reward: Callable[..., float] = exact_match
-    """(prompt, completion, answer) -> float; it may name `finished`, `length` and `info` (see `TaskData.reward`)."""
+    """Reward function `(prompt, completion, answer) -> float`, optionally with keywords (see `TaskData.reward`)."""
     solved: Callable[[float], bool] = full_reward
-    """Whether a reward means that the problem is solved; by default a reward of 1 or more."""
+    """`solved(reward) -> bool`: True if the reward means solved; by default, if it is 1 or more."""
     held_out_share: float = 0.1
-    """Share of the distinct prompts that is never trained on."""
+    """Share of the distinct prompts held out from training; 0 <= held_out_share < 1."""
     tokenizer: Path | None = None
-    """A SentencePiece model made by `Tokenizer.train`; by default one is trained on the file's text."""
+    """File of a SentencePiece model from `Tokenizer.train`; by default, a model is trained on the text of `path`."""
     vocab_size: int = 1024
-    """Upper bound of that model's vocabulary."""
+    """Upper bound on the number of tokens of the trained tokenizer; unused if `tokenizer` is given."""
     seed: int = 0
-    """Seed of the split; the run's own seed does not change it."""
+    """Seed of the held-out split, independent of the seed of the run."""
     data_dir: Path = Path("data")
-    """Folder of prepared datasets."""
+    """Folder for prepared datasets."""
 
     def __post_init__(self):
         as_paths(self, "path", "tokenizer", "data_dir")
@@ -60,11 +65,11 @@ class JsonlTask(Task):
             raise ValueError(f"task.held_out_share = {self.held_out_share}: expected a number in [0, 1)")
 
     def load(self) -> TaskData:
-        """Prepares the dataset where the file is new or has changed, then reads it."""
-        from rljax.tasks import storage  # here, so that a recipe is read without tensorflow_datasets
+        """Prepares the dataset if the file is new or has changed, then reads it."""
+        from rljax.tasks import storage  # imported here so that recipes do not need tensorflow_datasets
         from rljax.tasks.jsonl import dataset
 
-        read_jsonl(self.path)  # a bad line is reported as it is
+        read_jsonl(self.path)  # checked first, so that an invalid line raises its own error
         config = dataset.JsonlConfig.of(self.path)
         builder = storage.prepare(dataset.JsonlProblems, config, self.data_dir)
         problems = storage.read(builder, "train")

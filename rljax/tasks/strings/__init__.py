@@ -1,4 +1,4 @@
-"""The string task: 25 functions on short strings, learned alone and then composed."""
+"""The string task: 25 functions on short strings, learned separately and then composed."""
 
 from rljax.tasks.strings.task import StringsTask, string_tokenizer
 

@@ -1,4 +1,4 @@
-"""The string task as a TensorFlow Datasets builder: deterministic from its config, no TensorFlow needed."""
+"""TensorFlow Datasets builder of the string task."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from rljax.tasks.strings import problems
 
 @dataclasses.dataclass
 class StringFunctionsConfig(tfds.core.BuilderConfig):
-    """Seed and sizes, which also name the folder."""
+    """Seed and sizes, which also name the dataset folder."""
 
     seed: int = 0
     demonstrations: int = 0
@@ -24,15 +24,14 @@ class StringFunctionsConfig(tfds.core.BuilderConfig):
 
 
 def split_name(level: str) -> str:
-    """The split that holds an evaluation level."""
     return level.replace(" ", "_").replace("-", "_")
 
 
 class StringFunctions(tfds.core.GeneratorBasedBuilder):
-    """Splits `train` (demonstrations), `prompts`, and one for each evaluation level."""
+    """Dataset with the splits `train` (demonstrations), `prompts`, and one split per evaluation level."""
 
     builder_config: StringFunctionsConfig
-    VERSION = tfds.core.Version("1.2.0")  # another one if functions, splits, draws or stored fields change
+    VERSION = tfds.core.Version("1.2.0")  # increase if functions, splits, random draws or fields change
 
     def _info(self) -> tfds.core.DatasetInfo:
         return problem_info(self, "Compositions of 25 string functions, after arXiv 2509.25123.")
@@ -50,4 +49,4 @@ class StringFunctions(tfds.core.GeneratorBasedBuilder):
         }
 
     def _generate_examples(self):
-        raise NotImplementedError("_split_generators gives the examples themselves")
+        raise NotImplementedError("unused: _split_generators returns the examples")

@@ -1,8 +1,7 @@
-"""25 functions on strings over the letters s … z, with names that tell nothing: f0 … f24.
+"""25 functions f0 … f24 on strings of 1 to 7 of the letters s … z; longer outputs are truncated to 7 letters.
 
-Each is total on the strings of 1 to 7 letters and gives one of 1 to 7 letters; what is longer is cut. They are built
-from 20 operations, and differ pairwise on the test strings. The task is that of 2509.25123 (composing functions that
-were learned alone); the functions are our own.
+The functions use 20 operations and differ pairwise on the test strings. Composing functions that were learned
+separately follows 2509.25123; the functions themselves are different.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +16,6 @@ def reverse(x: str) -> str:
 
 
 def rotate(x: str) -> str:
-    """The first letter moves to the end."""
     return x[1:] + x[0]
 
 
@@ -38,28 +36,25 @@ def overwrite_every_second(x: str, *, by: str) -> str:
 
 
 def swap_halves(x: str) -> str:
-    """The second half first; the middle letter of an odd length belongs to the first half."""
+    """Swaps the halves; a middle letter belongs to the first half."""
     half = (len(x) + 1) // 2
     return x[half:] + x[:half]
 
 
 def swap_neighbors(x: str) -> str:
-    """Letters 1 and 2 change places, 3 and 4, …; an odd last one stays."""
     return "".join(x[i : i + 2][::-1] for i in range(0, len(x), 2))
 
 
 def shift_letters(x: str, *, by: int) -> str:
-    """Each letter becomes the one `by` places on in the alphabet, round its end."""
+    """Shifts each letter by `by` places in the alphabet, cyclically."""
     return "".join(LETTERS[(LETTERS.index(letter) + by) % len(LETTERS)] for letter in x)
 
 
 def shift_first(x: str) -> str:
-    """The first letter becomes the next in the alphabet."""
     return shift_letters(x[0], by=1) + x[1:]
 
 
 def mirror_letters(x: str) -> str:
-    """The alphabet turned round: s ↔ z, t ↔ y, …."""
     return x.translate(str.maketrans(LETTERS, LETTERS[::-1]))
 
 
@@ -68,17 +63,14 @@ def sort_letters(x: str, *, descending: bool) -> str:
 
 
 def interleave_reversed(x: str) -> str:
-    """The first letter, the last, the second, the last but one, … to the end of both."""
     return "".join(a + b for a, b in zip(x, x[::-1], strict=True))
 
 
 def evens_first(x: str) -> str:
-    """Letters 1, 3, 5, … and then 2, 4, 6, …."""
     return x[::2] + x[1::2]
 
 
 def palindrome(x: str) -> str:
-    """The string and its reverse."""
     return x + x[::-1]
 
 
@@ -95,12 +87,11 @@ def surround(x: str, *, left: str = "", right: str = "") -> str:
 
 
 def separate(x: str, *, by: str) -> str:
-    """The letter `by` between every two."""
     return by.join(x)
 
 
 def without_end(x: str, *, first: int = 0, last: int = 0) -> str:
-    """Without so many letters at its ends; a string of one letter stays."""
+    """Removes `first` letters at the start and `last` at the end, but never the only letter."""
     return x[first : len(x) - last] or x[:1]
 
 
@@ -137,23 +128,23 @@ FUNCTIONS: dict[str, Callable[[str], str]] = {
 
 
 def operation(name: str) -> str:
-    """The operation that a function is made of, as `rotate`."""
+    """Name of the operation of a function, such as `rotate`."""
     function = FUNCTIONS[name]
     return function.func.__name__ if isinstance(function, partial) else function.__name__
 
 
 def apply(names: Sequence[str], text: str) -> str:
-    """The functions applied from right to left, each output cut to 7 letters: f_i(f_j(x)) for (f_i, f_j).
+    """Applies the functions from right to left, f_i(f_j(x)) for (f_i, f_j), and truncates each output to 7 letters.
 
     >>> apply(["f9"], "stuv"), apply(["f6", "f9"], "stuv"), apply(["f9", "f6"], "stuv")
     ('vuts', 'vutsw', 'wvuts')
 
-    Raises ValueError for a name that is none, or a text that is not 1 to 7 of the letters.
+    Raises ValueError if a name is unknown or `text` is not 1 to 7 of the letters.
     """
     if not 1 <= len(text) <= LONGEST or not set(text) <= set(LETTERS):
         raise ValueError(f"text = {text!r}: expected 1 to {LONGEST} of the letters {LETTERS}")
     for name in reversed(names):
         if name not in FUNCTIONS:
-            raise ValueError(f"names = {list(names)!r}: {name!r} is no function; expected f0 … f{len(FUNCTIONS) - 1}")
+            raise ValueError(f"names = {list(names)!r}: {name!r} is unknown; expected f0 … f{len(FUNCTIONS) - 1}")
         text = FUNCTIONS[name](text)[:LONGEST]
     return text

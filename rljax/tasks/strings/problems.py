@@ -1,13 +1,13 @@
-"""Problems of the string task: their text, which pairs and strings are held out, and the distributions they come from.
+"""Problems of the string task: text format, held-out pairs and strings, and sampling distributions.
 
-A prompt names functions and gives a string, `f3 f7 stuvx;`; its solution applies them from right to left with every
-output written out, `f7 <output>;f3 <output>`. So a step always reads "string ; f → output", whatever its position:
-that is what lets it be composed. What is held out depends on no seed:
+A prompt lists functions and a string, `f3 f7 stuvx;`. Its solution applies the functions from right to left and writes
+every output, `f7 <output>;f3 <output>`. Each step therefore has the same form at every position: string, function,
+output. The held-out sets do not depend on a seed:
 
-- 5 functions are composed nowhere in training;
-- the 400 ordered pairs of the other 20 are 60 demonstrated, 204 for RL and 136 held out, each function being
-  demonstrated 3 times on the left and 3 times on the right;
-- an eighth of the strings of 3 to 5 letters is no problem's input in training, and every problem's in evaluation.
+- 5 functions are never composed in training.
+- The 400 ordered pairs of the other 20 functions are split into 60 for demonstrations, 204 for RL and 136 held out;
+  the demonstrated pairs contain each function 3 times on the left and 3 times on the right.
+- One eighth of the strings of 3 to 5 letters is reserved for evaluation; evaluation problems use no other inputs.
 """
 
 import random
@@ -30,14 +30,14 @@ LEVELS = (
     "level 4",
 )
 
-DEMONSTRATED_PAIRS = 0.05  # share of level 2 among the demonstrations
-SINGLE_STEPS = 0.06  # share, among those of level 1, of a step alone in place of a whole problem
-ANY_LENGTH = 0.3  # share of their level-1 inputs that have 1 to 7 letters, as intermediate strings have
-LEVEL_1_PROMPTS = 0.25  # share of level 1 among the prompts of RL
+DEMONSTRATED_PAIRS = 0.05  # share of level-2 problems among the demonstrations
+SINGLE_STEPS = 0.06  # share of single steps among the level-1 demonstrations
+ANY_LENGTH = 0.3  # share of level-1 demonstrations with 1 to 7 letters, like intermediate strings
+LEVEL_1_PROMPTS = 0.25  # share of level-1 problems among the RL prompts
 
 
 class Pairs(NamedTuple):
-    """Ordered pairs of functions by what they serve."""
+    """Ordered pairs of functions, by use."""
 
     demonstrated: tuple[tuple[str, str], ...]
     trained: tuple[tuple[str, str], ...]
@@ -60,12 +60,12 @@ PAIRS = _split_pairs()
 
 
 def is_test_string(text: str) -> bool:
-    """Whether a string is an input of evaluation problems alone."""
+    """True if the string is reserved for evaluation problems."""
     return len(text) in LENGTHS and zlib.crc32(text.encode()) % 8 == 0
 
 
 def make_problem(names: Sequence[str], text: str, level: str) -> Problem:
-    """The problem of applying the functions to the text, with its solution.
+    """The problem, with solution, of applying the functions `names` to `text`.
 
     >>> make_problem(["f6", "f9"], "stuv", "level 2")
     Problem(prompt='f6 f9 stuv;', answer='vutsw', solution='f9 vuts;f6 vutsw', level='level 2', info={})
@@ -79,10 +79,10 @@ def make_problem(names: Sequence[str], text: str, level: str) -> Problem:
 
 
 def single_step(before: str, name: str, text: str, level: str) -> Problem:
-    """One function as a later step of a solution has it: a string after any name, the step's own name, its output.
+    """One function as it appears in a later step of a solution: `before`, a string, the function name, its output.
 
-    A whole problem of one function has the same name in both places. A model that has seen nothing else may read it in
-    the first, where a composition's later step has the name of the step before.
+    In a whole problem of one function both names are equal, so a model might learn to read the first name. In a later
+    step of a composition the first name belongs to the previous step.
 
     >>> single_step("f3", "f9", "stuv", "level 1")
     Problem(prompt='f3 stuv;f9 ', answer='vuts', solution='vuts', level='level 1', info={})
@@ -92,7 +92,7 @@ def single_step(before: str, name: str, text: str, level: str) -> Problem:
 
 
 def _draw_string(rng: random.Random, lengths: Sequence[int], *, test: bool) -> str:
-    """A random string, its length uniform over `lengths`, of the test strings or of the others."""
+    """A random string with length uniform over `lengths`, from the test strings if `test`, else from the rest."""
     length = rng.choice(lengths)
     while True:
         text = "".join(rng.choices(LETTERS, k=length))
@@ -101,7 +101,7 @@ def _draw_string(rng: random.Random, lengths: Sequence[int], *, test: bool) -> s
 
 
 def demonstrations(seed: int, count: int) -> Iterator[Problem]:
-    """Problems of stage 1: every function alone, and the demonstrated pairs."""
+    """Problems of stage 1: single functions and demonstrated pairs."""
     rng = random.Random(f"demonstrations {seed}")
     for _ in range(count):
         if rng.random() < DEMONSTRATED_PAIRS:
@@ -116,7 +116,7 @@ def demonstrations(seed: int, count: int) -> Iterator[Problem]:
 
 
 def prompts(seed: int, count: int) -> Iterator[Problem]:
-    """Problems of stage 2: the pairs for RL, and some level 1."""
+    """Problems of stage 2: the pairs for RL and some single functions."""
     rng = random.Random(f"prompts {seed}")
     for _ in range(count):
         level = LEVELS[0] if rng.random() < LEVEL_1_PROMPTS else LEVELS[1]
@@ -124,7 +124,7 @@ def prompts(seed: int, count: int) -> Iterator[Problem]:
 
 
 def held_out(level: str, seed: int, count: int) -> Iterator[Problem]:
-    """Problems of an evaluation level, on test strings."""
+    """Problems of an evaluation level, with test strings as inputs."""
     rng = random.Random(f"{level} {seed}")
     for _ in range(count):
         yield make_problem(_NAMES[level](rng), _draw_string(rng, LENGTHS, test=True), level)

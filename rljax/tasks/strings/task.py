@@ -1,4 +1,4 @@
-"""The task of composing string functions: learned alone first, then composed for the outcome reward."""
+"""The string task: single functions from demonstrations in stage 1, compositions by RL in stage 2."""
 
 import dataclasses
 from itertools import islice
@@ -11,26 +11,30 @@ from rljax.tasks.tokenizer import Tokenizer
 
 
 def string_tokenizer() -> Tokenizer:
-    """One token for each function's name with its space, for each letter and for `;`; bytes for all else."""
+    """Tokenizer with one token per function name (with its space), per letter and for `;`, and bytes for other text."""
     symbols = [*(f"{name} " for name in FUNCTIONS), *LETTERS, ";"]
     texts = (p.prompt + p.solution for p in islice(problems.demonstrations(0, 1000), 1000))
-    return Tokenizer.train(texts, symbols=symbols, vocab_size=4 + 256 + len(symbols) + 1)  # and the space alone
+    return Tokenizer.train(texts, symbols=symbols, vocab_size=4 + 256 + len(symbols) + 1)  # + 1: the space
 
 
 @dataclasses.dataclass(frozen=True)
 class StringsTask(Task):
-    """25 string functions, alone and composed (2509.25123); what is held out is the same for every seed."""
+    """Single and composed string functions with verified answers (after 2509.25123).
+
+    The held-out functions, pairs and strings are the same for every seed. Raises ValueError if a size is less than 1 or
+    `seed` is negative. `JsonlTask` reads problems from a file instead.
+    """
 
     seed: int = 0
-    """Seed of the data; the run's own seed does not change them."""
+    """Seed of the data, independent of the seed of the run."""
     data_dir: Path = Path("data")
-    """Folder of prepared datasets."""
+    """Folder for prepared datasets."""
     demonstrations: int = 80_000
-    """Problems with solutions for stage 1."""
+    """Number of problems with solutions for stage 1."""
     prompts: int = 20_000
-    """Problems for stage 2."""
+    """Number of problems for stage 2."""
     problems: int = 1024
-    """Problems of each evaluation level."""
+    """Number of problems per evaluation level."""
 
     def __post_init__(self):
         as_paths(self, "data_dir")
@@ -42,7 +46,7 @@ class StringsTask(Task):
 
     def load(self) -> TaskData:
         """Prepares the dataset on first use, then reads it."""
-        from rljax.tasks import storage  # here, so that a recipe is read without tensorflow_datasets
+        from rljax.tasks import storage
         from rljax.tasks.strings import dataset
 
         config = dataset.StringFunctionsConfig.of(

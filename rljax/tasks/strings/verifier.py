@@ -1,4 +1,4 @@
-"""The string task's reward and check, read from a completion's text without its EOS."""
+"""Reward and check of the string task, computed from the text of a completion without EOS."""
 
 import re
 
@@ -9,7 +9,7 @@ _STEP = re.compile(rf"({_NAME}) ([{LETTERS}]+)")
 
 
 def read_steps(completion: str) -> list[tuple[str, str]] | None:
-    """The steps `(function, output)` of `f7 <output>;f3 <output>`; None where the text is anything else.
+    """Steps `(function, output)` of a completion `f7 <output>;f3 <output>`; None if it has another format.
 
     >>> read_steps("f7 stu;f3 uts"), read_steps("f7 stu;"), read_steps("f7 stu;f3 uts ")
     ([('f7', 'stu'), ('f3', 'uts')], None, None)
@@ -19,19 +19,19 @@ def read_steps(completion: str) -> list[tuple[str, str]] | None:
 
 
 def last_output(prompt: str, completion: str, answer: str, *, finished: bool = True) -> float:
-    """The string task's reward: 1 if what follows the last function name is the answer, else 0.
+    """Outcome reward: 1.0 if the last output equals the answer, else 0.0.
 
-    Neither the functions nor the outputs on the way count: this is the outcome alone. Malformed text earns 0, and so
-    does a completion that was cut: its last output may only begin like the answer.
+    Function names and earlier outputs are not compared. Malformed text earns 0.0. A completion that was cut also earns
+    0.0, because its last output may be incomplete.
     """
     steps = read_steps(completion)
     return float(finished and steps is not None and steps[-1][1] == answer)
 
 
 def right_chain(prompt: str, completion: str) -> bool:
-    """Whether the completion applies the prompt's functions, in the right order (the last named one first).
+    """True if the completion names the prompt's functions in the order of application, last function first.
 
-    The outputs do not count: chain and answer are measured apart, since one step alone often gives the same string.
+    Outputs are not compared. This check complements `last_output`, since a wrong chain can give the right answer.
     """
     steps = read_steps(completion)
     return steps is not None and [name for name, _ in steps] == prompt.split()[-2::-1]

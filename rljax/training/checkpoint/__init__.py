@@ -1,1 +1,1 @@
-"""Checkpoints of a run, what they belong to, and the folder that holds them."""
+"""Checkpoints of a run, checks that they belong to it, and the run's folder."""

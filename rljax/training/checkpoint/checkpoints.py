@@ -1,9 +1,9 @@
-"""Checkpoints: everything a run needs to go on as if it had never stopped.
+"""Checkpoints from which a run resumes exactly where it stopped.
 
-One checkpoint holds the parameters, the optimizer's state, the reference, and a record in JSON (phase, step, key, place
-in the data, tokenizer, config). Every process reads the same data, so one place serves all of them, and a run may go on
-with another number of processes. Checkpoints are written asynchronously and appear whole or not at all, with digests
-of their files, which are checked before anything is restored.
+A checkpoint holds the parameters, the optimizer state, the reference parameters, and a JSON record (stage, step, key,
+position in the data, task, config). Every process reads the same data, so a run can resume with a different number of
+processes. Checkpoints are written asynchronously and atomically, with digests of their files that are verified before
+restoring.
 """
 
 import errno
@@ -23,7 +23,7 @@ from rljax.training.errors import RunError, disk_is_full
 
 
 class Restored(NamedTuple):
-    """What a checkpoint held."""
+    """The content of a restored checkpoint."""
 
     record: dict
     tree: Any
@@ -43,13 +43,13 @@ def _disk_errors(folder: Path):
 
 
 class Checkpoints:
-    """The checkpoints of one folder, of which the newest `keep` stay (None: all).
+    """The checkpoints in one folder; keeps the newest `keep` (None keeps all).
 
-    `read_only` changes nothing in a folder that another process may be writing to.
+    With `read_only` nothing in the folder changes, so that another process may be writing to it.
     """
 
     def __init__(self, folder: Path, *, keep: int | None = 2, read_only: bool = False):
-        self.folder, self.read_only = folder.absolute(), read_only  # relative paths fail late in Orbax
+        self.folder, self.read_only = folder.absolute(), read_only  # Orbax rejects relative paths only when saving
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else keep, cleanup_tmp_directories=not read_only, read_only=read_only
         )
@@ -60,47 +60,47 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(self.folder, options=options, handler_registry=registry)
 
     def numbers(self) -> list[int]:
-        """The numbers of the checkpoints that are there, in rising order."""
+        """The numbers of the existing checkpoints, in ascending order."""
         return sorted(self._manager.all_steps()) if self._manager else []
 
     def clear(self) -> None:
-        """Removes all checkpoints, which are of an older run."""
+        """Deletes all checkpoints."""
         assert self._manager is not None
         for number in self.numbers():
             self._manager.delete(number)
 
     def save(self, number: int, tree, record: dict) -> None:
-        """Starts writing checkpoint `number`; the arrays may be donated as soon as this returns.
+        """Starts writing checkpoint `number` in the background; the arrays may be donated once this returns.
 
-        Raises RunError on a full disk, before writing if that can be known, with the older checkpoints kept.
+        Raises RunError if the disk is full; older checkpoints are kept.
         """
         assert self._manager is not None
         with _disk_errors(self.folder):
             self._manager.wait_until_finished()
             self._check_space(tree)
             items = {"state": ocp.args.StandardSave(tree), "record": ocp.args.JsonSave(record)}
-            if number in self.numbers():  # of an older run: Orbax would keep it, and say nothing
+            if number in self.numbers():  # left by an earlier run; Orbax would silently keep the old one
                 self._manager.delete(number)
             if not self._manager.save(number, args=ocp.args.Composite(**items)):
-                raise RunError(f"checkpoint {number} in {self.folder} was not saved, and nothing says why")
+                raise RunError(f"checkpoint {number} in {self.folder} was not saved, and Orbax gave no reason")
 
     def _check_space(self, tree) -> None:
         need = sum(s.data.nbytes for x in jax.tree.leaves(tree) for s in x.addressable_shards if s.replica_id == 0)
         free = shutil.disk_usage(self.folder).free
         if need > free:
-            raise OSError(errno.ENOSPC, f"a checkpoint needs {need} bytes, {free} are free")
+            raise OSError(errno.ENOSPC, f"a checkpoint needs {need} bytes, but {free} bytes are free")
 
     def restore(self, target: Callable[[dict], Any], say: Callable[[str], None]) -> Restored | None:
-        """The newest checkpoint that is as it was written, or None if there never was one.
+        """Restores the newest undamaged checkpoint; returns None if the folder has no checkpoints.
 
-        `target(record)` gives the tree of shapes and shardings to restore into. `say` is told of each checkpoint that
-        is damaged, and of the first bad file; once an older one has been read, they are put aside as
-        `corrupt-checkpoints-N` beside this folder. Raises RunError, and moves nothing, if none can be read.
+        `target(record)` returns the tree of shapes and shardings to restore into. `say` receives a message for each
+        damaged checkpoint, with its first damaged file. After an older checkpoint was restored, the damaged ones are
+        moved to `corrupt-checkpoints-N` beside this folder. Raises RunError, and moves nothing, if all are damaged.
         """
         return self._newest(lambda record: ocp.args.StandardRestore(target(record)), say)
 
     def restore_params(self, target: Callable[[dict], Any], say: Callable[[str], None]) -> Restored | None:
-        """The same for the parameters alone: `target(record)` gives theirs, and the tree holds nothing else."""
+        """Like `restore`, but restores only the parameters, whose shapes and shardings `target(record)` returns."""
 
         def arguments(record):
             item = {"params": target(record)}
@@ -119,19 +119,19 @@ class Checkpoints:
             bad.append(number)
         if bad:
             raise RunError(
-                f"none of the checkpoints in {self.folder} can be read; they are left as they are. Choose another "
+                f"none of the checkpoints in {self.folder} can be read; they are left unchanged. Choose another "
                 "folder with --run FOLDER, or move them away to start from the beginning"
             )
         return None
 
     def _restored(self, number: int, arguments: Callable[[dict], Any], say: Callable[[str], None]) -> Restored | None:
-        """A checkpoint; None, after saying why, if it is damaged."""
+        """Restores one checkpoint; reports the reason and returns None if it is damaged."""
         folder = self.folder / str(number)
         fault = _first(digests.find_fault(folder, jax.process_index(), jax.process_count()))
         read = None
         if not fault or digests.absent(folder):
             read = self._read(number, say, record=ocp.args.JsonRestore())
-        state = None if read is None else arguments(read["record"])  # an error of its own for an older version's
+        state = None if read is None else arguments(read["record"])  # raises RunError for another version
         if fault:
             say(self._lost(number, f"is damaged: {fault}"))
         if fault or read is None:
@@ -140,7 +140,7 @@ class Checkpoints:
         return None if held is None else Restored(read["record"], held["state"])
 
     def _read(self, number: int, say: Callable[[str], None], **items):
-        """The items of a checkpoint; None, after saying why, if some process cannot read them."""
+        """Reads items of a checkpoint; reports the reason and returns None if any process cannot read them."""
         assert self._manager is not None
         read, fault = None, ""
         try:
@@ -164,27 +164,27 @@ class Checkpoints:
         if jax.process_index() == 0:
             for number in numbers:
                 aside = self.folder.parent / f"corrupt-{self.folder.name}-{number}"
-                shutil.rmtree(aside, ignore_errors=True)  # of an earlier put-aside at the same step
+                shutil.rmtree(aside, ignore_errors=True)  # from an earlier damaged checkpoint N
                 (self.folder / str(number)).rename(aside)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("corrupt checkpoints put aside")
         self._manager.reload()
 
     def wait(self) -> None:
-        """Waits until the save in flight is on disk; raises RunError if it failed."""
+        """Waits until the current save is on disk; raises RunError if the disk is full."""
         with _disk_errors(self.folder):
             if self._manager is not None:
                 self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, and releases the manager."""
+        """Waits for the current save and closes the manager."""
         self.wait()
         if self._manager is not None:
             self._manager.close()
 
 
 def _first(fault: str) -> str:
-    """The first process's fault that is not empty: all processes take the same checkpoint, and any can say why."""
+    """The first non-empty fault over all processes, so that all processes choose the same checkpoint."""
     if jax.process_count() == 1:
         return fault
     encoded = np.frombuffer(fault.encode()[:256].ljust(256, b"\0"), np.uint8)

@@ -1,4 +1,4 @@
-"""Checks that a checkpoint belongs to this code, task and model, and reading of parameters under those checks."""
+"""Checks that a checkpoint fits this version of rljax, the task and the model; `read_params` applies them."""
 
 import base64
 import hashlib
@@ -14,19 +14,19 @@ from rljax.training.checkpoint.checkpoints import Checkpoints, Restored
 from rljax.training.errors import RunError
 
 VERSION = 2
-"""Of the records, trees and digests of checkpoints: another number where they changed."""
+"""Version of the checkpoint format: records, trees and digests."""
 
 
 def require_same_version(record: dict, where: str) -> None:
-    """Raises RunError if the run in `where` was saved by a rljax whose checkpoints are others."""
+    """Raises RunError if the checkpoints in `where` have another format version."""
     if record.get("version") != VERSION:
         raise RunError(f"{where} was saved by another version of rljax (its checkpoints have version "
-                       f"{record.get('version')}, expected {VERSION}): go on with that one, or start another run with "
-                       "--run FOLDER")  # fmt: skip
+                       f"{record.get('version')}, expected {VERSION}): resume with that version of rljax, or start "
+                       "another run with --run FOLDER")  # fmt: skip
 
 
 def encode_data(data: TaskData) -> dict:
-    """The tokenizer, whole, the stop tokens, and a short digest of every problem, in their order."""
+    """The complete tokenizer, the stop tokens, and a short digest of every problem in order."""
     held_out = ((level, problem) for level, problems in data.held_out.items() for problem in problems)
     return {
         "tokenizer": base64.b64encode(data.tokenizer.model_proto).decode(),
@@ -37,7 +37,7 @@ def encode_data(data: TaskData) -> dict:
     }
 
 
-_CHARACTERS = 8  # of one problem's digest: 6 bytes in base64
+_CHARACTERS = 8  # per problem: a 6-byte digest in base64
 
 
 def _encode_problems(problems: Iterable[Problem | tuple[str, Problem]]) -> str:
@@ -46,7 +46,7 @@ def _encode_problems(problems: Iterable[Problem | tuple[str, Problem]]) -> str:
 
 
 def _problem_changes(kind: str, theirs: str, ours: str) -> list[str]:
-    """What differs between two lists of encoded problems, as at most one phrase."""
+    """The difference between two lists of encoded problems: a list with one description, or an empty list."""
     if theirs == ours:
         return []
     old, new = (Counter(text[i : i + _CHARACTERS] for i in range(0, len(text), _CHARACTERS)) for text in (theirs, ours))
@@ -55,59 +55,58 @@ def _problem_changes(kind: str, theirs: str, ours: str) -> list[str]:
         return [f"the {total} {kind} are in another order"]
     if added == gone:
         return [f"{added} of {total} {kind} differ from those of the run"]
-    return [f"{total} {kind} instead of the run's {old.total()} ({added} are new, {gone} are gone)"]
+    return [f"{total} {kind} instead of the run's {old.total()} ({added} were added, {gone} were removed)"]
 
 
 def require_same_tokenizer(record: dict, data: TaskData, where: str) -> None:
-    """Raises RunError if the parameters in `where` were trained with another tokenizer than the task's."""
+    """Raises RunError if the parameters in `where` were trained with another tokenizer."""
     if base64.b64decode(record["task"]["tokenizer"]) != data.tokenizer.model_proto:
         raise RunError(
-            f"{where} was trained with another tokenizer: the task's text has changed since. Give the task "
-            "as it was, or start another run with --run FOLDER"
+            f"{where} was trained with another tokenizer, so the task's text has changed. Restore the task's data, "
+            "or start another run with --run FOLDER"
         )
 
 
 def encode_shapes(params) -> dict[str, list[int]]:
-    """The shape of every parameter by its path, for the record."""
+    """The shape of every parameter by path, for the checkpoint record."""
     return {jax.tree_util.keystr(path): list(x.shape) for path, x in jax.tree_util.tree_leaves_with_path(params)}
 
 
 def require_same_shapes(record: dict, params, where: str) -> None:
-    """Raises RunError, naming the first that differ, if the parameters in `where` are another model's."""
+    """Raises RunError with the first differences if the parameters in `where` have other shapes."""
     theirs, ours = record["shapes"], encode_shapes(params)
     different = [
-        f"{name} is {theirs.get(name, 'absent')}, not {ours.get(name, 'expected')}"
+        f"{name} is {theirs.get(name, 'absent')}, expected {ours.get(name, 'absent')}"
         for name in sorted(theirs.keys() | ours.keys())
         if theirs.get(name) != ours.get(name)
     ]
     if different:
         raise RunError(
-            f"{where} holds another model: {'; '.join(different[:3])}. Give the fields of `model` that it was "
-            "trained with, or start another run with --run FOLDER"
+            f"{where} holds another model: {'; '.join(different[:3])}. Use the `model` settings of that run, or start "
+            "another run with --run FOLDER"
         )
 
 
 def require_same_data(record: dict, data: TaskData, where: str) -> None:
-    """Raises RunError, naming what changed, if the run in `where` was trained with other task data."""
+    """Raises RunError with the changes if the run in `where` was trained with other task data."""
     theirs, ours = record["task"], encode_data(data)
     kinds = ("prompts", "demonstrations", "held-out problems")
     changes = [change for kind in kinds for change in _problem_changes(kind, theirs[kind], ours[kind])]
     if theirs["stop tokens"] != ours["stop tokens"]:
-        changes.append(f"the stop tokens are {ours['stop tokens']}, not {theirs['stop tokens']}")
+        changes.append(f"the stop tokens are {ours['stop tokens']} instead of {theirs['stop tokens']}")
     if theirs["tokenizer"] != ours["tokenizer"]:
         changes.append("the tokenizer differs")
     if changes:
         raise RunError(
-            f"{where} was trained with other task data: {'; '.join(changes)}. Give the task as it was, or start "
+            f"{where} was trained with other task data: {'; '.join(changes)}. Restore the task's data, or start "
             "another run with --run FOLDER"
         )
 
 
 def read_params(folder: Path, abstract: Params, data: TaskData, where: str) -> Restored | None:
-    """The newest parameters in a folder of checkpoints that can be read, and their record; None if there are none.
+    """Parameters and record of the newest readable checkpoint in `folder`; None if there is no checkpoint.
 
-    Raises RunError if they are of another version of rljax, or another model's or another tokenizer's than those of
-    `abstract` and `data`.
+    Raises RunError if the checkpoint has another format version, model (`abstract`) or tokenizer (`data`).
     """
 
     def target(record: dict) -> Params:

@@ -1,9 +1,8 @@
-"""Digests of a checkpoint's files, written with them and checked before they are read.
+"""SHA-256 digests of a checkpoint's files, written with the files and verified before restoring.
 
-Each process computes the SHA-256 of the files that it wrote, on Orbax's background thread. The digests are part of the
-item's folder before Orbax renames the checkpoint to its final name, so every finished checkpoint has them, however its
-process ends. The files that Orbax adds after that (`commit_success.txt`, and `_CHECKPOINT_METADATA` beside the items)
-hold nothing that is restored and have no digest.
+Each process computes the digests of the files that it wrote, on Orbax's background thread. The digests are written
+before Orbax renames the checkpoint to its final name, so every finished checkpoint has them. The files that Orbax adds
+later (`commit_success.txt`, and `_CHECKPOINT_METADATA` beside the items) have no digest; nothing is restored from them.
 """
 
 import hashlib
@@ -18,13 +17,13 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.handlers import DefaultCheckpointHandlerRegistry
 
 ITEMS = ("record", "state")
-"""The items of a checkpoint, each a folder of its own."""
-_THREADS = min(8, os.cpu_count() or 1)  # hashlib releases the lock
+"""The items of a checkpoint; each is a folder."""
+_THREADS = min(8, os.cpu_count() or 1)  # threads run in parallel, since hashlib releases the GIL
 _COMMITTED = "commit_success.txt"
 
 
 class _AfterCommits:
-    """A future of Orbax's that calls `then` once all the others are done, in the thread that waits for it."""
+    """An Orbax future that waits for `commits` and then calls `then`, in the thread that calls `result`."""
 
     def __init__(self, commits, then):
         self._commits, self._then = commits, then
@@ -36,7 +35,7 @@ class _AfterCommits:
 
 
 class _Digested:
-    """A handler whose items hold their digests: each process adds those of its files, the first those of the rest."""
+    """Handler mixin that adds digests: each process for its own files, process 0 for all remaining files."""
 
     async def async_save(self, directory, *args, **kwargs):
         commits = await super().async_save(directory, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
@@ -48,7 +47,7 @@ class _Digested:
             _write(folder, index, (path for path in _files(folder) if _is_of(path, index)))
 
     def finalize(self, directory) -> None:
-        """Called by the first process alone, when all have written."""
+        """Orbax calls this only on process 0, after all processes have written."""
         super().finalize(directory)  # pyright: ignore[reportAttributeAccessIssue]
         folder = Path(os.fspath(directory))
         _write(folder, 0, _files(folder) - _recorded(folder).keys())
@@ -63,7 +62,7 @@ class _Record(_Digested, ocp.JsonCheckpointHandler):
 
 
 def handlers() -> DefaultCheckpointHandlerRegistry:
-    """Orbax's handlers of the items of a checkpoint, which write digests when they save."""
+    """Registry of Orbax handlers that write digests when they save."""
     registry, state, record = DefaultCheckpointHandlerRegistry(), _State(), _Record()
     registry.add("state", ocp.args.StandardSave, state)
     registry.add("state", ocp.args.StandardRestore, state)
@@ -74,14 +73,14 @@ def handlers() -> DefaultCheckpointHandlerRegistry:
 
 
 def absent(checkpoint: Path) -> bool:
-    """True for a checkpoint without any digest, as those of version 1 are."""
+    """Whether a checkpoint has no digests at all, as in format version 1."""
     return not any(checkpoint.glob(f"*/{_name('*')}"))
 
 
 def find_fault(checkpoint: Path, share: int = 0, shares: int = 1) -> str:
-    """The first file that is not as it was written and what is wrong with it, or "" if there is none.
+    """Path and fault of the first damaged file, or "" if there is none.
 
-    Reads every file once; of several processes each reads its share of them, one of `shares`.
+    With several processes, process `share` of `shares` verifies its share of the files.
     """
     for item in ITEMS:
         folder = checkpoint / item
@@ -114,13 +113,13 @@ def _item_fault(folder: Path, share: int, shares: int) -> str:
 
 
 def _files(folder: Path) -> set[str]:
-    """The files of an item by their paths in it, without Orbax's own mark."""
+    """Paths of the item's files relative to its folder, without Orbax's commit marker."""
     paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
     return {path for path in paths if path != _COMMITTED}
 
 
 def _is_of(path: str, process: int) -> bool:
-    """Whether a process wrote the file: Orbax names a process's folder or file so."""
+    """Whether `process` wrote the file, according to Orbax's naming of files and folders."""
     return any(part in (f"ocdbt.process_{process}", f"process_{process}") for part in path.split("/"))
 
 
@@ -135,7 +134,7 @@ def _write(folder: Path, process: int, paths: Iterable[str]) -> None:
 
 
 def _recorded(folder: Path) -> dict[str, str]:
-    """All digests of an item; ValueError, naming the file, if one of those cannot be read."""
+    """All digests of an item; raises ValueError if a digest file cannot be parsed."""
     recorded = {}
     for path in sorted(folder.glob(_name("*"))):
         try:

@@ -1,4 +1,4 @@
-"""A run's folder: the config that it belongs to, and small files that are replaced whole."""
+"""The folder of a run: its lock, its recorded config and atomic writes of small files."""
 
 import json
 import os
@@ -10,24 +10,24 @@ from rljax.training.checkpoint.compatibility import VERSION, require_same_versio
 from rljax.training.config import Config
 from rljax.training.description import describe, differences
 
-# What may differ between two commands that go on with the same run: where and how it is computed and watched.
+# Fields that may change when a run is resumed: they set where it runs, how long, and how it is saved and evaluated.
 _FREE = ("run", "mesh", "sharding", "steps", "checkpoint_every", "keep_every", "tensorboard", "evaluation")
 
 
 def write_json(path: Path, value) -> None:
-    """Writes `value` so that a reader, or a kill, sees the old file or the new one and nothing between."""
+    """Writes `value` as JSON atomically: the file has its old or its new content even if the process is killed."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
     os.replace(partial, path)
 
 
 def read_json(path: Path, default):
-    """The file's value, or `default` if there is none."""
+    """The file's JSON value, or `default` if the file does not exist."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
 
 
 def identity(config: Config) -> dict:
-    """The part of a config that a run folder belongs to."""
+    """The part of a config that must stay equal when the run is resumed."""
     described = describe(config)
     described["task"].pop("data_dir", None)
     described["rollout"].pop("microbatches")
@@ -36,28 +36,28 @@ def identity(config: Config) -> dict:
 
 
 class RunFolder:
-    """The folder of one run, held by one command at a time."""
+    """The folder of one run, locked by one command at a time."""
 
     def __init__(self, path: Path):
         self.path = path
         self._lock = FileLock(path / ".lock")
 
     def hold(self) -> None:
-        """Takes the folder for this process; raises ValueError if another holds it."""
+        """Locks the folder for this process; raises ValueError if another process has locked it."""
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise ValueError(f"run = {str(self.path)!r}: another process is using this folder; wait for it, or choose "
-                             "another with --run FOLDER") from None  # fmt: skip
+            raise ValueError(f"run = {str(self.path)!r}: another process is using this folder; wait until it ends, or "
+                             "choose another folder with --run FOLDER") from None  # fmt: skip
 
     def claim(self, config: Config, recipe: Path, overrides: list[str]) -> None:
-        """Records the config that the folder belongs to.
+        """Records the config in the folder.
 
-        Raises ValueError, naming the fields, if it is another's, RunError if another version of rljax saved it.
+        Raises ValueError if the folder has checkpoints of another config, and RunError if their format differs.
         """
         owner = read_json(self.path / "config.json", None)
-        if owner is not None and any((self.path / "checkpoints").glob("[0-9]*")):  # before, nothing is lost
+        if owner is not None and any((self.path / "checkpoints").glob("[0-9]*")):  # without checkpoints nothing is lost
             require_same_version(owner, f"run = {str(self.path)!r}")
             changed = differences(owner["identity"], json.loads(json.dumps(identity(config))))
             if changed:
@@ -69,8 +69,8 @@ class RunFolder:
 
     @staticmethod
     def command(path: Path) -> tuple[Path, list[str]]:
-        """(recipe, overrides) of the run in a folder; raises FileNotFoundError if there is none."""
+        """(recipe, overrides) of the run in a folder; raises FileNotFoundError if the folder holds no run."""
         owner = read_json(path / "config.json", None)
         if owner is None:
-            raise FileNotFoundError(f"run = {str(path)!r} holds no run: give the folder that a training printed")
+            raise FileNotFoundError(f"run = {str(path)!r} holds no run: expected the folder of a training run")
         return Path(owner["recipe"]), owner["overrides"]

@@ -1,1 +1,1 @@
-"""Held-out problems: sampled, scored, and reported with intervals."""
+"""Evaluation on held-out problems, with confidence intervals."""

@@ -1,4 +1,4 @@
-"""The evaluation command: a run's newest checkpoint, measured and shown as a table."""
+"""The evaluation command, which evaluates a run's newest checkpoint and prints a table."""
 
 import jax
 from rich.console import Console
@@ -15,14 +15,14 @@ from rljax.training.keys import decode_key, purpose_key
 
 
 def evaluate_run(config: Config) -> dict[str, dict]:
-    """Measures the run's newest checkpoint, prints the table and writes `evaluation.json`; returns the figures.
+    """Evaluates the run's newest checkpoint, prints the table and writes `evaluation.json`; returns the figures.
 
-    Raises RunError if the run has no checkpoint, or one of another model or tokenizer.
+    Raises RunError if the run has no checkpoint, or if its model or tokenizer differs.
     """
     parts, where = make_components(config), f"run = {str(config.run)!r}"
     restored = read_params(config.run / "checkpoints", parts.model.abstract_params(parts.mesh), parts.data, where)
     if restored is None:
-        raise RunError(f"{where} has no checkpoint yet: let it train first")
+        raise RunError(f"{where} has no checkpoint yet: train the run first")
     record, key = restored.record, decode_key(restored.record["key"])
     figures = Evaluator(config, parts).evaluate(restored.tree["params"], purpose_key(key, "evaluate"))
     if jax.process_index() == 0:
@@ -34,8 +34,8 @@ def evaluate_run(config: Config) -> dict[str, dict]:
 
 
 def table(title: str, figures: dict[str, dict]) -> Table:
-    """Figures by level, with their 95 % intervals."""
-    shown = Table(title=title, caption="percent (reward: its mean), [95 % interval]")
+    """Table of the figures per level, with 95 % intervals."""
+    shown = Table(title=title, caption="in percent (reward: mean), with [95 % interval]")
     names = [name for name in next(iter(figures.values()), {}) if name not in ("problems", "samples")]
     for column in ("level", "problems", "samples", *names):
         shown.add_column(column, justify="left" if column == "level" else "right")

@@ -1,4 +1,4 @@
-"""Held-out problems, measured: pass@1, pass@k, greedy accuracy, mean reward and the task's checks, with intervals."""
+"""Evaluation on held-out problems: pass@1, pass@k, greedy accuracy, mean reward and the task's checks."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -19,21 +19,21 @@ from rljax.training.validation import evaluation_shape
 
 
 class Scores(NamedTuple):
-    """Of completions, `[problems, samples]` each."""
+    """Scores of completions; each array is [problems, samples]."""
 
     rewards: np.ndarray
-    """float32, by the task's reward function, whether the completion ended or was cut."""
+    """float32, the task's reward, also of completions that were cut off at their token budget."""
     solved: np.ndarray
-    """bool: what the task says of the reward."""
+    """bool, the task's `solved` of the reward."""
     checks: dict[str, np.ndarray]
-    """bool, by name."""
+    """bool, the task's checks by name."""
 
 
 class Look(NamedTuple):
-    """A cheap measurement during training, by level."""
+    """Result of a quick evaluation during training, per level."""
 
     accuracy: dict[str, float]
-    """Share solved."""
+    """Share of the problems that are solved."""
     reward: dict[str, float]
     """Mean reward."""
 
@@ -49,9 +49,9 @@ class Evaluator:
         check(not own & set(parts.data.checks), "checks", list(parts.data.checks), f"names other than {sorted(own)}")
 
     def scores(self, params, problems: Sequence[Problem], samples: int, key, *, greedy: bool = False) -> Scores:
-        """Scores of so many samples of each problem, or of its greedy completion, each repeated.
+        """Scores `samples` completions per problem, sampled or, with `greedy`, greedy.
 
-        Raises RunError, with what it was given, if the reward function, `solved` or a check returns what it should not.
+        Raises RunError if the reward function does not return finite numbers, or `solved` or a check not a bool.
         """
         settings = self.config.evaluation
         length, budget = evaluation_shape(self.config.rollout, self.data, problems)
@@ -76,7 +76,7 @@ class Evaluator:
         return Scores(earned.reshape(shape), np.reshape(solved, shape), checks)
 
     def watch(self, params, key) -> Look:
-        """Share solved and mean reward by level, from one sample per problem: a cheap look during training."""
+        """Quick evaluation: the share solved and the mean reward per level, from one sample per problem."""
         settings = self.config.evaluation
         levels = settings.watch or tuple(self.data.held_out)
         watched = {level: self.data.held_out[level][: settings.watch_problems] for level in levels}
@@ -87,11 +87,11 @@ class Evaluator:
         )
 
     def evaluate(self, params, key) -> dict[str, dict]:
-        """Every level's figures, `[value, low, high]` each."""
+        """Full evaluation: figures per level, each [value, low, high] with a 95 % interval."""
         return dict(self.levels(params, key))
 
     def levels(self, params, key) -> Iterator[tuple[str, dict]]:
-        """`evaluate`, level by level."""
+        """Yields the results of `evaluate` level by level."""
         for level, problems in self.data.held_out.items():
             if problems:
                 yield level, self._level(params, problems, key)
@@ -114,7 +114,7 @@ class Evaluator:
 
 
 def _truth(name: str, function: Callable, *arguments: str | float) -> bool:
-    """The function's answer, True or False."""
+    """Calls the function and raises RunError if the result is not a bool."""
     answer = function(*arguments)
     if not isinstance(answer, bool | np.bool_):
         raise RunError(f"{name}({', '.join(map(repr, arguments))}) = {answer!r}: expected True or False")

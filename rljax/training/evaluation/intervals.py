@@ -1,7 +1,7 @@
-"""How well a policy does on problems, and how sure that is: pass@k, and 95 % intervals with problems as the unit.
+"""pass@k, and 95 % intervals over problems.
 
-Several samples of one problem are not independent: what is drawn from the world are the problems. So every interval
-here is over problems, and more samples a problem narrow it only as far as they settle those problems.
+Samples of the same problem are not independent, so all intervals treat the problem as the independent unit. More
+samples per problem narrow an interval only by reducing the variance within problems.
 """
 
 import math
@@ -11,60 +11,60 @@ import numpy as np
 from jaxtyping import Float, Int
 
 Z = 1.959963984540054
-"""The normal's 97.5 % quantile: ± Z standard errors hold 95 %."""
+"""The 97.5 % quantile of the standard normal distribution."""
 
 REWARD = "reward"
-"""Name of the figure that is not a share of problems or samples: the mean reward."""
+"""Name of the mean reward among the figures; all other figures are shares in [0, 1]."""
 
 
 def pass_at_k(n: int, c: Int[np.ndarray, "*B"], k: int) -> Float[np.ndarray, "*B"]:
-    """The probability that at least one of k samples is right, without bias, from n samples of which c were right.
+    """Unbiased estimate of the probability that at least one of k samples is correct (Chen et al., 2107.03374).
 
-        pass@k = 1 − C(n−c, k) / C(n, k) = 1 − ∏_{i=n−c+1..n} (1 − k/i),   and 1 where n − c < k
+        pass@k = 1 − C(n−c, k) / C(n, k) = 1 − ∏_{i=n−c+1..n} (1 − k/i),   and 1 if n − c < k
 
-    `c` holds a count for each problem; the benchmark's pass@k is the mean over problems (`mean_interval`). Unlike
-    1 − (1 − c/n)^k, which is too low, its expectation is the quantity itself. Raises ValueError unless 1 ≤ k ≤ n and
-    0 ≤ c ≤ n. From 2107.03374 (Chen et al.).
+    `n` is the number of samples per problem and `c` the number of correct samples of each problem, of any shape. The
+    result has the shape of c; `mean_interval` averages it over problems. Unlike 1 − (1 − c/n)^k, which is biased low,
+    the estimate is unbiased. Raises ValueError unless 1 ≤ k ≤ n and 0 ≤ c ≤ n.
 
     >>> pass_at_k(4, np.array([0, 1, 2, 4]), 2).round(3).tolist()
     [0.0, 0.5, 0.833, 1.0]
     """
     c = np.asarray(c)
     if not 1 <= k <= n:
-        raise ValueError(f"k = {k}: expected 1 to n = {n}, the number of samples a problem")
+        raise ValueError(f"k = {k}: expected 1 to n = {n}, the number of samples per problem")
     if np.any((c < 0) | (c > n)):
         raise ValueError(f"c = {c}: expected counts from 0 to n = {n}")
     i = np.arange(1, n + 1)
     factors = np.where(i > n - c[..., None], 1.0 - k / i, 1.0)
-    # Where fewer than k samples failed, i = k is among the factors, and is zero.
+    # If fewer than k samples failed, the factor at i = k is 0.
     return 1.0 - np.prod(factors, axis=-1)
 
 
 def wilson_interval(right: int, n: int) -> list[float]:
-    """`[value, low, high]` of a proportion, right of n independent problems: greedy accuracy.
+    """Wilson's score interval [value, low, high] of a proportion: `right` of `n` independent problems.
 
         (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n),   p = right/n
 
-    It never leaves [0, 1] and keeps a width at 0 and 1, where the normal interval has none. Raises ValueError unless
-    0 ≤ right ≤ n and n ≥ 1. From Wilson, 1927 (not verified from the source).
+    The interval stays in [0, 1] and, unlike the normal interval, has a positive width at 0 and 1. Raises ValueError
+    unless 0 ≤ right ≤ n and n ≥ 1. From Wilson, 1927 (not verified from the source).
 
     >>> [round(x, 3) for x in wilson_interval(10, 10)]
     [1.0, 0.722, 1.0]
     """
     if n < 1 or not 0 <= right <= n:
-        raise ValueError(f"right = {right}, n = {n}: expected n ≥ 1 problems of which 0 to n are right")
+        raise ValueError(f"right = {right}, n = {n}: expected n ≥ 1 and 0 ≤ right ≤ n")
     return _score_interval(right / n, n)
 
 
 def mean_interval(values: Float[np.ndarray, " n"] | Sequence[float]) -> list[float]:
-    """`[value, low, high]` of a mean over problems, each of which has a value in [0, 1]: pass@1, pass@k.
+    """Interval [value, low, high] of the mean of `values` in [0, 1], one value per problem: pass@1, pass@k.
 
         Wilson's interval at p = mean(values), with n replaced by  n_eff = max(n, p(1−p) / (s²/n)),
 
-    s² the sample variance between problems. n_eff is how many independent yes-or-no trials are worth as much: n where
-    every problem is all or nothing (then this is `wilson_interval`), more where samples of a problem differ. Near the
-    middle it is the normal interval p ± z s/√n. Raises ValueError for no values, or values outside [0, 1]. Ours, after
-    the score interval with an effective sample size of survey statistics (not verified from a source).
+    where s² is the sample variance over problems. n_eff is the number of independent yes-or-no trials with the same
+    standard error. If all values are 0 or 1, n_eff = n and the result equals `wilson_interval`; otherwise n_eff is
+    larger. For p near 1/2 the result is close to p ± z s/√n. Raises ValueError if there are no values or a value is
+    outside [0, 1]. Our adaptation of survey statistics' effective sample size (not verified from a source).
 
     >>> [round(x, 3) for x in mean_interval([0.0, 1.0, 1.0, 1.0])] == [round(x, 3) for x in wilson_interval(3, 4)]
     True
@@ -72,22 +72,19 @@ def mean_interval(values: Float[np.ndarray, " n"] | Sequence[float]) -> list[flo
     values = np.asarray(values, dtype=np.float64)
     n = values.size
     if n == 0 or values.ndim != 1 or not np.all((values >= 0) & (values <= 1)):
-        raise ValueError(
-            f"values of shape {values.shape}: expected one number in [0, 1] for each problem, got {values}"
-        )
+        raise ValueError(f"values of shape {values.shape}: expected one number in [0, 1] per problem, got {values}")
     p = float(values.mean())
     error = float(values.var(ddof=1)) / n if n > 1 else math.inf
     return _score_interval(p, max(n, p * (1 - p) / error) if error > 1e-12 else n)
 
 
 def reward_interval(values: Float[np.ndarray, " n"] | Sequence[float]) -> list[float]:
-    """`[value, low, high]` of a mean over problems of values of any range: the mean reward.
+    """Interval [value, low, high] of the mean of unbounded `values`, one value per problem: the mean reward.
 
-        m ± z s/√n,   s² the sample variance between problems
+        m ± z s/√n,   where s² is the sample variance over problems
 
-    The normal interval: for few problems it is too narrow, and it has no width for one problem or equal values. If all
-    values are in [0, 1] it is `mean_interval`, which has one. Raises ValueError for no values, or values that are not
-    finite.
+    This normal interval is too narrow for few problems, and has width 0 for one problem or equal values. If all values
+    are in [0, 1], `mean_interval` is used instead. Raises ValueError if there are no values or one is not finite.
 
     >>> [round(x, 3) for x in reward_interval([0.0, 2.0, 4.0, 2.0])]  # s² = 8/3, s/√n = √(2/3)
     [2.0, 0.4, 3.6]
@@ -95,7 +92,7 @@ def reward_interval(values: Float[np.ndarray, " n"] | Sequence[float]) -> list[f
     values = np.asarray(values, dtype=np.float64)
     n = values.size
     if n == 0 or values.ndim != 1 or not np.all(np.isfinite(values)):
-        raise ValueError(f"values of shape {values.shape}: expected one finite number for each problem, got {values}")
+        raise ValueError(f"values of shape {values.shape}: expected one finite number per problem, got {values}")
     if np.all((values >= 0) & (values <= 1)):
         return mean_interval(values)
     mean, half = float(values.mean()), Z * float(values.std(ddof=1)) / math.sqrt(n) if n > 1 else 0.0
@@ -103,7 +100,7 @@ def reward_interval(values: Float[np.ndarray, " n"] | Sequence[float]) -> list[f
 
 
 def as_text(name: str, interval: Sequence[float]) -> tuple[str, str]:
-    """(value, interval) of a figure as a table shows it: percent, and the mean reward as it is.
+    """(value, interval) as text for a table: in percent, except the mean reward.
 
     >>> as_text("pass@1", [0.5, 0.25, 0.75]), as_text("reward", [0.5, 0.25, 0.75])
     (('50.0', '[25.0, 75.0]'), ('0.500', '[0.250, 0.750]'))
@@ -114,13 +111,13 @@ def as_text(name: str, interval: Sequence[float]) -> tuple[str, str]:
 
 
 def difference_interval(before: Sequence[float], after: Sequence[float]) -> list[float]:
-    """`[value, low, high]` of after − before, from the `[value, low, high]` of each.
+    """Interval [value, low, high] of after − before, from the interval [value, low, high] of each.
 
         low  = d − √((after − after_low)² + (before_high − before)²)
         high = d + √((after_high − after)² + (before − before_low)²)
 
-    This takes the two as independent; measured on the same problems they rise and fall together, and the interval is
-    wider than it need be. Newcombe's square-and-add method (not verified from the source).
+    Newcombe's square-and-add method (not verified from the source). It assumes that `before` and `after` are
+    independent; if both are measured on the same problems, the interval is wider than necessary.
 
     >>> [round(x, 3) for x in difference_interval([0.2, 0.16, 0.24], [0.5, 0.47, 0.53])]
     [0.3, 0.25, 0.35]
@@ -131,7 +128,7 @@ def difference_interval(before: Sequence[float], after: Sequence[float]) -> list
 
 
 def _score_interval(p: float, n: float) -> list[float]:
-    """Wilson's interval at p and n; the rounding at p = 0 and 1 is cut off."""
+    """Wilson's interval at p and n, clipped to contain p and stay in [0, 1] despite rounding."""
     middle = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2)) / (1 + Z**2 / n)
     return [p, max(0.0, min(p, middle - half)), min(1.0, max(p, middle + half))]

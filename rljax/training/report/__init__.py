@@ -1,1 +1,1 @@
-"""The output of a run for people: progress, metrics, figures and the report."""
+"""Output of a run: progress display, metrics log, figures and report."""

@@ -1,4 +1,4 @@
-"""A report's curves over the run. A section without data says so, or is left out."""
+"""The curves in a report. Sections without data are omitted or contain a note."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,25 +11,25 @@ from rljax.training.report.template import text
 
 _NUMBER, _PERCENT, _SHARE = {}, {"percent": True}, {"percent": True, "top": 1.0}
 _DIAGNOSTICS = (
-    # metric, title, what it is, its axis
-    ("entropy", "Entropy", "of the policy, nats a token", _NUMBER),
-    ("kl_start", "KL to the start", "of RL, nats a token", _NUMBER),
-    ("kl", "KL within a rollout", "to the sampling policy, nats a token", _NUMBER),
+    # metric, title, caption, axis
+    ("entropy", "Entropy", "of the policy, nats per token", _NUMBER),
+    ("kl_start", "KL to the start", "of stage 2, nats per token", _NUMBER),
+    ("kl", "KL within a rollout", "to the sampling policy, nats per token", _NUMBER),
     ("grad_norm", "Gradient norm", "before clipping", _NUMBER),
-    ("clip_share", "Clip fraction", "weight whose gradient is cut", _PERCENT),
-    ("skipped_steps", "Skipped steps", "optimizer steps without anything to learn from", _NUMBER),
-    ("length", "Response length", "tokens", _NUMBER),
-    ("informative", "Groups with a signal", "rewards within the group differ", _SHARE),
-    ("finished", "Finished", "ended within the token budget", _SHARE),
+    ("clip_share", "Clip fraction", "share of the weight with a clipped gradient", _PERCENT),
+    ("skipped_steps", "Skipped steps", "optimizer steps per rollout without a learning signal", _NUMBER),
+    ("length", "Completion length", "mean, in tokens", _NUMBER),
+    ("informative", "Groups with a signal", "share of groups whose rewards differ", _SHARE),
+    ("finished", "Finished completions", "share that ended within the token budget", _SHARE),
 )
 
 
 def learning_curves(rows: Sequence[Mapping], config: Mapping, colors: Mapping[str, str]) -> str:
-    """Reward, and held-out accuracy by level, over the rollouts of RL; held-out reward, too, if it is not the same."""
+    """Reward and held-out accuracy over the rollouts, and held-out reward if it differs from the accuracy."""
     rollouts, rewards = series(rows, "rl", "reward")
     if not len(rollouts):
-        return '<h2>Learning curves</h2><p class="note">RL has not begun.</p>'
-    figures = [_figure("Reward", "mean of a rollout, as verified",
+        return '<h2>Learning curves</h2><p class="note">Stage 2 (RL) has not started.</p>'
+    figures = [_figure("Reward", "mean per rollout",
                        _panel(noisy(rollouts, rewards), "reward over rollouts", wide=True),
                        _smoothing_legend(smoothing_window(len(rewards))))]  # fmt: skip
     looks = by_level(rows)
@@ -41,7 +41,7 @@ def learning_curves(rows: Sequence[Mapping], config: Mapping, colors: Mapping[st
         ))  # fmt: skip
     if any(row.get("reward") and row["reward"] != row.get("accuracy") for row in rows if row["phase"] == "eval"):
         figures.append(_figure(
-            "Held-out reward by level", "mean of one sample a problem",
+            "Held-out reward by level", "mean, one sample per problem",
             _panel(level_curves(rows, colors, "reward"), "held-out reward by level over rollouts", wide=True),
             _legend({level: y[-1] for level, (_, y) in by_level(rows, "reward").items()}, colors, "{:.3g}"),
         ))  # fmt: skip
@@ -49,7 +49,7 @@ def learning_curves(rows: Sequence[Mapping], config: Mapping, colors: Mapping[st
 
 
 def diagnostics(rows: Sequence[Mapping]) -> str:
-    """What says whether the optimization is healthy: one small panel each."""
+    """Panels of the metrics that show whether the optimization is healthy."""
     if not any(row["phase"] == "rl" for row in rows):
         return ""
     window, figures = smoothing_window(len(series(rows, "rl", "reward")[0])), []
@@ -58,17 +58,17 @@ def diagnostics(rows: Sequence[Mapping]) -> str:
         if curves:
             label = f"{title.lower()} over rollouts"
             figures.append(_figure(title, what, _panel(curves, label, **axis)))
-    note = f"Over the rollouts of RL. Thin: each rollout; bold: mean of the {window} around it." if window > 1 else (
-        "Over the rollouts of RL.")  # fmt: skip
+    note = f"Per rollout of stage 2. Thin: each rollout; bold: moving mean over {window} rollouts." if window > 1 else (
+        "Per rollout of stage 2.")  # fmt: skip
     return f'<h2>Policy diagnostics</h2><p class="note">{note}</p><div class="small">{"".join(figures)}</div>'
 
 
 def likelihood(rows: Sequence[Mapping]) -> str:
-    """Stage 1: the loss, and what else it measured."""
+    """Panels of the metrics of stage 1."""
     figures = []
     for name, title, what, axis in (
-        ("loss", "Loss", "nats a token, logarithmic scale", {"logarithmic": True}),
-        ("confident", "Confident", "tokens given more than 50%", _SHARE),
+        ("loss", "Loss", "nats per token, logarithmic scale", {"logarithmic": True}),
+        ("confident", "Confident tokens", "share of tokens with probability above 50%", _SHARE),
         ("grad_norm", "Gradient norm", "before clipping", _NUMBER),
     ):
         curves = _one(rows, "likelihood", name)
@@ -77,13 +77,13 @@ def likelihood(rows: Sequence[Mapping]) -> str:
     if not figures:
         return ""
     window = smoothing_window(len(series(rows, "likelihood", "loss")[0]))
-    note = f" Thin: each step; bold: mean of the {window} around it." if window > 1 else ""
-    return (f'<h2>Stage 1: likelihood on demonstrations</h2><p class="note">Over its optimizer steps.{note}</p>'
+    note = f" Thin: each step; bold: moving mean over {window} steps." if window > 1 else ""
+    return (f'<h2>Stage 1: maximum likelihood on demonstrations</h2><p class="note">Per optimizer step.{note}</p>'
             f'<div class="small">{"".join(figures)}</div>')  # fmt: skip
 
 
 def _one(rows: Sequence[Mapping], phase: str, name: str) -> list[Curve]:
-    """A metric's curves in one phase: none where it was never finite; the looks, which are few, with markers."""
+    """The curves of a metric in one phase, empty if it was never finite; quick evaluations have markers."""
     x, y = series(rows, phase, name)
     if not np.isfinite(y).any():
         return []
@@ -91,12 +91,13 @@ def _one(rows: Sequence[Mapping], phase: str, name: str) -> list[Curve]:
 
 
 def _looks(config: Mapping) -> str:
-    """How sure a point of the held-out curves is."""
+    """Caption with the number of problems and the 95 % interval of one point of the held-out curves."""
     problems = (config.get("evaluation") or {}).get("watch_problems")
     if not problems:
-        return "one sample a problem"
+        return "one sample per problem"
     points = 98 / np.sqrt(problems)  # Wilson's interval is near p ± 1.96 √(p(1−p)/n), at most ± 0.98/√n
-    return f"one sample of up to {problems:,} problems a level: ± {points:.0f} points (95%) at that many"
+    return (f"one sample per problem, up to {problems:,} problems per level "
+            f"(95% interval for {problems:,} problems: ± {points:.0f} points)")  # fmt: skip
 
 
 def _smoothing_legend(window: int) -> str:
@@ -104,7 +105,7 @@ def _smoothing_legend(window: int) -> str:
         return ""
     thin, bold = "--color:var(--c0);--thick:1px;opacity:.5", "--color:var(--c0);--thick:3px"
     return (f'<ul class="legend"><li><i style="{thin}"></i>each rollout</li>'
-            f'<li><i style="{bold}"></i>mean of the {window} around it</li></ul>')  # fmt: skip
+            f'<li><i style="{bold}"></i>moving mean over {window} rollouts</li></ul>')  # fmt: skip
 
 
 def _legend(last: Mapping[str, float], colors: Mapping[str, str], form: str = "{:.0%}") -> str:

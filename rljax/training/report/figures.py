@@ -1,6 +1,6 @@
-"""Figures of a run: small SVG panels whose colors a page sets, and a learning curve as a file.
+"""Figures of a run: SVG panels for the report, and a learning curve as an image file.
 
-Matplotlib is imported only when something is drawn, and never through pyplot: no global figure, no window.
+Matplotlib is imported only when a figure is drawn, and without pyplot, which would create global state.
 """
 
 import io
@@ -17,13 +17,13 @@ from rljax.training.report.metrics_log import series
 
 INK, MUTED, GRID = "#1d2329", "#66707a", "#e4e4df"
 
-# In a panel each color stands for the page's CSS variable, which has a value for light and one for dark.
+# Panels replace each color by a CSS variable of the page, which has a light and a dark value.
 _VARIABLES = {color: f"var(--c{i})" for i, color in enumerate(SERIES)}
 _VARIABLES |= {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--line)"}
 
 
 class Curve(NamedTuple):
-    """One line of a panel."""
+    """A curve in a panel."""
 
     x: Float[np.ndarray, " n"]
     y: Float[np.ndarray, " n"]
@@ -34,7 +34,7 @@ class Curve(NamedTuple):
 
 
 def smooth(y: Float[np.ndarray, " n"], window: int) -> Float[np.ndarray, " n"]:
-    """The centered moving mean over `window` (odd) values, over fewer near the ends; NaNs are left out.
+    """Centered moving mean over `window` (odd) values, over fewer values near the ends; NaNs are ignored.
 
         out[i] = mean(y[max(0, i−h) : i+h+1]),   h = (window − 1)/2
 
@@ -51,12 +51,12 @@ def smooth(y: Float[np.ndarray, " n"], window: int) -> Float[np.ndarray, " n"]:
 
 
 def smoothing_window(n: int) -> int:
-    """The window that shows the trend of n noisy values: about a fifteenth of them, odd."""
+    """Window for the moving mean of n values: an odd number near n/15."""
     return 2 * (n // 30) + 1
 
 
 def noisy(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], color: str = SERIES[0]) -> list[Curve]:
-    """The values thin, and over them their moving mean."""
+    """A thin curve of the values and a bold curve of their moving mean."""
     window = smoothing_window(len(y))
     if window == 1:
         return [Curve(x, y, color)]
@@ -64,7 +64,7 @@ def noisy(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], color: str = S
 
 
 def level_curves(rows: Sequence[Mapping], colors: Mapping[str, str], figure: str = "accuracy") -> list[Curve]:
-    """Held-out accuracy or mean `reward` by level; the leading level's line is the strongest, and on top."""
+    """Curves of the held-out `figure`, "accuracy" or "reward", per level; the leading level is bold and drawn last."""
     curves = [Curve(x, y, colors[level], 2.2 if colors[level] == SERIES[0] else 1.3, marker="o")
               for level, (x, y) in by_level(rows, figure).items()]  # fmt: skip
     return sorted(curves, key=lambda curve: curve.width)
@@ -72,9 +72,9 @@ def level_curves(rows: Sequence[Mapping], colors: Mapping[str, str], figure: str
 
 def panel(curves: Sequence[Curve], label: str, *, size: tuple[float, float] = (3.5, 2.0),
           percent: bool = False, top: float | None = None, logarithmic: bool = False) -> str:  # fmt: skip
-    """The curves as an `<svg>` element to stand in a page; `label` is read aloud in its place.
+    """The curves as an `<svg>` element for a page; screen readers read `label` instead.
 
-    The page styles it: text in its own font, colors from the variables --c0 … --c6, --ink, --muted and --line.
+    The page sets the font and the colors, which are the variables --c0 … --c6, --ink, --muted and --line.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -93,17 +93,16 @@ def panel(curves: Sequence[Curve], label: str, *, size: tuple[float, float] = (3
 
 
 def learning_curve(rows: Sequence[Mapping], path: Path, headline: str | None = None) -> Path:
-    """Writes reward and held-out accuracy by level over RL as a picture, in the format of the path's suffix.
+    """Writes an image of the reward and the held-out accuracy per level in stage 2, in the format of the path's suffix.
 
-    `headline` is the level that leads. Raises ValueError if the rows hold no step of RL. The bold reward curve is a
-    moving mean.
+    `headline` is the level to emphasize. Raises ValueError if the rows have no reward of stage 2.
     """
     import matplotlib
     from matplotlib.figure import Figure
 
     rollouts, rewards = series(rows, "rl", "reward")
     if not len(rollouts):
-        raise ValueError('rows hold no reward of phase "rl": expected the rows of a run that has begun stage 2')
+        raise ValueError('rows hold no reward of phase "rl": expected the rows of a run that has started stage 2')
     colors = level_colors(list(by_level(rows)), headline)
     with matplotlib.rc_context({"svg.fonttype": "path", "font.size": 10}):
         figure = Figure(figsize=(9.6, 3.4), layout="constrained", dpi=200)
@@ -111,7 +110,7 @@ def learning_curve(rows: Sequence[Mapping], path: Path, headline: str | None = N
         _draw(left, noisy(rollouts, rewards), percent=False)
         window = smoothing_window(len(rewards))
         left.set_title("Reward", **_TITLE)
-        left.set_xlabel("rollouts" + (f" (bold: mean of the {window} around)" if window > 1 else ""), color=MUTED)
+        left.set_xlabel("rollouts" + (f" (bold: moving mean over {window})" if window > 1 else ""), color=MUTED)
         _draw(right, level_curves(rows, colors), percent=True, top=1.0)
         right.set_title("Held-out accuracy", **_TITLE)
         _name_ends(right, rows, colors)
@@ -124,7 +123,7 @@ _TITLE = {"loc": "left", "fontsize": 11, "fontweight": "bold", "color": INK}
 
 
 def _draw(axes, curves: Sequence[Curve], percent: bool, top: float | None = None) -> None:
-    """The curves on quiet axes that reach down to 0: no frame, faint horizontal lines, few ticks."""
+    """Draws the curves on axes without a frame; the y axis starts at 0 if no value is negative."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     for curve in curves:
@@ -148,13 +147,12 @@ def _draw(axes, curves: Sequence[Curve], percent: bool, top: float | None = None
 
 
 def _finite(curves: Sequence[Curve]) -> np.ndarray:
-    """All values that are drawn."""
     values = np.concatenate([curve.y for curve in curves]) if curves else np.zeros(0)
     return values[np.isfinite(values)]
 
 
 def _plain_logarithmic(axes) -> None:
-    """Decades, and a few numbers between them, written out: 0.05, not 5 × 10⁻²."""
+    """Labels a logarithmic axis with plain numbers: 0.05, not 5 × 10⁻²."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = axes.get_ylim()
@@ -164,7 +162,7 @@ def _plain_logarithmic(axes) -> None:
 
 
 def _name_ends(axes, rows: Sequence[Mapping], colors: Mapping[str, str]) -> None:
-    """Each level's name and last accuracy beside the end of its curve, moved apart where they would overlap."""
+    """Writes each level's name and last accuracy at the end of its curve, without overlaps."""
     ends = sorted((y[-1], level) for level, (_, y) in by_level(rows).items() if np.isfinite(y[-1]))
     height = -1.0
     for value, level in ends:
@@ -174,9 +172,9 @@ def _name_ends(axes, rows: Sequence[Mapping], colors: Mapping[str, str]) -> None
 
 
 def _page_svg(text: str, label: str) -> str:
-    """The element alone: sized by the page, colored by its variables, without ids that another panel may have."""
+    """The `<svg>` element of Matplotlib's output, with size and colors left to the page, and without ids."""
     body = text[text.index("<svg") :]
-    body = re.sub(r"<(metadata|style)\b.*?</\1>", "", body, flags=re.DOTALL)  # a style would reach the whole page
+    body = re.sub(r"<(metadata|style)\b.*?</\1>", "", body, flags=re.DOTALL)  # <style> would apply to the whole page
     body = re.sub(r"font-family: [^;]*; ", "", body)
     body = re.sub(r"<g id=\"[^\"]*\"", "<g", body)
     body = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", body, count=1)

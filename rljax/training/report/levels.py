@@ -1,4 +1,4 @@
-"""Levels of held-out problems: which one leads, their colors, and their accuracies over a run."""
+"""Levels of held-out problems: their order, their colors, and their curves over a run."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -7,11 +7,11 @@ import numpy as np
 from rljax.training.report.metrics_log import series
 
 SERIES = ("#2563c9", "#c2571a", "#2b8a57", "#8250c4", "#a87b12", "#c23b6b", "#5b6b7a")
-"""Colors of curves; the first is the leading level's."""
+"""Colors of curves; the first color is for the leading level."""
 
 
 def leading(levels: Iterable[str], headline: str | None) -> str:
-    """The level that is shown first: the task's headline, or the first level if that is not among them.
+    """The level to show first: `headline` if it is one of `levels`, else the first level.
 
     >>> leading(["short", "long"], "long"), leading(["short", "long"], None)
     ('long', 'short')
@@ -23,7 +23,7 @@ def leading(levels: Iterable[str], headline: str | None) -> str:
 
 
 def level_colors(levels: Sequence[str], headline: str | None) -> dict[str, str]:
-    """A color per level: the first for the leading one, the others in order, gray when there are no more."""
+    """A color per level: the first color for the leading level, the next colors in order, then gray."""
     levels = list(dict.fromkeys(levels))
     if not levels:
         return {}
@@ -34,7 +34,7 @@ def level_colors(levels: Sequence[str], headline: str | None) -> dict[str, str]:
 
 
 def by_level(rows: Sequence[Mapping], figure: str = "accuracy") -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """(rollouts, values) of each level's accuracy or mean `reward`, from the looks at held-out problems during RL."""
+    """(rollouts, values) per level of the `figure` "accuracy" or "reward" in the quick evaluations of stage 2."""
     looks = [{"phase": "eval", "step": row["step"], **(row.get(figure) or {})} for row in rows
              if row["phase"] == "eval"]  # fmt: skip
     levels = dict.fromkeys(name for look in looks for name in look if name not in ("phase", "step"))

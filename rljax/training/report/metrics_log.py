@@ -1,9 +1,10 @@
-"""`metrics.jsonl`: what a run measured, one JSON object a line, in the order in which it happened.
+"""The metrics log of a run, `metrics.jsonl`: one JSON object per line, in chronological order.
 
     {"phase": "rl", "step": 12, "reward": 0.41, …}
 
-A step is counted from 0 within its phase. A value that is not finite is written as null, so that every line is JSON.
-A process killed while writing leaves at most its last line torn; readers pass over it, and the next log removes it.
+`phase` is the stage, "likelihood" or "rl", or "eval" for quick evaluations; `step` counts from 0 within a phase.
+Values that are not finite are written as null. If a process is killed while writing, at most the last line is
+incomplete; `read` skips that line, and the next `MetricsLog` removes it.
 """
 
 import json
@@ -18,9 +19,9 @@ FILE = "metrics.jsonl"
 
 
 def read(folder: Path) -> list[dict]:
-    """The rows of a run's log, oldest first; none where there is no log yet.
+    """The rows of a run's log, oldest first; an empty list if there is no log.
 
-    A torn last line is passed over. Raises ValueError, with the line's number, for any other line that is not a row.
+    An incomplete last line is skipped. Raises ValueError with the line number if any other line is not a row.
     """
     path = Path(folder) / FILE
     if not path.exists():
@@ -31,12 +32,12 @@ def read(folder: Path) -> list[dict]:
         rows.pop()
     if None in rows:
         raise ValueError(f'{path}, line {rows.index(None) + 1}: expected a JSON object with "phase" and "step"; '
-                         "delete that line to go on")  # fmt: skip
+                         "delete that line to continue")  # fmt: skip
     return [row for row in rows if row is not None]
 
 
 def series(rows: Sequence[Mapping], phase: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(steps, values), float64, of one metric of one phase; rows without it are left out, nulls become NaN."""
+    """(steps, values) of metric `name` in one phase, float64; rows without the metric are skipped, null becomes NaN."""
     found = [(row["step"], math.nan if row[name] is None else row[name])
              for row in rows if row["phase"] == phase and name in row]  # fmt: skip
     steps, values = zip(*found, strict=True) if found else ((), ())
@@ -44,11 +45,11 @@ def series(rows: Sequence[Mapping], phase: str, name: str) -> tuple[np.ndarray, 
 
 
 class MetricsLog:
-    """The log of a run, opened for appending; on disk, or in the system's hands, line by line.
+    """The log of a run, opened for appending; every row is written to the file immediately.
 
-    `resume_from` gives for each phase how many of its steps are kept: rows of that phase with `step` at or past it are
-    dropped, since those steps come again; phases that it does not name are kept whole. With `tensorboard` every number
-    also goes to `folder/tensorboard/<phase>`; raises ValueError where the extra `tb` is not installed.
+    `resume_from` maps a phase to the number of its steps to keep; rows with later steps are deleted, since those steps
+    run again. Other phases keep all rows. With `tensorboard` every number is also written to
+    `folder/tensorboard/<phase>`; raises ValueError if the extra `tb` is not installed.
     """
 
     def __init__(self, folder: Path, tensorboard: bool = False, resume_from: Mapping[str, int] | None = None):
@@ -68,23 +69,23 @@ class MetricsLog:
         self.close()
 
     def write(self, phase: str, step: int, metrics: Mapping) -> None:
-        """Appends a row; values are numbers (Python's, NumPy's or JAX's) or mappings of them."""
+        """Appends a row; values are Python, NumPy or JAX numbers, or mappings of numbers."""
         values = _numbers(metrics)
         clash = {"phase", "step"} & values.keys()
         if clash:
-            raise ValueError(f"metrics has {sorted(clash)}: expected other names, these are the row's own")
+            raise ValueError(f"metrics has the names {sorted(clash)}: expected other names, since every row has these")
         self._file.write(_line({"phase": phase, "step": int(step), **values}))
         if self._show is not None:
             self._show(phase, step, values)
 
     def close(self) -> None:
-        """Closes the file and TensorBoard's."""
+        """Closes the log and the TensorBoard files."""
         self._file.close()
         for board in self._boards.values():
             board.close()
 
     def _replace(self, rows: list[dict]) -> None:
-        """The file with these rows alone: the old one or the new one, whenever the process ends."""
+        """Replaces the rows of the file atomically."""
         path = self._folder / FILE
         partial = path.with_suffix(".partial")
         with partial.open("w", encoding="utf-8") as file:
@@ -94,7 +95,7 @@ class MetricsLog:
         os.replace(partial, path)
 
     def _to_tensorboard(self, writer: Callable) -> Callable[[str, int, Mapping], None]:
-        """One TensorBoard run a phase, for each phase counts its own steps; what comes again is purged."""
+        """Returns a function that writes one TensorBoard run per phase, since each phase counts its own steps."""
 
         def show(phase: str, step: int, values: Mapping, prefix: str = "") -> None:
             if phase not in self._boards:
@@ -110,7 +111,6 @@ class MetricsLog:
 
 
 def _parse(line: str) -> dict | None:
-    """The row, or None where the line is not one."""
     try:
         row = json.loads(line)
     except json.JSONDecodeError:
@@ -123,7 +123,7 @@ def _line(row: Mapping) -> str:
 
 
 def _numbers(metrics: Mapping) -> dict:
-    """Python floats, null where not finite, mappings within mappings kept; raises TypeError for anything else."""
+    """Converts numbers, also in nested mappings, to floats (None if not finite); raises TypeError for other values."""
     values = {}
     for name, value in metrics.items():
         if isinstance(value, Mapping):
@@ -138,10 +138,10 @@ def _numbers(metrics: Mapping) -> dict:
 
 
 def _summary_writer():
-    """TensorBoard's writer, imported only where it is asked for."""
+    """TensorBoard's writer, imported only if requested."""
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
-        raise ValueError("tensorboard = True needs tensorboardX, which is not installed: install the extra `tb` "
-                         "(from a checkout, `pip install -e '.[tb]'`), or leave it False") from None  # fmt: skip
+        raise ValueError("tensorboard = True: expected tensorboardX to be installed; install the extra `tb` "
+                         "(from a checkout, `pip install -e '.[tb]'`), or set it to False") from None  # fmt: skip
     return SummaryWriter

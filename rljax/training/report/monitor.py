@@ -1,4 +1,4 @@
-"""Records and shows a run: progress, metrics, evaluations, report. Only the first process does so."""
+"""Recording and display of a run: progress, metrics, evaluations and report. Only process 0 writes."""
 
 import importlib.metadata
 import math
@@ -29,24 +29,24 @@ _PACKAGES = (
     "tensorflow-datasets",
     "sentencepiece",
 )
-_REPORT_EVERY = 30  # seconds; to draw a report takes one or two
+_REPORT_EVERY = 30  # seconds
 
 
 def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed"  # a checkout on the path, as under Bazel
+        return "not installed"  # a checkout on the Python path, as under Bazel
 
 
 class Monitor:
-    """Shows and records; silent on every process but the first. `headline` is the level that leads."""
+    """Records and displays a run; does nothing on processes other than 0. `headline` is the level to show first."""
 
     def __init__(self, config: Config, headline: str | None):
         self.config, self.headline, self.folder = config, headline, config.run
         self.writes = jax.process_index() == 0
         totals = {"likelihood": config.likelihood.steps if config.start_from is None else 0, "rl": config.steps}
-        totals = {phase: total for phase, total in totals.items() if total}
+        totals = {stage: total for stage, total in totals.items() if total}
         self.progress = Progress(totals, headline=headline, enabled=self.writes)
         self._log: MetricsLog | None = None
         self._looks: set[int] = set()
@@ -62,13 +62,13 @@ class Monitor:
             self._log.close()
 
     def begin(self) -> None:
-        """Opens the log of a run without a checkpoint: whatever an earlier attempt wrote is dropped."""
+        """Opens the log of a run without a checkpoint and deletes the rows of an earlier attempt."""
         self._open({"likelihood": 0, "rl": 0, "eval": 0})
 
-    def resume(self, phase: str, step: int) -> None:
-        """Opens the log as it was at a step: lines past it are dropped, since their steps will come again."""
+    def resume(self, stage: str, step: int) -> None:
+        """Opens the log of a resumed run and deletes the rows of the steps that will run again."""
         self._open(
-            {"likelihood": step, "rl": 0, "eval": 0} if phase == "likelihood" else {"rl": step, "eval": step + 1}
+            {"likelihood": step, "rl": 0, "eval": 0} if stage == "likelihood" else {"rl": step, "eval": step + 1}
         )
 
     def _open(self, kept: dict[str, int]) -> None:
@@ -76,44 +76,44 @@ class Monitor:
             self._log = MetricsLog(self.folder, tensorboard=self.config.tensorboard, resume_from=kept)
             self._looks = {row["step"] for row in read(self.folder) if row["phase"] == "eval"}
 
-    def step(self, phase: str, step: int, metrics: dict) -> None:
-        """One step's metrics, to the log and the display."""
+    def step(self, stage: str, step: int, metrics: dict) -> None:
+        """Logs and displays the metrics of one step."""
         if self._log is not None:
-            self._log.write(phase, step, metrics)
-            self.progress.update(phase, step, metrics)
+            self._log.write(stage, step, metrics)
+            self.progress.update(stage, step, metrics)
 
     def looked_at(self, step: int) -> bool:
-        """Whether the look at the held-out problems before rollout `step` is on record, from before an interruption."""
-        return bool(multihost_utils.broadcast_one_to_all(np.int32(step in self._looks)))  # all decide alike
+        """Whether the quick evaluation before rollout `step` was already recorded, before an interruption."""
+        return bool(multihost_utils.broadcast_one_to_all(np.int32(step in self._looks)))  # equal on every process
 
     def look(self, step: int, accuracy: dict[str, float], reward: dict[str, float], more: dict[str, float]) -> None:
-        """A look at the held-out problems, before rollout `step`: accuracy, mean reward, and metrics of the stage."""
+        """Records the quick evaluation before rollout `step`: accuracy and mean reward per level, and stage metrics."""
         if self._log is not None:
             self._log.write("eval", step, {"accuracy": accuracy, "reward": reward, **more})
             self.progress.update("eval", step, {"accuracy": accuracy})
             differ = {level: f" (reward {reward[level]:.3f})" for level in reward if reward[level] != accuracy[level]}
             shown = "  ".join(f"{level} {value:.3f}{differ.get(level, '')}" for level, value in accuracy.items())
-            self.progress.say(f"held out, before rollout {step}: {shown}")
+            self.progress.say(f"held-out accuracy before rollout {step}: {shown}")
 
-    def evaluated(self, stage: str, figures: dict) -> None:
-        """An evaluation at the end of a stage."""
+    def evaluated(self, name: str, figures: dict) -> None:
+        """Records a full evaluation under `name`."""
         if self.writes:
             path = self.folder / "evaluations.json"
-            write_json(path, {**read_json(path, {}), stage: figures})
+            write_json(path, {**read_json(path, {}), name: figures})
 
     def samples(self, moment: str, samples: list[dict]) -> None:
-        """Completions for the report: at the `start` of stage 2, the `latest` while it runs, and at its `end`."""
+        """Records completions for the report; `moment` is "start" or "end" of stage 2, or "latest" while it runs."""
         if self.writes and samples:
             path = self.folder / "samples.json"
             start = {name: drawn for name, drawn in read_json(path, {}).items() if name == "start"}
             write_json(path, {**start, moment: samples})
 
     def say(self, text: str) -> None:
-        """A line for the person."""
+        """Prints a line."""
         self.progress.say(text)
 
     def refresh(self, status: str) -> None:
-        """The report, if the last one is half a minute old."""
+        """Writes the report if the last one is older than 30 seconds."""
         if time.monotonic() - self._reported >= _REPORT_EVERY:
             self.report(status)
 
@@ -143,6 +143,6 @@ class Monitor:
     def finish(self) -> Path:
         """Writes the report, marks the run as finished, and returns the report's path."""
         path = self.report("finished")
-        if self.writes:  # last: a finished run is never opened again
+        if self.writes:  # last, because a finished run is not resumed
             write_json(self.folder / "finished.json", {"steps": self.config.steps})
         return path

@@ -1,4 +1,4 @@
-"""`report.html`: a run as one self-contained page, made from what it has recorded so far."""
+"""`report.html`: a self-contained page with the recorded results of a run."""
 
 import os
 import time
@@ -28,17 +28,16 @@ def write_report(
     status: str,
     headline: str | None = None,
 ) -> Path:
-    """Writes `folder/report.html` and returns its path; a reader sees the old page or the new one, nothing between.
+    """Writes `folder/report.html` atomically and returns its path.
 
-    - `config`: the resolved config as plain JSON; its `task` and `algorithm` name the page;
-    - `metrics`: rows of `metrics.jsonl`, of the phases "likelihood", "rl" and "eval";
-    - `evaluations`: {moment: {level: {"problems": n, "samples": k, figure: [value, low, high], …}}}, oldest first;
-    - `samples`: {moment: [{"prompt", "completion", "answer", "reward", "solved", "level"}, …]}, as drawn and not
-      picked;
-    - `headline`: the level that leads, by default the first.
+    - `config`: the resolved config as plain JSON; `versions`, `device` and `status` are shown as given;
+    - `metrics`: the rows of `metrics.jsonl`;
+    - `evaluations`: {name: {level: {"problems": n, "samples": k, figure: [value, low, high], …}}}, oldest first;
+    - `samples`: {name: [{"prompt", "completion", "answer", "reward", "solved", "level"}, …]}, without selection;
+    - `headline`: the level to show first, by default the first level.
 
-    What has not happened yet is left out, and said where a reader would look for it. Everything is escaped. Raises
-    ValueError, naming it, for a figure that is not `[value, low, high]`.
+    Sections without data are omitted or contain a note. All text is escaped. Raises ValueError if a figure is not
+    [value, low, high].
     """
     _check(evaluations)
     levels = [*by_level(metrics), *(level for figures in evaluations.values() for level in figures)]
@@ -78,9 +77,10 @@ def _check(evaluations: Mapping[str, Mapping]) -> None:
 
 
 def _facts(metrics: Sequence[Mapping], device: str) -> str:
-    """How much was done, in what time, on what."""
     facts = []
-    for phase, title, unit in (("likelihood", "Stage 1, likelihood", "step"), ("rl", "Stage 2, RL", "rollout")):
+    for phase, title, unit in (
+        ("likelihood", "Stage 1 (likelihood)", "optimizer step"), ("rl", "Stage 2 (RL)", "rollout"),
+    ):  # fmt: skip
         steps = [row["step"] for row in metrics if row["phase"] == phase]
         if not steps:
             continue

@@ -1,4 +1,4 @@
-"""The display of a run: live in a terminal, plain lines elsewhere."""
+"""Progress display of a run: live in a terminal, plain lines elsewhere."""
 
 import math
 import time
@@ -14,27 +14,26 @@ from rich.text import Text
 
 from rljax.training.report.levels import leading
 
-# What is shown of a step, in this order, where it was measured: name, label, format.
+# The metrics of a step to display, in this order, if present: name, label, format.
 _SHOWN: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("reward", "reward", "{:.3f}".format),
     ("loss", "loss", "{:.4f}".format),
     ("accuracy", "accuracy", "{:.3f}".format),
     ("kl", "KL", "{:.1e}".format),
     ("clip_share", "clipped", "{:.2%}".format),
-    ("skipped_steps", "steps skipped", lambda skipped: f"{skipped:.0f}" if skipped else ""),
+    ("skipped_steps", "skipped steps", lambda skipped: f"{skipped:.0f}" if skipped else ""),
     ("tokens_per_second", "tokens/s", "{:,.0f}".format),
 )
-_WINDOW = 32  # steps over which the pace is measured
+_WINDOW = 32  # steps over which the speed is measured
 
 
 class Progress:
-    """The display of a run whose phases have `totals` steps; use it as a context manager.
+    """Context manager that displays the progress of a run whose stages have `totals` steps.
 
-    In a terminal it is one bar a phase with the latest numbers under it; elsewhere a plain line for a phase's first
-    step, its last, and every `every` seconds between. Where `enabled` is false (every process but the first) nothing
-    is shown. The time left is that of the current phase, at the pace of the last 32 steps, evaluations included.
-    `accuracy` is the newest look at the held-out problems, at the level `headline` (or the first), once a phase "eval"
-    has reported one.
+    A terminal shows one bar per stage and the latest metrics. Otherwise a plain line is printed for the first and last
+    step of a stage and every `every` seconds. If `enabled` is False (processes other than 0), nothing is shown. The
+    time left in the current stage follows from the speed of the last 32 steps, evaluations included. `accuracy` comes
+    from the newest quick evaluation, for the level `headline` or else the first level.
     """
 
     def __init__(self, totals: Mapping[str, int], *, headline: str | None = None, enabled: bool = True,
@@ -44,7 +43,7 @@ class Progress:
         self._headline, self._enabled, self._every, self._clock = headline, enabled, every, clock
         self._totals = dict(totals)
         self._done = dict.fromkeys(totals, 0)
-        self._phase, self._shown = "", {}
+        self._stage, self._shown = "", {}
         self._accuracy: dict[str, float] = {}
         self._times: deque[float] = deque(maxlen=_WINDOW + 1)
         self._last_line = -math.inf
@@ -61,27 +60,27 @@ class Progress:
             self._live.stop()
             self._live = None
 
-    def update(self, phase: str, step: int, metrics: Mapping) -> None:
-        """Step `step` of a phase, counted from 0, is done; phase "eval" brings held-out accuracies by level."""
-        if phase == "eval":
+    def update(self, stage: str, step: int, metrics: Mapping) -> None:
+        """Displays the metrics of step `step`, counted from 0; `stage` "eval" brings held-out accuracies per level."""
+        if stage == "eval":
             if metrics.get("accuracy"):
                 self._accuracy = {"accuracy": metrics["accuracy"][leading(metrics["accuracy"], self._headline)]}
             return
-        if phase not in self._totals:
-            raise ValueError(f"phase = {phase!r}: expected one of {sorted(self._totals)}, or 'eval'")
-        first = phase != self._phase
+        if stage not in self._totals:
+            raise ValueError(f"stage = {stage!r}: expected one of {sorted(self._totals)}, or 'eval'")
+        first = stage != self._stage
         if first:
-            self._phase = phase
+            self._stage = stage
             self._times.clear()
             names = list(self._totals)
-            self._done |= {name: self._totals[name] for name in names[: names.index(phase)]}  # also where it resumed
-        self._done[phase] = step + 1
+            self._done |= {name: self._totals[name] for name in names[: names.index(stage)]}  # also after resuming
+        self._done[stage] = step + 1
         self._times.append(self._clock())
         self._shown = {**(self._accuracy if "reward" in metrics else {}), **metrics}
-        self._plain_line(force=first or step + 1 == self._totals[phase])
+        self._plain_line(force=first or step + 1 == self._totals[stage])
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Prints a permanent line."""
         if self._live is not None:
             self._live.console.print(escape(text))
         else:
@@ -92,35 +91,35 @@ class Progress:
         if self._live is None and (force or now - self._last_line >= self._every):
             self._last_line = now
             numbers = [f"{label} {value}" for label, value in self._numbers()]
-            self._print("  ".join([f"{self._phase} {self._done[self._phase]}/{self._totals[self._phase]}", *numbers]))
+            self._print("  ".join([f"{self._stage} {self._done[self._stage]}/{self._totals[self._stage]}", *numbers]))
 
     def _print(self, text: str) -> None:
-        """A line as it is: no wrapping at a width that nobody sees."""
+        """Prints a line without wrapping it."""
         if self._enabled:
             print(text, file=self._console.file, flush=True)
 
     def _numbers(self) -> list[tuple[str, str]]:
-        """(label, value) of the metrics shown of the last step: not of a NaN, and of the loss only without a reward."""
+        """(label, value) of the displayed metrics: finite ones, and the loss only if there is no reward."""
         absent = {"loss"} if "reward" in self._shown else set()
         shown = [(label, form(float(self._shown[name]))) for name, label, form in _SHOWN
                  if name not in absent and math.isfinite(self._shown.get(name, math.nan))]  # fmt: skip
         shown = [(label, text) for label, text in shown if text]
         left = self._time_left()
-        return shown if left is None else [*shown, ("left", duration(left))]
+        return shown if left is None else [*shown, ("time left", duration(left))]
 
     def _time_left(self) -> float | None:
-        """Seconds to the end of the phase; None before there is a pace."""
+        """Estimated seconds to the end of the stage; None before its second step."""
         if len(self._times) < 2:
             return None
         pace = (self._times[-1] - self._times[0]) / (len(self._times) - 1)
-        return pace * (self._totals[self._phase] - self._done[self._phase])
+        return pace * (self._totals[self._stage] - self._done[self._stage])
 
     def _render(self) -> Group:
         bars = Table.grid(padding=(0, 1))
-        for phase, total in self._totals.items():
-            done = self._done[phase]
+        for stage, total in self._totals.items():
+            done = self._done[stage]
             bar = ProgressBar(total=total, completed=done, width=40)
-            bars.add_row(Text(phase, style="bold" if phase == self._phase else "dim"), bar, Text(f"{done}/{total}"))
+            bars.add_row(Text(stage, style="bold" if stage == self._stage else "dim"), bar, Text(f"{done}/{total}"))
         numbers = Text("   ").join(
             Text.assemble((f"{label} ", "dim"), (value, "bold")) for label, value in self._numbers()
         )
@@ -128,7 +127,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them.
+    """Seconds as short text.
 
     >>> [duration(x) for x in (8.6, 83, 7325)]
     ['9s', '1:23', '2:02:05']

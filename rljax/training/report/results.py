@@ -1,4 +1,4 @@
-"""A report's results: what was learned, in figures with their intervals, and in completions."""
+"""Results in a report: evaluation figures with their intervals, and sampled completions."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -8,12 +8,12 @@ from rljax.training.report.template import text
 
 
 def figure_names(rows: Iterable[Mapping]) -> list[str]:
-    """The names of the figures of some levels, in their order: all but how many problems and samples they rest on."""
+    """The names of the figures of some levels, in order, without the counts "problems" and "samples"."""
     return [name for name in dict.fromkeys(name for row in rows for name in row) if name not in ("problems", "samples")]
 
 
 def learned(evaluations: Mapping[str, Mapping], headline: str | None) -> str:
-    """The headline: the leading level at the first evaluation and at the last, and the gain."""
+    """The main result: the leading level in the first and the last evaluation, and the gain."""
     moments = [moment for moment, levels in evaluations.items() if levels]
     if not moments:
         return '<section class="card learned"><p>Nothing has been evaluated yet.</p></section>'
@@ -32,8 +32,8 @@ def learned(evaluations: Mapping[str, Mapping], headline: str | None) -> str:
         number = (f'{_percent(before)} → <span class="after">{_percent(after)}</span> '
                   f"<small>{100 * gain[0]:+.1f} points {_interval(gain, '+')}</small>")  # fmt: skip
         said = (f"{basis}: {text(moments[0])} {_interval(before)}, {text(moments[-1])} {_interval(after)}. "
-                "Brackets are 95% intervals over problems; the gain's takes the two evaluations as "
-                "independent.")  # fmt: skip
+                "Brackets are 95% intervals over problems. The interval of the gain assumes that the two evaluations "
+                "are independent.")  # fmt: skip
     if all(REWARD in row for row in rows):
         ends = [rows[0], rows[-1]] if len(rows) > 1 else rows
         means = " → ".join(as_text(REWARD, row[REWARD])[0] for row in ends)
@@ -43,7 +43,7 @@ def learned(evaluations: Mapping[str, Mapping], headline: str | None) -> str:
 
 
 def evaluation(evaluations: Mapping[str, Mapping], colors: Mapping[str, str]) -> str:
-    """Every level at every evaluation: the first figure as ranges, all figures as a table."""
+    """All levels and evaluations: a chart of the first figure and a table of all figures."""
     moments = {moment: levels for moment, levels in evaluations.items() if levels}
     if not moments:
         return ""
@@ -51,16 +51,16 @@ def evaluation(evaluations: Mapping[str, Mapping], colors: Mapping[str, str]) ->
     rows = [figures[level] for figures in moments.values() for level in figures]
     names = figure_names(rows)
     samples = sorted({row["samples"] for row in rows if "samples" in row})
-    drawn = f", {' or '.join(map(str, samples))} samples a problem" if samples else ""
+    drawn = f" ({' or '.join(map(str, samples))} samples per problem)" if samples else ""
     return (
         f"<h2>Evaluation by level</h2>{_ranges(moments, levels, names[0], colors)}"
-        f'<div class="card scroll">{_table(moments, levels, names)}<p class="note">Percent, with 95% intervals over '
-        f"problems{drawn}; reward is the mean reward.</p></div>"
+        f'<div class="card scroll">{_table(moments, levels, names)}<p class="note">In percent, with 95% intervals over '
+        f"problems{drawn}; the column reward is the mean reward.</p></div>"
     )
 
 
 def _ranges(moments: Mapping[str, Mapping], levels: Sequence[str], name: str, colors: Mapping[str, str]) -> str:
-    """One figure by level from 0 to 100%: hollow dots the first evaluation, full ones the last, bars intervals."""
+    """Chart of one figure per level: hollow dots for the first evaluation, filled dots for the last, interval bars."""
     first, last = next(iter(moments)), list(moments)[-1]
     shown = []
     for level in levels:
@@ -104,7 +104,7 @@ def _table(moments: Mapping[str, Mapping], levels: Sequence[str], names: Sequenc
 
 
 def sampled(samples: Mapping[str, Sequence[Mapping]]) -> str:
-    """Completions with their rewards, moment by moment."""
+    """Sampled completions with their rewards."""
     shown = []
     for moment, drawn in samples.items():
         if not drawn:

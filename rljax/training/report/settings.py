@@ -1,4 +1,4 @@
-"""A report's title, algorithm and settings, from a described config (plain JSON)."""
+"""Title, algorithm and settings of a report, from a config as returned by `describe`."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ from rljax.training.report.template import text
 
 
 def header(title: str, config: Mapping, status: str) -> str:
-    """Title, where the run stands, and its algorithm as the three functions that it is."""
+    """Title, status, and the algorithm as its functions."""
     finished = " finished" if status == "finished" else ""
     place = f"<span><code>{text(config['run'])}</code></span>" if "run" in config else ""
     algorithm = config.get("algorithm", "")
@@ -22,14 +22,14 @@ def header(title: str, config: Mapping, status: str) -> str:
 
 
 def name_of(described: object) -> str:
-    """The name of a described value: a dataclass's type, a function's own."""
+    """The name of a described value: the type of an object, or the name of a function."""
     if isinstance(described, Mapping):
         return str(described.get("type") or name_of(described.get("function", "?")))
     return str(described).split(".<locals>")[0]
 
 
 def expression(described: object) -> str:
-    """A described value as the Python that one would write for it.
+    """A described value as the Python expression that creates it.
 
     >>> expression({"function": "clip", "bound": [{"low": 0.2, "high": 0.28}]})
     'clip(low=0.2, high=0.28)'
@@ -49,14 +49,14 @@ def expression(described: object) -> str:
 
 
 def _arguments(item: object) -> list[str]:
-    """What is bound to a function: one argument, or keywords as one mapping."""
+    """The arguments in one entry of `bound`: a positional argument, or a mapping of keyword arguments."""
     if isinstance(item, Mapping) and not item.keys() & {"function", "type"}:
         return [f"{name}={expression(value)}" for name, value in item.items()]
     return [expression(item)]
 
 
 def flat(config: Mapping, prefix: str = "") -> dict[str, str]:
-    """Every field under the dotted name that the command line knows it by.
+    """Every field under its dotted name, as on the command line.
 
     >>> flat({"type": "Config", "seed": 0, "optimizer": {"type": "OptimizerConfig", "b1": 0.9}})
     {'seed': '0', 'optimizer.b1': '0.9'}
@@ -73,7 +73,7 @@ def flat(config: Mapping, prefix: str = "") -> dict[str, str]:
 
 
 def settings(config: Mapping, versions: Mapping[str, str], device: str) -> str:
-    """The resolved config, folded, and the versions and device."""
+    """The resolved config, and the versions and device, each in a collapsed section."""
     folded = {"Resolved config": flat(config), "Versions and device": {"device": device, **versions}}
     return "<h2>Settings</h2>" + "".join(
         f'<details class="card"><summary>{title}</summary>{_table(fields)}</details>'

@@ -1,10 +1,10 @@
-"""The page that a report is written into: one file, no script, no network, light and dark."""
+"""HTML template of a report: one file with light and dark colors, without scripts or network access."""
 
 import html
 
 
 def page(title: str, body: str) -> str:
-    """A whole HTML document around a body; the title is text, the body is markup."""
+    """A complete HTML document; `title` is text and `body` is markup."""
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -21,7 +21,7 @@ def page(title: str, body: str) -> str:
 
 
 def text(value: object) -> str:
-    """A value as text of a page: what came from outside can never become markup."""
+    """A value as escaped text, which cannot become markup."""
     return html.escape(str(value), quote=True)
 
 

@@ -1,1 +1,1 @@
-"""One optimizer step of each stage: losses, their gradients, and the optimizer's update."""
+"""The optimizer steps of both stages: losses, gradients and updates."""

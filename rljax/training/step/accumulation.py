@@ -1,4 +1,4 @@
-"""Gradients of a sum over rows, accumulated over microbatches, and the update made of them."""
+"""Gradient accumulation over microbatches, and the optimizer update."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,17 +10,17 @@ from jax import lax
 
 
 class State(NamedTuple):
-    """Parameters and the state of the optimizer, which an optimizer step replaces."""
+    """Parameters and optimizer state."""
 
     params: Any
     opt: Any
 
 
 def accumulate(loss: Callable, params, rows, microbatches: int):
-    """(Σ loss, Σ aux), Σ ∂loss/∂params over the microbatches of `rows`.
+    """Returns ((loss, aux), gradient), summed over the microbatches of `rows`.
 
-    `loss(params, rows) -> (sum, aux)`: every leaf of aux is a sum too, so the parts simply add and nothing divides.
-    Every leaf of `rows` is `[R, …]` with R a multiple of `microbatches`; part i takes the rows i, i + microbatches, ….
+    `loss(params, rows)` returns (sum, aux), where every leaf of aux is a sum over rows too. Every leaf of `rows` is
+    [R, …] with R a multiple of `microbatches`; microbatch i has the rows i, i + microbatches, ….
     """
     gradient = jax.value_and_grad(loss, has_aux=True)
     if microbatches == 1:
@@ -33,10 +33,10 @@ def accumulate(loss: Callable, params, rows, microbatches: int):
 
 
 def apply(optimizer: optax.GradientTransformation, state: State, gradient, taken: jax.Array) -> tuple[State, jax.Array]:
-    """One optimizer step if `taken`, else the same state; and the global norm of the gradient before any clipping."""
+    """Takes an optimizer step if `taken`; returns the state and the global norm of the gradient before clipping."""
 
     def step(state: State) -> State:
-        with jax.numpy_dtype_promotion("standard"):  # Optax relies on it
+        with jax.numpy_dtype_promotion("standard"):  # optax relies on implicit promotion
             updates, opt = optimizer.update(gradient, state.opt, state.params)
             return State(optax.apply_updates(state.params, updates), opt)
 

@@ -11,7 +11,7 @@ from rljax.training.step.scoring import Scorer
 
 
 def make_update(microbatches: int, scorer: Scorer, optimizer: optax.GradientTransformation):
-    """The jitted step `update(state, rows) -> state, metrics` with rows = {tokens, segment_ids, mask}, each [R, T]."""
+    """Returns the jitted `update(state, rows) -> (state, metrics)`; rows = {tokens, segment_ids, mask}, each [R, T]."""
 
     def loss(params, rows):
         hidden = scorer.model.hidden(params, rows["tokens"], rows["segment_ids"])

@@ -1,4 +1,4 @@
-"""Stage 2's optimizer step: weights over the whole step, one gradient, one update."""
+"""Stage 2's optimizer step on one minibatch, and the metrics of a rollout."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ from rljax.training.step.scoring import Extra, Prepared, Scorer, flat
 
 
 def make_loss(config: Config, scorer: Scorer):
-    """`loss(params, (batch, extra), ratio, reference) -> (sum, sums)`: policy, penalty and value loss of some rows.
+    """Returns `loss(params, (batch, extra), ratio, reference) -> (sum, sums)`: policy, penalty and value loss of rows.
 
-    `reference` holds parameters if the penalty asks for the exact KL from there.
+    `reference` holds the parameters for the exact KL divergence, or None if the penalty does not require `kl`.
     """
     penalty_of, own = config.penalty, config.rollout.optimizer_steps == 1
 
@@ -28,7 +28,7 @@ def make_loss(config: Config, scorer: Scorer):
         batch, extra = rows
         hidden = scorer.model.hidden(params, batch.tokens, batch.segment_ids)
         stats = scorer.stats(params, hidden, batch.tokens, batch.mask)
-        if own and config.rollout.rescores(hidden.dtype):  # π_old is π_θ
+        if own and config.rollout.rescores(hidden.dtype):  # in the rollout's only step, π_old = π_θ
             old_logp = lax.stop_gradient(stats.logp)
             batch = dataclasses.replace(batch, old_logp=old_logp, divergence=jnp.zeros_like(old_logp))
         elif extra.likeliest is not None:
@@ -53,10 +53,10 @@ def make_loss(config: Config, scorer: Scorer):
 
 
 def make_update(config: Config, scorer: Scorer, optimizer: optax.GradientTransformation):
-    """The jitted step `update(state, reference, prepared, algorithm) -> state, sums` on one minibatch.
+    """Returns the jitted `update(state, reference, prepared, algorithm) -> (state, sums)` for one minibatch.
 
-    The step is not taken (nor momentum applied, nor counted by a schedule) if it has nothing to learn from: w·A is 0
-    at every token, and there is neither a penalty nor a critic; or there is no token. `summarize` reads its sums.
+    If the minibatch has no tokens, or w·A = 0 at every token and there is neither a penalty nor a critic, the step is
+    skipped: parameters and optimizer state, including its step count, stay unchanged. `summarize` takes the sums.
     """
     loss = make_loss(config, scorer)
 
@@ -76,11 +76,11 @@ def make_update(config: Config, scorer: Scorer, optimizer: optax.GradientTransfo
 
 @jax.jit
 def summarize(steps: Sequence[dict]) -> dict[str, jax.Array]:
-    """The metrics of a rollout, from the sums of its optimizer steps, which add: each mean divides once.
+    """Metrics of a rollout from the sums of its optimizer steps.
 
-    `loss` and `value_loss` are sums over the steps; `grad_norm` is a mean over the steps taken; `entropy` and those of
-    `metrics.policy_summary` are means over tokens. `mismatch` is the root mean square of ℓ in the first step, where the
-    parameters have not moved yet and all of ℓ is rounding, as √(2 · mean k3), nats. A mean over nothing is NaN.
+    `loss` and `value_loss` are sums over steps; `grad_norm` is a mean over the steps taken; `entropy` and the metrics
+    of `metrics.policy_summary` are means over tokens. `mismatch` = √(2 · mean k3) in the first step is approximately
+    the root mean square of ℓ in nats; before the first update ℓ is only rounding error. A mean of no values is NaN.
     """
     total, first = jax.tree.map(lambda *parts: sum(parts), *steps), metrics.policy_summary(steps[0]["policy"])
     return {

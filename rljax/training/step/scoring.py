@@ -1,4 +1,4 @@
-"""Log-probabilities of a model's tokens, and what the optimizer steps of a rollout share."""
+"""Log-probabilities of a model's tokens, and the preparation of a rollout for its optimizer steps."""
 
 import dataclasses
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from rljax.training.needs import fields_of_rollouts
 
 
 class Likeliest(NamedTuple):
-    """The sampling policy's likeliest tokens at each position, [*B, T, K]."""
+    """The K likeliest tokens of the sampling policy at each position, [*B, T, K]."""
 
     ids: Array
     logp: Array
@@ -31,9 +31,9 @@ class Likeliest(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Scorer:
-    """π_t = softmax(hidden[t−1] · Wᵀ/τ) of a model at temperature τ, from hidden states of rows split over a mesh.
+    """π_t = softmax(hidden[t−1] · Wᵀ/τ) of a model at temperature τ, from hidden states sharded over a mesh.
 
-    `banned` tokens have probability 0: the softmax is over the others, as in sampling.
+    As in sampling, `banned` tokens have probability 0 and the softmax is over the remaining tokens.
     """
 
     model: Model
@@ -42,24 +42,24 @@ class Scorer:
     banned: tuple[int, ...] = ()
 
     def _bias(self, size: int) -> Float[Array, " V"] | None:
-        """Added to the logits of so many tokens: −∞ at the banned ones, else 0; None if there is none."""
+        """Bias of the first `size` logits: −∞ for banned tokens, else 0; None if no token is banned."""
         if not self.banned:
             return None
         return jnp.asarray(np.where(np.isin(np.arange(size), self.banned), -np.inf, 0.0), jnp.float32)
 
     def stats(self, params, hidden: Float[Array, "B T D"], tokens: Int[Array, "B T"], mask: Array) -> TokenStats:
-        """log π_t(tokens[t]), entropy and proxy where the mask is true, 0 elsewhere; each [B, T]."""
+        """log π_t(tokens[t]), entropy and proxy, each [B, T]; 0 at positions with a False mask."""
         table, vocab_size, split = self.model.head(params)
         options = {"temperature": self.temperature, "bias": self._bias(table.shape[0]), "mesh": self.mesh}
         logps = partial(token_logps, **options, vocab_size=vocab_size, split=split)
         return _compiled(logps)(hidden, table, tokens, mask)
 
     def values(self, params, hidden: Float[Array, "B T D"]) -> Float[Array, "B T"]:
-        """V of the state before each token."""
+        """Value of the state before each token."""
         return delayed(self.model.values(params, hidden))
 
     def likeliest(self, params, hidden, tokens, logp: Float[Array, "B T"], k: int) -> Likeliest:
-        """The k likeliest tokens at each position, from the log-probability `logp` of the position's own token."""
+        """The k likeliest tokens at each position; `logp` is the log-probability of `tokens`."""
         rows, unembedding = preceding(hidden), self.model.unembedding(params)
         size = self.model.vocab_size
         with jax.default_matmul_precision("highest"):
@@ -69,7 +69,7 @@ class Scorer:
         return Likeliest(ids, self._logps_at(hidden, unembedding, ids, tokens, logp))
 
     def divergence(self, params, hidden, tokens, logp, likeliest: Likeliest) -> Float[Array, "B T"]:
-        """Total variation between π_t and the sampling policy, over its likeliest tokens and the rest."""
+        """Total variation between π_t and the sampling policy, over `likeliest` and one class for all other tokens."""
         now = self._logps_at(hidden, self.model.unembedding(params), likeliest.ids, tokens, logp)
         return total_variation(now, likeliest.logp)
 
@@ -78,7 +78,7 @@ class Scorer:
         return logps_at(hidden, unembedding, ids, tokens, logp, temperature=self.temperature, bias=bias)
 
     def kl(self, params, hidden, reference, tokens, segment_ids, mask) -> Float[Array, "B T"]:
-        """KL(π_t ‖ π_ref) over the whole vocabulary, nats, from the model with the parameters `reference`."""
+        """KL(π_t ‖ π_ref) over the whole vocabulary, in nats; π_ref has the parameters `reference`."""
         theirs = self.model.hidden(reference, tokens, segment_ids)
         unembeddings = (self.model.unembedding(p) for p in (params, reference))
         options = {"temperature": self.temperature, "bias": self._bias(self.model.vocab_size), "mesh": self.mesh}
@@ -86,7 +86,7 @@ class Scorer:
 
 
 def _compiled(function: Callable) -> Callable:
-    """The function under jit, even if that is disabled: JAX runs a `shard_map` of our custom gradients only there."""
+    """Jits the function even under `disable_jit`, since a `shard_map` with custom gradients needs jit."""
 
     def run(*arrays):
         with jax.disable_jit(False):
@@ -96,21 +96,21 @@ def _compiled(function: Callable) -> Callable:
 
 
 def flat(tree):
-    """[P, G, …] as rows [P·G, …]."""
+    """Reshapes [P, G, …] to rows [P·G, …]."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 
 
 class Scored(NamedTuple):
-    """One pass over the rollout, [P, G, T] each; None if nothing asks for it."""
+    """Results of a forward pass over the rollout, each [P, G, T]; None if not needed."""
 
     stats: TokenStats
     values: Array | None
-    """V of the state before each token."""
+    """Value of the state before each token."""
     likeliest: Likeliest | None
 
 
 class Extra(NamedTuple):
-    """Arrays that an optimizer step reads beside its batch, [P, G, T] each; None if nothing asks for it."""
+    """Arrays that an optimizer step needs in addition to its batch, each [P, G, T]; None if not needed."""
 
     values: Array | None
     returns: Array | None
@@ -118,16 +118,16 @@ class Extra(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A rollout as its optimizer steps read it."""
+    """A rollout prepared for its optimizer steps."""
 
     rollouts: Rollouts
-    """With every field that the algorithm names."""
+    """The rollouts, with every field that the algorithm requires."""
     advantages: Array
     extra: Extra
 
 
 def make_score(scorer: Scorer, rows: int, needs: frozenset[str] = frozenset(), top_k: int | None = None):
-    """`score(params, rollouts) -> Scored`, in passes of so many rows; `top_k` tokens if a divergence is needed."""
+    """Returns `score(params, rollouts) -> Scored`, which processes `rows` rows at a time."""
 
     def part(params, tokens, segment_ids, mask):
         hidden = scorer.model.hidden(params, tokens, segment_ids)
@@ -147,11 +147,11 @@ def make_score(scorer: Scorer, rows: int, needs: frozenset[str] = frozenset(), t
 
 
 def make_prepare(config: Config, scorer: Scorer):
-    """The jitted `prepare(params, reference, rollouts, carried, algorithm) -> (Prepared, carried)`.
+    """Returns the jitted `prepare(params, reference, rollouts, carried, algorithm) -> (Prepared, carried)`.
 
-    `carried` is the state that the algorithm carries, updated once, before the advantage. A pass over the rollout is
-    made only if something asks for it: the algorithm by a field, or log π_old, if that is recomputed and the optimizer
-    step's own does not do. The reference's log-probabilities are another pass, for a penalty or what names `ref_logp`.
+    `carried` is the algorithm's carried state, updated once, before the advantage. A forward pass over the rollout is
+    run only if the algorithm requires a field from it, or if log π_old is recomputed and the optimizer step cannot
+    compute it. A penalty or the field `ref_logp` adds a forward pass with the reference parameters.
     """
     settings, needs = config.rollout, config.needs
     rows, own = settings.microbatch_rows, settings.optimizer_steps == 1
@@ -161,7 +161,7 @@ def make_prepare(config: Config, scorer: Scorer):
     def prepare(params, reference, rollouts: Rollouts, carried, algorithm: PolicyGradient):
         rescored = settings.rescores(scorer.model.head(params).table.dtype)
         asked = needs & {"proxy", "entropy", "values", "divergence"}
-        if rescored and own:  # π_old is π_θ in the step, so the divergence is 0
+        if rescored and own:  # π_old = π_θ in the only step, so the divergence is 0
             asked -= {"divergence"}
         if rescored and (not own or "old_logp" in fields_of_rollouts(algorithm)):
             asked |= {"old_logp"}

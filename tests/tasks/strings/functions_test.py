@@ -1,5 +1,3 @@
-"""The 25 functions: total, cut, different from one another, and applied from right to left."""
-
 import itertools
 
 import pytest
@@ -15,7 +13,7 @@ ANY_LENGTH = [
     for x in itertools.islice(itertools.product(LETTERS, repeat=n), 0, None, 997)
 ]
 
-WORKED = {  # by hand, on "szut" (4) and "vxxsy" (5)
+WORKED = {  # computed by hand for "szut" (4 letters) and "vxxsy" (5 letters)
     "f0": ("zuts", "xxsyv"),
     "f1": ("vuxw", "yssvt"),
     "f2": ("szutszu", "vxxsyvx"),
@@ -63,7 +61,7 @@ def test_total_and_cut(name):
 
 
 def test_pairwise_different_on_the_test_strings():
-    """Different on more than four test strings of five, so that no function passes for another, or for none."""
+    """Any two functions, and the identity, differ on more than 4/5 of the test strings."""
     outputs = {"identity": TEST_STRINGS} | {name: [apply([name], x) for x in TEST_STRINGS] for name in FUNCTIONS}
     for a, b in itertools.combinations(outputs, 2):
         same = sum(x == y for x, y in zip(outputs[a], outputs[b], strict=True))
@@ -71,9 +69,9 @@ def test_pairwise_different_on_the_test_strings():
 
 
 def test_composition_applies_from_right_to_left_and_cuts_each_output():
-    assert apply(["f3", "f9"], "stuvx") == "vuts"  # without the first letter of the reverse
+    assert apply(["f3", "f9"], "stuvx") == "vuts"
     assert apply(["f9", "f3"], "stuvx") == "xvut"
-    assert apply(["f9", "f2"], "stuvx") == "tsxvuts"  # doubled, cut to stuvxst, and then reversed
+    assert apply(["f9", "f2"], "stuvx") == "tsxvuts"  # doubled, truncated to stuvxst, then reversed
     assert apply([], "stu") == "stu"
 
 

@@ -1,5 +1,3 @@
-"""Splits and text of the string task: what is held out stays held out, and the data never change unnoticed."""
-
 import collections
 import hashlib
 import itertools
@@ -14,7 +12,7 @@ PROMPTS = list(sp.prompts(0, 4000))
 
 
 def names_and_input(problem):
-    if problem.prompt.endswith(" "):  # a single step, after any name
+    if problem.prompt.endswith(" "):  # a single step, preceded by any name
         given, name = problem.prompt.split(";")
         return (name.strip(),), given.split()[1]
     *names, text = problem.prompt.rstrip(";").split()
@@ -76,7 +74,7 @@ def test_shares_of_the_training_problems():
 def test_answers_and_solutions():
     for problem in (*DEMONSTRATIONS[:500], *sp.held_out("level 4", 0, 100)):
         names, text = names_and_input(problem)
-        whole = problem.prompt.split(";")[1] + problem.solution  # a single step's prompt holds the name already
+        whole = problem.prompt.split(";")[1] + problem.solution  # the prompt of a single step contains the name
         steps = [step.split() for step in whole.split(";")]
         assert [name for name, _ in steps] == list(names[::-1])
         for name, output in steps:
@@ -91,7 +89,7 @@ def test_another_seed_gives_other_problems_of_the_same_pairs():
 
 
 def test_data_of_this_version():
-    """On every machine and Python. Where this fails on purpose, StringFunctions.VERSION changes with it."""
+    """Equal on every machine and Python version. If you change the data, change StringFunctions.VERSION too."""
     problems = [*DEMONSTRATIONS, *PROMPTS, *(p for level in sp.LEVELS for p in sp.held_out(level, 0, 200))]
     digest = hashlib.sha256("\n".join(map(repr, (sp.PAIRS, *problems))).encode()).hexdigest()
     assert digest[:16] == "d774df2bd428066b"

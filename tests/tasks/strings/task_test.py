@@ -1,4 +1,4 @@
-"""The string task as it loads: from disk what was generated, whoever prepares it and however often."""
+"""Loading of the string task: data on disk equal the generated data; several processes may prepare them."""
 
 import itertools
 import subprocess
@@ -35,7 +35,7 @@ def test_what_is_read_is_what_was_generated_in_order(data):
 
 def test_the_solutions_earn_the_reward_by_the_right_chain(data):
     for problem in (*data.demonstrations, *data.prompts, *itertools.chain(*data.held_out.values())):
-        if not problem.prompt.endswith(" "):  # a single step has the output alone
+        if not problem.prompt.endswith(" "):  # the solution of a single step is only the output
             assert data.reward(problem.prompt, problem.solution, problem.answer) == 1.0
             assert data.checks["right chain"](problem.prompt, problem.solution)
             assert data.reward(problem.prompt, problem.solution[:-1], problem.answer) == 0.0
@@ -73,7 +73,7 @@ def test_an_interrupted_preparation_leaves_nothing_that_counts(tmp_path, monkeyp
     assert len(task.load().prompts) == 100
 
 
-# Three processes which have imported what they need, and wait for each other.
+# Code of one of three processes that import their modules and then wait for each other.
 PREPARE = """
 import hashlib, multiprocessing, os, sys
 from rljax.tasks import StringsTask, storage
@@ -82,7 +82,7 @@ def load():
     together.wait()
     data = StringsTask(demonstrations=1000, prompts=50, problems=5, data_dir=sys.argv[1]).load()
     found = repr((data.demonstrations, data.prompts, data.held_out))
-    os.write(1, (hashlib.sha256(found.encode()).hexdigest() + chr(10)).encode())  # at once: a print is two writes
+    os.write(1, (hashlib.sha256(found.encode()).hexdigest() + chr(10)).encode())  # one write; print uses two
 
 several = multiprocessing.get_context("fork")
 together = several.Barrier(3)
@@ -96,7 +96,7 @@ sys.exit(any(process.exitcode for process in processes))
 
 
 def test_several_processes_prepare_at_once(tmp_path):
-    """Without the lock one of them wins and the others raise FileExistsError."""
+    """Without the lock, one process succeeds and the others raise FileExistsError."""
     command = [sys.executable, "-c", PREPARE, str(tmp_path / "data")]
     done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

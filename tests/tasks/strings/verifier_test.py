@@ -1,5 +1,3 @@
-"""Rewards: exactly the right answers of well-formed completions."""
-
 import pytest
 
 from rljax.tasks import exact_match
@@ -34,7 +32,7 @@ def test_a_cut_completion_earns_nothing():
 
 def test_right_chain_asks_for_the_functions_in_their_order_alone():
     assert right_chain(PROMPT, "f9 vuts;f6 vutsw")
-    assert right_chain(PROMPT, "f9 s;f6 t")  # wrong outputs: another measure
+    assert right_chain(PROMPT, "f9 s;f6 t")
     for wrong in (
         "f6 stuvw;f9 wvuts",
         "f9 vuts",
