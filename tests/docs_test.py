@@ -169,7 +169,11 @@ def test_the_task_of_the_contributing_page_loads():
     assert data.reward("1+2=", "3", "3") == 1
 
 
-PAGES = ["algebra.md", *(f"algorithms/{path.name}" for path in sorted((ROOT / "docs/algorithms").glob("*.md")))]
+PAGES = [
+    "algebra.md",
+    "train/pods.md",
+    *(f"algorithms/{path.name}" for path in sorted((ROOT / "docs/algorithms").glob("*.md"))),
+]
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -82,6 +82,20 @@ def test_a_task_of_ten_lines_trains(tmp_path):
     assert (run / "report.html").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.standard_promotion
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
+def test_the_recipe_of_getting_started_trains(tmp_path, monkeypatch):
+    task, recipe = re.findall(r"```python\n(.*?)```", (ROOT / "docs/getting_started.md").read_text(), flags=re.S)
+    monkeypatch.chdir(tmp_path)
+    exec(task, {})
+    (tmp_path / "my_task.py").write_text(recipe)
+    small = ("--likelihood.steps", 3, "--steps", 2, "--evaluation.problems", 8, "--evaluation.samples", 2)
+    code, output = call(commands.train, "my_task.py", *small, cwd=tmp_path)
+    assert code == 0, output
+    assert len(metrics(tmp_path / "runs/my_task", "rl")) == 2
+
+
 def test_readme_is_short_and_counts_the_algorithms():
     assert len(README.splitlines()) <= 150
     assert f"losses of {len(algorithms.__all__)} algorithms" in README
