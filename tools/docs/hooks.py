@@ -17,6 +17,9 @@ FIELDS = re.compile(r"^\{\{ fields: (\w+) \}\}$", flags=re.M)
 NEEDS = re.compile(r"^\{\{ needs: (\w+) \}\}$", flags=re.M)
 ROW = re.compile(r"^\| `((\w+)(?:\([^`]*\))?)` \|", flags=re.M)
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', flags=re.S)
+CELL = re.compile(r"<td>.*?</td>", flags=re.S)
+BREAK_AFTER = re.compile(r"\(|_(?=\w{12})")
+CODE = re.compile(r"<code>[^<]*</code>")
 PAPER = re.compile(r"\b(\d{4}\.\d{5})\b")
 UNLINKED = re.compile(r"<(a|pre|code|title)\b.*?</\1>|<[^>]*>", flags=re.S)
 
@@ -91,7 +94,13 @@ def needs(name: str) -> str:
 
 
 def on_page_content(content: str, **_) -> str:
-    return linked(FORMULA.sub(lambda found: mathml(html.unescape(found[2]).strip(), found[1]), content))
+    content = FORMULA.sub(lambda found: mathml(html.unescape(found[2]).strip(), found[1]), content)
+    return linked(CELL.sub(lambda cell: CODE.sub(breakable, cell[0]), content))
+
+
+def breakable(code: re.Match) -> str:
+    """Code that a narrow table cell can break after `(` and inside long names."""
+    return BREAK_AFTER.sub(lambda found: f"{found[0]}<wbr>", code[0])
 
 
 def mathml(formula: str, tag: str) -> str:
