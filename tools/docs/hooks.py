@@ -42,14 +42,14 @@ def on_page_markdown(markdown: str, page, **_) -> str:
 
 
 def exported(path: Path) -> list[str]:
-    """The `__all__` of a file."""
+    """Returns the `__all__` of a file."""
     assigned = (node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.Assign))
     (names,) = (node.value for node in assigned if ast.unparse(node.targets[0]) == "__all__")
     return ast.literal_eval(names)
 
 
 def algorithm(name: str) -> str:
-    """The docstring of an algorithm without its example, and the expression that it returns."""
+    """Returns the docstring of an algorithm without its example, and the expression that it returns, as Markdown."""
     for path in sorted(SOURCES.glob("*.py")):
         text = path.read_text(encoding="utf-8")
         for function in ast.parse(text).body:
@@ -64,7 +64,7 @@ def algorithm(name: str) -> str:
 
 
 def described(docstring: str) -> str:
-    """A Google-style docstring as Markdown: its prose, and a table of its parameters."""
+    """Returns the prose of a Google-style docstring and a table of its parameters as Markdown."""
     parts = []
     for section in griffe.Docstring(docstring.split("\n>>>")[0]).parse("google", warnings=False):
         if section.kind is griffe.DocstringSectionKind.text:
@@ -77,7 +77,7 @@ def described(docstring: str) -> str:
 
 
 def fields(name: str) -> str:
-    """The source of a class of rljax.objective, whose comments describe its fields."""
+    """Returns the source of a class of rljax.objective, whose comments describe its fields, as Markdown."""
     text = (ROOT / "rljax/objective.py").read_text(encoding="utf-8")
     (found,) = (node for node in ast.parse(text).body if isinstance(node, ast.ClassDef) and node.name == name)
     lines = text.splitlines()[found.body[1].lineno - 1 : found.end_lineno]
@@ -85,7 +85,7 @@ def fields(name: str) -> str:
 
 
 def needs(name: str) -> str:
-    """A table of rljax.training.needs, the names that the trainer supplies, in Markdown."""
+    """Returns a table of rljax.training.needs as Markdown: fields, and how the trainer supplies them."""
     tree = ast.parse((ROOT / "rljax/training/needs.py").read_text(encoding="utf-8"))
     assigned = (node for node in tree.body if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == name)
     (table,) = (node.value.args[0] for node in assigned if isinstance(node.value, ast.Call))
@@ -99,7 +99,7 @@ def on_page_content(content: str, **_) -> str:
 
 
 def breakable(code: re.Match) -> str:
-    """Code that a narrow table cell can break after `(` and inside long names."""
+    """Lets a narrow table cell break code after `(` and inside long names."""
     return BREAK_AFTER.sub(lambda found: f"{found[0]}<wbr>", code[0])
 
 
@@ -112,7 +112,7 @@ def mathml(formula: str, tag: str) -> str:
 
 
 def linked(content: str) -> str:
-    """arXiv numbers in running text as links."""
+    """Links the arXiv numbers in running text."""
     ends = [0, *(end for tag in UNLINKED.finditer(content) for end in tag.span()), len(content)]
     pieces = [content[a:b] for a, b in pairwise(ends)]
     for i in range(0, len(pieces), 2):
