@@ -1,5 +1,3 @@
-"""Advantages: the papers' formulas in float64, invariants, and rejected arguments."""
-
 from functools import partial
 
 import jax

@@ -1,5 +1,3 @@
-"""Aggregations: the papers' formulas in float64, relations between them, and rejected arguments."""
-
 from functools import partial
 
 import jax
@@ -27,7 +25,7 @@ def every(mask, sign):
 
 def random_step(seed):
     _, mask, _ = papers.random_rollouts(seed)
-    mask[2] = False  # an absent group
+    mask[2] = False
     return mask, np.random.default_rng(seed).integers(-1, 2, mask.shape[:2])
 
 

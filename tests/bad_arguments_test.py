@@ -12,10 +12,8 @@ import pytest
 from rljax import distillation, ratio
 from tests.signatures_test import ARGUMENTS, BATCH, COMBINATORS, FUNCTIONS, OTHERWISE
 
-# Functions of one array of any shape.
 FREE = ("k1", "k2", "k3", "overlong_penalty", "permute_within_group", "solvable")
 NO_TOKENS = ("batch", "key", "support", "ids", "teacher_ids", "student_ids", "hidden", "unembedding", "history")
-# A value that each bound rejects in every function.
 REFUSED = {
     "low": -0.1, "high": -0.1, "dual": -0.1, "cap": -0.1, "limit": -0.1, "slack": -0.1, "least": -0.1, "gamma": 1.5,
     "lam": -0.1, "share": 1.5, "alpha": -0.1, "max_length": 0.0, "buffer": 0.0, "slope": -1.0, "positive": 0.0,
@@ -49,7 +47,6 @@ def has_a_shape(function, name):
 
 @cases(has_a_shape, 100)
 def test_another_shape_is_refused_by_name(function, name):
-    """A shorter first axis, an extra axis, and a missing axis."""
     given = arguments(function)
     x = given[name]
     wrong = (x[:-1], x[..., None], x[..., 0]) if x.ndim else (x[None],)

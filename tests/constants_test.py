@@ -51,7 +51,6 @@ def test_only_predictions_are_differentiated(name):
 
 
 def trained_places(name, path, given):
-    """Indices of an array that are trained and that are not."""
     x = floating(given)[path]
     mask = given["batch"].mask if "batch" in given else given.get("mask", np.ones((), bool))
     if "support" in given and path.endswith("logits"):

@@ -1,5 +1,3 @@
-"""Tests of the total variation over a few tokens: loops in NumPy, the lower bound, and refused arguments."""
-
 import jax
 import jax.numpy as jnp
 import numpy as np

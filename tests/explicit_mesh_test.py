@@ -40,7 +40,6 @@ def given(name, layout=None):
 
 
 def traced(name, given):
-    """The function of its arrays alone, and the arrays."""
     arrays, others = ({k: x for k, x in given.items() if callable(x) == c} for c in (False, True))
     return (lambda arrays: call(name)(**arrays, **others)), arrays
 
@@ -56,7 +55,6 @@ def test_it_traces(name, layout):
 
 @cache
 def results(layout):
-    """The values of all functions, from one program."""
     programs = {name: traced(name, given(name, layout)) for name in FUNCTIONS if name != "top_tokens"}
     functions, arrays = ({name: x[i] for name, x in programs.items()} for i in (0, 1))
     run = jax.jit(lambda arrays: {name: f(arrays[name]) for name, f in functions.items()})

@@ -65,7 +65,7 @@ def far_rows(shape=(8, 10)):
     old = rng.normal(size=shape) - 3
     l = rng.normal(size=shape) * 0.1
     l[:4] = rng.choice([-100.0, 0.1, 100.0], l[:4].shape)
-    l[2:4], l[7] = np.abs(l[2:4]), 1e-3 * l[7]  # positive; small
+    l[2:4], l[7] = np.abs(l[2:4]), 1e-3 * l[7]
     logp = old + l
     old[4:7, ::5] = -np.inf
     A = np.where(np.arange(8) % 2 == 0, 1.0, -1.0)[:, None] * rng.uniform(0.5, 1, shape[:1])[:, None]
@@ -91,7 +91,6 @@ def test_no_nan_and_what_is_bounded_is_finite(name):
 
 
 def test_the_unbounded_overflow_token_by_token():
-    """Only the overflowing token is infinite; its neighbors are finite."""
     logp, batch = far_rows()
     _, gradient = look_at_all(logp, batch)["token"]
     infinite = batch.mask & (np.isneginf(batch.old_logp) | (logp - batch.old_logp > 90))

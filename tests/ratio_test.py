@@ -1,5 +1,3 @@
-"""Ratios: the papers' formulas in float64, worked numbers, and rejected arguments."""
-
 from functools import partial
 
 import jax
@@ -72,7 +70,6 @@ def ours(l, A, w, mask):
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", CASES)
 def test_values_losses_and_gradients_are_the_papers(name, seed):
-    """Includes advantages that change sign within a sequence."""
     _, paper = CASES[name]
     l, A, w, mask = papers.random_batch(seed)
     A = A * np.random.default_rng(seed).choice([-1, 1, 2], A.shape) if seed else A
@@ -139,7 +136,6 @@ POWERS = [-300.0, -1e-4, 1e-30, 0.0, 1e-4, 200.0]
 
 @together
 def power_means(l, A, mask, share):
-    """Values for every power, and the gradient of their weighted sum."""
     found = {}
     for p in POWERS:
         values, pull = jax.vjp(lambda l, p=p: ratio.power_mean(l, A, mask, p=p), l)

@@ -1,5 +1,3 @@
-"""The README: its code runs, and the files and make targets that it names exist."""
-
 import ast
 import json
 import random

@@ -41,8 +41,6 @@ def test_what_is_wrong(changed, found, error, wrong):
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """A function `run(compile, *arguments)` that returns the exit status and output of the program on `case`s."""
-
     def run(compile, *arguments):
         monkeypatch.setattr(tpu_compile, "has_libtpu", lambda: True)
         monkeypatch.setattr(tpu_compile, "devices", lambda chip: ())

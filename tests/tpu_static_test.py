@@ -119,7 +119,7 @@ SMALL = {grid: bilinear(*grid) for grid in tpu_static.grids(SUMS, tpu_chips.CHIP
 
 def test_four_small_grids_give_the_whole():
     assert tpu_static.whole(SMALL, 8, 297) == pytest.approx(bilinear(8, 297))
-    for grid in SMALL:  # the result depends on each grid
+    for grid in SMALL:
         assert tpu_static.whole({**SMALL, grid: SMALL[grid] + 1}, 8, 297) != pytest.approx(bilinear(8, 297), abs=0.5)
 
 

@@ -94,7 +94,7 @@ def test_under_the_outcome_the_prefix_ratio_is_biased_and_the_sequences_is_not(m
     of = measured[move]["outcome"]
     assert np.all((of["sequence"]["bias"] < 1e-12) & (of["cumulative"]["bias"] > 0.01))
     share = np.mean(of["cumulative"]["bias"]) / np.mean(of["token"]["bias"])
-    assert 0.65 < share < 0.75  # relative to the token ratio's bias
+    assert 0.65 < share < 0.75
 
 
 def test_the_distances_and_the_bias_under_the_outcome_that_are_told(measured):

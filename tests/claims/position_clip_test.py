@@ -22,7 +22,7 @@ def log_ratios(kl, rows):
     old = rng.dirichlet(np.ones(20), 50)
     noise = rng.normal(size=old.shape)
     scales = np.full((50, 1), 0.1)
-    for _ in range(30):  # solve for the target KL
+    for _ in range(30):
         new = old * np.exp(scales * noise)
         new /= new.sum(-1, keepdims=True)
         scales *= np.sqrt(kl / np.sum(old * np.log(old / new), -1, keepdims=True))
@@ -55,7 +55,6 @@ def profile(kl, power, width, rows=ROWS):
 
 
 def interval(share, rows=ROWS):
-    """Half-width of the 95 % interval of a share estimated from `rows` rows."""
     return 1.96 * np.sqrt(share * (1 - share) / rows)
 
 

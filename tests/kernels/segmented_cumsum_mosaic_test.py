@@ -20,7 +20,7 @@ DIRECTIONS = list(itertools.product((False, True), repeat=2))  # reverse, exclus
 STRICT = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan", num_cores_or_threads=2)
 
 
-QUICK = {"xla_backend_optimization_level": 0}  # for short compile times
+QUICK = {"xla_backend_optimization_level": 0}
 
 
 @pytest.fixture(autouse=True)
@@ -140,9 +140,6 @@ def test_mutants_fail(monkeypatch, mutant):
     mutant(monkeypatch)
     with pytest.raises(AssertionError):
         check_agreement(strictly if mutant is unmasked_tail else plainly, [(SUM, True, False)])
-
-
-# Lowering for other platforms, without running.
 
 
 def lowered(function, platform, *arrays, x=jnp.float32):

@@ -37,7 +37,6 @@ def statistics(hidden, unembedding, bias, targets, mask, **options):
 
 
 def gradients(function):
-    """A function that returns (gradients, outputs), with a different cotangent for every token and output."""
     weight = weights(N, dtype=jnp.float32)
 
     def total(*inputs):

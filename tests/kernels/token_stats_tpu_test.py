@@ -26,12 +26,10 @@ from pallas_kernels.token_stats.tpu import forward as forward_pass
 
 TILE = (128, 128)
 STRICT = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan", num_cores_or_threads=2)
-QUICK = {"xla_backend_optimization_level": 0}  # for short compile times
+QUICK = {"xla_backend_optimization_level": 0}
 
 
 class Case(NamedTuple):
-    """Sizes that are not multiples of a tile, and options of the logits."""
-
     n: int
     d: int
     v: int
@@ -163,8 +161,6 @@ def test_reads_nothing_that_is_not_there_and_does_not_race(monkeypatch, capfd, c
 
 
 def test_cores_that_share_a_sum_race(capfd):
-    """The interpreter reports a race, which the test above relies on."""
-
     def add(x, total):
         total[...] = total[...] + x[...]
 
@@ -261,9 +257,6 @@ def test_a_dtype_that_a_tpu_has_no_products_of():
         token_stats(x, x, np.zeros(2, np.int32), implementation="tpu")
 
 
-# ------------------------------------------------------------------------------------------------------------- mutants
-
-
 def unmasked(head, columns):
     return False
 
@@ -281,7 +274,7 @@ def not_rescaled(absorbed):
 
 
 class DropsATile:
-    """Stands for `pl` in a kernel's module; `cdiv` is one less, so the grid misses a tile."""
+    """Replaces `pl` in a kernel's module; `cdiv` is one less, so the grid misses a tile."""
 
     cdiv = staticmethod(one_tile_less)
 
@@ -318,7 +311,6 @@ def no_weight_gradient(hidden, head, *others):
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant(monkeypatch, name):
-    """The mutant makes its pass wrong; passes that it does not affect are not compiled."""
     spoilt, module, attribute, mutant = MUTANTS[name]
     case = CASES[1] if "padding" in name else CASES[0]
     with interpreter(monkeypatch, checked=False):

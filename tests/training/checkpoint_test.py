@@ -1,5 +1,3 @@
-"""Saving and restoring checkpoints on any mesh, with damaged files and full disks."""
-
 import collections
 import errno
 import shutil
@@ -167,7 +165,6 @@ def test_a_full_disk_is_known_before_writing(tmp_path, monkeypatch):
 
 
 def test_a_disk_that_fills_while_writing(tmp_path, monkeypatch):
-    """Uses a file system of 1 MiB and disables the check of free space."""
     folder = tmp_path / "small"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)], capture_output=True)

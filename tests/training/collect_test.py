@@ -1,5 +1,3 @@
-"""Texts and rewards of sampled completions, and the selection of groups to train on."""
-
 import dataclasses
 import re
 from decimal import Decimal
@@ -79,7 +77,6 @@ def test_a_reward_is_given_what_it_names(data):
 
 
 def test_what_only_begins_like_the_answer_is_not_it(data):
-    """A completion that was cut off is not an exact match, nor a correct output of the string task."""
     for reward, problem, text in (
         (exact_match, PROBLEMS[0], "2"),
         (last_output, Problem("f6 f9 stuv;", "vutsw"), "f9 vuts;f6 vutsw"),

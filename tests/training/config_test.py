@@ -1,5 +1,3 @@
-"""Configs raise an error that names the field, its value and the expected values."""
-
 import dataclasses
 
 import optax

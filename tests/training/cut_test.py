@@ -88,7 +88,7 @@ def test_a_cut_completion_earns_what_its_text_does():
     lengths = np.asarray(rollouts.mask).sum(axis=-1)
     rewards = np.asarray(rollouts.rewards)
     assert set(rewards[lengths < 4].tolist()) == {0.0, -1.0, -2.0}
-    assert set(rewards[lengths == 4].tolist()) == {-3.0, -4.0}  # stopped at the fourth token, or cut off
+    assert set(rewards[lengths == 4].tolist()) == {-3.0, -4.0}  # ended at the fourth token, or cut off
 
 
 def test_a_fixed_reward_for_cut_completions():

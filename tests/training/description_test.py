@@ -58,8 +58,6 @@ class Callable(Plain):
 
 
 class Shown:
-    """An object whose repr prints a set in arbitrary order."""
-
     def __init__(self, words):
         self.words = set(words)
 
@@ -138,7 +136,6 @@ def values(words=WORDS, n=1):
 
 
 def fixed():
-    """Values that are described without state."""
     return {
         "unpicklable": Unpicklable(), "lock": threading.Lock(), "iterator": (i for i in range(3)), "class": Plain,
         "of the class": Plain.of_the_class, "function": reward, "jax function": jax.nn.relu, "ufunc": np.add,

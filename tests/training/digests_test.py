@@ -33,7 +33,6 @@ def target(record, tree=TREE):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A folder with two checkpoints; the arrays of the newer one are doubled."""
     folder = tmp_path_factory.mktemp("saved") / "c"
     checkpoints = Checkpoints(folder)
     for step in (1, 2):

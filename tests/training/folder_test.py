@@ -1,5 +1,3 @@
-"""Atomic replacement of small files in a run's folder."""
-
 import math
 
 import pytest

@@ -1,5 +1,3 @@
-"""The metrics log: writing and reading, resuming, and damage by a killed process."""
-
 import json
 import sys
 
@@ -125,4 +123,4 @@ def test_tensorboard_missing_says_which_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(ValueError, match="extra `tb`"):
         MetricsLog(tmp_path, tensorboard=True)
-    MetricsLog(tmp_path).close()  # not imported unless requested
+    MetricsLog(tmp_path).close()

@@ -187,7 +187,7 @@ def test_a_stage_is_released_before_the_next_and_its_figures_are_of_the_verified
 def test_the_state_of_an_algorithm_is_saved_with_the_run(tmp_path, data):
     config, stage = trained(tmp_path / "aepo", data, algorithms.aepo(entropy_low=0.01, entropy_high=0.02))
     assert stage.carried
-    again = train(config)  # restored at the end of the run
+    again = train(config)
     assert again.carried
 
 

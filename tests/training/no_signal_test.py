@@ -43,7 +43,6 @@ def steps_on(config, batches, sizes=MESHES[0], optimizer=ADAMW):
 
 
 def flat_rewards(rollouts):
-    """The rollouts with every reward 1, so that A = 0 at every token."""
     return dataclasses.replace(rollouts, rewards=np.ones_like(rollouts.rewards))
 
 
@@ -90,7 +89,6 @@ def test_a_penalty_or_a_critic_is_a_signal(config):
 
 
 def test_means_are_over_the_tokens_of_the_rollout():
-    """A skipped step between two steps with different token counts leaves every metric unchanged."""
     rollouts = rollouts_of(None)
     half = dataclasses.replace(rollouts, mask=rollouts.mask & (np.arange(8)[:, None] < 3))
     _, (one, none, two) = steps_on(config_of(GRPO), [rollouts, nothing_trained(rollouts), half])

@@ -1,5 +1,3 @@
-"""Learning-rate schedules, AdamW's first step, and the sharding of the optimizer's state."""
-
 import jax
 import jax.numpy as jnp
 import numpy as np

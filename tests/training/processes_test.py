@@ -1,5 +1,3 @@
-"""Detection of multi-process runs."""
-
 import pytest
 
 from rljax.training import processes

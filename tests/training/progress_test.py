@@ -1,5 +1,3 @@
-"""The progress display: plain lines in a file, live in a terminal, nothing on other processes."""
-
 import io
 
 import pytest

@@ -1,5 +1,3 @@
-"""The report of complete and partial runs, its escaping and its figures."""
-
 import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
