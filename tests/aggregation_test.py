@@ -53,7 +53,7 @@ def test_weights_are_a_measure(name):
     np.testing.assert_allclose(np.sum(every(mask, sign)[name]), 1, rtol=1e-6)
 
 
-def test_balanced_is_the_sequence_mean_or_the_group_mean_where_lengths_say_so():
+def test_balanced_equals_the_sequence_mean_or_the_group_mean_for_special_lengths():
     sign = np.array([[1, 1, -1, -1]])
     equal_on_each_side = np.arange(6) < np.array([[[2], [2], [5], [5]]])
     equal_means = np.arange(6) < np.array([[[2], [4], [1], [5]]])

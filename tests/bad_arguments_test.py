@@ -64,7 +64,7 @@ def test_a_float_mask_is_refused(function, name):
 
 @cases(lambda f, p: p == "batch", 8)
 @pytest.mark.parametrize("field", ["mask", "old_logp", "advantages", "weights", "ref_logp", "segment_ids"])
-def test_a_batchs_fields_are_looked_at_where_they_are_read(function, name, field):
+def test_batch_fields_are_checked_if_they_are_read(function, name, field):
     def of(**fields):
         return function(**arguments(function, batch=dataclasses.replace(BATCH, **fields)))
 
@@ -82,14 +82,14 @@ def test_a_batchs_fields_are_looked_at_where_they_are_read(function, name, field
 
 
 @cases(lambda f, p: p in REFUSED, 35)
-def test_a_bound_out_of_range_is_refused_and_a_traced_one_is_not_looked_at(function, name):
+def test_a_bound_out_of_range_is_refused_and_a_traced_one_is_not_checked(function, name):
     for value in (REFUSED[name], float("nan"), *([1.0] if name == "low" and function.__name__ in ONE_MINUS else [])):
         with pytest.raises(ValueError, match=rf"{name} = {re.escape(str(value))}: expected a number in \["):
             function(**arguments(function, **{name: value}))
     jax.eval_shape(lambda value: function(**arguments(function, **{name: value})), jnp.float32(REFUSED[name]))
 
 
-def test_no_lower_bound_is_none():
+def test_low_of_none_means_no_lower_bound():
     f = partial(ratio.two_sided_clip, *(ARGUMENTS[name] for name in ("log_ratio", "advantages", "segments")), high=0.2)
     assert (f(low=None) == f()).all()
     assert (f(low=None) != f(low=0.1)).any()

@@ -139,7 +139,7 @@ def test_a_token_correction_in_an_algorithm():
         make_batch(algorithm, dataclasses.replace(ROLLOUTS, sampled_logp=None))
 
 
-def test_what_a_rejection_reaches_is_written_in_the_expression():
+def test_a_rejection_affects_only_the_function_that_it_wraps():
     mismatch = np.zeros((1, 3, 2), np.float32)
     mismatch[0, 2] = -20.0
     rollouts = Rollouts(

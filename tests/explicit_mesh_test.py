@@ -71,7 +71,7 @@ def test_its_values_are_those_of_one_device(name, layout):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
 
 
-def test_what_needs_automatic_axes_says_so():
+def test_top_tokens_requires_automatic_axes():
     hidden, unembedding = (sharded(np.ones((8, 4), np.float32), "P") for _ in range(2))
     with jax.set_mesh(mesh()):
         with pytest.raises(ValueError, match=r"hidden has sharding .*`jax\.sharding\.auto_axes`"):

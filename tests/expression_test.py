@@ -77,7 +77,7 @@ def test_hyper_parameters_tell_algorithms_apart():
     assert jax.tree.leaves(algorithms.dr_grpo(max_length=8)) == [8.0, 0.2, 0.2]
 
 
-def test_a_hash_is_the_same_in_another_process_but_for_the_functions():
+def test_a_repr_is_the_same_in_another_process():
     """Checkpoints store the repr, which does not depend on the process."""
     program = "from rljax import algorithms; print(repr(algorithms.aepo(entropy_low=0.25, entropy_high=0.5)))"
     printed = {subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
@@ -235,7 +235,7 @@ def both(log_ratio, advantages, segments, *, ratios) -> jax.Array:
     return sum((f(log_ratio, advantages, segments) for f in ratios), jnp.zeros(()))
 
 
-def test_functions_of_ones_own():
+def test_user_defined_functions():
     """Plain functions and partials are valid; a partial's floats are leaves, its integers are structure."""
     algorithm = PolicyGradient(advantage.group_relative, aggregation.token_mean, partial(mine, scale=2.0, power=3))
     assert jax.tree.leaves(algorithm) == [2.0]

@@ -78,7 +78,7 @@ def test_leading_axes_are_free(example):
         np.testing.assert_allclose(a, c[:, 0], rtol=1e-6)
 
 
-def test_what_predicts_nothing_may_hold_anything(example):
+def test_hidden_states_without_a_prediction_may_hold_anything(example):
     hidden, unembedding, tokens, mask = example
     idle = ~np.concatenate([mask[:, 1:], np.zeros((B, 1), bool)], axis=1)
     nan = np.float32("nan")
@@ -290,7 +290,7 @@ def test_a_few_tokens_with_banned_ones_among_them(example, bans, cap):
     assert all(np.max(np.abs(g)) > 0.05 for g in gradients)
 
 
-def test_a_few_tokens_read_nan_and_a_banned_token(example, bans):
+def test_logps_at_for_nan_and_for_a_banned_sampled_token(example, bans):
     """A NaN logp gives NaN, also for a banned token; a banned sampled token gives −∞ for all tokens."""
     hidden, unembedding, tokens, _ = example
     banned = np.int32(np.flatnonzero(np.isinf(bans))[0])

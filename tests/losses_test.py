@@ -234,7 +234,7 @@ def test_the_sampled_token_is_the_papers():
         assert not papers.agree(A, A_weighted, 0.1)
 
 
-def test_what_happens_to_rewards_is_the_papers():
+def test_transformed_rewards_are_the_papers():
     with jax.enable_x64(True):
         shaping = jax.jit(partial(rewards.length_shaping, share=0.5, alpha=0.3))
         informative, improvement = jax.jit(rewards.informative), jax.jit(rewards.improvement)

@@ -209,7 +209,7 @@ def test_no_rows_are_a_loss_of_0():
         assert policy_loss(none, batch, f) == 0
 
 
-def test_what_cannot_be_decided_is_nan():
+def test_undecidable_tokens_are_nan():
     nan, A, mask = np.float32([-0.1, np.nan, -0.1]), np.float32([1, 1, 1]), np.ones(3, bool)
     cppo = partial(ratio.cumulative_divergence_mask, limit=0.15, slack=0.02)
     assert np.isnan(ratio.taper(nan, A, mask)[1])

@@ -141,7 +141,7 @@ def measure(problem, count):
 
 
 @pytest.mark.parametrize(("kind", "shared"), [("binary", False), ("binary", True), ("dense", True)])
-def test_the_best_baseline_of_each_position_is_never_worse_and_the_realized_energys_seldom(kind, shared):
+def test_the_optimal_baseline_has_the_least_variance_and_realized_energy_usually_beats_the_mean(kind, shared):
     with jax.enable_x64(True):
         found = populations(kind, shared)
     best, constant = found["optimum"], found["mean" if kind == "binary" else "mean to go"]

@@ -178,7 +178,7 @@ MUTANTS = {
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_a_mutant_with_fewer_digits_is_beyond(monkeypatch, name):
+def test_a_mutant_with_fewer_digits_exceeds_the_limits(monkeypatch, name):
     kernel, form, module, attribute, mutant = MUTANTS[name]
     monkeypatch.setattr(module, attribute, mutant)
     kl_chunked._tiled.cache_clear()

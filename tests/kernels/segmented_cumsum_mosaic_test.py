@@ -148,7 +148,7 @@ def lowered(function, platform, *arrays, x=jnp.float32):
 
 
 @pytest.mark.parametrize("function", [segmented_cumsum, segmented_cummin])
-def test_the_program_says_which_one_runs(function):
+def test_the_platform_or_the_name_selects_the_implementation(function):
     name = function.__name__
     gradient = jax.grad(lambda x, ids: jnp.sum(function(x, ids)))
     for run in (function, gradient, jax.vmap(function), jax.vmap(jax.vmap(function, (None, 0)), (0, None))):

@@ -162,7 +162,7 @@ def test_vmap_and_leading_axes(x64):
 
 @pytest.mark.parametrize("implementation", ["reference", "chunked"])
 @pytest.mark.parametrize("length", [9, 100])
-def test_a_hole_may_hold_anything_and_a_neighbor_is_not_felt(implementation, length):
+def test_holes_and_neighboring_sequences_change_nothing(implementation, length):
     x, ids = example(length, rows=1)
     x = x.astype(np.float32)
 

@@ -186,7 +186,7 @@ def step(implementation, **options):
 
 
 @pytest.mark.parametrize("sizes", [(8192, 4096, 151936), (1, 1, 1)])
-def test_the_named_one_is_the_kernel_and_xlas_tiles(sizes):
+def test_gpu_selects_the_kernel_and_xlas_tiles(sizes):
     text = lowered(step("gpu", softcap=30.0), *shapes(*sizes))
     assert text.count(f"custom_call @__gpu${TRITON}") == 1
     assert in_scope("gpu", text, "triton")

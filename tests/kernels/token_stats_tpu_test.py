@@ -153,7 +153,7 @@ def test_agrees_with_the_reference(monkeypatch, case):
 
 
 @pytest.mark.parametrize("case", [pytest.param(CASES[1], marks=pytest.mark.slow), CASES[3]], ids=str)
-def test_reads_nothing_that_is_not_there_and_does_not_race(monkeypatch, capfd, case):
+def test_reads_stay_in_bounds_and_do_not_race(monkeypatch, capfd, case):
     with interpreter(monkeypatch, checked=True):
         assert agrees(values_and_gradients(case, "tpu"), case)
     printed = "".join(capfd.readouterr())
@@ -230,7 +230,7 @@ def test_tiles_with_nothing_to_learn_are_not_visited():
     assert quickly(lambda plan: [plan.columns(j, 128) for j in range(3)])(found) == [0, 1, 1]
 
 
-def test_rows_that_are_left_out_are_cleared_where_their_logits_may_be_no_numbers():
+def test_skipped_rows_are_cleared_if_their_logits_may_not_be_finite():
     nan, inf = np.nan, np.inf
     hidden = np.float32([[1, -1], [nan, 0], [inf, 0], [3e38, -3e38], [3e38, 0], [2, 3]])
     targets = np.int32([ABSENT] * 4 + [0, 0])  # the last two rows have targets, so they count

@@ -55,7 +55,7 @@ def on_mesh(mesh):
 @pytest.mark.parametrize("check", [True, False])
 @pytest.mark.parametrize("implementation", ["chunked", "reference"])
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
-def test_a_split_vocabulary_is_the_whole_one(mesh, implementation, check):
+def test_a_sharded_vocabulary_gives_the_results_of_one_device(mesh, implementation, check):
     is_the_whole_one(on_mesh(mesh)[implementation][check])
 
 

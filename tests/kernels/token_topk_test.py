@@ -154,7 +154,7 @@ def test_absent_rows_and_padding_may_hold_anything(implementation):
     np.testing.assert_allclose(np.exp(clean[1].logp).sum(1)[~absent], 1, rtol=1e-5)
 
 
-def test_a_token_ruled_out_is_still_before_what_is_none():
+def test_banned_tokens_precede_padding_columns():
     bias = np.where(np.arange(12) < 3, np.float32(0), np.float32(-np.inf))
     inputs = np.ones((1, 2), np.float32), np.ones((12, 2), np.float32), np.zeros(1, np.int32)
     _, top = jax.jit(partial(token_topk, k=10, tile=(1, 4), vocab_size=10, implementation="chunked"))(

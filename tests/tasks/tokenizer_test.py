@@ -45,7 +45,7 @@ class TestRoundTrip:
     def test_awkward(self, tokenizer, text):
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
-    def test_of_the_bytes_alone(self, tokenizer):
+    def test_a_tokenizer_is_restored_from_its_bytes(self, tokenizer):
         again = Tokenizer(tokenizer.model_proto)
         assert again.vocab_size == tokenizer.vocab_size
         assert again.encode("f3 The hens") == tokenizer.encode("f3 The hens")
@@ -92,7 +92,7 @@ def test_encode_names_a_lone_surrogate():
         STRINGS.encode("a\ud800")
 
 
-def test_training_says_what_is_missing():
+def test_training_names_the_bad_argument():
     with pytest.raises(ValueError, match=r"vocab_size = 100: expected room"):
         Tokenizer.train(["abc"], vocab_size=100)
     with pytest.raises(ValueError, match="at least one nonempty text"):

@@ -143,7 +143,7 @@ def test_a_reward_that_raises_is_shown_with_what_it_was_given(tmp_path, run_tiny
     assert "recipe.py, line 5" in output
 
 
-def test_data_that_changed_since_are_not_gone_on_with(tmp_path, run_tiny):
+def test_a_run_does_not_resume_on_changed_data(tmp_path, run_tiny):
     recipe, data, run = tmp_path / "recipe.py", tmp_path / "task.jsonl", tmp_path / "run"
     recipe.write_text(
         "import dataclasses\nfrom rljax.tasks import JsonlTask\nfrom tests.training.tiny import config\n"

@@ -139,7 +139,7 @@ def test_parameters_of_another_model_are_refused_by_name():
         require_same_shapes(record, {**params, "c": np.zeros(1)}, "run = 'r'")
 
 
-def test_a_device_out_of_memory_is_no_full_disk():
+def test_a_device_out_of_memory_is_not_reported_as_a_full_disk():
     assert disk_is_full(OSError(errno.ENOSPC, "no room"))
     assert disk_is_full(RuntimeError("… No space left on device"))
     assert not disk_is_full(RuntimeError("RESOURCE_EXHAUSTED: Attempting to allocate 4.39G. There are 2.30G free"))

@@ -65,7 +65,7 @@ def key():
     return jax.random.key(0)
 
 
-def test_training_learns_to_end_completions_that_are_worth_less_the_longer_they_are():
+def test_training_learns_to_end_completions_if_longer_ones_earn_less():
     """With a reward of 0 for cut completions, the maximum here, `finished` would instead fall to 0."""
     stage = stage_of()
     rows = [stage.step(n, key())[0] for n in range(16)]

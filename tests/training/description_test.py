@@ -181,7 +181,7 @@ def test_what_differs_is_described_differently():
     assert [name for name in one if one[name] == two[name]] == []
 
 
-def test_descriptions_read_as_what_they_are_of():
+def test_descriptions_show_the_fields_of_the_object():
     assert describe(functools.partial(reward, stop={"x", "yy", "zzz"})) == {
         "function": "reward", "bound": [{"stop": ["x", "yy", "zzz"]}]}  # fmt: skip
     assert describe(Slots("ba", 0.5)) == {"type": "Slots", "weight": 0.5, "words": ["a", "b"]}

@@ -105,7 +105,7 @@ def test_the_mean_reward_is_reported_beside_what_is_solved():
         assert f" {100 * share:.1f} [" in shown.getvalue()
 
 
-def test_a_cut_completion_is_judged_and_its_problem_has_a_spread():
+def test_a_cut_completion_is_scored():
     evaluator, params = evaluator_of(reward=lambda prompt, text, answer, *, length: -length, checks={})
     found = evaluator.evaluate(params, jax.random.key(0))
     budget = tiny.rollout.sampling.max_new_tokens

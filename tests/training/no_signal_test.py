@@ -103,7 +103,7 @@ def test_means_are_over_the_tokens_of_the_rollout():
     np.testing.assert_allclose(with_pause["ratio_mean"], (r + s) / (n + m), rtol=1e-6)
 
 
-def test_a_rollout_of_nothing_is_null_in_the_log_and_no_error(tmp_path):
+def test_a_rollout_without_trained_tokens_logs_null_without_an_exception(tmp_path):
     _, steps = steps_on(config_of(GRPO), [nothing_trained(rollouts_of(None))])
     found = {name: float(value) for name, value in summarize(steps).items()}
     require_finite(found, "rl", 0, {}, tmp_path)

@@ -178,7 +178,7 @@ def test_a_run_goes_on_on_another_mesh(undisturbed, data, tmp_path):
     np.testing.assert_allclose(here[2]["grad_norm"], there[2]["grad_norm"], rtol=1e-3)
 
 
-def test_a_finished_run_says_so(undisturbed, data):
+def test_a_finished_run_reports_that_it_is_finished(undisturbed, data):
     code, output = run_tiny(undisturbed, data)
     assert code == 0
     assert "finished" in output
@@ -186,7 +186,7 @@ def test_a_finished_run_says_so(undisturbed, data):
     assert steps_logged(undisturbed) == STEPS
 
 
-def test_a_corrupt_checkpoint_gives_way_to_the_one_before(undisturbed, data, tmp_path):
+def test_a_run_resumes_from_the_checkpoint_before_a_corrupt_one(undisturbed, data, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)
     os.remove(run / "finished.json")
@@ -202,7 +202,7 @@ def test_a_corrupt_checkpoint_gives_way_to_the_one_before(undisturbed, data, tmp
     assert_same_run(run, undisturbed)
 
 
-def test_a_flipped_bit_is_said_and_the_checkpoint_before_is_taken(undisturbed, data, tmp_path):
+def test_a_flipped_bit_is_reported_and_the_previous_checkpoint_is_used(undisturbed, data, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)
     os.remove(run / "finished.json")
