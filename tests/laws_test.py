@@ -25,7 +25,7 @@ NO_GROUP = (*RETURNS, "max_rl", "multi_reward", "reinforce_plus_plus", "reinforc
 RATIOS = {name: bound(ratio, name) for name in ratio.__all__ if name not in COMBINATORS}
 RATIOS |= {name: make(name).ratio for name in ALGORITHMS}
 seen = [(f.func, f.keywords) if isinstance(f, partial) else f for f in RATIOS.values()]
-RATIOS = {name: f for i, (name, f) in enumerate(RATIOS.items()) if seen[i] not in seen[:i]}  # four have the same clip
+RATIOS = {name: f for i, (name, f) in enumerate(RATIOS.items()) if seen[i] not in seen[:i]}  # some are equal
 ADVANTAGES = {name: bound(advantage, name) for name in advantage.__all__ if name not in COMBINATORS}
 ADVANTAGES |= {
     f"{combine.__name__} {name}": combine(getattr(advantage, name))
