@@ -58,7 +58,7 @@ def look_at_all(logp, batch):
 
 
 def far_rows(shape=(8, 10)):
-    """ℓ is ±100 or 0.1 in rows 0–3 (positive in 2–3), tiny in row 7; references of −∞ in rows 4–6; A < 0 in odd rows."""
+    """ℓ is ±100 or 0.1 in rows 0–3 (> 0 in 2–3), tiny in row 7; references of −∞ in rows 4–6; A < 0 in odd rows."""
     rng = np.random.default_rng(0)
     mask = rng.random(shape) > 0.2
     mask[:, ::5] = True
