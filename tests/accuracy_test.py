@@ -34,7 +34,6 @@ PENALTIES = {
 
 
 def inputs():
-    """Rows of T tokens near the sampling policy, rollouts of groups, and the heads of two models, in float64."""
     rng = np.random.default_rng(0)
     l, A, w, mask = papers.random_batch(0, (4, T), scale=0.05)
     old, ref = rng.normal(size=l.shape) - 3, rng.normal(size=l.shape) - 3
@@ -88,7 +87,6 @@ def corrections(logp, sampled, mask):
 
 
 def distillations(student, teacher, ids):
-    """Values, and gradients in the student's hidden states."""
     hidden, unembedding = student
     support, goal = distillation.teachers(ids), distillation.logits_at(*teacher, ids)
     weights = jnp.full(len(ids), 1 / len(ids), hidden.dtype)

@@ -1,5 +1,3 @@
-"""Advantages: the papers' formulas in float64, invariants, and rejected arguments."""
-
 from functools import partial
 
 import jax
@@ -121,7 +119,7 @@ def test_completions_without_holes_need_no_packing(name, dense):
 
 
 @pytest.mark.parametrize("name", TOKEN_BASELINES)
-def test_being_longest_pays_nothing(name):
+def test_the_longest_completion_gains_nothing_from_its_length(name):
     """R = 1 with lengths 5 and 3: the paper's code gives the longer completion A = [0, 0, 0, 1, 1]."""
     mask = np.arange(5) < np.array([[5], [3]])
     rewards, proxy = np.ones(2), np.ones((2, 5))
@@ -130,7 +128,7 @@ def test_being_longest_pays_nothing(name):
     np.testing.assert_array_equal(A, np.zeros((1, 2, 5)))
 
 
-def test_past_all_others_the_baseline_is_theirs_at_their_last_tokens():
+def test_past_the_other_completions_the_baseline_uses_their_last_tokens():
     mask = np.arange(4)[None] < np.array([[4], [2], [1]])
     proxy = np.array([[[1.0] * 4, [1.0, 0.5, 9.0, 9.0], [0.5, 9.0, 9.0, 9.0]]])
     for A in token_baselines(np.array([[1.0, 0.5, 0.0]]), mask[None], proxy).values():
@@ -153,7 +151,7 @@ def test_equal_energies_give_the_mean_baselines():
         np.testing.assert_allclose(A[token], A[name], atol=1e-6)
 
 
-def test_tiny_energies_of_the_others_survive_a_large_one_of_ones_own():
+def test_tiny_energies_of_the_others_survive_a_large_own_energy():
     """Subtracting the own energy from the total would leave rounding errors."""
     proxy = np.array([[[2.0], [1e-9], [3e-9]]])
     A = token_baselines(np.array([[0.0, 1.0, 2.0]]), np.ones((1, 3, 1), bool), proxy)

@@ -1,5 +1,3 @@
-"""Aggregations: the papers' formulas in float64, relations between them, and rejected arguments."""
-
 from functools import partial
 
 import jax
@@ -27,7 +25,7 @@ def every(mask, sign):
 
 def random_step(seed):
     _, mask, _ = papers.random_rollouts(seed)
-    mask[2] = False  # an absent group
+    mask[2] = False
     return mask, np.random.default_rng(seed).integers(-1, 2, mask.shape[:2])
 
 
@@ -55,7 +53,7 @@ def test_weights_are_a_measure(name):
     np.testing.assert_allclose(np.sum(every(mask, sign)[name]), 1, rtol=1e-6)
 
 
-def test_balanced_is_the_sequence_mean_or_the_group_mean_where_lengths_say_so():
+def test_balanced_equals_the_sequence_mean_or_the_group_mean_for_special_lengths():
     sign = np.array([[1, 1, -1, -1]])
     equal_on_each_side = np.arange(6) < np.array([[[2], [2], [5], [5]]])
     equal_means = np.arange(6) < np.array([[[2], [4], [1], [5]]])

@@ -107,8 +107,6 @@ def floating(tree) -> dict[str, np.ndarray]:
 
 
 def replaced(tree, **arrays):
-    """The arguments with the arrays at these paths replaced."""
-
     def one(path, x):
         return arrays.get(jax.tree_util.keystr(path, simple=True, separator="."), x)
 

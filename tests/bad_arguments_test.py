@@ -12,10 +12,8 @@ import pytest
 from rljax import distillation, ratio
 from tests.signatures_test import ARGUMENTS, BATCH, COMBINATORS, FUNCTIONS, OTHERWISE
 
-# Functions of one array of any shape.
 FREE = ("k1", "k2", "k3", "overlong_penalty", "permute_within_group", "solvable")
 NO_TOKENS = ("batch", "key", "support", "ids", "teacher_ids", "student_ids", "hidden", "unembedding", "history")
-# A value that each bound rejects in every function.
 REFUSED = {
     "low": -0.1, "high": -0.1, "dual": -0.1, "cap": -0.1, "limit": -0.1, "slack": -0.1, "least": -0.1, "gamma": 1.5,
     "lam": -0.1, "share": 1.5, "alpha": -0.1, "max_length": 0.0, "buffer": 0.0, "slope": -1.0, "positive": 0.0,
@@ -49,7 +47,6 @@ def has_a_shape(function, name):
 
 @cases(has_a_shape, 100)
 def test_another_shape_is_refused_by_name(function, name):
-    """A shorter first axis, an extra axis, and a missing axis."""
     given = arguments(function)
     x = given[name]
     wrong = (x[:-1], x[..., None], x[..., 0]) if x.ndim else (x[None],)
@@ -67,7 +64,7 @@ def test_a_float_mask_is_refused(function, name):
 
 @cases(lambda f, p: p == "batch", 8)
 @pytest.mark.parametrize("field", ["mask", "old_logp", "advantages", "weights", "ref_logp", "segment_ids"])
-def test_a_batchs_fields_are_looked_at_where_they_are_read(function, name, field):
+def test_batch_fields_are_checked_if_they_are_read(function, name, field):
     def of(**fields):
         return function(**arguments(function, batch=dataclasses.replace(BATCH, **fields)))
 
@@ -85,14 +82,14 @@ def test_a_batchs_fields_are_looked_at_where_they_are_read(function, name, field
 
 
 @cases(lambda f, p: p in REFUSED, 35)
-def test_a_bound_out_of_range_is_refused_and_a_traced_one_is_not_looked_at(function, name):
+def test_a_bound_out_of_range_is_refused_and_a_traced_one_is_not_checked(function, name):
     for value in (REFUSED[name], float("nan"), *([1.0] if name == "low" and function.__name__ in ONE_MINUS else [])):
         with pytest.raises(ValueError, match=rf"{name} = {re.escape(str(value))}: expected a number in \["):
             function(**arguments(function, **{name: value}))
     jax.eval_shape(lambda value: function(**arguments(function, **{name: value})), jnp.float32(REFUSED[name]))
 
 
-def test_no_lower_bound_is_none():
+def test_low_of_none_means_no_lower_bound():
     f = partial(ratio.two_sided_clip, *(ARGUMENTS[name] for name in ("log_ratio", "advantages", "segments")), high=0.2)
     assert (f(low=None) == f()).all()
     assert (f(low=None) != f(low=0.1)).any()

@@ -1,5 +1,3 @@
-"""Tests of `make_batch`: its values and errors, corrections in an algorithm, and that the batch is constant."""
-
 import dataclasses
 from functools import partial
 
@@ -48,7 +46,6 @@ def test_old_logp_of_the_same_parameters_leaves_reinforces_gradient():
 
 @pytest.mark.parametrize("name", [n for n in ALGORITHMS if n not in ("aepo", "cppo", "otb", "ppo", "remax")])
 def test_a_batch_made_inside_a_loss_is_constant(name):
-    """All fields of the rollouts depend on the parameters; the gradient equals that with constant fields."""
     algorithm = make(name)
 
     def loss(shift, inside):
@@ -75,7 +72,6 @@ def test_the_batch_is_the_advantage_and_the_aggregation():
 
 @pytest.mark.parametrize("name", ["grpo", "gspo", "ctpo", "rloo", "holder_po"])
 def test_a_segment_id_of_0_is_not_trained(name):
-    """The loss and the gradient equal those with a mask that is false at the token."""
     algorithm = make(name)
     ids = MASK.astype(np.int32)
     ids[:, :, 0] = 0
@@ -143,8 +139,7 @@ def test_a_token_correction_in_an_algorithm():
         make_batch(algorithm, dataclasses.replace(ROLLOUTS, sampled_logp=None))
 
 
-def test_what_a_rejection_reaches_is_written_in_the_expression():
-    """One of three sequences is rejected."""
+def test_a_rejection_affects_only_the_function_that_it_wraps():
     mismatch = np.zeros((1, 3, 2), np.float32)
     mismatch[0, 2] = -20.0
     rollouts = Rollouts(
@@ -171,7 +166,6 @@ def test_what_a_rejection_reaches_is_written_in_the_expression():
 
 
 def test_corrections_of_packed_rows_are_those_of_their_sequences():
-    """Two sequences in one row with a hole between them, compared with one sequence per row."""
     mismatch = np.log(np.array([[1.5, 1.25, 9.0, 0.5, 0.25]], np.float32))
     ids = np.array([[1, 1, 0, 2, 2]], np.int32)
     mask = np.ones((1, 5), bool)

@@ -56,6 +56,6 @@ def test_nothing_is_begun_too_late(capsys):
     assert all("not started within 0 minutes" in row["error"] for row in rows)
 
 
-def test_without_a_gpu_it_says_so():
+def test_without_a_gpu_an_error_is_printed():
     with pytest.raises(SystemExit, match="--device = gpu: expected a GPU, but jax's backend is cpu"):
         comparison.main([SIZE], None, 1)

@@ -1,5 +1,3 @@
-"""benchmarks/objectives.py: memory of the compiled losses, and the comparison of times at a small size."""
-
 import importlib.util
 from functools import partial
 from pathlib import Path

@@ -7,7 +7,7 @@ import pytest
 from tools import build_file
 from tools.imports import ROOT, files
 
-LIGHT = {"@pypi//jax", "@pypi//jaxtyping"}  # allowed dependencies of the losses and the kernels
+LIGHT = {"@pypi//jax", "@pypi//jaxtyping"}
 
 
 def read(text: str) -> dict[str, tuple[set[str], set[str]]]:

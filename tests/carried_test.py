@@ -1,5 +1,3 @@
-"""Tests of carried state: updates under jit against loops in NumPy, and refused arguments."""
-
 import dataclasses
 
 import jax

@@ -33,7 +33,6 @@ def _strict_dtype_promotion(request):
 
 @pytest.fixture(autouse=True, scope="module")
 def _memory_of_a_file_is_returned():
-    """Frees compiled programs at the end of each test file."""
     yield
     drop_programs()
 
@@ -47,7 +46,6 @@ def _memory_is_bounded():
 
 
 def resident_gigabytes() -> float:
-    """Current memory of this process; 0 if /proc is not available."""
     statm = pathlib.Path("/proc/self/statm")
     return int(statm.read_text().split()[1]) * resource.getpagesize() / 1e9 if statm.exists() else 0.0
 

@@ -51,7 +51,6 @@ def test_only_predictions_are_differentiated(name):
 
 
 def trained_places(name, path, given):
-    """Indices of an array that are trained and that are not."""
     x = floating(given)[path]
     mask = given["batch"].mask if "batch" in given else given.get("mask", np.ones((), bool))
     if "support" in given and path.endswith("logits"):
@@ -67,7 +66,7 @@ def moved(x, place, by):
 
 
 @every_function
-def test_a_nan_of_a_trained_token_shows_and_one_of_another_is_not_read(name):
+def test_nan_at_a_trained_token_propagates_and_at_others_is_not_read(name):
     given = arguments(name)
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         run = jax.jit(lambda arrays: scalar_and_out(name, given, arrays))

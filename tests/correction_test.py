@@ -1,5 +1,3 @@
-"""Tests of the rollout corrections: formulas in float64, worked values, laws, and refused arguments."""
-
 from functools import partial
 
 import jax
@@ -56,7 +54,6 @@ def test_rejections_are_the_papers(name, scale):
 
 @together
 def gradients(mismatch, mask):
-    """Gradients of the sum of the weights."""
     return {name: jax.grad(lambda x, name=name: jnp.sum(FUNCTIONS[name](x, mask)))(mismatch) for name in WEIGHTS}
 
 

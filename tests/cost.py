@@ -36,7 +36,7 @@ def pytest_runtest_protocol(item, nextitem):
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session):
-    if hasattr(session.config, "workeroutput"):  # a pytest-xdist worker
+    if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["cost"] = cpu_seconds(), peak_gigabytes(), session.config.stash[COSTS]
 
 

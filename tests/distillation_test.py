@@ -1,5 +1,3 @@
-"""Tests of distillation: loops in float64, gradients by finite differences, supports, and refused arguments."""
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +29,6 @@ TOP_TOKENS = jax.jit(distillation.top_tokens, static_argnames=("k", "tile"))
 
 @together
 def supports(student, teacher):
-    """The four supports, from the four most likely tokens of each model."""
     (ids, _), (own, _) = (distillation.top_tokens(*model, k=4) for model in (teacher, student))
     return {
         "teachers": distillation.teachers(ids),

@@ -1,5 +1,3 @@
-"""Tests of the total variation over a few tokens: loops in NumPy, the lower bound, and refused arguments."""
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +12,7 @@ def random_policies(seed, shape=(7, 12)):
 
 
 @pytest.mark.parametrize("k", [1, 4, 12])
-def test_it_is_that_of_k_tokens_and_the_rest(k):
+def test_the_total_variation_of_k_tokens_and_the_rest(k):
     p, q = random_policies(0)
     likeliest = np.argsort(-q, axis=-1)[:, :k]
     top_p, top_q = (np.take_along_axis(x, likeliest, axis=-1) for x in (p, q))

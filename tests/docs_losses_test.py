@@ -24,14 +24,12 @@ THIRD_PARTY = re.compile(r"^(?:import|from) (?:equinox|flax|optax)\b", flags=re.
 
 @cache
 def code(name: str) -> str:
-    """The Python blocks of a page, each at its line of the page."""
     parts = re.split(r"```python\n(.*?)```", PAGES[name].read_text(), flags=re.S)
     return "".join("\n" * part.count("\n") if i % 2 == 0 else f"\n{part}" for i, part in enumerate(parts))
 
 
 @cache
 def run(name: str) -> dict:
-    """The names that the code of a page defines."""
     names = {"__name__": name}
     exec(compile(code(name), PAGES[name], "exec"), names)
     return names
@@ -49,7 +47,6 @@ def test_the_code_of_a_page_runs(name):
 
 @pytest.mark.standard_promotion
 def test_linen_nnx_and_equinox_agree():
-    """With the parameters of the linen model in all three."""
     names = run("flax")
     linen, loss_of, batch = names["start"]["params"], names["loss_of"], names["batch"]
     table, (kernel, bias) = linen["embed"]["embedding"], (linen["dense"][name] for name in ("kernel", "bias"))
@@ -108,9 +105,8 @@ def test_a_hole_is_a_false_mask_or_segment_id_0():
 
 
 def test_the_table_of_token_rewards_is_of_every_advantage():
-    """Whether an advantage depends on where in the completion a reward is paid."""
     rows = re.findall(r"^\| (`.*?) \|", PAGES["turns"].read_text(), flags=re.M)
-    to_go, total, neither = (re.findall(r"`(\w+)`", row) for row in rows[1:])  # after the heading
+    to_go, total, neither = (re.findall(r"`(\w+)`", row) for row in rows[1:])
     assert sorted([*to_go, *total, *neither]) == sorted(
         {*advantage.__all__} - {"standardized", "whiten", "whitened", "without_negatives"}
     )

@@ -178,7 +178,6 @@ PAGES = [
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_code_of_a_page_runs(page):
-    """Runs the blocks in order and compares the output of doctest blocks."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
     assert blocks
     names = on_the_pages()
@@ -191,7 +190,6 @@ def test_the_code_of_a_page_runs(page):
 
 
 def on_the_pages() -> dict:
-    """Names that the code of the pages uses: modules, a rollout and the arrays of an optimizer step."""
     full = partial(jnp.full, (1, 2, 3))
     rollouts = rljax.Rollouts(
         tokens=full(0), mask=full(True), rewards=jnp.array([[1.0, 0.0]]), old_logp=full(-1.0), sampled_logp=full(-1.25),

@@ -31,7 +31,6 @@ ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|cf|vs|[Ee]qs?|[Ss]ec|[Ff]ig)$")
 
 
 def prose(function: Callable) -> str:
-    """The docstring without its doctests."""
     parts = doctest.DocTestParser().parse(inspect.getdoc(function) or "")
     return "".join(part for part in parts if isinstance(part, str))
 

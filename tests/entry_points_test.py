@@ -36,7 +36,7 @@ print(step() - first)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="tests glibc's malloc")
-def test_memory_that_a_step_frees_is_there_in_the_next():
+def test_freed_memory_is_reused_by_the_next_step():
     """256 MiB are 65536 pages of 4 KiB or 128 pages of 2 MiB; a new thread faults a few pages of its own."""
     code = FAULTS.replace("SIZE", str(2**28))
     done = subprocess.run(
@@ -68,5 +68,5 @@ ALL = {-8: 1, -4: 0, -1: 2**31 - 1}
     ({"environment": ("PATH",)}, ALL),
     ({"libc": ""}, {}),
 ], ids=str)  # fmt: skip
-def test_it_is_for_processes_that_compute_on_a_cpu_and_are_not_configured(monkeypatch, case, expected):
+def test_malloc_is_configured_only_for_unconfigured_cpu_processes(monkeypatch, case, expected):
     assert calls(monkeypatch, **case) == expected

@@ -16,8 +16,6 @@ from tests.papers import chain, clip, local_gradient
 
 
 class Example(NamedTuple):
-    """The facts about an algorithm that the tests use."""
-
     paper: tuple
     """(A, w, f) of tests/papers.py, for `make(name)`."""
     bounded: tuple[bool, bool]

@@ -40,7 +40,6 @@ def given(name, layout=None):
 
 
 def traced(name, given):
-    """The function of its arrays alone, and the arrays."""
     arrays, others = ({k: x for k, x in given.items() if callable(x) == c} for c in (False, True))
     return (lambda arrays: call(name)(**arrays, **others)), arrays
 
@@ -56,7 +55,6 @@ def test_it_traces(name, layout):
 
 @cache
 def results(layout):
-    """The values of all functions, from one program."""
     programs = {name: traced(name, given(name, layout)) for name in FUNCTIONS if name != "top_tokens"}
     functions, arrays = ({name: x[i] for name, x in programs.items()} for i in (0, 1))
     run = jax.jit(lambda arrays: {name: f(arrays[name]) for name, f in functions.items()})
@@ -73,7 +71,7 @@ def test_its_values_are_those_of_one_device(name, layout):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
 
 
-def test_what_needs_automatic_axes_says_so():
+def test_top_tokens_requires_automatic_axes():
     hidden, unembedding = (sharded(np.ones((8, 4), np.float32), "P") for _ in range(2))
     with jax.set_mesh(mesh()):
         with pytest.raises(ValueError, match=r"hidden has sharding .*`jax\.sharding\.auto_axes`"):

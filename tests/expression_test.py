@@ -77,7 +77,7 @@ def test_hyper_parameters_tell_algorithms_apart():
     assert jax.tree.leaves(algorithms.dr_grpo(max_length=8)) == [8.0, 0.2, 0.2]
 
 
-def test_a_hash_is_the_same_in_another_process_but_for_the_functions():
+def test_a_repr_is_the_same_in_another_process():
     """Checkpoints store the repr, which does not depend on the process."""
     program = "from rljax import algorithms; print(repr(algorithms.aepo(entropy_low=0.25, entropy_high=0.5)))"
     printed = {subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
@@ -149,7 +149,6 @@ def test_the_derivative_by_p_is_exact(p):
 @pytest.mark.parametrize("p", [-2.0, 0.0, 1e-25, 3.0])
 @pytest.mark.parametrize("dtype", [bool, jnp.int32])
 def test_the_derivative_by_p_beside_a_sequence_without_tokens(p, dtype):
-    """An absent completion or a hole in a packed row must not give NaN."""
     x, mask = jnp.array([[0.1, 0.3, -0.25, 9.0], [0.0] * 4]), jnp.array([[True, True, True, False], [False] * 4])
 
     def slope(x, segments):
@@ -165,7 +164,7 @@ def test_derivatives_by_bounds():
     by_low, by_high = jax.tree.leaves(jax.grad(loss)(algorithms.grpo(low=0.5, high=0.25)))
     np.testing.assert_allclose([by_low, by_high], [-1 / 0.5, 1 / 1.25], rtol=1e-6)  # of log(1 − low), log(1 + high)
     stopped = jax.grad(lambda a: a.ratio(ℓ, ONES, MASK).sum())(algorithms.cispo(high=0.1))
-    assert jax.tree.leaves(stopped) == [0.0]  # 0 under local_gradient
+    assert jax.tree.leaves(stopped) == [0.0]
 
 
 def test_stacked_algorithms_are_mapped():
@@ -215,8 +214,6 @@ def test_what_is_not_a_function_or_not_a_parameter_is_refused():
 
 
 class Counting:
-    """A state with `init` and `update` that is not an instance of `Carried`."""
-
     def init(self):
         return jnp.zeros((), jnp.int32)
 
@@ -238,7 +235,7 @@ def both(log_ratio, advantages, segments, *, ratios) -> jax.Array:
     return sum((f(log_ratio, advantages, segments) for f in ratios), jnp.zeros(()))
 
 
-def test_functions_of_ones_own():
+def test_user_defined_functions():
     """Plain functions and partials are valid; a partial's floats are leaves, its integers are structure."""
     algorithm = PolicyGradient(advantage.group_relative, aggregation.token_mean, partial(mine, scale=2.0, power=3))
     assert jax.tree.leaves(algorithm) == [2.0]
@@ -250,7 +247,7 @@ def test_functions_of_ones_own():
     pairs = [(partial(ratio.clip, low=0.25, high=0.5), ratio.token) for _ in range(2)]
     first, second = (PolicyGradient(advantage.group_relative, aggregation.token_mean, partial(both, ratios=pair))
                      for pair in pairs)  # fmt: skip
-    assert first == second  # partials within a tuple are values too
+    assert first == second
     assert jax.tree.leaves(first) == [0.25, 0.5]
     assert repr(first.ratio) == "both(ratios=(clip(low=0.25, high=0.5), token))"
     plain = PolicyGradient(advantage.group_relative, aggregation.token_mean, lambda log_ratio, *_: log_ratio)

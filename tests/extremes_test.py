@@ -58,14 +58,14 @@ def look_at_all(logp, batch):
 
 
 def far_rows(shape=(8, 10)):
-    """ℓ is ±100 in rows 0–3, small in row 7; references of −∞ in rows 4–6. A > 0 in even rows, A < 0 in odd rows."""
+    """ℓ is ±100 or 0.1 in rows 0–3 (> 0 in 2–3), tiny in row 7; references of −∞ in rows 4–6; A < 0 in odd rows."""
     rng = np.random.default_rng(0)
     mask = rng.random(shape) > 0.2
     mask[:, ::5] = True
     old = rng.normal(size=shape) - 3
     l = rng.normal(size=shape) * 0.1
     l[:4] = rng.choice([-100.0, 0.1, 100.0], l[:4].shape)
-    l[2:4], l[7] = np.abs(l[2:4]), 1e-3 * l[7]  # positive; small
+    l[2:4], l[7] = np.abs(l[2:4]), 1e-3 * l[7]
     logp = old + l
     old[4:7, ::5] = -np.inf
     A = np.where(np.arange(8) % 2 == 0, 1.0, -1.0)[:, None] * rng.uniform(0.5, 1, shape[:1])[:, None]
@@ -91,7 +91,6 @@ def test_no_nan_and_what_is_bounded_is_finite(name):
 
 
 def test_the_unbounded_overflow_token_by_token():
-    """Only the overflowing token is infinite; its neighbors are finite."""
     logp, batch = far_rows()
     _, gradient = look_at_all(logp, batch)["token"]
     infinite = batch.mask & (np.isneginf(batch.old_logp) | (logp - batch.old_logp > 90))
@@ -129,7 +128,7 @@ def test_a_token_that_the_old_policy_all_but_excluded_is_dropped():
 @every_ratio
 @pytest.mark.parametrize("held", [np.inf, -np.inf, np.nan])
 def test_a_token_that_earns_nothing_gives_exactly_zero(name, held):
-    """For any ℓ, if w, A or w·A is 0; the neighbors are finite."""
+    """If w, A or w·A is 0, the gradient of the token is 0 for any ℓ, and its neighbors' are finite."""
     logp, batch = far_rows()
     l = np.clip(logp - batch.old_logp, -1e-4, 1e-4)
     logp, batch = np.where(batch.mask, l, 0), dataclasses.replace(batch, old_logp=np.zeros_like(l))

@@ -1,5 +1,3 @@
-"""The core and the kernels import no framework besides JAX."""
-
 import inspect
 import subprocess
 import sys

@@ -25,7 +25,7 @@ NO_GROUP = (*RETURNS, "max_rl", "multi_reward", "reinforce_plus_plus", "reinforc
 RATIOS = {name: bound(ratio, name) for name in ratio.__all__ if name not in COMBINATORS}
 RATIOS |= {name: make(name).ratio for name in ALGORITHMS}
 seen = [(f.func, f.keywords) if isinstance(f, partial) else f for f in RATIOS.values()]
-RATIOS = {name: f for i, (name, f) in enumerate(RATIOS.items()) if seen[i] not in seen[:i]}  # four have the same clip
+RATIOS = {name: f for i, (name, f) in enumerate(RATIOS.items()) if seen[i] not in seen[:i]}  # some are equal
 ADVANTAGES = {name: bound(advantage, name) for name in advantage.__all__ if name not in COMBINATORS}
 ADVANTAGES |= {
     f"{combine.__name__} {name}": combine(getattr(advantage, name))
@@ -65,7 +65,6 @@ def cast(dtype, *trees):
 
 
 def spread(*arrays):
-    """The leading axis sharded over 8 devices."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     return jax.device_put(arrays, NamedSharding(mesh, P("data")))
 
@@ -113,7 +112,6 @@ def test_padding_and_the_order_of_rows_change_nothing(name):
 
 
 def packed(x):
-    """[8, T] as [4, 2T]: two sequences per row."""
     return x.reshape(4, -1)
 
 
@@ -131,7 +129,7 @@ def test_packing_changes_nothing_and_microbatches_add(name):
         return losses(logp_there, dataclasses.replace(batch_there, segment_ids=SEGMENT_IDS))[name]
 
     assert_same(with_ids(packed), (value, packed(gradient)), 1e-6)
-    halves = [slice(0, 4), slice(4, 8)]  # rows of one sequence each, with padding
+    halves = [slice(0, 4), slice(4, 8)]
     parts = [with_ids(lambda x, half=half: np.pad(x[half], ((0, 0), (0, 10)))) for half in halves]
     assert_same(parts[0][0] + parts[1][0], value)
     assert_same(np.concatenate([part[1][:, :10] for part in parts]), gradient)
@@ -139,7 +137,6 @@ def test_packing_changes_nothing_and_microbatches_add(name):
 
 @pytest.mark.parametrize("name", ["sequence_mean", "cumulative", "prefix_min", "power_mean", "position_clip"])
 def test_packing_without_ids_is_noticed(name):
-    """Without the ids, the law above must fail."""
     logp, batch = random_rows()
     gradient = losses(logp, batch)[name][1]
     mutant = LOSS(packed(logp), jax.tree.map(packed, batch), RATIOS[name])[1]
@@ -243,7 +240,6 @@ def test_padding_changes_no_advantage(name):
 
 
 def two_steps():
-    """The groups of two rollouts, concatenated."""
     one, two = random_rollouts(1), random_rollouts(2)
     return jax.tree.map(lambda x, y: np.concatenate([x, y]) if np.ndim(x) else x, one, two)
 

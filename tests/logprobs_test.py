@@ -1,5 +1,3 @@
-"""Tests of token_logps, token_kls and logps_at: alignment, masks, bans, and equal results on every mesh."""
-
 from functools import partial
 
 import jax
@@ -38,7 +36,6 @@ on_one_device = together(GRADIENTS)
 
 
 def on(mesh, *example, **options):
-    """Values and gradients on a mesh."""
     return jax.jit(partial(GRADIENTS, mesh=mesh, **options))(*example)
 
 
@@ -81,7 +78,7 @@ def test_leading_axes_are_free(example):
         np.testing.assert_allclose(a, c[:, 0], rtol=1e-6)
 
 
-def test_what_predicts_nothing_may_hold_anything(example):
+def test_hidden_states_without_a_prediction_may_hold_anything(example):
     hidden, unembedding, tokens, mask = example
     idle = ~np.concatenate([mask[:, 1:], np.zeros((B, 1), bool)], axis=1)
     nan = np.float32("nan")
@@ -208,7 +205,6 @@ def test_errors_of_the_others_name_them_and_the_argument(example):
 
 @pytest.fixture(name="bans", scope="module")
 def bans_fixture(example):
-    """A bias that bans the three rarest tokens."""
     tokens = example[2]
     counts = np.bincount(tokens.ravel(), minlength=V)
     bias = np.linspace(-1, 1, V, dtype=np.float32)
@@ -227,7 +223,6 @@ def dense_log_pi(hidden, unembedding, bias, cap=None, tau=0.7):
 @pytest.mark.parametrize("shape", [None, (2, 2, 2), (1, 1, 8)])
 @pytest.mark.parametrize("cap", [None, 1.5])
 def test_a_bias_of_minus_infinity_bans_tokens(example, bans, shape, cap):
-    """On every mesh, the gradient of a banning bias is 0 and the gradient of the unembedding is finite."""
     hidden, unembedding, tokens, mask = example
     hidden, table = (np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, 3)]) for x in (hidden, unembedding))
     table, bias = np.pad(table, ((0, 16 - V), (0, 0))), np.pad(bans, (0, 16 - V))
@@ -295,7 +290,7 @@ def test_a_few_tokens_with_banned_ones_among_them(example, bans, cap):
     assert all(np.max(np.abs(g)) > 0.05 for g in gradients)
 
 
-def test_a_few_tokens_read_nan_and_a_banned_token(example, bans):
+def test_logps_at_for_nan_and_for_a_banned_sampled_token(example, bans):
     """A NaN logp gives NaN, also for a banned token; a banned sampled token gives −∞ for all tokens."""
     hidden, unembedding, tokens, _ = example
     banned = np.int32(np.flatnonzero(np.isinf(bans))[0])

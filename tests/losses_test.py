@@ -146,7 +146,6 @@ def test_selections_are_the_papers():
 
 
 def mismatch(seed):
-    """λ of sequences near 0 and far from it, an empty sequence, and NaN at untrained tokens."""
     x = tokens(seed)
     far = np.random.default_rng(seed).choice([0.05, 0.5, 2.0], (len(x["mask"]), 1))
     return np.where(x["mask"], (x["ref_logp"] - x["old_logp"]) * far, np.nan), x["mask"]
@@ -202,7 +201,6 @@ def support_loss(student, teacher, weights, valid):
 
 @pytest.mark.parametrize("name", ["teachers", "students", "intersection", "union"])
 def test_distillation_and_its_gradient_are_the_papers(name):
-    """Gradients with respect to the logits are written out."""
     with jax.enable_x64(True):
         choose = jax.jit(getattr(distillation, name))
         for seed in SEEDS:
@@ -213,7 +211,7 @@ def test_distillation_and_its_gradient_are_the_papers(name):
             combine = {"intersection": set.intersection, "union": set.union}.get(name, lambda a, _: a)
             for ids, ok, a, b in zip(*map(np.asarray, support), own, other, strict=True):
                 assert sorted(ids[ok]) == sorted(combine({*a}, {*b}))
-            valid = np.asarray(support.valid) & (np.arange(6) != 3)[:, None]  # masks the fourth position
+            valid = np.asarray(support.valid) & (np.arange(6) != 3)[:, None]
             student, teacher = rng.normal(size=(2, *valid.shape))
             weights = rng.uniform(0.5, 1.5, 6) * (np.arange(6) != 1)
             value, gradient = support_loss(*(np.where(valid, x, np.nan) for x in (student, teacher)), weights, valid)
@@ -236,7 +234,7 @@ def test_the_sampled_token_is_the_papers():
         assert not papers.agree(A, A_weighted, 0.1)
 
 
-def test_what_happens_to_rewards_is_the_papers():
+def test_transformed_rewards_are_the_papers():
     with jax.enable_x64(True):
         shaping = jax.jit(partial(rewards.length_shaping, share=0.5, alpha=0.3))
         informative, improvement = jax.jit(rewards.informative), jax.jit(rewards.improvement)

@@ -1,5 +1,3 @@
-"""Tests of the metrics: worked values, sums over microbatches, and empty batches."""
-
 from functools import partial
 
 import jax

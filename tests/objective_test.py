@@ -1,5 +1,3 @@
-"""Tests of the objective: the loss as a sum, tokens without weight, the binding of fields, and refused arguments."""
-
 import dataclasses
 from functools import partial
 

@@ -1,5 +1,3 @@
-"""Packages, requirements, version and license of the wheel; `make test-install` installs and runs the wheel."""
-
 import ast
 import re
 import subprocess
@@ -116,7 +114,6 @@ def test_the_license_is_apache():
 
 
 def without_flax_and_grain(code: str) -> subprocess.CompletedProcess:
-    """Runs the code in a process that cannot import flax and grain, as without the extra `train`."""
     hide = """
 from importlib.machinery import PathFinder
 find = PathFinder.find_spec

@@ -44,12 +44,10 @@ def whole_batch(algorithm, rollouts) -> Batch:
 
 
 def packed(x, order):
-    """[P, G, T] as rows of two sequences, in the given order."""
     return x.reshape(-1, SHAPE[-1])[order].reshape(-1, 2 * SHAPE[-1])
 
 
 def devices_loss(logp, batch, ratio):
-    """The sum of the losses of eight devices, each on its own rows."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
 
     def own(logp, batch):
@@ -60,9 +58,8 @@ def devices_loss(logp, batch, ratio):
 
 @pytest.fixture(scope="module")
 def both():
-    """Loss and gradient of each algorithm, on the unpacked rollout and packed over devices."""
     order = np.random.default_rng(2).permutation(32)
-    assert all(len({*(order[4 * d : 4 * d + 4] // 8)}) > 1 for d in range(8))  # several groups on each device
+    assert all(len({*(order[4 * d : 4 * d + 4] // 8)}) > 1 for d in range(8))
 
     @jax.jit
     def run(rollouts, logp):

@@ -187,7 +187,6 @@ def policy_loss(ratio, l, A, w, ids, l0=None):
 
 
 def policy_gradient(ratio, l, A, w, ids):
-    """By complex steps."""
     gradient = np.zeros_like(l)
     for b, columns in sequences(ids):
         for t in columns:
@@ -504,9 +503,6 @@ def k3(x, limit=0.01):
 
 def veto(x, least=1e-4):
     return not any(v < np.log(least) for v in x)
-
-
-# Random batches.
 
 
 def random_mask(rng, shape, hole=0.25):

@@ -1,5 +1,3 @@
-"""Tests of the penalties: expectations of the estimators, weighted sums, gradients, and refused arguments."""
-
 import dataclasses
 from functools import partial
 
@@ -120,7 +118,7 @@ def test_the_corrected_kl_far_from_either_policy():
                   weights=np.ones(3, np.float32), ref_logp=np.float32([0, 0, 5]))  # fmt: skip
     logp = np.float32([-100, -100, 5])
     value, gradient = jax.jit(jax.value_and_grad(penalty.kl_corrected))(logp, batch)
-    assert np.isposinf(value)  # the second token overflows
+    assert np.isposinf(value)
     np.testing.assert_allclose(gradient, [-100 * np.exp(-100), -100, 0], rtol=1e-6, atol=1e-37)
     held = dataclasses.replace(batch, weights=np.float32([1, 0, 1]))
     np.testing.assert_allclose(jax.jit(penalty.kl_corrected)(logp, held), 1.0, rtol=1e-6)
@@ -173,7 +171,6 @@ def test_arguments_that_do_not_fit():
 
 
 def covariances(logp, batch):
-    """The covariances by loops, and the mask."""
     A, mask = batch.advantages, batch.mask
     mean_A, mean = (sum(x[mask]) / mask.sum() for x in (A, logp))
     c = np.zeros(mask.shape)

@@ -1,10 +1,10 @@
-"""The checker of the project's English: it finds what it should, where it is, and accepts the corrected sentence."""
+"""Tests of the checker of the project's English, tools/prose.py: each pattern is reported at its line."""
 
 import pytest
 
 from tools.prose import EXCEPTIONS, PATTERNS, faults
 
-SENTENCES = (  # before, after; one per pattern, in its order
+SENTENCES = (  # sentences before and after correction; one pair per pattern, in the order of PATTERNS
     ('"""What is reported."""', '"""Training metrics."""'),
     ("Raises ValueError where low > high.", "Raises ValueError if low > high. 0 is where it starts."),
     (

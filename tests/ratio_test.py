@@ -1,5 +1,3 @@
-"""Ratios: the papers' formulas in float64, worked numbers, and rejected arguments."""
-
 from functools import partial
 
 import jax
@@ -72,7 +70,6 @@ def ours(l, A, w, mask):
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", CASES)
 def test_values_losses_and_gradients_are_the_papers(name, seed):
-    """Includes advantages that change sign within a sequence."""
     _, paper = CASES[name]
     l, A, w, mask = papers.random_batch(seed)
     A = A * np.random.default_rng(seed).choice([-1, 1, 2], A.shape) if seed else A
@@ -139,7 +136,6 @@ POWERS = [-300.0, -1e-4, 1e-30, 0.0, 1e-4, 200.0]
 
 @together
 def power_means(l, A, mask, share):
-    """Values for every power, and the gradient of their weighted sum."""
     found = {}
     for p in POWERS:
         values, pull = jax.vjp(lambda l, p=p: ratio.power_mean(l, A, mask, p=p), l)
@@ -213,7 +209,7 @@ def test_no_rows_are_a_loss_of_0():
         assert policy_loss(none, batch, f) == 0
 
 
-def test_what_cannot_be_decided_is_nan():
+def test_undecidable_tokens_are_nan():
     nan, A, mask = np.float32([-0.1, np.nan, -0.1]), np.float32([1, 1, 1]), np.ones(3, bool)
     cppo = partial(ratio.cumulative_divergence_mask, limit=0.15, slack=0.02)
     assert np.isnan(ratio.taper(nan, A, mask)[1])

@@ -1,5 +1,3 @@
-"""The README: its code runs, and the files and make targets that it names exist."""
-
 import ast
 import json
 import random
@@ -101,12 +99,12 @@ def test_readme_is_short_and_counts_the_algorithms():
     assert f"losses of {len(algorithms.__all__)} algorithms" in README
 
 
-def test_what_readme_links_to_exists():
+def test_links_of_the_readme_exist():
     for target in re.findall(r"\]\((?!http)([^)#]+)", README):
         assert (ROOT / target).exists(), target
 
 
-def test_what_readme_tells_to_make_can_be_made():
+def test_make_targets_named_in_the_readme_exist():
     targets = set(re.findall(r"^([a-z.][\w./-]*):", (ROOT / "Makefile").read_text(), flags=re.M))
     for named in re.findall(r"(?:`|^)make ([a-z.][\w./-]*)", README, flags=re.M):
         assert named in targets, named
@@ -118,7 +116,7 @@ def test_every_target_of_ci_is_documented():
         assert f"make {target}" in documented, target
 
 
-def test_nobody_is_told_to_install_the_other_rljax():
+def test_the_readme_warns_of_the_unrelated_rljax_on_pypi():
     assert "pip install rljax\n" not in README
     assert "pip install rljax`" not in README
     assert "unrelated" in README

@@ -1,5 +1,3 @@
-"""Tests of A2PO: the optimal advantage, the dropped prompts, packing, and the optimum of the regression."""
-
 import dataclasses
 
 import jax

@@ -1,5 +1,3 @@
-"""Tests of dynamic sampling, the permuted control, and length penalties."""
-
 from functools import partial
 
 import jax
@@ -46,7 +44,6 @@ def test_arguments_that_do_not_fit():
 
 
 def test_length_shaping_is_its_formula():
-    """By loops: two of four groups are shaped."""
     rng = np.random.default_rng(0)
     mask = np.arange(9) < rng.integers(1, 10, (4, 6))[..., None]
     right = np.array([[1, 1, 0, 1, 1, 1], [1, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 1], [0, 0, 0, 1, 1, 0]], float)

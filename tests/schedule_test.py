@@ -1,5 +1,3 @@
-"""Tests of schedules: first, last and intermediate values, traced steps, and refused arguments."""
-
 import jax
 import numpy as np
 import pytest

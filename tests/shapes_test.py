@@ -57,7 +57,6 @@ def test_pools_of_any_packing_are_the_papers(case):
 
 
 def masks(*shape):
-    """Any mask of this shape: empty completions, groups of one, empty groups, holes."""
     return st.lists(st.booleans(), min_size=int(np.prod(shape)), max_size=int(np.prod(shape))).map(
         lambda bits: np.array(bits, bool).reshape(shape)
     )
@@ -66,7 +65,6 @@ def masks(*shape):
 @few(max_examples=15)
 @given(mask=masks(2, 3, 4), outcome=st.lists(st.sampled_from([-1.0, 0.0, 0.5, 1.0]), min_size=6, max_size=6))
 def test_advantages_of_any_mask_are_the_papers(mask, outcome):
-    """Outcome rewards, often equal."""
     rewards = np.array(outcome).reshape(2, 3)
     with jax.enable_x64(True):
         found = advantage_test.every(rewards, mask)
@@ -91,7 +89,6 @@ def traced(f, *arguments):
 @few(max_examples=8)
 @given(shape=st.lists(st.integers(0, 5), min_size=1, max_size=4), packed=st.booleans())
 def test_ratios_keep_any_shape(shape, packed):
-    """Any number of leading axes, and axes of size 0; traced only."""
     shape = tuple(shape)
     for f in RATIOS.values():
         fields = {"divergence": jnp.zeros(shape)} if "divergence" in inspect.signature(f).parameters else {}

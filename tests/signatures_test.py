@@ -167,7 +167,6 @@ def checked(function):
 
 
 def call(function, **replaced):
-    """Output shapes for the required arguments, with annotations checked."""
     parameters = inspect.signature(function).parameters.values()
     required = [p.name for p in parameters if p.default is p.empty]
     arguments = {name: ARGUMENTS.get(name) for name in required} | OTHERWISE.get(function, {})

@@ -34,15 +34,13 @@ def case(**changed):
     ({"fails_with": "vmem"}, None, "TypeError: no such argument", "no such argument"),
     ({"fails_with": "vmem"}, FITS, None, "the program compiled: expected an error that contains 'vmem'"),
 ])  # fmt: skip
-def test_what_is_wrong(changed, found, error, wrong):
+def test_judge_reports_each_problem(changed, found, error, wrong):
     said = tpu_compile.judge(case(**changed), found, error)
     assert (said is None) if wrong is None else (wrong in said)
 
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """A function `run(compile, *arguments)` that returns the exit status and output of the program on `case`s."""
-
     def run(compile, *arguments):
         monkeypatch.setattr(tpu_compile, "has_libtpu", lambda: True)
         monkeypatch.setattr(tpu_compile, "devices", lambda chip: ())
@@ -63,7 +61,7 @@ def test_all_fits(run):
     assert "4 of 4" in printed
 
 
-def test_one_that_fails_is_named_and_the_others_are_heard_of(run):
+def test_a_failed_compilation_is_named_and_the_others_are_reported(run):
     def compile(case, chip):
         if chip.name == "v5p":
             raise ValueError("a block of VMEM too many")

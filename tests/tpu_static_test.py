@@ -119,7 +119,7 @@ SMALL = {grid: bilinear(*grid) for grid in tpu_static.grids(SUMS, tpu_chips.CHIP
 
 def test_four_small_grids_give_the_whole():
     assert tpu_static.whole(SMALL, 8, 297) == pytest.approx(bilinear(8, 297))
-    for grid in SMALL:  # the result depends on each grid
+    for grid in SMALL:
         assert tpu_static.whole({**SMALL, grid: SMALL[grid] + 1}, 8, 297) != pytest.approx(bilinear(8, 297), abs=0.5)
 
 
@@ -143,7 +143,7 @@ def test_the_longer_of_cycles_and_bytes_counts(bandwidth, limit):
     assert found.share == pytest.approx(2 * 60 * 32 * 1000 / 197e12 / seconds[limit], rel=1e-3)
 
 
-def test_what_stays_is_read_once_and_what_passes_by_once_for_each_tile_of_it():
+def test_each_kernel_reads_its_operands_once_or_once_per_tile():
     tile, n, d, v = Tile(4, 8), 16, 2, 64
     hidden, weight = 2 * n * d, 2 * v * d
     found = {name: kernel.traffic(tile, n, d, v) for name, kernel in tpu_static.KERNELS.items()}

@@ -1,5 +1,3 @@
-"""Results under jit, vmap, grad, checkpoint, shard_map and donation, and the size of the programs."""
-
 import dataclasses
 from functools import cache, partial
 
@@ -38,11 +36,7 @@ SMALL, LARGE = (2, 3, 70), (5, 8, 300)  # P, G, T; from 65 tokens on a scan has 
 
 
 def over_devices(f, *specs):
-    """psum of f under shard_map, with arguments sharded by these specs."""
     return jax.shard_map(lambda *args: lax.psum(f(*args), "data"), mesh=DEVICES, in_specs=specs, out_specs=P())
-
-
-# Values under transformations.
 
 
 @cache
@@ -109,8 +103,6 @@ def random_tokens():
 
 @pytest.mark.parametrize("stats_of", [token_stats, partial(token_stats, tile=(3, 4), implementation="chunked")])
 def test_token_stats_under_shard_map_sum_the_gradient_of_the_whole_unembedding(stats_of):
-    """In one tile, and in loops over tiles."""
-
     def total(*args):
         stats = stats_of(*args)
         return jnp.sum(stats.logp) + 2 * jnp.sum(stats.entropy) + 3 * jnp.sum(stats.proxy)
@@ -203,7 +195,6 @@ def array(*shape, dtype=jnp.float32):
 
 
 def rollout_shapes(f, P, G, T):
-    """Shapes of rewards, mask and the fields that the advantage requires."""
     fields = {name: array(P, G, T) for name in ("proxy", "energy", "importance", "values")} | {
         "tokens": array(P, G, T, dtype=jnp.int32),
         "greedy_rewards": array(P),

@@ -338,5 +338,5 @@ def others():
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_what_stands_beside_the_policy_gradient(name):
+def test_penalties_rewards_and_metrics(name):
     numbers(others()[name], OTHERS[name][1])

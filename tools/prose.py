@@ -70,9 +70,8 @@ def faults(path: Path) -> list[str]:
 
 
 def main() -> None:
-    listed = subprocess.run(
-        ["git", "ls-files", *sys.argv[1:]], capture_output=True, text=True, check=True
-    ).stdout.split()
+    command = ["git", "ls-files", *sys.argv[1:]]
+    listed = subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout.split()
     paths = [path for path in listed if path.endswith((".py", ".md")) and path not in EXCEPTIONS]
     lines = [line for path in paths for line in faults(Path(path))]
     print(*lines, sep="\n", end="\n" if lines else "")

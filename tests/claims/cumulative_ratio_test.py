@@ -94,10 +94,10 @@ def test_under_the_outcome_the_prefix_ratio_is_biased_and_the_sequences_is_not(m
     of = measured[move]["outcome"]
     assert np.all((of["sequence"]["bias"] < 1e-12) & (of["cumulative"]["bias"] > 0.01))
     share = np.mean(of["cumulative"]["bias"]) / np.mean(of["token"]["bias"])
-    assert 0.65 < share < 0.75  # relative to the token ratio's bias
+    assert 0.65 < share < 0.75
 
 
-def test_the_distances_and_the_bias_under_the_outcome_that_are_told(measured):
+def test_the_documented_distances_and_biases_under_the_outcome(measured):
     kl = np.stack([measured[move]["kl"] for move in MOVES])
     bias = np.stack([measured[move]["outcome"]["cumulative"]["bias"] for move in MOVES])
     np.testing.assert_allclose([kl.min(), kl.max()], [0.004, 1.085], atol=6e-4)
@@ -117,7 +117,7 @@ def test_per_term_variance_is_never_above_the_sequences_under_the_policys_advant
     assert np.median(variance_ratios(measured, 1.0, "policy")) < 0.6
 
 
-def test_under_the_outcome_that_order_has_exceptions(measured):
+def test_under_the_outcome_per_term_variance_may_exceed_the_sequences(measured):
     for move in MOVES:
         above = variance_ratios(measured, move, "outcome")
         assert 0.3 < np.mean(above > 1) < 0.6

@@ -22,7 +22,7 @@ def log_ratios(kl, rows):
     old = rng.dirichlet(np.ones(20), 50)
     noise = rng.normal(size=old.shape)
     scales = np.full((50, 1), 0.1)
-    for _ in range(30):  # solve for the target KL
+    for _ in range(30):
         new = old * np.exp(scales * noise)
         new /= new.sum(-1, keepdims=True)
         scales *= np.sqrt(kl / np.sum(old * np.log(old / new), -1, keepdims=True))
@@ -55,7 +55,6 @@ def profile(kl, power, width, rows=ROWS):
 
 
 def interval(share, rows=ROWS):
-    """Half-width of the 95 % interval of a share estimated from `rows` rows."""
     return 1.96 * np.sqrt(share * (1 - share) / rows)
 
 
@@ -66,7 +65,7 @@ def test_the_spread_grows_as_the_root_of_the_position_and_the_mean_falls_with_it
     np.testing.assert_allclose(found["drift"][2:], -FAR * AT[2:], rtol=0.06)
 
 
-def test_bounds_that_widen_with_the_root_cut_alike_everywhere_where_the_policies_are_close():
+def test_bounds_that_widen_with_the_root_clip_equally_at_every_position_for_close_policies():
     widening, fixed = profile(CLOSE, 0.5, 1.0), profile(CLOSE, 0.0, 16.0)
     for side in ("clip_share_positive", "clip_share_negative"):
         assert np.all(np.abs(widening[side] - 0.159) < 2 * interval(0.159))  # normal tail beyond σ

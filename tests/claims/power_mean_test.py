@@ -19,7 +19,6 @@ MOVES = (0.1, 0.3, 0.6, 1.0)
 
 @jax.jit
 def holder_weights(l, p):
-    """Weight of each token in the gradient of the power mean."""
     segments = jnp.ones(l.shape, bool)
     return jax.grad(lambda x: jnp.sum(ratio.power_mean(x, jnp.ones_like(x), segments, p=p)[:, 0]))(l)
 
@@ -96,6 +95,6 @@ def test_holders_variance_is_least_near_zero_to_one_and_rises_on_both_sides(clip
         assert np.mean((least >= 0) & (least <= 1)) >= 0.8
         relative = np.median(variance / np.min(variance, -1, keepdims=True), 0)
         here = POWERS.index(0.5)
-        assert np.all(np.diff(relative[: here + 1]) < 0)  # falls up to 0.5, then rises
+        assert np.all(np.diff(relative[: here + 1]) < 0)
         assert np.all(np.diff(relative[here:]) > 0)
         assert min(relative[0], relative[-1]) > 1.3

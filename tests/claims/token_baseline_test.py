@@ -13,8 +13,8 @@ from rljax import advantage
 from rljax.objective import required_fields
 from tests.claims.words import all_words, probabilities, slopes
 
-WORDS = all_words(3, 3, ends=True)  # 15 words of 1 to 3 tokens
-SAME = all_words(2, 3)  # 8 words of 3 tokens
+WORDS = all_words(3, 3, ends=True)
+SAME = all_words(2, 3)
 KINDS = ("binary", "dense")
 
 
@@ -141,7 +141,7 @@ def measure(problem, count):
 
 
 @pytest.mark.parametrize(("kind", "shared"), [("binary", False), ("binary", True), ("dense", True)])
-def test_the_best_baseline_of_each_position_is_never_worse_and_the_realized_energys_seldom(kind, shared):
+def test_the_optimal_baseline_has_the_least_variance_and_realized_energy_usually_beats_the_mean(kind, shared):
     with jax.enable_x64(True):
         found = populations(kind, shared)
     best, constant = found["optimum"], found["mean" if kind == "binary" else "mean to go"]
@@ -172,7 +172,7 @@ def test_own_sample_baselines_shrink_the_gradient_and_leave_one_out_does_not(kin
         if listed:
             np.testing.assert_allclose([mean["share"], mean["error"]], [1 - 1 / count, 1 / count], rtol=1e-12)
             assert mean["share±"] == own["share±"] == 0
-        if count > 2:  # more shrinkage and more error than the mean
+        if count > 2:  # more shrinkage and a larger error than the mean baseline
             assert own["share"] + own["share±"] < 1 - 1 / count
             assert own["error"] > mean["error"]
 

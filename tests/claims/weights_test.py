@@ -76,7 +76,7 @@ def same(lengths, other, sides=SIDES):
     return np.allclose(w["balanced"], w[other.__name__], atol=1e-7)
 
 
-def test_where_balanced_is_each_of_the_others():
+def test_balanced_equals_each_other_aggregation_for_special_lengths():
     each_side = [[4, 4, 8, 8], [2, 2, 6, 6]]  # equal lengths within each sign, equal group sizes
     mean_sides = [[2, 6, 3, 5], [1, 3, 2, 2]]  # equal mean lengths of both signs
     equal_tokens = [[2, 6, 3, 5], [4, 4, 4, 4]]

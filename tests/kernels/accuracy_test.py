@@ -44,7 +44,6 @@ ARRAYS, TARGETS = example()
 
 
 def outputs(kernel, form, h, W, *other):
-    """The outputs of an implementation ("form") of a kernel, by name."""
     if kernel == "token_kl":
         tiled = partial(kl_chunked.token_kl, tile=TILES[form])
         run = partial(token_kl, implementation=form) if form == "reference" else tiled
@@ -100,7 +99,6 @@ def truth(kernel):
 
 
 def own_errors(kernel: str, form: str, coarse: bool) -> dict[str, list[float]]:
-    """Errors of value, ∂h and ∂W of each output against float64 with the same inputs."""
     (found,), exact = with_gradients(kernel, form, rounded(*ARRAYS) if coarse else ARRAYS), truth(kernel)[coarse]
     return {
         f"{name}, {form}": [error(x, y) if np.any(y) else 0.0 for x, y in zip(found[name], exact[name], strict=True)]
@@ -180,7 +178,7 @@ MUTANTS = {
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_a_mutant_with_fewer_digits_is_beyond(monkeypatch, name):
+def test_a_mutant_with_fewer_digits_exceeds_the_limits(monkeypatch, name):
     kernel, form, module, attribute, mutant = MUTANTS[name]
     monkeypatch.setattr(module, attribute, mutant)
     kl_chunked._tiled.cache_clear()

@@ -60,7 +60,6 @@ def gradients_of(dz):
 
 @cache
 def expected_stats(case):
-    """(TokenStats, gradients of Σ COTANGENTS · TokenStats) in NumPy."""
     _, tau, cap = case
     log_pi, slope = log_pi_of(*head(), tau, cap)
     pi, is_target = np.exp(log_pi), TARGETS[:, None] == ALLOWED[None]
@@ -171,7 +170,7 @@ def test_nan_gives_nan(implementation, banned, monkeypatch):
         stats, (dh, _, _) = measured(run, bias)
     assert all(np.isnan(stat[row]) for stat in stats)
     assert np.isnan(dh[row]).all()
-    assert all(stat[7] == 0 for stat in stats)  # the masked row
+    assert all(stat[7] == 0 for stat in stats)
     np.testing.assert_array_equal(dh[7], 0)
 
 
@@ -184,9 +183,6 @@ def test_second_derivatives_are_finite():
     second = jax.jit(jax.grad(slope))(head()[0])
     assert np.isfinite(second).all()
     assert np.abs(second).max() > 1e-2
-
-
-# --------------------------------------------------------------------------------------------------------- token_topk
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -209,7 +205,6 @@ def test_token_topk_is_that_of_the_other_tokens(implementation, case):
 
 @pytest.mark.parametrize("implementation", ["reference", "chunked"])
 def test_token_topk_of_nothing_and_of_nan(implementation):
-    """If all tokens are banned, the lowest ids have logp −∞. A NaN logit makes every logp of the row NaN."""
     for value, logp in ((-np.inf, -np.inf), (np.nan, np.nan)):
         bias = bans(CASES[0], columns=np.arange(V) if np.isinf(value) else BANNED)
         bias[11] = value
@@ -218,9 +213,6 @@ def test_token_topk_of_nothing_and_of_nan(implementation):
         np.testing.assert_array_equal(top.logp, np.where(MASK[:, None], np.full((N, 4), logp), 0))
         if np.isinf(value):
             np.testing.assert_array_equal(top.ids, np.where(MASK[:, None], np.arange(4), 0))
-
-
-# ----------------------------------------------------------------------------------------------------------- token_kl
 
 
 def kl_loss(implementation, tile, tau, softcap):
@@ -271,9 +263,6 @@ def test_token_kl_where_only_the_reference_bans(implementation):
         np.testing.assert_array_equal(dh[7], 0)
 
 
-# ------------------------------------------------------------------------------------------------------------ mutants
-
-
 def unclamped(z, beta, softcap):
     x, uncapped = (z, None) if softcap is None else (softcap * jnp.tanh(z / softcap), 1 - jnp.tanh(z / softcap) ** 2)
     return x * beta, uncapped
@@ -304,7 +293,6 @@ def test_a_gradient_of_a_banned_targets_logp_fails(monkeypatch):
 @pytest.mark.parametrize("implementation", [None, "reference", "chunked"])
 @pytest.mark.parametrize("output", ["logp", "entropy", "proxy"])
 def test_a_row_of_the_unembedding_may_ban_its_token(implementation, output):
-    """With a logit of −∞ from an infinite weight, values and gradients are those without the row."""
     W = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
     W[2] = [-np.inf, 0, 0, 0]
     hidden, targets, kept = np.ones((2, 4), np.float32), np.array([0, 1]), [0, 1, 3, 4, 5]

@@ -33,7 +33,6 @@ def head():
 
 
 def of_head(implementation, hidden, unembedding, bias, targets, mask):
-    """(gradients of statistics and KL, statistics and KL, top k tokens)."""
     weight = jnp.cos(jnp.arange(N, dtype=jnp.float32))
     given = {"bias": bias, "temperature": 0.7, "implementation": implementation}
 

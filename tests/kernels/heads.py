@@ -17,13 +17,12 @@ def example(n, d, v, dtype=jnp.float64, scale=1.0, absent=True):
     targets = rng.integers(0, v, n)
     if absent and n > 4:
         targets[1], targets[-2] = -1, v
-    targets[-1], targets[0] = v - 1, 0  # in the first and the last tile
+    targets[-1], targets[0] = v - 1, 0
     hidden, unembedding = scale * rng.normal(size=(n, d)), rng.normal(size=(v, d))
     return jnp.asarray(hidden, dtype), jnp.asarray(unembedding, dtype), jnp.asarray(targets, jnp.int32)
 
 
 def weights(n, names=NAMES, dtype=jnp.float64):
-    """Cotangents of the outputs in `names`, different for every token and output."""
     return {name: jnp.asarray(np.cos(np.arange(n) + 10 * NAMES.index(name)), dtype) for name in names}
 
 

@@ -29,7 +29,6 @@ X, IDS = example()
 
 
 def exact(x, reverse):
-    """The sums in float64, each sequence on its own."""
     if reverse:
         return exact(x[:, ::-1], False)[:, ::-1]
     y = np.cumsum(x, axis=-1, dtype=np.float64)

@@ -20,7 +20,7 @@ DIRECTIONS = list(itertools.product((False, True), repeat=2))  # reverse, exclus
 STRICT = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan", num_cores_or_threads=2)
 
 
-QUICK = {"xla_backend_optimization_level": 0}  # for short compile times
+QUICK = {"xla_backend_optimization_level": 0}
 
 
 @pytest.fixture(autouse=True)
@@ -142,16 +142,13 @@ def test_mutants_fail(monkeypatch, mutant):
         check_agreement(strictly if mutant is unmasked_tail else plainly, [(SUM, True, False)])
 
 
-# Lowering for other platforms, without running.
-
-
 def lowered(function, platform, *arrays, x=jnp.float32):
     arrays = arrays or (jax.ShapeDtypeStruct((16, 300), x), jax.ShapeDtypeStruct((16, 300), jnp.int32))
     return jax.jit(function).trace(*arrays).lower(lowering_platforms=(platform,)).as_text(debug_info=True)
 
 
 @pytest.mark.parametrize("function", [segmented_cumsum, segmented_cummin])
-def test_the_program_says_which_one_runs(function):
+def test_the_platform_or_the_name_selects_the_implementation(function):
     name = function.__name__
     gradient = jax.grad(lambda x, ids: jnp.sum(function(x, ids)))
     for run in (function, gradient, jax.vmap(function), jax.vmap(jax.vmap(function, (None, 0)), (0, None))):

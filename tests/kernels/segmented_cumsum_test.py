@@ -106,8 +106,6 @@ def test_gradients_agree(x64, direction, length):
 
 
 def gradients_of_the_minimum(x, ids, direction):
-    """[gradient by the custom_vjp, gradient of the reference] of a loss that weights each token differently."""
-
     def loss(x, implementation):
         y = segmented_cummin(x, ids, implementation=implementation, **direction)
         return jnp.sum(jnp.where(jnp.isfinite(y), jnp.sin(jnp.arange(y.size, dtype=y.dtype).reshape(y.shape)) * y, 0))
@@ -123,7 +121,6 @@ def test_gradient_of_the_minimum_goes_to_the_minimum(x64, direction):
 
 
 def test_gradient_of_the_minimum_among_equals_and_infinities():
-    """The first of equal minima gets the gradient; an infinite x gets none."""
     ids = np.array([1, 1, 1, 2, 2, 2])
     x = np.array([2.0, 1.0, 1.0, np.inf, 3.0, 4.0], np.float32)
 
@@ -165,7 +162,7 @@ def test_vmap_and_leading_axes(x64):
 
 @pytest.mark.parametrize("implementation", ["reference", "chunked"])
 @pytest.mark.parametrize("length", [9, 100])
-def test_a_hole_may_hold_anything_and_a_neighbor_is_not_felt(implementation, length):
+def test_holes_and_neighboring_sequences_change_nothing(implementation, length):
     x, ids = example(length, rows=1)
     x = x.astype(np.float32)
 

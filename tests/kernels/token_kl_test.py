@@ -29,8 +29,6 @@ def example(n, d, e, v, dtype=jnp.float64, scale=1.0):
 
 
 def loss(function):
-    """A function that returns ((∂hidden, ∂unembedding), kl) for a loss with a different cotangent for every row."""
-
     def of(hidden, unembedding, *others):
         kl = function(hidden, unembedding, *others)
         return jnp.sum(jnp.cos(jnp.arange(kl.shape[0], dtype=kl.dtype)) * kl), kl

@@ -46,7 +46,7 @@ def test_float64_is_for_tiles_under_xla(platform):
     assert kernels == 0
 
 
-def test_a_name_is_that_one_or_an_error():
+def test_a_named_implementation_is_used():
     for name, kernels in {"tpu": 3, "chunked": 0, "reference": 0}.items():
         assert implementations("tpu", implementation=name) == ({name}, kernels)
 

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is dep
 
 LAUNCH = gpu.Launch(width=64, interpret=True)  # 16 columns of D per step in float32
 H100 = sharding.AbstractDevice(device_kind="NVIDIA H100", num_cores=132, platform="gpu")
-QUICK = {"xla_backend_optimization_level": 0}  # for short compile times
+QUICK = {"xla_backend_optimization_level": 0}
 TRITON, SMALL = "xla.gpu.triton", Tile(16, 16)
 SIZES = [  # (N, D, V), number of columns that are not padding: multiples of the tile, ragged, one
     ((32, 32, 48), 48),
@@ -35,7 +35,7 @@ def example(n, d, v, size=None, dtype=jnp.float32, bias=True, softcap: float | N
     rng, size = np.random.default_rng(n), size or v
     hidden, unembedding = (rng.normal(size=(rows, d)).astype(dtype) for rows in (n, v))
     targets = rng.integers(0, size, n)
-    targets[-1] = size - 1  # in the last tile
+    targets[-1] = size - 1
     if n > 4:
         targets[1:3] = ELSEWHERE, ABSENT
         hidden[2] = np.nan
@@ -75,9 +75,6 @@ def interpreted(hidden, head, targets):
 def few_programs(monkeypatch):
     """Limits the number of programs, so that each visits several tiles of the vocabulary."""
     monkeypatch.setattr(gpu, "PROGRAMS", 6)
-
-
-# ------------------------------------------------------------------------------------------------- the kernel's numbers
 
 
 @pytest.mark.parametrize(("sizes", "size"), SIZES)
@@ -128,8 +125,6 @@ def test_shards_of_the_vocabulary_and_the_gradients():
 
 
 def on_shards(run, mesh, check_vma):
-    """The function `(hidden, unembedding, targets) -> TokenStats` with the vocabulary sharded over the mesh."""
-
     def shard(hidden, unembedding, targets):
         inputs = varying_over(axes_of(unembedding), hidden, unembedding, None, targets, jnp.float32(2.0), None)
         found = run(*inputs)
@@ -162,18 +157,13 @@ def without_rescale(sums, x, is_target):
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutants_are_caught(monkeypatch, name):
-    """At the ragged size of SIZES, at which the kernel without a mutant passes."""
     inputs = example(*SIZES[1][0], size=SIZES[1][1])
     monkeypatch.setattr(*MUTANTS[name])
     with pytest.raises(AssertionError):
         check(interpreted(*inputs), in_numpy(*inputs), inputs[2])
 
 
-# ----------------------------------------------------------------------------------------------- what a program holds
-
-
 def lowered(function, *shapes, platform="cuda"):
-    """The text of the program with its scopes, lowered for an H100 or another platform."""
     arguments = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
     with jax.sharding.use_abstract_mesh(sharding.AbstractMesh((), (), abstract_device=H100)):
         return jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,)).as_text(debug_info=True)
@@ -196,7 +186,7 @@ def step(implementation, **options):
 
 
 @pytest.mark.parametrize("sizes", [(8192, 4096, 151936), (1, 1, 1)])
-def test_the_named_one_is_the_kernel_and_xlas_tiles(sizes):
+def test_gpu_selects_the_kernel_and_xlas_tiles(sizes):
     text = lowered(step("gpu", softcap=30.0), *shapes(*sizes))
     assert text.count(f"custom_call @__gpu${TRITON}") == 1
     assert in_scope("gpu", text, "triton")

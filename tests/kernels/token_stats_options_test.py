@@ -34,7 +34,6 @@ def x64():
 
 
 def loop(hidden, unembedding, targets, bias=None, softcap=None, mask=None, vocab_size=V, temperature=1.0):
-    """The equations of token_stats' docstring, row by row."""
     rows = []
     for n, (h, y) in enumerate(zip(np.asarray(hidden), np.asarray(targets), strict=True)):
         if not 0 <= y < vocab_size or (mask is not None and not mask[n]):
@@ -56,7 +55,6 @@ def of_both(function):
 
 
 def values(names):
-    """The function `(hidden, unembedding, targets) -> [TokenStats of both implementations]` with some options."""
     return of_both(partial(token_stats, tile=(4, 8), **chosen(names)))
 
 
@@ -174,7 +172,6 @@ NARROW = [("uint8", 256), ("int8", 128), ("int8", 300), ("uint16", 65536)]
 
 @cache
 def with_narrow_targets():
-    """The results with targets of each narrow dtype and of int32, from one program."""
     ids = np.array([1, 2, 100, 127])
     inputs = [example(4, D, v, jnp.float32)[:2] for _, v in NARROW]
     targets = [[ids.astype(kind) for kind in (dtype, "int32")] for dtype, _ in NARROW]

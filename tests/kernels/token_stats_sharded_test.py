@@ -37,7 +37,6 @@ def statistics(hidden, unembedding, bias, targets, mask, **options):
 
 
 def gradients(function):
-    """A function that returns (gradients, outputs), with a different cotangent for every token and output."""
     weight = weights(N, dtype=jnp.float32)
 
     def total(*inputs):
@@ -66,7 +65,7 @@ def expected():
     [*LAYOUTS[:7], *(pytest.param(*layout, marks=pytest.mark.slow) for layout in LAYOUTS[7:])],
     ids=str,
 )
-def test_a_split_head_is_the_whole_one(mesh, implementation, check, monkeypatch):
+def test_a_sharded_head_gives_the_results_of_one_device(mesh, implementation, check, monkeypatch):
     monkeypatch.setattr(vjp, "SLAB", 4 * D)  # several slabs, the last one smaller
     truth = expected()
     assert all(np.abs(gradient).max() > 0.1 for gradient in truth[0])
@@ -110,7 +109,7 @@ def all_columns(vocabulary, axis_name, rows):
 def test_mutants_fail(monkeypatch, name, mutant):
     monkeypatch.setattr(vjp, name, mutant)
     with pytest.raises(AssertionError):
-        test_a_split_head_is_the_whole_one((2, 2, 2), "chunked", True, monkeypatch)
+        test_a_sharded_head_gives_the_results_of_one_device((2, 2, 2), "chunked", True, monkeypatch)
 
 
 def test_one_maximum_and_one_sum_over_the_vocabularys_axis():

@@ -102,7 +102,6 @@ def test_chunked_is_the_definition_for_every_subset_of_cotangents(x64, names):
 
 @cache
 def losses():
-    """The function `(hidden, unembedding) -> {output: (loss, gradients)}`, as one program."""
     targets = example(6, 3, 10)[2]
     of = {name: weighted(tiled(Tile(4, 4)), targets, (name,)) for name in NAMES}
     of = {name: jax.value_and_grad(loss, (0, 1), has_aux=True) for name, loss in of.items()}
@@ -176,7 +175,6 @@ def test_temperature_may_be_traced_and_is_a_constant():
 
 @pytest.mark.parametrize("tiles", [Tile(100, 100), Tile(2, 3)])
 def test_extreme_logits(tiles):
-    """Logits of ±1e4 give finite gradients and exact statistics."""
     hidden = np.array([[1e4], [-1e4], [1e4], [1e4]], np.float32)
     unembedding = np.array([[1.0], [-1.0], [0.0], [1.0], [-1.0], [0.5], [-0.5]], np.float32)
     targets = np.array([0, 1, 4, -1])

@@ -26,12 +26,10 @@ from pallas_kernels.token_stats.tpu import forward as forward_pass
 
 TILE = (128, 128)
 STRICT = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan", num_cores_or_threads=2)
-QUICK = {"xla_backend_optimization_level": 0}  # for short compile times
+QUICK = {"xla_backend_optimization_level": 0}
 
 
 class Case(NamedTuple):
-    """Sizes that are not multiples of a tile, and options of the logits."""
-
     n: int
     d: int
     v: int
@@ -155,7 +153,7 @@ def test_agrees_with_the_reference(monkeypatch, case):
 
 
 @pytest.mark.parametrize("case", [pytest.param(CASES[1], marks=pytest.mark.slow), CASES[3]], ids=str)
-def test_reads_nothing_that_is_not_there_and_does_not_race(monkeypatch, capfd, case):
+def test_reads_stay_in_bounds_and_do_not_race(monkeypatch, capfd, case):
     with interpreter(monkeypatch, checked=True):
         assert agrees(values_and_gradients(case, "tpu"), case)
     printed = "".join(capfd.readouterr())
@@ -163,8 +161,6 @@ def test_reads_nothing_that_is_not_there_and_does_not_race(monkeypatch, capfd, c
 
 
 def test_cores_that_share_a_sum_race(capfd):
-    """The interpreter reports a race, which the test above relies on."""
-
     def add(x, total):
         total[...] = total[...] + x[...]
 
@@ -234,7 +230,7 @@ def test_tiles_with_nothing_to_learn_are_not_visited():
     assert quickly(lambda plan: [plan.columns(j, 128) for j in range(3)])(found) == [0, 1, 1]
 
 
-def test_rows_that_are_left_out_are_cleared_where_their_logits_may_be_no_numbers():
+def test_skipped_rows_are_cleared_if_their_logits_may_not_be_finite():
     nan, inf = np.nan, np.inf
     hidden = np.float32([[1, -1], [nan, 0], [inf, 0], [3e38, -3e38], [3e38, 0], [2, 3]])
     targets = np.int32([ABSENT] * 4 + [0, 0])  # the last two rows have targets, so they count
@@ -261,9 +257,6 @@ def test_a_dtype_that_a_tpu_has_no_products_of():
         token_stats(x, x, np.zeros(2, np.int32), implementation="tpu")
 
 
-# ------------------------------------------------------------------------------------------------------------- mutants
-
-
 def unmasked(head, columns):
     return False
 
@@ -281,7 +274,7 @@ def not_rescaled(absorbed):
 
 
 class DropsATile:
-    """Stands for `pl` in a kernel's module; `cdiv` is one less, so the grid misses a tile."""
+    """Replaces `pl` in a kernel's module; `cdiv` is one less, so the grid misses a tile."""
 
     cdiv = staticmethod(one_tile_less)
 
@@ -318,7 +311,6 @@ def no_weight_gradient(hidden, head, *others):
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant(monkeypatch, name):
-    """The mutant makes its pass wrong; passes that it does not affect are not compiled."""
     spoilt, module, attribute, mutant = MUTANTS[name]
     case = CASES[1] if "padding" in name else CASES[0]
     with interpreter(monkeypatch, checked=False):

@@ -154,8 +154,7 @@ def test_absent_rows_and_padding_may_hold_anything(implementation):
     np.testing.assert_allclose(np.exp(clean[1].logp).sum(1)[~absent], 1, rtol=1e-5)
 
 
-def test_a_token_ruled_out_is_still_before_what_is_none():
-    """With biases of −∞, the ids are distinct tokens of the vocabulary."""
+def test_banned_tokens_precede_padding_columns():
     bias = np.where(np.arange(12) < 3, np.float32(0), np.float32(-np.inf))
     inputs = np.ones((1, 2), np.float32), np.ones((12, 2), np.float32), np.zeros(1, np.int32)
     _, top = jax.jit(partial(token_topk, k=10, tile=(1, 4), vocab_size=10, implementation="chunked"))(
@@ -175,7 +174,6 @@ def test_bfloat16_is_ranked_and_normalized_in_float32():
 
 
 def test_everything_is_a_constant():
-    """Also in forward mode, which a custom_vjp would reject."""
     hidden, unembedding, targets = example(N, D, V, jnp.float32)
 
     def outputs(hidden, unembedding, bias, tau):

@@ -38,7 +38,7 @@ def test_rotary_logits_depend_on_the_difference_of_positions_only():
     q, k = np.float32(np.random.default_rng(0).normal(size=(2, CONFIG.head_dim)))
     of, same, nearer, back = (float(_logit(q, k, *at)) for at in ((9, 5), (4, 0), (9, 6), (5, 9)))
     assert of == pytest.approx(same, rel=1e-5)
-    assert abs(of - nearer) > 1e-2  # the logit depends on the distance
+    assert abs(of - nearer) > 1e-2
     assert abs(of - back) > 1e-2
 
 
@@ -66,7 +66,6 @@ def test_each_key_head_serves_its_group_of_query_heads(kv_heads):
 
 @functools.cache
 def _in_blocks(queries, dtype):
-    """Output and gradients of attention with this many queries per block."""
     rng = np.random.default_rng(2)
     shapes = [(2, heads, tokens, 8) for heads, tokens in ((4, 43), (2, 50), (2, 50), (4, 43))]
     q, k, v, weight = (rng.normal(size=shape).astype(np.float32).astype(dtype) for shape in shapes)

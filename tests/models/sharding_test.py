@@ -44,7 +44,7 @@ def test_values_loss_and_gradients_are_the_same_on_every_mesh(shape):
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
 
 
-def test_parameters_lie_as_the_rules_say_and_rows_are_split():
+def test_parameters_are_sharded_by_the_rules_and_rows_are_split():
     mesh = mesh_of((2, 2, 2))
     params, _, hidden, gradient = _loss_and_gradient((2, 2, 2))
     attention = params["blocks"][0]["attention"]
@@ -90,7 +90,7 @@ def test_a_mesh_without_the_axes_is_an_error():
         create(CONFIG, mesh, jax.random.key(0))
 
 
-def test_rows_that_do_not_divide_or_lie_on_another_mesh_stay_as_they_are():
+def test_rows_that_do_not_divide_or_are_on_another_mesh_are_unchanged():
     mesh, other = mesh_of((2, 2, 2)), jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
     three, eight = np.ones((3, 2), np.float32), np.ones((8, 2), np.float32)
     for rows in (jax.device_put(three, NamedSharding(mesh, P())), jax.device_put(eight),

@@ -59,7 +59,6 @@ def test_top_p_includes_the_token_that_crosses():
 
 
 def _bits(fraction):
-    """32 random bits as a number in [0, 1)."""
     return np.uint32(np.float64(fraction) * 2**32)
 
 

@@ -94,7 +94,7 @@ def test_unicode_and_control_characters_survive(tmp_path):
     assert [{"prompt": p.prompt, "answer": p.answer} for p in problems] == rows
 
 
-def test_a_tokenizer_of_ones_own(file, tmp_path):
+def test_a_user_supplied_tokenizer(file, tmp_path):
     own = Tokenizer.train(["1 + 2 = 3"], vocab_size=290)
     (tmp_path / "own.model").write_bytes(own.model_proto)
     assert load(file, tokenizer=str(tmp_path / "own.model")).tokenizer.model_proto == own.model_proto

@@ -63,7 +63,7 @@ def test_a_task_without_held_out_problems_has_no_headline():
         (None, r"task = None: expected a task, such as JsonlTask\(path='problems\.jsonl'\)"),
     ],
 )
-def test_what_is_not_a_task_is_refused_with_what_to_write(value, message):
+def test_an_object_that_is_not_a_task_is_refused_with_the_remedy(value, message):
     with pytest.raises(ValueError, match=message):
         require_task(value)
     assert require_task(task := JsonlTask("x.jsonl")) is task
@@ -73,7 +73,7 @@ def misspelled(prompt, text, answer, *, finishd):
     return 0.0
 
 
-def test_a_reward_that_asks_for_what_there_is_not_is_refused():
+def test_a_reward_that_requires_an_unknown_argument_is_refused():
     with pytest.raises(ValueError, match=r"task\.reward = misspelled: requires 'finishd', which is not supplied"):
         JsonlTask("x.jsonl", reward=misspelled)
     JsonlTask("x.jsonl", reward=lambda prompt, text, answer, *, finished, length, info: 0.0)

@@ -35,7 +35,7 @@ class TestRoundTrip:
     def test_any_unicode(self, tokenizer, text):
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text
-        assert all(4 <= i < tokenizer.vocab_size for i in ids)  # text never encodes to a special token
+        assert all(4 <= i < tokenizer.vocab_size for i in ids)
 
     @given(text=st.text(alphabet="f123 ;stuThe\u2581\u2047\n<>"))
     def test_what_the_pieces_are_made_of(self, tokenizer, text):
@@ -45,7 +45,7 @@ class TestRoundTrip:
     def test_awkward(self, tokenizer, text):
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
-    def test_of_the_bytes_alone(self, tokenizer):
+    def test_a_tokenizer_is_restored_from_its_bytes(self, tokenizer):
         again = Tokenizer(tokenizer.model_proto)
         assert again.vocab_size == tokenizer.vocab_size
         assert again.encode("f3 The hens") == tokenizer.encode("f3 The hens")
@@ -92,7 +92,7 @@ def test_encode_names_a_lone_surrogate():
         STRINGS.encode("a\ud800")
 
 
-def test_training_says_what_is_missing():
+def test_training_names_the_bad_argument():
     with pytest.raises(ValueError, match=r"vocab_size = 100: expected room"):
         Tokenizer.train(["abc"], vocab_size=100)
     with pytest.raises(ValueError, match="at least one nonempty text"):

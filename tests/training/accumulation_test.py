@@ -1,5 +1,3 @@
-"""Gradient accumulation over microbatches gives the gradient of the whole batch."""
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,5 +1,3 @@
-"""Errors of the commands on bad input: they name the argument, its value and the remedy."""
-
 import json
 import shutil
 import subprocess
@@ -30,7 +28,6 @@ def evaluate(*arguments):
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory, run_tiny):
-    """The folder of a run with stage 1 and one rollout."""
     run = tmp_path_factory.mktemp("begun") / "run"
     code, output = run_tiny(run, "--steps", "1", "--evaluation.every", "0")
     assert code == 0, output
@@ -102,7 +99,7 @@ def test_a_run_folder_that_belongs_to_another_config(begun, run_tiny):
 def test_a_run_folder_in_use(tmp_path, run_tiny):
     run = tmp_path / "run"
     run.mkdir()
-    with FileLock(run / ".lock"):  # as if another process had locked it
+    with FileLock(run / ".lock"):
         code, output = run_tiny(run)
     assert code == 1
     assert "another process is using this folder" in output
@@ -146,7 +143,7 @@ def test_a_reward_that_raises_is_shown_with_what_it_was_given(tmp_path, run_tiny
     assert "recipe.py, line 5" in output
 
 
-def test_data_that_changed_since_are_not_gone_on_with(tmp_path, run_tiny):
+def test_a_run_does_not_resume_on_changed_data(tmp_path, run_tiny):
     recipe, data, run = tmp_path / "recipe.py", tmp_path / "task.jsonl", tmp_path / "run"
     recipe.write_text(
         "import dataclasses\nfrom rljax.tasks import JsonlTask\nfrom tests.training.tiny import config\n"

@@ -1,5 +1,3 @@
-"""Saving and restoring checkpoints on any mesh, with damaged files and full disks."""
-
 import collections
 import errno
 import shutil
@@ -141,7 +139,7 @@ def test_parameters_of_another_model_are_refused_by_name():
         require_same_shapes(record, {**params, "c": np.zeros(1)}, "run = 'r'")
 
 
-def test_a_device_out_of_memory_is_no_full_disk():
+def test_a_device_out_of_memory_is_not_reported_as_a_full_disk():
     assert disk_is_full(OSError(errno.ENOSPC, "no room"))
     assert disk_is_full(RuntimeError("… No space left on device"))
     assert not disk_is_full(RuntimeError("RESOURCE_EXHAUSTED: Attempting to allocate 4.39G. There are 2.30G free"))
@@ -167,7 +165,6 @@ def test_a_full_disk_is_known_before_writing(tmp_path, monkeypatch):
 
 
 def test_a_disk_that_fills_while_writing(tmp_path, monkeypatch):
-    """Uses a file system of 1 MiB and disables the check of free space."""
     folder = tmp_path / "small"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)], capture_output=True)

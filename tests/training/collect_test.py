@@ -1,5 +1,3 @@
-"""Texts and rewards of sampled completions, and the selection of groups to train on."""
-
 import dataclasses
 import re
 from decimal import Decimal
@@ -78,8 +76,7 @@ def test_a_reward_is_given_what_it_names(data):
         assert found == [("33", True, lengths[0], {"weight": 3}), ("5", False, lengths[1], {})]
 
 
-def test_what_only_begins_like_the_answer_is_not_it(data):
-    """A completion that was cut off is not an exact match, nor a correct output of the string task."""
+def test_a_cut_completion_is_not_an_exact_match(data):
     for reward, problem, text in (
         (exact_match, PROBLEMS[0], "2"),
         (last_output, Problem("f6 f9 stuv;", "vutsw"), "f9 vuts;f6 vutsw"),
@@ -120,7 +117,7 @@ def test_a_reward_is_any_number(data, value, number):
     ],
     ids=repr,
 )
-def test_a_reward_that_is_no_number_is_named_with_what_to_write(data, value, how):
+def test_a_reward_that_is_not_a_number_is_named_with_the_remedy(data, value, how):
     task = dataclasses.replace(data, reward=lambda *_: value)
     expected = f"reward('1+1=', '2', '2') = {value!r}: expected a number, such as 1.0 for a correct completion "
     expected += f"and 0.0 for an incorrect one{how}"

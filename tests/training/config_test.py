@@ -1,5 +1,3 @@
-"""Configs raise an error that names the field, its value and the expected values."""
-
 import dataclasses
 
 import optax
@@ -84,7 +82,7 @@ def test_a_field_out_of_range_names_itself(build, message):
         build()
 
 
-def test_groups_are_chosen_by_their_signal_only_where_the_baseline_is_theirs():
+def test_groups_are_selected_by_signal_only_for_group_baselines():
     rollout = RolloutConfig(prompts=4, train_groups=2)
     for algorithm, needed in ((algorithms.remax(), "greedy_rewards"), (algorithms.ppo(), "values")):
         with pytest.raises(ValueError, match=rf"rollout.train_groups = 2: expected 0, since .*needs {needed}"):
@@ -121,11 +119,11 @@ def difficult(rewards, mask, *, difficulty):
          r"rollout\.completions = 1: expected 2 or more: group_relative is 0 for a group of one"),
     ],
 )  # fmt: skip
-def test_a_need_that_cannot_be_met_is_refused_when_the_config_is_built(settings, message):
+def test_an_unavailable_field_is_refused_when_the_config_is_built(settings, message):
     with pytest.raises(ValueError, match=message):
         Config(**{"task": StringsTask(), "algorithm": algorithms.grpo()} | settings)
 
 
-def test_one_completion_is_enough_for_a_baseline_that_is_not_the_groups():
+def test_one_completion_is_enough_without_a_group_baseline():
     for algorithm in (algorithms.ppo(), algorithms.remax(), algorithms.reinforce_plus_plus(), algorithms.max_rl()):
         Config(task=StringsTask(), algorithm=algorithm, rollout=RolloutConfig(completions=1))

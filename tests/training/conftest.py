@@ -1,5 +1,3 @@
-"""Fixtures of the trainer's tests."""
-
 import signal
 
 import pytest

@@ -65,7 +65,7 @@ def key():
     return jax.random.key(0)
 
 
-def test_training_learns_to_end_completions_that_are_worth_less_the_longer_they_are():
+def test_training_learns_to_end_completions_if_longer_ones_earn_less():
     """With a reward of 0 for cut completions, the maximum here, `finished` would instead fall to 0."""
     stage = stage_of()
     rows = [stage.step(n, key())[0] for n in range(16)]
@@ -88,7 +88,7 @@ def test_a_cut_completion_earns_what_its_text_does():
     lengths = np.asarray(rollouts.mask).sum(axis=-1)
     rewards = np.asarray(rollouts.rewards)
     assert set(rewards[lengths < 4].tolist()) == {0.0, -1.0, -2.0}
-    assert set(rewards[lengths == 4].tolist()) == {-3.0, -4.0}  # stopped at the fourth token, or cut off
+    assert set(rewards[lengths == 4].tolist()) == {-3.0, -4.0}  # ended at the fourth token, or cut off
 
 
 def test_a_fixed_reward_for_cut_completions():

@@ -58,8 +58,6 @@ class Callable(Plain):
 
 
 class Shown:
-    """An object whose repr prints a set in arbitrary order."""
-
     def __init__(self, words):
         self.words = set(words)
 
@@ -138,7 +136,6 @@ def values(words=WORDS, n=1):
 
 
 def fixed():
-    """Values that are described without state."""
     return {
         "unpicklable": Unpicklable(), "lock": threading.Lock(), "iterator": (i for i in range(3)), "class": Plain,
         "of the class": Plain.of_the_class, "function": reward, "jax function": jax.nn.relu, "ufunc": np.add,
@@ -184,7 +181,7 @@ def test_what_differs_is_described_differently():
     assert [name for name in one if one[name] == two[name]] == []
 
 
-def test_descriptions_read_as_what_they_are_of():
+def test_descriptions_show_the_fields_of_the_object():
     assert describe(functools.partial(reward, stop={"x", "yy", "zzz"})) == {
         "function": "reward", "bound": [{"stop": ["x", "yy", "zzz"]}]}  # fmt: skip
     assert describe(Slots("ba", 0.5)) == {"type": "Slots", "weight": 0.5, "words": ["a", "b"]}

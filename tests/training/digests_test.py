@@ -33,7 +33,6 @@ def target(record, tree=TREE):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A folder with two checkpoints; the arrays of the newer one are doubled."""
     folder = tmp_path_factory.mktemp("saved") / "c"
     checkpoints = Checkpoints(folder)
     for step in (1, 2):
@@ -68,7 +67,7 @@ def restore(folder):
     return step, said[: len(said) // 2]
 
 
-def test_an_undamaged_checkpoint_is_restored_without_a_word(saved):
+def test_an_undamaged_checkpoint_is_restored_without_a_message(saved):
     assert restore(saved) == (2, [])
     assert all(digests.find_fault(saved / number) == "" for number in ("1", "2"))
 
@@ -123,7 +122,7 @@ def test_an_added_file_and_a_missing_item_are_found(saved, tmp_path):
     assert digests.find_fault(folder / "2") == "state/digests.process_0.json is missing"
 
 
-def test_a_file_that_cannot_be_read_is_a_fault_and_no_error(saved, monkeypatch):
+def test_an_unreadable_file_is_reported_as_damage_without_an_exception(saved, monkeypatch):
     """With several processes, an error in one process would leave the other processes waiting."""
 
     def unreadable(path):
@@ -147,7 +146,7 @@ def test_the_writer_puts_a_damaged_checkpoint_aside(saved, tmp_path):
     assert len(said) == 1
 
 
-def test_one_without_digests_is_read_only_to_name_its_version(saved, tmp_path):
+def test_a_checkpoint_without_digests_is_read_only_to_name_its_version(saved, tmp_path):
     folder = tmp_path / "c"
     shutil.copytree(saved, folder)
     for path in folder.rglob("digests.*"):

@@ -1,5 +1,3 @@
-"""Text files are written and read as UTF-8 in any locale."""
-
 import ast
 import json
 import subprocess
@@ -54,7 +52,6 @@ def test_files_are_utf8_in_a_locale_that_is_not(tmp_path):
 
 
 def unencoded(source: str) -> list[int]:
-    """Lines that open a text file without an explicit encoding."""
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
     return [call.lineno for call in calls if _opens_text(call) and "encoding" not in {k.arg for k in call.keywords}]
 

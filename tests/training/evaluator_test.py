@@ -1,5 +1,3 @@
-"""Evaluation figures, the task's `solved`, checks and stop tokens."""
-
 import dataclasses
 import io
 
@@ -89,7 +87,6 @@ def test_prompts_that_are_padded_on_the_right_are_refused():
 
 
 def test_the_mean_reward_is_reported_beside_what_is_solved():
-    """A reward of 0.95 is not solved by the default (1 or more), but is by a task with a threshold of 0.9."""
     key = jax.random.key(0)
     for solved, share in ((full_reward, 0.0), (lambda reward: reward > 0.9, 1.0)):
         evaluator, params = evaluator_of(reward=lambda *_: 0.95, solved=solved, checks={})
@@ -108,7 +105,7 @@ def test_the_mean_reward_is_reported_beside_what_is_solved():
         assert f" {100 * share:.1f} [" in shown.getvalue()
 
 
-def test_a_cut_completion_is_judged_and_its_problem_has_a_spread():
+def test_a_cut_completion_is_scored():
     evaluator, params = evaluator_of(reward=lambda prompt, text, answer, *, length: -length, checks={})
     found = evaluator.evaluate(params, jax.random.key(0))
     budget = tiny.rollout.sampling.max_new_tokens

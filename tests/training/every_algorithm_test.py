@@ -1,5 +1,3 @@
-"""Three rollouts of the real trainer with every algorithm."""
-
 import dataclasses
 
 import numpy as np

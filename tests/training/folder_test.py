@@ -1,5 +1,3 @@
-"""Atomic replacement of small files in a run's folder."""
-
 import math
 
 import pytest
@@ -16,7 +14,7 @@ def test_a_reader_has_the_old_file_or_the_new_one(tmp_path):
     assert read_json(path, None) == {"steps": 2}
 
 
-def test_what_is_no_json_leaves_the_file_as_it_was(tmp_path):
+def test_a_value_that_is_not_json_leaves_the_file_unchanged(tmp_path):
     path = tmp_path / "config.json"
     write_json(path, {"steps": 1})
     with pytest.raises(ValueError, match="JSON"):

@@ -41,7 +41,6 @@ def train(config: Config, kind: type[Run] = Unevaluated, devices: int = 1) -> St
 
 
 def call(command: Callable, *arguments: object, cwd: Path, devices: int = 1) -> tuple[int, str]:
-    """(exit code, output) of a command."""
     output, code = io.StringIO(), 0
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output), contextlib.chdir(cwd):
         try:

@@ -1,5 +1,3 @@
-"""pass@k compared with enumeration, and the coverage of the intervals."""
-
 import itertools
 import json
 

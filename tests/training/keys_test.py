@@ -1,5 +1,3 @@
-"""Keys differ per purpose and step, and survive a round trip through JSON."""
-
 import itertools
 import json
 

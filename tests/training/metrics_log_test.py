@@ -1,5 +1,3 @@
-"""The metrics log: writing and reading, resuming, and damage by a killed process."""
-
 import json
 import sys
 
@@ -101,7 +99,7 @@ def test_a_failing_rewrite_leaves_the_log(tmp_path, monkeypatch):
     assert (tmp_path / FILE).read_bytes() == before
 
 
-def test_refuses_what_is_no_number(tmp_path):
+def test_a_metric_that_is_not_a_number_or_named_step_is_refused(tmp_path):
     with MetricsLog(tmp_path) as log:
         with pytest.raises(TypeError, match=r"metrics\['reward'\] = 'high'"):
             log.write("rl", 0, {"reward": "high"})
@@ -110,7 +108,7 @@ def test_refuses_what_is_no_number(tmp_path):
     assert read(tmp_path) == []
 
 
-def test_tensorboard_gets_every_number_under_its_phase(tmp_path):
+def test_tensorboard_gets_every_number_under_its_stage(tmp_path):
     pytest.importorskip("tensorboardX")
     write_steps(tmp_path, tensorboard=True)
     with MetricsLog(tmp_path, tensorboard=True, resume_from={"rl": 4}) as log:
@@ -121,8 +119,8 @@ def test_tensorboard_gets_every_number_under_its_phase(tmp_path):
     assert b"accuracy/level_1" in next((tmp_path / "tensorboard" / "eval").iterdir()).read_bytes()
 
 
-def test_tensorboard_missing_says_which_extra(tmp_path, monkeypatch):
+def test_missing_tensorboard_names_the_extra_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(ValueError, match="extra `tb`"):
         MetricsLog(tmp_path, tensorboard=True)
-    MetricsLog(tmp_path).close()  # not imported unless requested
+    MetricsLog(tmp_path).close()

@@ -81,7 +81,7 @@ def test_likeliest_tokens_and_the_divergence_since_the_rollout():
     assert 0.2 < summarize([moved])["clip_share"] < 0.8
 
 
-def test_a_divergence_is_of_the_policies_at_their_temperature():
+def test_a_divergence_is_computed_at_the_sampling_temperature():
     config = config_of(algorithms.cppo(limit=0.0, slack=0.0))
     scorer = dataclasses.replace(scorer_of(config), temperature=0.5)
     rollouts, model = rollouts_of(config), scorer.model
@@ -187,11 +187,11 @@ def test_a_stage_is_released_before_the_next_and_its_figures_are_of_the_verified
 def test_the_state_of_an_algorithm_is_saved_with_the_run(tmp_path, data):
     config, stage = trained(tmp_path / "aepo", data, algorithms.aepo(entropy_low=0.01, entropy_high=0.02))
     assert stage.carried
-    again = train(config)  # restored at the end of the run
+    again = train(config)
     assert again.carried
 
 
-def test_a_critic_begins_from_a_run_without_one_and_the_other_way(tmp_path, data):
+def test_a_run_with_a_critic_starts_from_one_without_and_vice_versa(tmp_path, data):
     likelihood = dataclasses.replace(tiny.likelihood, steps=2)
     trained(tmp_path / "plain", data, algorithms.dapo(), likelihood=likelihood)
     config, critic = trained(tmp_path / "critic", data, algorithms.ppo(), start_from=tmp_path / "plain")

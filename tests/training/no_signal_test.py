@@ -43,7 +43,6 @@ def steps_on(config, batches, sizes=MESHES[0], optimizer=ADAMW):
 
 
 def flat_rewards(rollouts):
-    """The rollouts with every reward 1, so that A = 0 at every token."""
     return dataclasses.replace(rollouts, rewards=np.ones_like(rollouts.rewards))
 
 
@@ -90,7 +89,6 @@ def test_a_penalty_or_a_critic_is_a_signal(config):
 
 
 def test_means_are_over_the_tokens_of_the_rollout():
-    """A skipped step between two steps with different token counts leaves every metric unchanged."""
     rollouts = rollouts_of(None)
     half = dataclasses.replace(rollouts, mask=rollouts.mask & (np.arange(8)[:, None] < 3))
     _, (one, none, two) = steps_on(config_of(GRPO), [rollouts, nothing_trained(rollouts), half])
@@ -105,7 +103,7 @@ def test_means_are_over_the_tokens_of_the_rollout():
     np.testing.assert_allclose(with_pause["ratio_mean"], (r + s) / (n + m), rtol=1e-6)
 
 
-def test_a_rollout_of_nothing_is_null_in_the_log_and_no_error(tmp_path):
+def test_a_rollout_without_trained_tokens_logs_null_without_an_exception(tmp_path):
     _, steps = steps_on(config_of(GRPO), [nothing_trained(rollouts_of(None))])
     found = {name: float(value) for name, value in summarize(steps).items()}
     require_finite(found, "rl", 0, {}, tmp_path)

@@ -65,7 +65,6 @@ def rollouts_of(config):
 
 
 def scorer_of(config, sizes=(1, 1, 1)):
-    """Scorer of the config's model on a mesh of the given sizes."""
     config_of_model, critic = config.model, "values" in config.needs
     model = config_of_model.build(vocab_size=config_of_model.vocab_size, value_head=critic, rules=config.sharding)
     return Scorer(model, mesh_of(sizes), config.rollout.sampling.temperature)

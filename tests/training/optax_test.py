@@ -23,7 +23,6 @@ def rate(step):
 
 
 def short(folder, data, optimizer, **more):
-    """Config of a run from random parameters with one optimizer step per rollout."""
     settings = {"steps": 1, "likelihood": dataclasses.replace(tiny.likelihood, steps=0), "run": folder} | more
     rollout, task = dataclasses.replace(tiny.rollout, minibatches=1), dataclasses.replace(tiny.task, data_dir=data)
     return dataclasses.replace(tiny, optimizer=optimizer, rollout=rollout, task=task, **settings)

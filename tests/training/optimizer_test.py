@@ -1,5 +1,3 @@
-"""Learning-rate schedules, AdamW's first step, and the sharding of the optimizer's state."""
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +31,7 @@ def test_the_first_step_of_adamw_by_hand():
     np.testing.assert_allclose(updates["scale"], -0.1, rtol=1e-5)
 
 
-def test_moments_lie_where_their_parameters_do():
+def test_moments_are_sharded_like_their_parameters():
     mesh = make_mesh(MeshConfig(data=2, fsdp=4))
     split = NamedSharding(mesh, P("fsdp", None))
     params = {"matrix": jax.device_put(jnp.ones((8, 2)), split)}

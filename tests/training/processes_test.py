@@ -1,5 +1,3 @@
-"""Detection of multi-process runs."""
-
 import pytest
 
 from rljax.training import processes
@@ -47,7 +45,7 @@ def test_half_of_an_address_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("variable", ["JAX_NUM_PROCESSES", "JAX_PROCESS_ID"])
-def test_a_number_of_processes_that_is_none_is_named(monkeypatch, variable):
+def test_a_number_of_processes_that_is_not_an_integer_is_named(monkeypatch, variable):
     for name, value in (
         ("JAX_COORDINATOR_ADDRESS", "localhost:1"),
         ("JAX_NUM_PROCESSES", "2"),

@@ -1,5 +1,3 @@
-"""The progress display: plain lines in a file, live in a terminal, nothing on other processes."""
-
 import io
 
 import pytest
@@ -39,7 +37,7 @@ def test_plain_lines_first_last_and_every_ten_seconds():
     assert shown[-1] == "all [done]"
 
 
-def test_time_left_is_the_recent_pace_of_this_phase():
+def test_time_left_is_computed_from_the_recent_speed_of_this_stage():
     steps = [("likelihood", 0, {"loss": 1.0}), ("rl", 0, STEP), ("rl", 1, STEP)]
     shown = run({"likelihood": 1, "rl": 200}, steps, seconds=11.0).splitlines()
     assert shown[0] == "likelihood 1/1  loss 1.0000"
@@ -47,14 +45,14 @@ def test_time_left_is_the_recent_pace_of_this_phase():
     assert shown[2].endswith("left 36:18")  # 198 steps of 11 s
 
 
-def test_accuracy_is_the_newest_look_at_the_headline_level():
+def test_accuracy_is_from_the_latest_evaluation_of_the_headline_level():
     looks = [("eval", 0, {"accuracy": {"short": 0.9, "long": 0.25}}), ("rl", 0, STEP)]
     assert "accuracy 0.250" in run({"rl": 1}, looks, headline="long")
     assert "accuracy 0.900" in run({"rl": 1}, looks)
     assert "accuracy" not in run({"rl": 1}, [("eval", 0, {"accuracy": {}}), ("rl", 0, STEP)])
 
 
-def test_a_terminal_shows_a_bar_the_numbers_and_what_was_said():
+def test_a_terminal_shows_a_bar_the_numbers_and_the_messages():
     shown = run({"likelihood": 2, "rl": 4}, [("rl", 0, STEP), ("rl", 1, STEP)], terminal=True)
     for part in ("likelihood", "2/2", "2/4", "━", "reward", "0.500", "17,512", "left", "all [done]"):
         assert part in shown
@@ -69,7 +67,7 @@ def test_other_processes_show_nothing(terminal):
     assert run({"rl": 2}, [("rl", 0, STEP), ("rl", 1, STEP)], terminal=terminal, enabled=False) == ""
 
 
-def test_an_unknown_phase_is_named():
+def test_an_unknown_stage_is_named():
     with pytest.raises(ValueError, match=r"stage = 'r1': expected one of \['rl'\]"):
         run({"rl": 1}, [("r1", 0, STEP)])
 

@@ -29,7 +29,7 @@ def test_a_model_of_plain_jax_trains(algorithm, tmp_path, data):
     assert max(row["kl"] for row in metrics(config.run, "rl")) < 1e-2  # sampler and trainer agree on log π
 
 
-def test_what_is_built_has_all_of_it():
+def test_built_models_have_all_members_of_the_protocol():
     needed = {name for name in vars(Model) if not name.startswith("_")}
     built = BigramConfig().build(vocab_size=7, value_head=True, rules=tiny.sharding)
     transformer = tiny.model.build(vocab_size=7, value_head=True, rules=tiny.sharding)

@@ -1,5 +1,3 @@
-"""The report of complete and partial runs, its escaping and its figures."""
-
 import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
@@ -128,7 +126,7 @@ def test_rewards_are_marked(whole):
     assert "3 of these 12 are correct" in page.text
 
 
-def test_it_needs_nothing_from_elsewhere(whole):
+def test_the_report_loads_nothing_external(whole):
     path, page = whole
     assert not re.search(r"url\(\s*[\"']?(?!#)", path.read_text())
     for tag, attributes in page.tags:
@@ -173,7 +171,7 @@ def test_nothing_from_outside_becomes_markup(tmp_path):
     assert page.text.count(evil) >= 16
 
 
-def test_it_is_replaced_whole(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch):
     path = write_report(tmp_path, **{**fake_run.everything(), "metrics": []})
     before = path.read_text()
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
@@ -233,7 +231,7 @@ def test_the_headline_has_the_first_color():
     assert set(level_colors([str(i) for i in range(20)], None)) == {str(i) for i in range(20)}
 
 
-def test_the_leading_level_is_the_tasks_if_it_was_looked_at():
+def test_the_leading_level_is_the_tasks_headline_if_it_was_evaluated():
     assert leading(["a", "b"], "b") == "b"
     assert leading(["a", "b"], "c") == leading(["a", "b"], None) == "a"
     with pytest.raises(ValueError, match="expected at least one"):

@@ -59,7 +59,7 @@ def test_an_on_policy_step_is_exactly_on_policy(sizes, microbatches):
 
 
 @pytest.mark.parametrize("more", [{"minibatches": 2}, {"epochs": 2, "microbatches": 2}], ids=str)
-def test_with_several_steps_a_pass_comes_first(more):
+def test_several_optimizer_steps_require_a_forward_pass(more):
     found, prepared, rollouts, logp = first_step(config(algorithms.gspo(), **more))
     mask = np.asarray(rollouts.mask)
     np.testing.assert_allclose(np.asarray(prepared.rollouts.old_logp)[mask], logp[mask], atol=0.05)
@@ -69,7 +69,7 @@ def test_with_several_steps_a_pass_comes_first(more):
     assert first_step(config(algorithms.gspo(), rescore=False, **more))[0]["mismatch"] > 0.1
 
 
-def test_float32_takes_the_samplers_unless_asked():
+def test_float32_uses_the_samplers_log_probabilities_unless_rescore_is_set():
     as_sampled, prepared, rollouts, _ = first_step(config(algorithms.grpo(), "float32"))
     assert np.array_equal(prepared.rollouts.old_logp, rollouts.old_logp)
     assert as_sampled["mismatch"] > 0.1

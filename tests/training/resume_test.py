@@ -47,9 +47,6 @@ def assert_same_run(run, other):
     assert all(row["grad_norm"] > 1e-3 for row in metrics(run, "rl"))
 
 
-# Tests in separate processes.
-
-
 @pytest.mark.parametrize("kills", [(13,), pytest.param((3, 6, 9, 12, 15), marks=pytest.mark.slow)], ids=len)
 def test_a_run_goes_on_bit_for_bit_after_kills_at_random_moments(kills, tmp_path, data):
     """Kills the process up to 0.4 s after each of the given numbers of steps was logged."""
@@ -71,7 +68,6 @@ def test_a_run_goes_on_bit_for_bit_after_kills_at_random_moments(kills, tmp_path
 
 
 def start_two(run, *overrides):
-    """Starts two processes with two devices each, joined by environment variables."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{listener.getsockname()[1]}"
@@ -111,9 +107,6 @@ def test_sigterm_to_one_of_two_workers_stops_both_at_one_step(tmp_path):
         worker.kill()
     outputs = [worker.communicate()[0] for worker in workers]
     assert f"resuming from likelihood step {saved}" in outputs[0]
-
-
-# Tests in this process.
 
 
 def run_tiny(run, data, *overrides, devices=1):
@@ -185,7 +178,7 @@ def test_a_run_goes_on_on_another_mesh(undisturbed, data, tmp_path):
     np.testing.assert_allclose(here[2]["grad_norm"], there[2]["grad_norm"], rtol=1e-3)
 
 
-def test_a_finished_run_says_so(undisturbed, data):
+def test_a_finished_run_reports_that_it_is_finished(undisturbed, data):
     code, output = run_tiny(undisturbed, data)
     assert code == 0
     assert "finished" in output
@@ -193,7 +186,7 @@ def test_a_finished_run_says_so(undisturbed, data):
     assert steps_logged(undisturbed) == STEPS
 
 
-def test_a_corrupt_checkpoint_gives_way_to_the_one_before(undisturbed, data, tmp_path):
+def test_a_run_resumes_from_the_checkpoint_before_a_corrupt_one(undisturbed, data, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)
     os.remove(run / "finished.json")
@@ -209,8 +202,7 @@ def test_a_corrupt_checkpoint_gives_way_to_the_one_before(undisturbed, data, tmp
     assert_same_run(run, undisturbed)
 
 
-def test_a_flipped_bit_is_said_and_the_checkpoint_before_is_taken(undisturbed, data, tmp_path):
-    """Both training and evaluation report the damaged file and use the checkpoint before."""
+def test_a_flipped_bit_is_reported_and_the_previous_checkpoint_is_used(undisturbed, data, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)
     os.remove(run / "finished.json")

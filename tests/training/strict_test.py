@@ -1,5 +1,3 @@
-"""Both stages under strict dtype promotion, and without jit."""
-
 import dataclasses
 
 import jax

@@ -14,7 +14,6 @@ TINY = ROOT / "tests/training/tiny.py"
 
 
 def environment(devices: int = 1, **more: str) -> dict[str, str]:
-    """Environment of a process with `devices` simulated CPU devices."""
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",

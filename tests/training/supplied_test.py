@@ -114,7 +114,7 @@ def test_hyper_parameters_may_be_arrays():
     assert (type(low), type(high)) == (float, float)
     prepared, *_ = step_of(config_of(algorithm))
     alone = advantage.reinforce_plus_plus_baseline
-    signs = np.sign(alone(SAMPLED.rewards, SAMPLED.mask))  # the second reward has coefficient 0
+    signs = np.sign(alone(SAMPLED.rewards, SAMPLED.mask))
     np.testing.assert_array_equal(np.sign(prepared.advantages), signs)
 
 

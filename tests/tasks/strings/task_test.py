@@ -1,5 +1,3 @@
-"""Loading of the string task: data on disk equal the generated data; several processes may prepare them."""
-
 import itertools
 import subprocess
 import sys
