@@ -1,4 +1,4 @@
-"""Fields that an algorithm or a penalty may require, and how the trainer computes each field."""
+"""Fields that an algorithm or a penalty may require, with the source of each field in the trainer."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -94,7 +94,7 @@ def check_groups(algorithm: PolicyGradient, completions: int, train_groups: int)
 
 
 def vanishes_alone(advantage: Callable) -> bool:
-    """Whether the advantage is 0 for groups of one completion, for any reward.
+    """Whether the advantage of a single completion per group is always 0.
 
     >>> from rljax import advantage
     >>> vanishes_alone(advantage.mean_baseline), vanishes_alone(advantage.reinforce_plus_plus)

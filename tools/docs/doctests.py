@@ -1,4 +1,4 @@
-"""A doctest in a docstring is shown as the Python session that it is."""
+"""Griffe extension that renders doctests as Python sessions."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: docstrings of algorithms on the pages of their families, links to papers, formulas as MathML."""
+"""MkDocs hooks: docstrings of algorithms on the pages of their families, links to papers, formulas as MathML."""
 
 import ast
 import html
@@ -22,10 +22,9 @@ UNLINKED = re.compile(r"<(a|pre|code|title)\b.*?</\1>|<[^>]*>", flags=re.S)
 
 
 def on_page_markdown(markdown: str, page, **_) -> str:
-    """Replaces `{{ grpo }}` by that algorithm, `{{ fields: Batch }}` by a class, `{{ readme: Title }}` by a section,
-    `{{ needs: BATCH }}` by a table of the trainer's.
+    """Expands `{{ grpo }}` (an algorithm), `{{ fields: Batch }}`, `{{ needs: BATCH }}` and `{{ readme: Title }}`.
 
-    An algorithm that its family's page does not mention is shown at the end of the page.
+    Algorithms that the page of their family does not mention are added at its end.
     """
     folder, _, name = page.file.src_uri.removesuffix(".md").rpartition("/")
     if page.file.src_uri == "algorithms/index.md":
@@ -47,7 +46,7 @@ def exported(path: Path) -> list[str]:
 
 
 def algorithm(name: str) -> str:
-    """The docstring of an algorithm and its expression, with the assignments before it."""
+    """The docstring and the expression of an algorithm, including the assignments that the expression uses."""
     for path in sorted(SOURCES.glob("*.py")):
         text = path.read_text(encoding="utf-8")
         for function in ast.parse(text).body:
@@ -58,11 +57,11 @@ def algorithm(name: str) -> str:
                 sources = [ast.get_source_segment(text, node) or "" for node in (*named, value)]
                 expression = "\n".join(inspect.cleandoc("    " + source) for source in sources)
                 return f"## [`{name}`][rljax.algorithms.{name}] {{ #{name} }}\n\n{says}\n\n```python\n{expression}\n```"
-    raise ValueError(f"no algorithm is called {name}")
+    raise ValueError(f"name = {name!r}: expected an algorithm of rljax.algorithms")
 
 
 def section(title: str) -> str:
-    """The body of a section of README, without its links to files that are not part of the site."""
+    """The body of a section of README, without links to files outside the site."""
     body = (ROOT / "README.md").read_text(encoding="utf-8").split(f"\n## {title}\n")[1].split("\n## ")[0].strip()
     return re.sub(r"\[([^\]]*)\]\((?!http)[^)]*\)", r"\1", body)
 
@@ -76,7 +75,7 @@ def fields(name: str) -> str:
 
 
 def needs(name: str) -> str:
-    """A table of rljax.training.needs, the names that the trainer supplies, in Markdown."""
+    """A dictionary of rljax.training.needs as a Markdown table."""
     tree = ast.parse((ROOT / "rljax/training/needs.py").read_text(encoding="utf-8"))
     assigned = (node for node in tree.body if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == name)
     (table,) = (node.value.args[0] for node in assigned if isinstance(node.value, ast.Call))
@@ -92,7 +91,7 @@ DISPLAY = {"span": "inline", "div": "block"}
 
 
 def linked(content: str) -> str:
-    """arXiv numbers in running text as links."""
+    """Links the arXiv numbers in running text."""
     ends = [0, *(end for tag in UNLINKED.finditer(content) for end in tag.span()), len(content)]
     pieces = [content[a:b] for a, b in pairwise(ends)]
     for i in range(0, len(pieces), 2):
