@@ -1,6 +1,6 @@
 """Control experiment: the string task with rewards permuted within each group.
 
-The permuted rewards carry no information, but the updates keep their size. Any gain of this run has other causes.
+The permuted rewards carry no information, but the updates keep their size. Any gain has causes other than the rewards.
 """
 
 import dataclasses

@@ -37,7 +37,7 @@ def rotation(
     positions: Int[Array, "B T"], dtype, *, head_dim: int, base: float, max_length: int
 ) -> tuple[Array, Array]:
     """cos and sin of position · base^(−2i / head_dim), each `[B, T, 1, head_dim / 2]`."""
-    # Read from a table: XLA would fuse the computation into every use.
+    # Read from a table, because XLA would repeat the computation at every use.
     frequency = base ** (-np.arange(0, head_dim, 2) / head_dim)
     angle = np.arange(max_length)[:, None] * frequency
     cos, sin = (jnp.asarray(table, dtype)[positions][:, :, None] for table in (np.cos(angle), np.sin(angle)))
@@ -56,7 +56,7 @@ def attend(
     """softmax(q·kᵀ / √C) v over the keys that the mask allows; each of the K key heads serves H / K query heads.
 
     Logits and softmax use at least float32. A query whose mask is all False gets a finite but meaningless average.
-    With more than QUERIES queries, they are processed in blocks and the backward pass recomputes the weights of each.
+    More than QUERIES queries are processed in blocks, and the backward pass recomputes the weights of each block.
     """
     T = q.shape[2]
     blocks = -(-T // QUERIES)

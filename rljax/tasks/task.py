@@ -86,7 +86,6 @@ class Task(abc.ABC):
 
 
 def as_paths(task: Task, *fields: str) -> None:
-    """Converts fields of a frozen task from strings to `Path`."""
     for field in fields:
         value = getattr(task, field)
         if isinstance(value, str):

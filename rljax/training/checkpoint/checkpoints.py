@@ -62,7 +62,7 @@ class Checkpoints:
             self._manager.delete(number)
 
     def save(self, number: int, tree, record: dict) -> None:
-        """Starts writing a checkpoint in the background; the arrays may be donated afterwards.
+        """Starts writing a checkpoint in the background; the arrays may be donated after this call.
 
         Raises RunError if the disk is full.
         """
@@ -86,8 +86,8 @@ class Checkpoints:
         """Restores the newest undamaged checkpoint; returns None if the folder has no checkpoints.
 
         `target(record)` returns the shapes and shardings of the tree. `say` receives a message for each damaged
-        checkpoint; these are then moved to `corrupt-checkpoints-N` beside this folder. If all checkpoints are damaged,
-        they are not moved and RunError is raised.
+        checkpoint. Once an older checkpoint is restored, damaged ones are moved to `corrupt-checkpoints-N` beside this
+        folder. If all checkpoints are damaged, nothing is moved and RunError is raised.
         """
         return self._newest(lambda record: ocp.args.StandardRestore(target(record)), say)
 

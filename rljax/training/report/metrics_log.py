@@ -3,7 +3,7 @@
     {"phase": "rl", "step": 12, "reward": 0.41, …}
 
 `phase` is the stage, "likelihood" or "rl", or "eval" for quick evaluations; `step` counts from 0 within a phase.
-Values that are not finite are written as null. An incomplete last line, left by a killed process, is ignored.
+Values that are not finite are written as null. An incomplete last line, as a killed process may leave, is ignored.
 """
 
 import json
