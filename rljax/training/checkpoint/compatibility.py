@@ -62,7 +62,7 @@ def require_same_tokenizer(record: dict, data: TaskData, where: str) -> None:
     """Raises RunError if the parameters in `where` were trained with another tokenizer."""
     if base64.b64decode(record["task"]["tokenizer"]) != data.tokenizer.model_proto:
         raise RunError(
-            f"{where} was trained with another tokenizer, so the task's text has changed. Restore the task's data, "
+            f"{where} was trained with another tokenizer. Restore the task's data and tokenizer settings, "
             "or start another run with --run FOLDER"
         )
 
