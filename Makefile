@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
 NEXT ?= $(shell for p in python3.12 $(HOME)/.pyenv/versions/3.12*/bin/python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
-# A test uses little more than one core.
+# Each worker uses little more than one core.
 WORKERS := -n 2 --dist worksteal
 export UV_PYTHON_DOWNLOADS := never
 export UV_LINK_MODE := copy
@@ -23,7 +23,7 @@ endif
 .PHONY: train test test-all mutants check smoke reproduce examples test-next test-lowest test-install \
 	tpu-compile tpu-compile-all docs generate format lock
 
-train: .venv/.ready
+train: .venv/.ready  # the default recipe, configs/strings.py
 	$(BIN)/python launch/tpu_train.py
 
 test: .venv/.ready  # without slow tests (docs/testing.md)
@@ -32,10 +32,10 @@ test: .venv/.ready  # without slow tests (docs/testing.md)
 test-all: .venv/.ready
 	$(BIN)/python -m pytest $(WORKERS)
 
-mutants: .venv/.ready  # one-line faults that the tests should detect; `python -m tools.mutants TEXT` selects some
+mutants: .venv/.ready  # mutation tests; `python -m tools.mutants TEXT` selects some
 	$(BIN)/python -m tools.mutants
 
-check: .venv/.ready
+check: .venv/.ready  # lint, format, English, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m tools.prose
@@ -69,7 +69,7 @@ test-install: .venv/.ready  # the wheel in new environments: without extras, and
 tpu-compile: .venv/.tpu  # compiles all kernels for all TPU generations, without a TPU
 	$(BIN)/python benchmarks/tpu_compile.py
 
-tpu-compile-all: .venv/.tpu  # more sizes, and the dense programs: the table of docs/tpu.md
+tpu-compile-all: .venv/.tpu  # also more sizes and the dense programs, for the table in docs/tpu.md
 	$(BIN)/python benchmarks/tpu_compile.py --all
 
 docs: .venv-docs/.ready  # fails on a broken link or an unknown symbol
@@ -90,7 +90,7 @@ lock: .venv/.ready
 	$(BIN)/uv pip compile --universal --python-version 3.11 --extra tpu -c requirements.lock --generate-hashes --quiet \
 		--no-header --no-annotate pyproject.toml | awk '/^[^ ]/ {kept = /^libtpu==/} kept' > requirements-tpu.lock
 
-# Setup. If uv is not available, pip installs from the same lock file.
+# Environments. Without uv, pip installs from the same lock file.
 .venv/.ready: requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "rljax needs Python 3.11, 3.12 or 3.13; set PYTHON=/path/to/python"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; \
@@ -105,7 +105,7 @@ lock: .venv/.ready
 	fi
 	@touch $@
 
-# libtpu in the locked version; the other requirements of the extra `tpu` are already installed.
+# libtpu in the locked version; .venv already has the other requirements of the extra `tpu`.
 .venv/.tpu: requirements-tpu.lock .venv/.ready
 	@if test -x $(BIN)/uv; then \
 		$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements-tpu.lock; \

@@ -1,6 +1,6 @@
-"""Control experiment: the string task with rewards permuted within each group, so that they carry no information.
+"""Control experiment: the string task with rewards permuted within each group.
 
-The sizes of the updates do not change. Any gain of this run is therefore not due to the rewards.
+The permuted rewards carry no information, but the updates keep their size. Any gain has causes other than the rewards.
 """
 
 import dataclasses

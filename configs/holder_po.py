@@ -1,6 +1,6 @@
 """HölderPO (2605.12058) on the string task, with p annealed from 2 to −2; about 7 minutes on 2 CPU cores.
 
-The annealing takes the number of rollouts of the default recipe. If you set `--steps`, change `annealed` too.
+The annealing takes the number of rollouts of the default recipe; with another `--steps`, change `annealed` too.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from rljax import algorithms
 
 
 def annealed(step):
-    """The algorithm for rollout `step` (traced), with p decreasing linearly."""
+    """The algorithm for rollout `step`, with p decreasing linearly."""
     return algorithms.holder_po(p=algorithms.holder_schedule(step, start=2.0, end=-2.0, steps=strings.config.steps))
 
 

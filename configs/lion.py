@@ -1,6 +1,6 @@
-"""Lion (2302.06675) instead of AdamW on the string task, as an example of a recipe with an Optax optimizer.
+"""Lion (2302.06675) on the string task, an example of a recipe with an optax optimizer.
 
-A Lion update has the same size in every coordinate, so the learning rate is smaller than for AdamW.
+A Lion update has the same size in every coordinate, so the learning rate is lower than for AdamW.
 """
 
 import dataclasses

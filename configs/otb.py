@@ -1,6 +1,6 @@
 """The optimal token baseline (2602.07078) on the string task; about 7 minutes on 2 CPU cores.
 
-The baseline requires one additional forward pass per rollout.
+The baseline needs an extra forward pass per rollout.
 """
 
 import dataclasses

@@ -1,8 +1,7 @@
 """Rejection fine-tuning on the string task: maximum likelihood on the sampled completions that the verifier accepts.
 
-The number of samples equals that of `strings.py`, and every verified completion is used. As a policy-gradient
-objective: A is the reward, w averages over verified tokens, and e^f is 1 with the gradient of log π. As in
-`strings.py`, π is the policy at the sampling temperature.
+The run samples as many completions as `strings.py` and trains on every verified one. As a policy-gradient objective, A
+is the reward, w averages over the tokens of verified completions, and e^f is 1 with the gradient of log π.
 """
 
 import dataclasses

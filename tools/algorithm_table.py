@@ -9,11 +9,11 @@ from rljax._expression import shown
 
 PAGE = Path(__file__).parents[1] / "docs/algorithms/index.md"
 BEGIN, END = "| `rljax.algorithms` |", "\n\n"
-EXAMPLE = 8675309.0  # placeholder for hyperparameters without a default
+EXAMPLE = 8675309.0  # placeholder for hyper-parameters without a default
 
 
 def expression(function) -> str:
-    """A function's repr with numbers rounded to four digits and … for hyperparameters without a default."""
+    """The repr of a function with numbers of four digits and … for hyper-parameters without a default."""
     text = shown(function).replace(f"={EXAMPLE}", "=…")
     return re.sub(r"\d+\.\d{5,}", lambda number: f"{float(number[0]):.4g}", text)
 

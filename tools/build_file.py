@@ -1,4 +1,4 @@
-"""Generator of the Bazel file BUILD from the Python files and their imports: `make generate`."""
+"""Generator of the Bazel file BUILD from the imports of the Python files: `make generate`."""
 
 import re
 import sys
@@ -9,7 +9,7 @@ from tools.imports import FOLDERS, ROOT, files, graph, imported
 
 TRAINER = ("_entry_points", "models", "rollout", "tasks", "training")  # parts of rljax with separate targets
 DISTRIBUTION = {"orbax": "orbax_checkpoint", "tensorboardX": "tensorboardx"}  # names that differ from the module
-UNSEEN = {
+UNSEEN = {  # dependencies that are not imported
     ":rljax/tasks": ("@pypi//array_record", "@pypi//importlib_resources"),  # required by tensorflow_datasets
     ":tests/examples_test": ("@pypi//flax", "@pypi//optax"),  # required by the scripts that the test runs
     ":tests/training": (":configs", ":launch"),  # required by the processes that the tests start
@@ -46,7 +46,6 @@ def target_of(file: str) -> str:
 
 
 def dependencies(file: str) -> set[str]:
-    """Labels of the targets and distributions that a file imports."""
     ours = {target_of(needed) for needed in graph()[file]}
     modules = {name.split(".")[0] for name in imported(file)} - {*sys.stdlib_module_names, *FOLDERS, *READ}
     return ours | {f"@pypi//{DISTRIBUTION.get(module, module)}" for module in modules}

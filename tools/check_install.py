@@ -91,7 +91,7 @@ def environment(folder: Path) -> Path:
 
 
 def install(commands: Path, *requirements: str | Path, free: Iterable[str] = ()) -> None:
-    """Installs the requirements with locked versions, except for the distributions in `free`."""
+    """Installs requirements in the locked versions, except for the distributions in `free`."""
     pins = re.findall(r"^[\w.-]+.*==[^\\\n]+", (ROOT / "requirements.lock").read_text(encoding="utf-8"), flags=re.M)
     constraints = commands / "constraints.txt"
     constraints.write_text("\n".join(pin for pin in pins if distribution(pin) not in free), encoding="utf-8")

@@ -22,7 +22,7 @@ def module_of(file: str) -> str:
 
 @functools.cache
 def imported(file: str) -> frozenset[str]:
-    """Names imported by a file, including imports inside functions; `from a import b` gives a.b."""
+    """Names that a file imports, also inside functions; `from a import b` imports a.b."""
     found = set()
     for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -33,7 +33,7 @@ def imported(file: str) -> frozenset[str]:
 
 
 def owner(name: str, modules: dict[str, str]) -> str | None:
-    """The file of an imported name: that of the longest prefix of the name in `modules`."""
+    """The file of the longest prefix of an imported name in `modules`."""
     parts = name.removeprefix("rljax.").split(".") if name.startswith("rljax.configs") else name.split(".")
     prefixes = (".".join(parts[:i]) for i in range(len(parts), 0, -1))
     return next((modules[prefix] for prefix in prefixes if prefix in modules), None)
@@ -41,7 +41,7 @@ def owner(name: str, modules: dict[str, str]) -> str | None:
 
 @functools.cache
 def graph() -> dict[str, frozenset[str]]:
-    """The files imported by each file, without the parent packages of the imported modules."""
+    """The files that each file imports, without the parent packages of the imported modules."""
     modules = {module_of(file): file for file in files()}
     found = {file: {owner(name, modules) for name in imported(file)} for file in files()}
     return {file: frozenset(x for x in needed if x and x != file) for file, needed in found.items()}

@@ -1,7 +1,7 @@
 """Mutation tests: one-line faults from tests/mutants.toml that the test suite should detect.
 
-`make mutants` applies each mutant in a copy of the repository, runs the test files that import the mutated file until
-a test fails, and lists the undetected mutants. `python -m tools.mutants TEXT` selects mutants that contain TEXT.
+`make mutants` applies each mutant to a copy of the repository, runs the test files that import the mutated file until
+a test fails, and lists the undetected mutants. `python -m tools.mutants TEXT` selects the mutants that contain TEXT.
 """
 
 import os
@@ -38,7 +38,7 @@ def read() -> list[Mutant]:
 
 
 def importing_tests(file: str) -> list[str]:
-    """Test files that import a file, directly or indirectly: similar names first, then by import distance."""
+    """Test files that import a file, directly or indirectly, ordered by similarity of name, then by import distance."""
     importers = {other: [f for f, needed in graph().items() if other in needed] for other in files()}
     distance, todo = {file: 0}, deque([file])
     while todo:
@@ -74,7 +74,7 @@ def run(mutant: Mutant, copy: Path) -> tuple[str, str, float]:
 
 
 def copies(folder: Path) -> queue.Queue:
-    """Copies of the files that git does not ignore, with a shared compilation cache."""
+    """Copies of the files that git does not ignore; the copies share a compilation cache."""
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, encoding="utf-8"
     )

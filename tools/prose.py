@@ -1,6 +1,6 @@
-"""Checker of the project's English: `python -m tools.prose [PATH ...]` lists the patterns that readers stumble over.
+"""Checker of the project's English: `python -m tools.prose [PATH ...]` lists wording that is hard to read.
 
-It reads docstrings, comments and string literals of Python files, and Markdown outside code and formulas.
+It checks docstrings, comments and string literals of Python files, and Markdown outside code and formulas.
 """
 
 import ast
@@ -39,12 +39,12 @@ CODE = re.compile(r"^```.*?^```|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]+\$|\]\([^)]*\)", 
 
 
 def blank(text: re.Match) -> str:
-    """The matched text with only its line breaks, so that line numbers stay."""
+    """The line breaks of the matched text, so that line numbers do not change."""
     return "\n" * text[0].count("\n")
 
 
 def passages(path: Path) -> Iterator[tuple[int, str]]:
-    """First line and text of each passage of prose in a file."""
+    """(number of the first line, text) of each passage of prose in a file."""
     text = path.read_text(encoding="utf-8")
     if path.suffix != ".py":
         yield 1, CODE.sub(blank, text)
@@ -59,7 +59,7 @@ def passages(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def faults(path: Path) -> list[str]:
-    """One line per fault: file, line, the words found and what to write instead."""
+    """One line per fault: file, line number, the words found and the advice."""
     found = {
         (first + text[: match.start()].count("\n"), match[0], advice)
         for first, text in passages(path)

@@ -6,7 +6,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
-QUERIES = 256  # per block: attention weights exist for one block at a time, as [B, H, QUERIES, S]
+QUERIES = 256  # queries per block; only the attention weights of one block, [B, H, QUERIES, S], exist at a time
 
 
 def accumulator(dtype) -> jnp.dtype:
@@ -36,10 +36,8 @@ def causal_mask(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
 def rotation(
     positions: Int[Array, "B T"], dtype, *, head_dim: int, base: float, max_length: int
 ) -> tuple[Array, Array]:
-    """cos and sin of position · base^(−2i / head_dim), each `[B, T, 1, head_dim / 2]`.
-
-    Both are read from a table. If they were computed, XLA would fuse the computation into every use.
-    """
+    """cos and sin of position · base^(−2i / head_dim), each `[B, T, 1, head_dim / 2]`."""
+    # Read from a table, because XLA would repeat the computation at every use.
     frequency = base ** (-np.arange(0, head_dim, 2) / head_dim)
     angle = np.arange(max_length)[:, None] * frequency
     cos, sin = (jnp.asarray(table, dtype)[positions][:, :, None] for table in (np.cos(angle), np.sin(angle)))
@@ -57,9 +55,8 @@ def attend(
 ) -> Float[Array, "B H T C"]:
     """softmax(q·kᵀ / √C) v over the keys that the mask allows; each of the K key heads serves H / K query heads.
 
-    Logits and softmax use at least float32. A query whose mask is all False gets a finite, meaningless average. The
-    head axis precedes the time axis, so both products are batched matrix products and a cache is read in place. More
-    than QUERIES queries are processed in blocks, and the backward pass recomputes the weights of each block.
+    Logits and softmax use at least float32. A query whose mask is all False gets a finite but meaningless average.
+    More than QUERIES queries are processed in blocks, and the backward pass recomputes the weights of each block.
     """
     T = q.shape[2]
     blocks = -(-T // QUERIES)

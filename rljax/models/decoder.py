@@ -22,9 +22,9 @@ Precision = Literal["float32", "bfloat16", "float64"]
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig(ModelConfig):
-    """Settings shared by all decoders. A subclass adds the settings of its architecture and implements `network`.
+    """Settings shared by all decoders; a subclass such as `TransformerConfig` adds its own and implements `network`.
 
-    Raises ValueError if a field is out of range. `TransformerConfig` is the subclass of this library.
+    Raises ValueError if a field is out of range.
     """
 
     vocab_size: int = 0
@@ -45,18 +45,15 @@ class DecoderConfig(ModelConfig):
 
     @property
     def padded_vocab(self) -> int:
-        """Rows of the embedding tables: `vocab_size` rounded up to a multiple of 128.
-
-        Common mesh sizes divide 128. The number does not depend on the mesh, so a checkpoint fits every mesh.
-        """
+        """Rows of the embedding tables: `vocab_size` rounded up to a multiple of 128, so that mesh axes divide it."""
         return -(-self.vocab_size // 128) * 128
 
     @abc.abstractmethod
     def network(self, rngs: nnx.Rngs, rules: ShardingRules) -> nnx.Module:
-        """The network, a module called as `(tokens, positions, mask, remember) -> (hidden, memory)`.
+        """A module called as `(tokens, positions, mask, remember) -> (hidden, memory)`, initialized with `rngs`.
 
-        Its attributes include `embedding` and, unless tied, `unembedding`, both `[padded_vocab, D]`. With a value
-        head they include `value`, `[D]`, and `value_bias`, a scalar. `rngs` draws the initial values.
+        It has the attributes `embedding` and, unless `tied`, `unembedding`, both `[padded_vocab, D]`; with a value head
+        also `value`, `[D]`, and `value_bias`, a scalar.
         """
 
     def build(self, *, vocab_size: int, value_head: bool, rules: ShardingRules) -> "Decoder":
@@ -73,7 +70,7 @@ class Cache(NamedTuple):
     position: Int[Array, " B"]
     """Position of the next token in its segment."""
     index: Int[Array, ""]
-    """Slot of the next token, equal in all rows because prompts are padded on the left."""
+    """Slot of the next token, the same in all rows because prompts are padded on the left."""
 
 
 @functools.lru_cache(maxsize=32)
@@ -87,7 +84,7 @@ class Decoder:
     """The `Model` of a `DecoderConfig`: functions of `params`, a nested dict of float32 arrays.
 
     The functions raise ValueError at trace time if shapes do not fit, and TypeError if tokens or segment ids are not
-    integers. The decoder is hashable, so it can be a static argument of `jax.jit`; `create` also returns parameters.
+    integers. `create` returns a decoder together with its parameters.
     """
 
     config: DecoderConfig
@@ -109,7 +106,6 @@ class Decoder:
         return nnx.to_pure_dict(nnx.state(self.config.network(nnx.Rngs(params=key), self.rules)))
 
     def abstract_params(self, mesh: Mesh) -> dict:
-        """Shapes, dtypes and shardings of the parameters, used to restore a checkpoint on `mesh`."""
         shapes, shardings = nnx.to_pure_dict(self._abstract), param_shardings(self._abstract, mesh, self.rules)
         return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
@@ -126,7 +122,7 @@ class Decoder:
         return Head(table.astype(self.config.dtype), self.vocab_size, self.rules.spec("vocab", "embed"))
 
     def values(self, params: dict, hidden: Float[Array, "B T D"]) -> Float[Array, "B T"]:
-        """Values h·v + b of the state after each token, in at least float32; the config must have `value_head` set."""
+        """Values h·v + b of the state after each token, in at least float32; requires `config.value_head`."""
         kept = self._kept(params)
         h = hidden.astype(accumulator(hidden.dtype))
         v, b = (kept[name].astype(h.dtype) for name in ("value", "value_bias"))
@@ -135,10 +131,7 @@ class Decoder:
     def prefill(
         self, params: dict, tokens: Int[Array, "B L"], segment_ids: Int[Array, "B L"], cache_length: int
     ) -> tuple[Float[Array, "B D"], Cache]:
-        """Hidden state of the last prompt token, and a cache of `cache_length` slots that holds the prompts.
-
-        The last column must not be padding. If a row packs several segments, decoding continues the last one.
-        """
+        """As in `Model.prefill`. The last column must not be padding; decoding continues the last segment of a row."""
         self._check(params, tokens, segment_ids)
         length = tokens.shape[1]
         if not length <= cache_length <= self.config.max_length:
@@ -156,7 +149,7 @@ class Decoder:
         return hidden[:, -1], cache
 
     def decode(self, params: dict, token: Int[Array, " B"], cache: Cache) -> tuple[Float[Array, "B D"], Cache]:
-        """Hidden state of one more token per row, and the extended cache; the given cache must have a free slot."""
+        """As in `Model.decode`; `cache` must have a free slot, which is not checked."""
         _require_integers("token", token, cache.position.shape)
         slot = lax.broadcasted_iota(jnp.int32, cache.valid.shape, 1) == cache.index
         valid = cache.valid | slot
@@ -213,9 +206,9 @@ def _require_integers(name: str, x: Array, shape: tuple[int, ...]) -> None:
 
 
 def initialize(model: Model, mesh: Mesh, key: Array):
-    """Random parameters of `model` from `key`, created directly with their shardings on `mesh`.
+    """Random parameters of `model`, created with their shardings on `mesh`.
 
-    A key gives equal values on every mesh, up to rounding (`tests/models/sharding_test.py`). Returns `Params`.
+    The values for a `key` are equal on every mesh, up to rounding (`tests/models/sharding_test.py`).
     """
     shardings = jax.tree.map(lambda x: x.sharding, model.abstract_params(mesh))
     with jax.disable_jit(False):  # without jit there are no shardings
@@ -223,7 +216,7 @@ def initialize(model: Model, mesh: Mesh, key: Array):
 
 
 def create(config: DecoderConfig, mesh: Mesh, key: Array, rules: ShardingRules = RULES):
-    """`(model, params)`: the `Decoder` of `config` and its random parameters from `key` on `mesh`, sharded by `rules`.
+    """Returns the `Decoder` of `config` and its random parameters from `key` on `mesh`, sharded by `rules`.
 
     Raises ValueError if `config.vocab_size` is 0. `initialize` creates parameters for an existing model.
     """

@@ -19,7 +19,7 @@ def constant(value: float, **axes: int) -> nnx.Param:
 
 
 def linear(x: Array, weight: Array) -> Array:
-    """x · W over the last axis of x, in the dtype of x, as one product of two matrices."""
+    """x · W over the last axis of x, in the dtype of x, as a single matrix product."""
     return (x.reshape(-1, x.shape[-1]) @ weight.astype(x.dtype)).reshape(*x.shape[:-1], weight.shape[-1])
 
 
@@ -38,7 +38,7 @@ class RMSNorm(nnx.Module):
 
 
 class SwiGLU(nnx.Module):
-    """W_down (silu(W_gate x) · W_up x), with D features outside and M inside; `layers` scales the initial W_down."""
+    """W_down (silu(W_gate x) · W_up x), with D features outside and M inside; W_down starts at scale ∝ 1/√layers."""
 
     def __init__(self, D: int, M: int, layers: int, rngs: nnx.Rngs):
         self.gate = weight(rngs, D**-0.5, embed=D, mlp=M)

@@ -26,10 +26,10 @@ class Head(NamedTuple):
 
 
 class Model(Protocol):
-    """Interface of a language model: functions that take the parameters as their first argument.
+    """Interface of a language model, as pure functions of its parameters; `Decoder` implements it.
 
-    A model object holds no arrays and is hashable, so it can be a static argument of `jax.jit`. Shapes: B rows, T
-    tokens per row, V tokens in the vocabulary, D features. `Decoder` implements this protocol.
+    A model holds no arrays and is hashable, so it can be a static argument of `jax.jit`. Shapes: B rows, T tokens per
+    row, V tokens in the vocabulary, D features.
     """
 
     @property
@@ -68,7 +68,7 @@ class Model(Protocol):
         ...
 
     def head(self, params: Params) -> Head:
-        """The unembedding table as stored, with padding rows; `unembedding` returns the table without them."""
+        """The unembedding table as stored, with padding rows."""
         ...
 
     def unembedding(self, params: Params) -> Float[Array, "V D"]:

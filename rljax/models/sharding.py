@@ -1,7 +1,4 @@
-"""Mesh axes, and the mapping from the axes of parameters and activations to mesh axes.
-
-To add a mesh axis, add a field to `MeshConfig` and use the axis in a field of `ShardingRules`.
-"""
+"""Mesh axes, the fields of `MeshConfig`, and the axes of parameters and activations that they shard."""
 
 import dataclasses
 import math
@@ -19,7 +16,7 @@ from rljax._checks import check
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Number of devices along each mesh axis. At most one field may be -1, which stands for all remaining devices.
+    """Number of devices along each mesh axis; one field may be -1, which stands for all remaining devices.
 
     Raises ValueError if a size is neither -1 nor positive, or if two sizes are -1.
     """
@@ -27,7 +24,7 @@ class MeshConfig:
     data: int = -1
     """Number of replicas. Each replica holds all parameters and processes its share of the rows."""
     fsdp: int = 1
-    """Number of shards of the parameters along their embedding axis; rows are split over these devices too."""
+    """Number of shards of the parameters along their embedding axis. The rows are sharded over this axis too."""
     tensor: int = 1
     """Number of shards of the heads, the MLP columns and the vocabulary."""
 
@@ -41,7 +38,7 @@ MESH_AXES = tuple(field.name for field in dataclasses.fields(MeshConfig))
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh with the axis sizes of `config` over `devices`, by default all devices of all processes.
+    """Mesh with the axis sizes of `config` over `devices`, by default all devices of all processes.
 
     Raises ValueError if the product of the sizes is not the number of devices.
     """
@@ -87,7 +84,7 @@ class ShardingRules:
         check(fits, "sharding.rows", self.rows, f"a tuple of mesh axes among {MESH_AXES}")
 
     def spec(self, *logical: str) -> P:
-        """PartitionSpec of an array whose logical axes are `logical`, names of this class's fields."""
+        """PartitionSpec of an array with these logical axes, which are names of fields of this class."""
         return P(*(getattr(self, axis) for axis in logical))
 
     def row_shards(self, mesh: Mesh | AbstractMesh) -> int:
@@ -99,7 +96,10 @@ RULES = ShardingRules()
 
 
 def param_shardings(abstract: nnx.State, mesh: Mesh | AbstractMesh, rules: ShardingRules) -> dict:
-    """NamedSharding of each parameter, as a pure pytree; raises ValueError if an axis is not divisible."""
+    """NamedSharding of each parameter, as a nested dict.
+
+    Raises ValueError if `mesh` lacks an axis of `MeshConfig` or if an axis of a parameter is not divisible.
+    """
     missing = [axis for axis in MESH_AXES if axis not in mesh.axis_names]
     if missing:
         raise ValueError(f"mesh has the axes {mesh.axis_names}: expected {MESH_AXES} (an axis may have size 1)")
@@ -118,7 +118,7 @@ def param_shardings(abstract: nnx.State, mesh: Mesh | AbstractMesh, rules: Shard
 
 
 def keep_split(params: dict, abstract: nnx.State, rules: ShardingRules) -> dict:
-    """Constrains parameters, and thereby their gradients, to the shardings of `rules` on the current mesh."""
+    """Constrains parameters, and thereby their gradients, to the shardings of `rules` on their mesh."""
     mesh = _mesh_of(jax.tree.leaves(params)[0])
     if mesh is None:
         return params
@@ -134,7 +134,7 @@ def split_rows(x: Array, rules: ShardingRules) -> Array:
 
 
 def _mesh_of(x: Array) -> AbstractMesh | None:
-    """The mesh of the array, or None if it lacks one of MESH_AXES or has axes that are not Auto."""
+    """The mesh of x; None if the mesh lacks one of MESH_AXES or has an axis that is not Auto."""
     mesh = jax.typeof(x).sharding.mesh
     ours = set(MESH_AXES) <= set(mesh.axis_names) and all(kind == AxisType.Auto for kind in mesh.axis_types)
     return mesh if ours else None

@@ -19,9 +19,9 @@ from rljax.models.sharding import ShardingRules, split_rows
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig(DecoderConfig):
-    """Sizes and options of the decoder-only transformer. The defaults give a small model for CPUs.
+    """Sizes and options of the decoder-only transformer, in addition to those of `DecoderConfig`.
 
-    The settings shared by all decoders are in `DecoderConfig`. Raises ValueError if a field is out of range.
+    The defaults give a small model for CPUs. Raises ValueError if a field is out of range.
 
     >>> TransformerConfig(heads=6, kv_heads=4)
     Traceback (most recent call last):
@@ -113,8 +113,7 @@ class Transformer(nnx.Module):
     def __init__(self, config: TransformerConfig, rngs: nnx.Rngs, rules: ShardingRules):
         self.config, self.rules = config, rules
         D, V = config.width, config.padded_vocab
-        # Unit scale matches the outputs of the blocks; with a scale of 0.02 the blocks outweigh the tokens, and
-        # the model learns to copy late. A tied table starts small because it also maps unit-scale states to logits.
+        # Scale 1 matches the outputs of the blocks. A tied table starts at 0.02, because it also maps states to logits.
         self.embedding = weight(rngs, 0.02 if config.tied else 1.0, vocab=V, embed=D)
         self.blocks = nnx.List([Block(config, rngs, rules) for _ in range(config.layers)])
         self.norm = RMSNorm(D, config.norm_eps)
@@ -124,10 +123,10 @@ class Transformer(nnx.Module):
             self.value, self.value_bias = constant(0.0, embed=D), constant(0.0)
 
     def __call__(self, tokens: Array, positions: Array, mask: Array, remember: Callable) -> tuple[Array, tuple]:
-        """Hidden states [B, T, D] of tokens [B, T], and the keys and values that each block attended to.
+        """Returns hidden states [B, T, D] of tokens [B, T], and the keys and values that each block attended to.
 
-        mask [B, T, S] is True for the keys that each token may attend to. `remember(layer, k, v)` maps the keys and
-        values of these tokens to the S keys and values to attend to: (k, v) in training, an extended cache in decoding.
+        mask [B, T, S] is True for the keys that a token may attend to. `remember(layer, k, v)` maps the keys and values
+        of these tokens to the S keys and values to attend to: (k, v) in training, an extended cache in decoding.
         """
         config = self.config
         dtype = jnp.dtype(config.dtype)

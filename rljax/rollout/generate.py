@@ -1,4 +1,4 @@
-"""Generation: prefill of the prompts, then one token per row until every row has stopped."""
+"""Generation of completions: prefill of the prompts, then one token per row until every row has stopped."""
 
 from typing import Any, NamedTuple
 
@@ -20,14 +20,14 @@ class Samples(NamedTuple):
     tokens: Int[Array, "B T"]
     """Columns [left padding | prompt | completion | right padding]."""
     segment_ids: Int[Array, "B T"]
-    """Segment ids: a completion has the last id of its prompt; 0 on padding."""
+    """0 on padding; a completion has the last id of its prompt."""
     mask: Bool[Array, "B T"]
     """True on the tokens of the completion, including its stop token."""
     old_logp: Float[Array, "B T"]
-    """log π in nats at the sampling temperature, over the tokens that are not banned and without top-k and top-p
-    truncation. Training recomputes this log-probability. 0 outside the mask."""
+    """log π in nats at the sampling temperature, over all tokens that are not banned, without top-k and top-p
+    truncation: the log-probability that training computes too. 0 outside the mask."""
     sampled_logp: Float[Array, "B T"]
-    """Log-probability in nats under the truncated distribution that was sampled; 0 outside the mask."""
+    """Log-probability in nats under the truncated distribution, which was sampled; 0 outside the mask."""
     finished: Bool[Array, " B"]
     """True if the completion ended with a stop token within its budget."""
 
@@ -64,8 +64,7 @@ def generate(
 
     At temperature 0 the completion is greedy, `old_logp` is computed at temperature 1 and `sampled_logp` is 0. The
     random numbers of a token depend only on `key`, its row's number and its index in the completion, not on padding or
-    other rows. Under `jax.jit`, mark `model`, `config`, `stop_ids` and `banned` as static. The trainer and
-    `rljax-evaluate` both sample with this function.
+    other rows. Under `jax.jit`, mark `model`, `config`, `stop_ids` and `banned` as static.
 
     Args:
       model: The functions of the model.
@@ -83,8 +82,8 @@ def generate(
       `Samples` with rows of T = L + N tokens.
 
     Raises:
-      ValueError: If shapes do not fit, L + N exceeds the model's `max_length`, an id is out of range, or a row of
-        `segment_ids` does not end with its prompt (not checked under `jax.jit`; see `check_left_padded`).
+      ValueError: If shapes do not fit, L + N exceeds the model's `max_length`, an id is out of range, a stop token or
+        every token is banned, or a prompt is not left-padded (`check_left_padded`; not checked under `jax.jit`).
       TypeError: If `prompts` or `segment_ids` are not integers.
     """
     B, N = _check(model, prompts, segment_ids, config, stop_ids, banned, budget, rows)
@@ -150,8 +149,6 @@ def _samples(prompts: Array, segment_ids: Array, end: _Progress) -> Samples:
 
 def check_left_padded(segment_ids) -> None:
     """Raises ValueError unless every row of `segment_ids` [B, L] is padding (id 0) followed by its prompt.
-
-    The error names the first wrong row. `generate` calls this function unless `segment_ids` is traced.
 
     >>> check_left_padded(np.array([[0, 1, 1], [1, 1, 0]]))
     Traceback (most recent call last):

@@ -66,9 +66,8 @@ def draw(log_pi: Float[Array, "B V"], bits: UInt32[Array, "B 2"]) -> Int[Array, 
 
         P(token) = P(block) · P(token | block),   each a multiple of 2⁻³¹ (`_weights`)
 
-    `bits` are 64 random bits per row, 32 per level. One uniform float32 number is a multiple of 2⁻²³: too coarse
-    for 150,000 tokens that share 1 % of the mass, as is a float32 cumulative sum. A token of probability 0 is never
-    drawn.
+    `bits` are 64 random bits per row, 32 per level. A token of probability 0 is never drawn. A single float32 random
+    number, a multiple of 2⁻²³, would be too coarse for 150,000 tokens that share 1 % of the mass.
     """
     B, V = log_pi.shape
     size = min(BLOCK, V)
@@ -79,7 +78,7 @@ def draw(log_pi: Float[Array, "B V"], bits: UInt32[Array, "B 2"]) -> Int[Array, 
 
 
 def _pick(masses: Float[Array, "B n"], bits: UInt32[Array, " B"]) -> Int[Array, " B"]:
-    """Index i with probability `_weights(masses)`[i] / 2³¹: the first to have a cumulative weight above bits >> 1."""
+    """The first index whose cumulative weight exceeds bits >> 1: i with probability `_weights(masses)`[i] / 2³¹."""
     reached = jnp.cumsum(_weights(masses), axis=-1)
     return jnp.argmax(reached > (bits >> 1)[:, None], axis=-1).astype(jnp.int32)
 
@@ -87,7 +86,7 @@ def _pick(masses: Float[Array, "B n"], bits: UInt32[Array, " B"]) -> Int[Array, 
 def _weights(masses: Float[Array, "B n"]) -> UInt32[Array, "B n"]:
     """2³¹ · masses / Σ masses as integers that add up to 2³¹, so that cumulative sums are exact.
 
-    The largest weight absorbs the rounding. A mass of 0, and possibly a mass below 2⁻³² of the sum, has weight 0.
+    The largest weight absorbs the rounding errors. A mass below 2⁻³² of the sum has weight 0.
     """
     whole = jnp.uint32(2**31)
     shares = masses / jnp.sum(masses, axis=-1, keepdims=True)
@@ -102,8 +101,7 @@ def choose(
 ) -> tuple[Int[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
     """One token per row, its log π at the temperature, and its log-probability after truncation.
 
-    Without truncation the two log-probabilities are equal. At temperature 0 the token has the largest logit, log π is
-    computed at temperature 1, and the second log-probability is 0.
+    At temperature 0: the token with the largest logit, its log π at temperature 1, and 0.
     """
     greedy = config.temperature == 0
     log_pi = jax.nn.log_softmax(logits if greedy else logits / config.temperature, axis=-1)

@@ -1,7 +1,7 @@
 """Encoding of problems as rows of token ids, and a grain iterator over batches of rows.
 
-Rows are a dict of NumPy arrays: `tokens [R, T] int32`, `segment_ids [R, T] int32` (0 on padding, then 1, 2, … for the
-sequences of a row) and, for demonstrations only, `mask [R, T] bool`, True on the solution and its end token.
+Rows are a dict of NumPy arrays [R, T]: `tokens` int32, `segment_ids` int32 (0 on padding; 1, 2, … for the sequences of
+a row) and, for demonstrations only, `mask` bool, which is True on a solution and its end token.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ Rows = dict[str, Int[np.ndarray, "R T"] | Bool[np.ndarray, "R T"]]
 
 
 def pack(problems: Sequence[Problem], tokenizer: Tokenizer, row_length: int, *, end: int = EOS) -> Rows:
-    """Demonstrations `[prompt | solution | end]` packed into rows of `row_length` tokens by best fit.
+    """Packs demonstrations `[prompt | solution | end]` into rows of `row_length` tokens by best fit.
 
-    Raises ValueError if a problem has no solution or is longer than a row.
+    Raises ValueError if there is no problem, or if a problem has no solution or is longer than a row.
     """
     if not problems:
         raise ValueError("problems is empty: expected at least one problem to pack")
@@ -63,9 +63,9 @@ def _filled(rows: list[list[tuple[list[int], int]]], row_length: int) -> Rows:
 
 
 def encode_prompts(problems: Sequence[Problem], tokenizer: Tokenizer, length: int, argument: str = "length") -> Rows:
-    """Prompts, one per row, padded on the left to `length` columns; the rows have no `mask`.
+    """Encodes one prompt per row, padded on the left to `length` columns.
 
-    Raises ValueError if a prompt is empty or longer than `length`; the error names the setting `argument`.
+    Raises ValueError if a prompt is empty or longer than `length`; the message names the setting `argument`.
     """
     prompts = [_prompt(problem, tokenizer) for problem in problems]
     lengths = [len(ids) for ids in prompts]
@@ -90,8 +90,8 @@ def _prompt(problem: Problem, tokenizer: Tokenizer) -> list[int]:
 def batches(arrays: dict[str, np.ndarray], batch_size: int, seed: int):
     """Infinite grain iterator over batches of rows of `arrays`, shuffled anew in each epoch.
 
-    `get_state()` returns JSON-like data; `set_state` of that data continues with the same next batch. Raises
-    ValueError if there are no rows, the arrays differ in length, or batch_size is not positive.
+    Its state (`get_state`, `set_state`) is JSON-like data. Raises ValueError if there are no rows, if the arrays differ
+    in length, or if batch_size is not positive.
     """
     import grain
 

@@ -1,6 +1,6 @@
-"""Storage of problems on disk, shared by the dataset builders: written once as array_record, read into lists.
+"""Storage of problems on disk, shared by the dataset builders: written once as array_record, then read into lists.
 
-This module imports tensorflow_datasets but not TensorFlow. Tasks import it in `load`.
+This module imports tensorflow_datasets, but not TensorFlow.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ _FIELDS = tuple(field.name for field in dataclasses.fields(Problem))
 
 
 def problem_info(builder: tfds.core.DatasetBuilder, description: str) -> tfds.core.DatasetInfo:
-    """DatasetInfo of a dataset of problems, stored in the order in which they are generated."""
+    """DatasetInfo of a dataset of problems in the order in which they are generated."""
     features = tfds.features.FeaturesDict({name: tfds.features.Text() for name in _FIELDS})
     return tfds.core.DatasetInfo(builder=builder, description=description, features=features, disable_shuffling=True)
 
@@ -34,7 +34,7 @@ def examples(problems: Iterable[Problem]) -> Iterator[tuple[int, dict[str, str]]
 def prepare(
     kind: type[tfds.core.DatasetBuilder], config: tfds.core.BuilderConfig, data_dir: Path
 ) -> tfds.core.DatasetBuilder:
-    """The builder of a dataset, which is written first if it does not exist. Only one process writes; others wait.
+    """Returns the builder of a dataset, after writing the dataset if it does not exist; other processes wait.
 
     The folder gets its final name only when it is complete, so the files of an interrupted writer are ignored.
     """
@@ -53,7 +53,6 @@ def prepare(
 
 @contextlib.contextmanager
 def _quiet():
-    """Suppresses the messages of tensorflow_datasets."""
     logger = logging.getLogger("absl")
     before, logger.disabled = logger.disabled, True
     try:
@@ -64,7 +63,7 @@ def _quiet():
 
 
 def read(builder: tfds.core.DatasetBuilder, split: str) -> list[Problem]:
-    """All problems of a split, decoded here because the decoder of tensorflow_datasets is slow."""
+    """All problems of a split. They are decoded here because the decoder of tensorflow_datasets is slow."""
     source = builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)  # pyright: ignore[reportCallIssue]
     return [_problem(record) for record in source.__getitems__(range(len(source)))]
 

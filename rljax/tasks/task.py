@@ -14,7 +14,7 @@ from rljax.tasks.tokenizer import BOS, EOS, PAD, Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A prompt, its answer and optional data."""
+    """A prompt with its answer and optional data."""
 
     prompt: str
     """Text that the model completes."""
@@ -50,12 +50,12 @@ class TaskData:
     reward: Callable[..., float]
     """`reward(prompt, completion, answer) -> float`, where `completion` is text without the stop token.
 
-    The function is also called for completions that were cut at their budget. Keyword-only parameters with these names
-    are supplied if present: `finished` (False if the completion was cut), `length` (number of tokens of the completion,
-    including its stop token) and `info` (`Problem.info`)."""
+    The function is also called for completions that were cut off at their token budget. It may have the keyword-only
+    parameters `finished` (False if the completion was cut off), `length` (tokens of the completion, including its stop
+    token) and `info` (`Problem.info`)."""
     solved: Callable[[float], bool] = full_reward
-    """`solved(reward) -> bool`: True if the reward means that the problem is solved. Used by pass@k, greedy accuracy
-    and the evaluations during training. By default, a reward of 1 or more means solved."""
+    """`solved(reward) -> bool`: True if the reward means that the problem is solved, by default if it is 1 or more.
+    Accuracy and pass@k count solved problems."""
     headline: str | None = None
     """The held-out level that a report shows first; by default, the first level of `held_out`."""
     checks: Mapping[str, Callable[[str, str], bool]] = dataclasses.field(default_factory=dict)
@@ -78,10 +78,7 @@ class TaskData:
 
 
 class Task(abc.ABC):
-    """Base class of a recipe's `task`: a frozen dataclass of settings with a method `load`.
-
-    `JsonlTask` is the subclass for problems in a local file.
-    """
+    """Base class of a recipe's `task`, a frozen dataclass of settings; `JsonlTask` reads problems from a file."""
 
     @abc.abstractmethod
     def load(self) -> TaskData:
@@ -89,7 +86,6 @@ class Task(abc.ABC):
 
 
 def as_paths(task: Task, *fields: str) -> None:
-    """Converts these fields of a frozen task from strings to `Path`."""
     for field in fields:
         value = getattr(task, field)
         if isinstance(value, str):

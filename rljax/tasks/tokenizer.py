@@ -13,9 +13,9 @@ _PROBE = " a\t  b\n\u2581\ufb01\u00e9\U0001f600 12 "  # spaces, bytes and a liga
 
 
 class Tokenizer:
-    """Converts text to token ids and back. The special ids are pad 0, eos 1, unk 2 and bos 3.
+    """Converts text to token ids and back, with the SentencePiece model in the bytes `model_proto`.
 
-    A tokenizer is created from `model_proto`, the bytes of a SentencePiece model; `Tokenizer.train` trains a model.
+    The special ids are pad 0, eos 1, unk 2 and bos 3. `Tokenizer.train` trains a model.
 
     >>> tokenizer = Tokenizer.train(["f1 st;"], symbols=["f1 ", "s", "t", ";"], vocab_size=300)
     >>> len(tokenizer.encode("f1 ts;")), tokenizer.decode(tokenizer.encode("f1 ts; naïve"))
@@ -43,11 +43,11 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], *, symbols: Sequence[str] = (), vocab_size: int) -> "Tokenizer":
-        """Trains a BPE model with byte fallback on `texts`; training is deterministic.
+        """Trains a BPE model with byte fallback on `texts`, deterministically.
 
         Each of `symbols` is always one token and is never merged. `vocab_size` is an upper bound on the number of
         tokens: 4 special tokens, 256 bytes, the symbols, the characters of the texts, then merges. Raises ValueError
-        if there is no text or if `vocab_size` is too small. `Tokenizer(model_proto)` loads a trained model.
+        if there is no text or if `vocab_size` is too small.
         """
         written = io.BytesIO()
         try:

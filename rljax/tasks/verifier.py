@@ -4,8 +4,7 @@
 def exact_match(prompt: str, completion: str, answer: str, *, finished: bool = True) -> float:
     """1.0 if the completion is finished and equals the answer, else 0.0.
 
-    White space at either end of `completion` and `answer` is ignored; `prompt` is unused. `finished` is False if the
-    completion was cut at its budget. See `TaskData.reward` for the interface.
+    White space at either end of `completion` and `answer` is ignored. `TaskData.reward` describes the interface.
 
     >>> exact_match("1+2=", " 3", "3"), exact_match("1+2=", "33", "3")
     (1.0, 0.0)

@@ -24,33 +24,32 @@ from rljax.training.placement import to_host
 
 
 class Drawn(NamedTuple):
-    """One completion per row, as NumPy arrays that are complete on every process."""
+    """One completion per row; the NumPy arrays are equal on every process."""
 
     samples: Samples
     texts: list[str]
     """Text of each completion, without its stop token."""
     components: np.ndarray
-    """[R, K] float32: the numbers that the reward function returned; the reward is their sum."""
+    """The numbers that the reward function returned, [R, K] float32; the reward is their sum."""
 
     @property
     def rewards(self) -> np.ndarray:
-        """[R] float32."""
         return self.components.sum(axis=1)
 
     @property
     def finished(self) -> np.ndarray:
-        """[R] bool: False for a completion that was cut off at its token budget."""
+        """False for a completion that was cut off at its token budget, [R] bool."""
         return np.asarray(self.samples.finished)
 
     @property
     def lengths(self) -> np.ndarray:
-        """[R] tokens per completion, including the stop token."""
+        """Tokens per completion, including the stop token, [R]."""
         return np.asarray(self.samples.mask).sum(axis=1)
 
 
 @functools.lru_cache(maxsize=16)
 def _sampling_program(model: Model, config: SamplingConfig, stop_ids: tuple, banned: tuple) -> Callable:
-    """The jitted sampler, cached so that training and evaluation share compiled programs."""
+    """The jitted sampler, cached so that training and evaluation share the compiled program."""
     return jax.jit(functools.partial(generate, model, config=config, stop_ids=stop_ids, banned=banned))
 
 
@@ -66,8 +65,8 @@ def draw(
 ) -> Drawn:
     """Samples one completion per row of left-padded prompts and computes its reward.
 
-    `rows` holds `tokens` and `segment_ids`, [R, L]; problem i belongs to row i. Rows past the last problem only fill
-    the compiled shape and get neither a text nor a reward. `cut_reward` is as in `verify`.
+    `rows` holds `tokens` and `segment_ids`, [R, L]; problem i belongs to row i. Rows after the last problem fill the
+    compiled shape and get neither a text nor a reward. `cut_reward` is as in `verify`.
     """
     check_left_padded(rows["segment_ids"])
     run = _sampling_program(parts.model, sampling, parts.data.stop_ids, parts.data.banned_ids)
@@ -79,19 +78,17 @@ def draw(
 
 
 def completions(samples: Any, prompt_length: int, data: TaskData) -> list[str]:
-    """Text of each completion, without its stop token."""
     tokens, mask = samples.tokens[:, prompt_length:], samples.mask[:, prompt_length:]
     counts = mask.sum(axis=1) - samples.finished
     return [data.tokenizer.decode(row[:n].tolist()) for row, n in zip(tokens, counts, strict=True)]
 
 
 def verify(problems: Sequence[Problem], drawn: Drawn, data: TaskData, *, cut_reward: float | None = None) -> np.ndarray:
-    """Rewards of the task's reward function, [R, K] float32; K is 1, or the length of the tuple or list it returns.
+    """Results of the task's reward function, [R, K] float32; K is 1, or the length of the tuple or list it returns.
 
     With `cut_reward`, completions that were cut off at their token budget get that reward instead. Each process
-    computes the rewards of its share of the completions and all processes gather the results, so they agree even if the
-    reward function is not deterministic. Raises RunError, with the prompt, text and answer, if the function raises or
-    returns anything other than finite numbers, the same count for every completion.
+    computes a share of the rewards and gathers the rest, so processes agree even if the function is not deterministic.
+    Raises RunError if the function raises, or if it does not return K finite numbers for every completion.
     """
     finished, lengths = drawn.finished, drawn.lengths
     judged: dict[int, tuple[float, ...]] = {}
@@ -141,16 +138,14 @@ def _call(problem: Problem, text: str) -> str:
 
 
 def _number(value: Any) -> float | None:
-    """The value as a float if it is a real number, a bool or an array with one number, else None."""
+    """Converts a real number, a bool or an array with one number to float; returns None for other values."""
     if hasattr(value, "shape") and math.prod(value.shape) == 1:
         value = value.item()
     return float(value) if isinstance(value, numbers.Real | decimal.Decimal) else None
 
 
 def given(function: Callable, offered: dict[str, Any]) -> Callable:
-    """Binds the entries of `offered` that are keyword-only parameters of `function`, with or without a default.
-
-    Parameters that a `functools.partial` has already bound keep their value.
+    """Binds the entries of `offered` that are keyword-only parameters of `function` and not bound by a `partial`.
 
     >>> given(lambda text, *, length: (text, length), {"length": 3, "finished": True})("abc")
     ('abc', 3)
@@ -161,16 +156,14 @@ def given(function: Callable, offered: dict[str, Any]) -> Callable:
 
 
 def _keyword_only(function: Callable) -> frozenset[str]:
-    """Names of the keyword-only parameters; empty if the function has no signature, as some C functions."""
     try:
         parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError):  # some functions written in C have no signature
         return frozenset()
     return frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
 
 
 def repeated(rows: dict[str, np.ndarray], times: int) -> dict[str, np.ndarray]:
-    """Repeats each row `times` times in succession."""
     return {name: np.repeat(rows[name], times, axis=0) for name in ("tokens", "segment_ids")}
 
 
@@ -191,18 +184,14 @@ def rollouts_of(drawn: Drawn, task: np.ndarray) -> Rollouts:
 
 
 def without_cut(rollouts: Rollouts, finished: np.ndarray) -> Rollouts:
-    """Masks completions that were cut off at their token budget (`finished` [P·G] is False): overlong filtering.
-
-    Masked completions do not count in their group's baseline, in the loss or in its denominators.
-    """
+    """Masks the completions with False in `finished` [P·G], in the loss, its denominators and the group's baseline."""
     return dataclasses.replace(rollouts, mask=rollouts.mask & finished.reshape(*rollouts.mask.shape[:2], 1))
 
 
 def with_signal_first(rollouts: Rollouts, signal: np.ndarray, groups: int) -> Rollouts:
     """Selects `groups` groups, those with `signal` [P] first, and masks the selected groups without a signal.
 
-    With a group baseline, a group of equal rewards has advantage 0. Under a token mean its tokens would still count in
-    the denominator, so the group is masked (DAPO's dynamic sampling, within one rollout).
+    The tokens of masked groups do not count in the denominators of the loss, as in DAPO's dynamic sampling.
     """
     kept = np.argsort(~signal, kind="stable")[:groups]
     rollouts = jax.tree.map(lambda x: x[kept], rollouts)

@@ -29,7 +29,6 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
 
 
 def _as_command(command: Callable[[list[str]], None], arguments: Sequence[str]) -> None:
-    """Runs a command; on an error, prints it with `_tell` and exits with its exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # printing é must not fail in an ASCII locale
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs warnings about things that we do on purpose

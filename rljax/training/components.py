@@ -21,10 +21,10 @@ class Components(NamedTuple):
     model: Model
     data: TaskData
     prompts: dict[str, np.ndarray]
-    """Prompts of stage 2: `tokens` and `segment_ids` [R, L]; `index` into `data.prompts` and `task`, the level, [R]."""
+    """Prompts of stage 2: `tokens` and `segment_ids` [R, L]; `index` in `data.prompts` and `task`, the level, [R]."""
 
     def rows_to_devices(self, tree):
-        """Copies host arrays to the mesh, with their first axis sharded like the rows of a batch."""
+        """Copies host arrays to the mesh, with the first axis sharded like the rows of a batch."""
         return to_devices(tree, self.mesh, P(self.model.rules.rows))
 
     def to_devices(self, tree):

@@ -1,4 +1,4 @@
-"""Frozen dataclasses that configure a run; a recipe builds them and the command line overrides single fields."""
+"""Frozen dataclasses that configure a run. A recipe creates them; the command line overrides single fields."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _cannot_be_parsed(arguments: list[str]) -> Any:
     raise ValueError("algorithm: expected to be set in the recipe, not on the command line")
 
 
-_AS_IT_PRINTS = tyro.constructors.PrimitiveConstructorSpec(  # one field of --help, not one per dataclass field
+_AS_IT_PRINTS = tyro.constructors.PrimitiveConstructorSpec(  # so that --help shows the algorithm as one field
     nargs=1,
     metavar="",
     instance_from_str=_cannot_be_parsed,
@@ -82,8 +82,8 @@ class RolloutConfig:
     """Reward of a completion that is cut off at its token budget.
     None applies the task's reward function to the incomplete text, as evaluations always do."""
     mask_cut: bool = False
-    """Exclude completions cut off at their token budget from the loss, its denominators and their group's baseline
-    (overlong filtering, DAPO 2503.14476). The metrics `reward` and `finished` still include them."""
+    """Exclude completions cut off at their token budget from the loss, its denominators and their group's baseline.
+    This is DAPO's overlong filtering (2503.14476). The metrics `reward` and `finished` still include them."""
     minibatches: int = 1
     """Optimizer steps per pass over the rollout. Each minibatch holds whole groups. 1, with 1 epoch, is on-policy."""
     epochs: int = 1
@@ -91,9 +91,9 @@ class RolloutConfig:
     microbatches: int = 1
     """Microbatches per optimizer step. More microbatches need less memory and give the same gradient."""
     rescore: bool | None = None
-    """Recompute log π_old with the training program, since the sampler's log π differs from it by rounding.
+    """Recompute log π_old with the training program, since the sampler's log π differs by rounding errors.
     With one optimizer step per rollout, that step computes log π_old; with more, an extra forward pass does.
-    None recomputes it only if the model computes in less than float32."""
+    None recomputes it only if the model's dtype is narrower than float32."""
 
     def __post_init__(self):
         for name in ("prompts", "completions", "prompt_length", "minibatches", "epochs", "microbatches"):
@@ -126,7 +126,6 @@ class RolloutConfig:
 
     @property
     def microbatch_rows(self) -> int:
-        """Rows per microbatch."""
         return self.minibatch_rows // self.microbatches
 
     @property
@@ -146,7 +145,7 @@ class CriticConfig:
     coefficient: float = 0.5
     """Weight of the value loss, which is added to the policy's loss."""
     limit: float = 0.2
-    """Largest change of a value since the start of the rollout before the value loss is clipped; inf never clips."""
+    """Change of a value since the start of the rollout above which the value loss is clipped; inf never clips."""
     returns: Annotated[Callable, tyro.conf.Fixed] = discounted_returns
     """Regression target of the values: a function of (rewards, mask) that returns [P, G, T].
     The default, the reward-to-go, is unbiased for any λ of the advantage.
@@ -162,7 +161,7 @@ class EvaluationConfig:
     """Evaluations on held-out problems: quick ones during stage 2, and a full one before and after stage 2."""
 
     every: int = 20
-    """Rollouts between quick evaluations in stage 2; 0 leaves only the one at the end of stage 2."""
+    """Rollouts between quick evaluations in stage 2; 0 evaluates only at the end of stage 2."""
     watch: tuple[str, ...] = ()
     """Levels in quick evaluations; empty means all levels."""
     watch_problems: int = 256
@@ -191,20 +190,20 @@ class Config:
     task: Task
     """The task: problems, tokenizer and reward function."""
     algorithm: Annotated[Any, _AS_IT_PRINTS, tyro.conf.Fixed]
-    """Objective of stage 2: a PolicyGradient, or a function of the rollout's step that returns a PolicyGradient.
-    Such a function must return algorithms that need the same fields at every step."""
+    """Objective of stage 2: a PolicyGradient, or a function that maps a rollout's index to a PolicyGradient.
+    The algorithm must need the same fields in every rollout."""
     run: Path = Path("runs/default")
     """Folder of the run: checkpoints, metrics and report. The same command resumes from the newest checkpoint in it."""
     seed: int = 0
-    """Seed of initialization, data order and sampling. The task's data have their own seed."""
+    """Seed of initialization, data order and sampling. The task's data have a separate seed."""
     steps: int = 100
     """Rollouts of stage 2."""
     model: ModelConfig = TransformerConfig()  # noqa: RUF009 (frozen)
     """The model. Its vocabulary size comes from the task's tokenizer."""
     mesh: MeshConfig = MeshConfig()  # noqa: RUF009 (frozen)
-    """Number of devices along each mesh axis."""
+    """Number of devices along each mesh axis; one axis may have -1, for all remaining devices."""
     sharding: ShardingRules = ShardingRules()  # noqa: RUF009 (frozen)
-    """Mesh axis over which each logical axis of the parameters is sharded."""
+    """Mesh axis that shards each axis of the parameters and activations; None replicates the axis."""
     start_from: Path | None = None
     """Folder of another run. Stage 2 starts from that run's parameters at the end of stage 1; stage 1 is skipped."""
     likelihood: LikelihoodConfig = LikelihoodConfig()
@@ -219,13 +218,13 @@ class Config:
     """Evaluations on held-out problems: quick ones during stage 2, and a full one before and after stage 2."""
     reward_map: Annotated[Callable | None, tyro.conf.Fixed] = None
     """Function of (rewards [P, G], key) that returns the rewards to train on; None trains on the task's rewards.
-    Optional keyword-only parameters: `finished` [P, G], False if a completion was cut off at its token budget, and
-    `lengths` [P, G], in tokens. Rewards of greedy completions, if the algorithm needs them, are passed as [P, 1]."""
+    It may have the keyword-only parameters `finished` [P, G], False if a completion was cut off, and `lengths` [P, G].
+    If the algorithm needs rewards of greedy completions, the function is also called with these, as [P, 1]."""
     penalty: Annotated[Callable | None, tyro.conf.Fixed] = None
     """Function of (TokenStats, Batch) that returns a scalar to add to the loss.
     It is called once per microbatch, so it must be a sum over tokens.
     batch.ref_logp holds log-probabilities under the parameters at the start of stage 2.
-    If `kl` is a required keyword-only parameter, it receives the exact KL from those parameters, [*B, T], in nats."""
+    A required keyword-only parameter `kl` receives the exact KL from those parameters, [*B, T], in nats."""
     checkpoint_every: int = 40
     """Rollouts between checkpoints in stage 2 (in stage 1, ten times as many optimizer steps).
     0 saves only at the end of each stage."""
@@ -262,7 +261,6 @@ class Config:
         check_groups(first, self.rollout.completions, self.rollout.train_groups)
 
     def algorithm_at(self, step: int) -> PolicyGradient:
-        """The algorithm at rollout `step`."""
         algorithm = self.algorithm
         if not isinstance(algorithm, PolicyGradient) and _takes_a_step(algorithm):
             algorithm = algorithm(step)
@@ -279,7 +277,6 @@ class Config:
 
 
 def _takes_a_step(function: object) -> bool:
-    """Whether `function` can be called with one argument."""
     if not callable(function):
         return False
     try:

@@ -1,4 +1,4 @@
-"""Conversion of configs to JSON that is equal in every process, and the differences between two configs."""
+"""Conversion of configs to JSON, and the differences between two converted configs."""
 
 import copyreg
 import dataclasses
@@ -18,16 +18,15 @@ import numpy as np
 
 from rljax._expression import Bound
 
-_SMALL = 16  # larger arrays (in entries) and byte strings are described by a digest instead of their values
+_SMALL = 16  # arrays with more entries and byte strings with more bytes are described by a digest
 _WRAPPERS = (type(functools.cache(len)), type(jax.jit(len)), jax.custom_jvp, jax.custom_vjp)
 
 
 def describe(value) -> Any:
-    """Converts any config to plain JSON that is equal in every process that builds the same config.
+    """Converts any config to plain JSON, equal in every process that creates the same config.
 
-    Objects become dictionaries of their state, as `pickle` would store it. Functions become their names and bound
-    values, sets are sorted, and arrays become their dtype, shape and values, or a digest if large. An object that
-    contains itself, or that cannot be pickled, becomes the name of its type.
+    Objects become dictionaries of their state, as `pickle` would store it; objects that contain themselves or cannot be
+    pickled become a name. Functions become their names and bound values; large arrays become digests.
 
     >>> describe({"stop": {"b", "a"}, "reward": functools.partial(max, 0.5)})
     {'stop': ['a', 'b'], 'reward': {'function': 'max', 'bound': [0.5, {}]}}
@@ -108,7 +107,7 @@ def _name(function) -> str:
 
 
 def _is_global(value) -> bool:
-    """Whether the module of `value` has it under its name, so that the name identifies it, as in `pickle`."""
+    """Whether `value` is an attribute of its module under its own name, so that the name identifies it."""
     module = sys.modules.get(getattr(value, "__module__", None) or "")
     return callable(value) and module is not None and getattr(module, _name(value), None) is value
 

@@ -4,7 +4,7 @@ import errno
 
 
 class RunError(RuntimeError):
-    """The run cannot continue; the message gives the reason, what is saved and what to do."""
+    """The run cannot continue; the message gives the reason and what to do."""
 
     exit_code = 1
 

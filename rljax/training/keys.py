@@ -7,15 +7,13 @@ _PURPOSES = ("initialize", "rollout", "rewards", "watch", "evaluate", "greedy")
 
 
 def purpose_key(key: jax.Array, purpose: str, step: int = 0) -> jax.Array:
-    """Derives a distinct key per purpose and step from the run's key."""
+    """Derives a distinct key for each purpose and step from the run's key."""
     return jax.random.fold_in(jax.random.fold_in(key, _PURPOSES.index(purpose)), step)
 
 
 def encode_key(key: jax.Array) -> dict:
-    """Encodes a random key as JSON."""
     return {"words": jax.random.key_data(key).tolist(), "implementation": str(jax.random.key_impl(key))}
 
 
 def decode_key(record: dict) -> jax.Array:
-    """Inverse of `encode_key`."""
     return jax.random.wrap_key_data(jnp.array(record["words"], jnp.uint32), impl=record["implementation"])

@@ -1,4 +1,4 @@
-"""Fields that an algorithm or a penalty may require, and how the trainer computes each field."""
+"""Fields that an algorithm or a penalty may require, with the source of each field in the trainer."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -18,7 +18,7 @@ ROLLOUTS: Mapping[str, str] = MappingProxyType({
     "proxy": "the gradient-norm proxy of `TokenStats`, from an extra forward pass per rollout",
     "entropy": "the policy's entropy at each token, from the same forward pass as `proxy`",
     "values": "values from a value head on the policy (`Config.critic`)",
-    "greedy_rewards": "reward of one greedy completion per prompt, sampled in addition",
+    "greedy_rewards": "reward of an additional, greedy completion per prompt",
     "components": "the numbers that the reward function returns; their sum is the reward",
     "task": "index of the prompt's level among the sorted level names",
 })  # fmt: skip
@@ -34,7 +34,7 @@ BATCH: Mapping[str, str] = MappingProxyType({
     "tokens": "token ids of prompt and completion",
     "old_logp": "log-probabilities under the policy before the rollout's optimizer steps",
     "ref_logp": "log-probabilities under the parameters at the start of stage 2, from an extra forward pass",
-    "divergence": "total variation from the sampling policy over its `PolicyGradient.top_k` likeliest tokens",
+    "divergence": "total variation from the sampling policy, on that policy's `PolicyGradient.top_k` top tokens",
 })  # fmt: skip
 """Fields of `Batch` available to a ratio."""
 
@@ -94,7 +94,7 @@ def check_groups(algorithm: PolicyGradient, completions: int, train_groups: int)
 
 
 def vanishes_alone(advantage: Callable) -> bool:
-    """Whether the advantage is 0 for groups of one completion, for any reward.
+    """Whether the advantage of a single completion per group is always 0.
 
     >>> from rljax import advantage
     >>> vanishes_alone(advantage.mean_baseline), vanishes_alone(advantage.reinforce_plus_plus)

@@ -1,4 +1,4 @@
-"""Stops a run on a non-finite loss or gradient and saves the batch."""
+"""Detection of a non-finite loss or gradient."""
 
 from pathlib import Path
 
@@ -9,10 +9,8 @@ from rljax.training.errors import RunError
 
 
 def require_finite(metrics: dict[str, float], stage: str, step: int, batch, folder: Path) -> None:
-    """Saves the step's batch and raises RunError if the loss or the gradient is not finite.
-
-    The gradient is not checked if the rollout took no optimizer step, since `grad_norm` is NaN then.
-    """
+    """Saves the step's batch and raises RunError if the loss or the gradient is not finite."""
+    # `grad_norm` is NaN if all optimizer steps of a rollout were skipped.
     names = ("loss", "grad_norm") if metrics.get("optimizer_steps", 1) else ("loss",)
     bad = [name for name in names if not np.isfinite(metrics[name])]
     if not bad:

@@ -1,4 +1,4 @@
-"""Optimizers: AdamW or any optax transformation, with their state sharded like the parameters."""
+"""Optimizers: AdamW or any optax transformation, with a state that is sharded like the parameters."""
 
 import dataclasses
 import math
@@ -90,8 +90,7 @@ def make_optimizer(optimizer: OptimizerConfig | optax.GradientTransformation) ->
 def abstract_state(optimizer: optax.GradientTransformation, params):
     """Shapes and shardings of the optimizer's state, for parameters or their `jax.ShapeDtypeStruct`s.
 
-    State arrays with the path and the shape of a parameter (moments, accumulated gradients) are sharded like that
-    parameter; all other arrays (counters, factored moments) are replicated.
+    Arrays with the path and shape of a parameter (such as moments) are sharded like it; other arrays are replicated.
     """
     shardings = {(path, x.shape): x.sharding for path, x in jax.tree_util.tree_leaves_with_path(params)}
     whole = NamedSharding(next(iter(shardings.values())).mesh, P())
@@ -105,7 +104,6 @@ def abstract_state(optimizer: optax.GradientTransformation, params):
 
 
 def init_state(optimizer: optax.GradientTransformation, params):
-    """Initializes the optimizer's state with the shardings of `abstract_state`."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(optimizer, params))
     with jax.disable_jit(False):  # shardings are applied only under jit
         return jax.jit(optimizer.init, out_shardings=shardings)(params)

@@ -1,4 +1,4 @@
-"""Transfers between host arrays, which are equal on every process, and the device mesh."""
+"""Transfers between the host and the device mesh."""
 
 import jax
 import numpy as np

@@ -9,10 +9,10 @@ from jax.experimental import multihost_utils
 
 
 def join_workers() -> None:
-    """Calls `jax.distributed.initialize` if the run has several processes; must run before JAX initializes devices.
+    """Calls `jax.distributed.initialize` if the run has several processes, before JAX initializes devices.
 
-    The environment variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID set the processes. Without
-    them JAX detects the processes on a Cloud TPU host, and under Slurm or Open MPI with more than one task.
+    The processes are set by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in the environment. If these
+    are absent, JAX detects the processes on Cloud TPU hosts, and under Slurm or Open MPI with more than one task.
     """
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     if address:
@@ -61,7 +61,7 @@ def _integer(variable: str) -> int:
 
 
 class Preemption:
-    """SIGTERM handling: all processes of a run stop at the same step."""
+    """Handling of SIGTERM: all processes of a run stop at the same step."""
 
     def __init__(self):
         self._asked = False
@@ -73,9 +73,9 @@ class Preemption:
 
     @property
     def asked_alone(self) -> bool:
-        """Whether a single-process run received SIGTERM; False with several processes, which must agree on a step."""
+        """Whether a single-process run received SIGTERM; False with several processes, which stop only at a step."""
         return self._asked
 
     def asked(self, step: int) -> bool:
-        """Whether to stop at `step`; the answer is equal on every process."""
+        """Whether to stop at `step`; equal on every process."""
         return self._asked if jax.process_count() == 1 else multihost_utils.reached_preemption_sync_point(step)

@@ -19,14 +19,14 @@ def default_recipe() -> Path:
 
 
 def split(arguments: Sequence[str]) -> tuple[Path, list[str]]:
-    """(recipe, overrides): the first argument is the recipe unless it is an option; then the default recipe is used."""
+    """(recipe, overrides): the recipe is the first argument, or the default recipe if that argument is an option."""
     if arguments and not arguments[0].startswith("-"):
         return Path(arguments[0]), list(arguments[1:])
     return default_recipe(), list(arguments)
 
 
 def load(recipe: Path, overrides: Sequence[str] = ()) -> Config:
-    """Loads a recipe's config and applies `overrides`; tyro exits with a suggestion on a misspelled field or value.
+    """Loads a recipe's config and applies `overrides`; exits with a suggestion if a field or a value is misspelled.
 
     Raises FileNotFoundError if the recipe does not exist, and ValueError if it defines no config or a field is invalid.
     """

@@ -1,4 +1,4 @@
-"""The training loop of a run: both stages, evaluations between them, and checkpoints to resume from."""
+"""The training loop of a run: both stages, evaluations and checkpoints."""
 
 import time
 from contextlib import suppress
@@ -31,7 +31,7 @@ from rljax.training.stages import STAGES, Stage
 
 
 class Run:
-    """One run; every process of a multi-host run creates one."""
+    """The training loop; every process of a multi-host run creates one."""
 
     def __init__(self, config: Config, parts: Components, monitor: Monitor):
         self.config, self.parts, self.monitor = config, parts, monitor
@@ -68,10 +68,8 @@ class Run:
         self.monitor.samples("end", stage.samples)
         return stage
 
-    # Transitions between stages ----------------------------------------------------------------------------------
-
     def _first_params(self):
-        """Random parameters; with `start_from`, those at the end of that run's stage 1 and a random value head."""
+        """Random parameters; with `start_from`, the parameters of that run's stage 1 and a random value head."""
         self.monitor.begin()
         if self.history is not None:
             self.history.clear()
@@ -98,7 +96,7 @@ class Run:
         return stage
 
     def _resume(self) -> tuple[Stage, int] | None:
-        """The stage and step of the newest readable checkpoint, or None if there is no checkpoint."""
+        """The stage and step of the newest undamaged checkpoint, or None if there is no checkpoint."""
 
         stage: Any = None  # belongs to the record that `target` saw last
 
@@ -121,8 +119,6 @@ class Run:
         self.monitor.say(f"resuming from {stage.name} step {record['step']}")
         return stage, record["step"]
 
-    # Steps of one stage ------------------------------------------------------------------------------------------
-
     def _drive(self, stage: Stage, first: int) -> None:
         for n in range(first, stage.steps):
             if stage.look_every and n % stage.look_every == 0:
@@ -144,13 +140,11 @@ class Run:
                 self._leave(f"checkpoint saved at {stage.name} step {n + 1}")
 
     def _leave(self, how: str):
-        """Stops a preempted run after its checkpoint is on disk."""
         self._close()
         self.monitor.report(f"stopped: {how}")
         raise PreemptedError(f"received SIGTERM: {how}. Run the same command again to resume")
 
     def _save(self, stage: Stage, step: int) -> None:
-        """Saves a checkpoint, and updates the report if it is older than 30 seconds."""
         record = {**self._record(stage.state.params), "key": encode_key(self.key), "step": step,
                   "config": describe(self.config), **stage.record()}  # fmt: skip
         self._keep(stage, step)

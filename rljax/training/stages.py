@@ -1,4 +1,4 @@
-"""The two training stages. Each holds its parameters, its optimizer state and its position in the data."""
+"""The two training stages, each with its parameters, optimizer state and position in the data."""
 
 import dataclasses
 from collections.abc import Callable
@@ -43,7 +43,7 @@ class Stage:
     checkpoint_every: int
     """Steps between checkpoints; 0 saves only at the end of the stage."""
     first_checkpoint: int
-    """Number of the checkpoint at step 0 of the stage; numbers increase through both stages."""
+    """Number of the checkpoint at step 0 of the stage; the numbers increase over both stages."""
     look_every = 0
     """Steps between quick evaluations; 0 disables them."""
 
@@ -53,15 +53,14 @@ class Stage:
         self.state: State
 
     def begin(self, params) -> None:
-        """Initializes the stage from parameters."""
         self.state = State(params, init_state(self.optimizer, params))
 
     def step(self, n: int, key: jax.Array) -> tuple[dict, Any]:
-        """Runs step n and returns (metrics, batch); the metric `tokens` counts trained or sampled tokens."""
+        """Runs step n and returns (metrics, batch); `metrics["tokens"]` is the number of trained or sampled tokens."""
         raise NotImplementedError
 
     def look(self) -> dict[str, float]:
-        """Metrics of the stage that a quick evaluation records in addition to accuracy and reward."""
+        """Metrics that a quick evaluation records in addition to accuracy and reward."""
         return {}
 
     def state_tree(self) -> dict:
@@ -78,7 +77,6 @@ class Stage:
         return {"phase": self.name, "place": self.iterator.get_state()}
 
     def restore(self, record: dict, tree: dict) -> None:
-        """Resumes from the saved results of `record` and `state_tree`."""
         self.state = State(tree["params"], tree["opt"])
         self.iterator.set_state(record["place"])
 
@@ -212,7 +210,7 @@ class PolicyStage(Stage):
         return summarize(history)
 
     def look(self) -> dict[str, float]:
-        """`kl_start`: mean k3 over the tokens of the last rollout, an estimate of KL(π ‖ π_start), in nats."""
+        """`kl_start`: mean k3 over the tokens of the last rollout, an estimate of KL(π ‖ π_start) in nats."""
         if self._start is None:
             return {}
         log_ratio, mask = to_host(self._start)

@@ -9,7 +9,7 @@ def py_test(name, srcs, data = [], deps = [], **kwargs):
       name: target name, the path of the test without its extension.
       srcs: test files, relative to the repository root.
       data: files that the test reads.
-      deps: imports of the test, except pytest and the helpers in :tests.
+      deps: packages that the test imports, except pytest and the helpers in :tests.
       **kwargs: other attributes of py_test.
     """
     _py_test(

@@ -1,4 +1,4 @@
-"""Local replacements for the downloads of Bazel before 5: language rules, Python and the package hub."""
+"""Local replacements, for Bazel before 5, of the downloaded language rules, Python and package hub."""
 
 _TOOLCHAIN = """
 load("@bazel_tools//tools/python:toolchain.bzl", "py_runtime_pair")

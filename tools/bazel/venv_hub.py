@@ -23,7 +23,7 @@ def label(name: str) -> str:
 
 
 def needs(dist: Distribution, extras: frozenset[str]) -> list[Requirement]:
-    """Requirements whose markers hold on this machine with these extras."""
+    """The requirements of a distribution with these extras on this machine."""
     found = map(Requirement, dist.requires or [])
     return [r for r in found if not r.marker or any(r.marker.evaluate({"extra": e}) for e in {"", *extras})]
 

@@ -1,4 +1,4 @@
-"""The figures of docs/algebra.md, from the library's own functions: `.venv/bin/python tools/docs/figures.py`."""
+"""Generator of the figures in docs/algebra.md: `.venv/bin/python tools/docs/figures.py`."""
 
 from functools import partial
 from pathlib import Path
@@ -43,7 +43,7 @@ REGIONS = {  # (ratio, ordinal t of the token, its old probability q); a ratio a
 
 
 def curves(f, t: int, q: float, sign: float, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """e^f and the weight of ∇log π of the t-th token at the ratios r; the tokens before it have ratio 1."""
+    """e^f and the weight of ∇log π of token t at each ratio in r, if all earlier tokens have ratio 1."""
     old_logp = jnp.full((len(r), t), jnp.log(q))
     logp = old_logp.at[:, -1].add(jnp.log(jnp.asarray(r)))
     last = jnp.zeros_like(logp).at[:, -1].set(1.0)
@@ -54,7 +54,7 @@ def curves(f, t: int, q: float, sign: float, r: np.ndarray) -> tuple[np.ndarray,
 
 
 def regions(named: dict, name: str) -> None:
-    """Two blocks of three ratios, each with a panel for A > 0 and one for A < 0."""
+    """Draws two blocks of three ratios, each with a panel for A > 0 and a panel for A < 0."""
     r = np.exp(np.linspace(np.log(0.25), np.log(4.0), 801))
     figure, axes = plt.subplots(4, 3, figsize=(7.2, 8.4), sharex=True, sharey=True)
     for place, (title, given) in enumerate(named.items()):
@@ -83,7 +83,7 @@ def panel(axis, r: np.ndarray, value: np.ndarray, weight: np.ndarray, color: str
 
 
 def credit(name: str = "credit") -> None:
-    """∂ e^{f_t} / ∂ log π(y_j) of six tokens, on-policy."""
+    """Draws ∂ e^{f_t} / ∂ log π(y_j) for six tokens, on-policy."""
     named = {
         "token": ratio.token, "sequence_mean": ratio.sequence_mean, "local\nsequence_mean": local(ratio.sequence_mean),
         "cumulative": ratio.cumulative, "local\ncumulative": local(ratio.cumulative),
@@ -103,7 +103,7 @@ def credit(name: str = "credit") -> None:
 
 
 def weights(name: str = "aggregations") -> None:
-    """The weights of two groups of three completions, one cell per token."""
+    """Draws the weights of two groups of three completions, one cell per token."""
     lengths, sign = np.array([[2, 4, 8], [3, 4, 6]]), np.array([[1, 1, -1], [1, 0, -1]])
     mask = np.arange(8) < lengths[..., None]
     named = {

@@ -60,7 +60,7 @@ def algorithm(name: str) -> str:
                 sources = [ast.get_source_segment(text, node) or "" for node in (*named, value)]
                 expression = "\n".join(inspect.cleandoc("    " + source) for source in sources)
                 return f"## [`{name}`][rljax.algorithms.{name}] {{ #{name} }}\n\n{says}\n\n```python\n{expression}\n```"
-    raise ValueError(f"no algorithm is called {name}")
+    raise ValueError(f"name = {name!r}: expected an algorithm of rljax.algorithms")
 
 
 def described(docstring: str) -> str:

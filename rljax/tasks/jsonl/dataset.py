@@ -1,4 +1,4 @@
-"""TensorFlow Datasets builder for a local jsonl file. A changed file is a new dataset."""
+"""TensorFlow Datasets builder for a local jsonl file; a changed file becomes a new dataset."""
 
 import dataclasses
 import hashlib

@@ -12,8 +12,8 @@ OPTIONAL = ("solution", "level")
 def read_jsonl(path: Path) -> list[Problem]:
     """Problems of a UTF-8 file with one JSON object per line, in file order.
 
-    Required fields: `prompt`, `answer`. Optional fields, where null counts as absent: `solution`, `level`. All other
-    fields become `info`. Raises ValueError with the file, the line number and the fault if a line is invalid.
+    The fields `prompt` and `answer` are required; `solution` and `level` are optional and may be null; all other fields
+    become `info`. Raises ValueError with the file, the line number and the fault if a line is invalid.
     """
     try:
         lines = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
@@ -34,7 +34,9 @@ def _read_line(place: str, line: bytes) -> Problem:
     except UnicodeDecodeError as error:
         raise ValueError(f"{place} is not UTF-8 (byte {error.start + 1}): expected a JSON object in UTF-8") from error
     except (ValueError, RecursionError) as error:  # ValueError also covers integers of over 4300 digits
-        raise ValueError(f"{place} is not JSON ({error}): {line[:60].decode(errors='replace')!r}") from error
+        raise ValueError(
+            f"{place} is not JSON ({error}): expected an object, found {line[:60].decode(errors='replace')!r}"
+        ) from error
     if not isinstance(row, dict):
         raise ValueError(f"{place} holds a {type(row).__name__}: expected an object with a prompt and an answer")
     if missing := [name for name in ("prompt", "answer") if name not in row]:

@@ -12,7 +12,7 @@ from rljax.tasks.verifier import exact_match
 
 
 def split_problems(problems: list[Problem], share: float, seed: int) -> tuple[list[Problem], list[Problem]]:
-    """(training, held out): holds out a random share of the distinct prompts; equal prompts stay together.
+    """(training, held out) problems: holds out a random share of the distinct prompts, at least one unless share is 0.
 
     Raises ValueError if no training prompt is left.
     """
@@ -28,11 +28,10 @@ def split_problems(problems: list[Problem], share: float, seed: int) -> tuple[li
 
 @dataclasses.dataclass(frozen=True)
 class JsonlTask(Task):
-    """Task for problems in a local jsonl file.
+    """Task for problems in a local jsonl file; the problems with a `solution` are the demonstrations.
 
-    Problems with a `solution` are demonstrations. A share of the prompts is held out for evaluation. Raises ValueError
-    if a field is out of range, and TypeError if `reward` or `solved` is not callable. For generated problems or several
-    held-out levels, subclass `Task`.
+    For generated problems or several held-out levels, subclass `Task`. Raises ValueError if a field is out of range,
+    and TypeError if `reward` or `solved` is not callable.
     """
 
     path: Path
@@ -42,7 +41,7 @@ class JsonlTask(Task):
     reward: Callable[..., float] = exact_match
     """Reward function `(prompt, completion, answer) -> float`, optionally with keywords (see `TaskData.reward`)."""
     solved: Callable[[float], bool] = full_reward
-    """`solved(reward) -> bool`: True if the reward means solved; by default, if it is 1 or more."""
+    """`solved(reward) -> bool`: True if the reward means that the problem is solved; by default, if it is 1 or more."""
     held_out_share: float = 0.1
     """Share of the distinct prompts held out from training; 0 <= held_out_share < 1."""
     tokenizer: Path | None = None
@@ -65,7 +64,6 @@ class JsonlTask(Task):
             raise ValueError(f"task.held_out_share = {self.held_out_share}: expected a number in [0, 1)")
 
     def load(self) -> TaskData:
-        """Prepares the dataset if the file is new or has changed, then reads it."""
         from rljax.tasks import storage  # imported here so that recipes do not need tensorflow_datasets
         from rljax.tasks.jsonl import dataset
 

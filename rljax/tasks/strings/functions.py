@@ -1,7 +1,7 @@
 """25 functions f0 … f24 on strings of 1 to 7 of the letters s … z; longer outputs are truncated to 7 letters.
 
-The functions use 20 operations and differ pairwise on the test strings. Composing functions that were learned
-separately follows 2509.25123; the functions themselves are different.
+The functions use 20 operations, and any two differ on some test string. Composing separately learned functions follows
+2509.25123, with other functions.
 """
 
 from collections.abc import Callable, Sequence
@@ -91,7 +91,7 @@ def separate(x: str, *, by: str) -> str:
 
 
 def without_end(x: str, *, first: int = 0, last: int = 0) -> str:
-    """Removes `first` letters at the start and `last` at the end, but never the only letter."""
+    """Removes `first` letters at the start and `last` at the end; returns the first letter if none would be left."""
     return x[first : len(x) - last] or x[:1]
 
 
@@ -139,7 +139,7 @@ def apply(names: Sequence[str], text: str) -> str:
     >>> apply(["f9"], "stuv"), apply(["f6", "f9"], "stuv"), apply(["f9", "f6"], "stuv")
     ('vuts', 'vutsw', 'wvuts')
 
-    Raises ValueError if a name is unknown or `text` is not 1 to 7 of the letters.
+    Raises ValueError if a name is unknown or `text` is not 1 to 7 of the letters s … z.
     """
     if not 1 <= len(text) <= LONGEST or not set(text) <= set(LETTERS):
         raise ValueError(f"text = {text!r}: expected 1 to {LONGEST} of the letters {LETTERS}")

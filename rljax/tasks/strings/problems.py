@@ -1,12 +1,12 @@
 """Problems of the string task: text format, held-out pairs and strings, and sampling distributions.
 
 A prompt lists functions and a string, `f3 f7 stuvx;`. Its solution applies the functions from right to left and writes
-every output, `f7 <output>;f3 <output>`. Each step therefore has the same form at every position: string, function,
-output. The held-out sets do not depend on a seed:
+every output, `f7 <output>;f3 <output>`, so every step has the form string, function, output. The held-out sets do not
+depend on the seed:
 
 - 5 functions are never composed in training.
-- The 400 ordered pairs of the other 20 functions are split into 60 for demonstrations, 204 for RL and 136 held out;
-  the demonstrated pairs contain each function 3 times on the left and 3 times on the right.
+- The 400 ordered pairs of the other 20 functions are split into 60 for demonstrations (each function 3 times on the
+  left and 3 times on the right), 204 for RL and 136 held out.
 - One eighth of the strings of 3 to 5 letters is reserved for evaluation; evaluation problems use no other inputs.
 """
 
@@ -37,8 +37,6 @@ LEVEL_1_PROMPTS = 0.25  # share of level-1 problems among the RL prompts
 
 
 class Pairs(NamedTuple):
-    """Ordered pairs of functions, by use."""
-
     demonstrated: tuple[tuple[str, str], ...]
     trained: tuple[tuple[str, str], ...]
     held_out: tuple[tuple[str, str], ...]
@@ -79,10 +77,10 @@ def make_problem(names: Sequence[str], text: str, level: str) -> Problem:
 
 
 def single_step(before: str, name: str, text: str, level: str) -> Problem:
-    """One function as it appears in a later step of a solution: `before`, a string, the function name, its output.
+    """A problem that continues a solution in which function `before` gave `text`: the output of function `name`.
 
-    In a whole problem of one function both names are equal, so a model might learn to read the first name. In a later
-    step of a composition the first name belongs to the previous step.
+    A problem of one function names it twice, in the prompt and in the solution, so a model might learn to use the first
+    name. In a later step of a solution, the first name is that of the previous step.
 
     >>> single_step("f3", "f9", "stuv", "level 1")
     Problem(prompt='f3 stuv;f9 ', answer='vuts', solution='vuts', level='level 1', info={})
@@ -92,7 +90,7 @@ def single_step(before: str, name: str, text: str, level: str) -> Problem:
 
 
 def _draw_string(rng: random.Random, lengths: Sequence[int], *, test: bool) -> str:
-    """A random string with length uniform over `lengths`, from the test strings if `test`, else from the rest."""
+    """A random string, with a length drawn from `lengths`; a test string if `test`, else a string for training."""
     length = rng.choice(lengths)
     while True:
         text = "".join(rng.choices(LETTERS, k=length))
@@ -116,7 +114,7 @@ def demonstrations(seed: int, count: int) -> Iterator[Problem]:
 
 
 def prompts(seed: int, count: int) -> Iterator[Problem]:
-    """Problems of stage 2: the pairs for RL and some single functions."""
+    """Problems of stage 2: pairs for RL and single functions."""
     rng = random.Random(f"prompts {seed}")
     for _ in range(count):
         level = LEVELS[0] if rng.random() < LEVEL_1_PROMPTS else LEVELS[1]

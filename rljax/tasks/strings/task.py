@@ -11,7 +11,7 @@ from rljax.tasks.tokenizer import Tokenizer
 
 
 def string_tokenizer() -> Tokenizer:
-    """Tokenizer with one token per function name (with its space), per letter and for `;`, and bytes for other text."""
+    """Tokenizer with one token per function name and its space, per letter, and for `;`; other text becomes bytes."""
     symbols = [*(f"{name} " for name in FUNCTIONS), *LETTERS, ";"]
     texts = (p.prompt + p.solution for p in islice(problems.demonstrations(0, 1000), 1000))
     return Tokenizer.train(texts, symbols=symbols, vocab_size=4 + 256 + len(symbols) + 1)  # + 1: the space
@@ -21,8 +21,8 @@ def string_tokenizer() -> Tokenizer:
 class StringsTask(Task):
     """Single and composed string functions with verified answers (after 2509.25123).
 
-    The held-out functions, pairs and strings are the same for every seed. Raises ValueError if a size is less than 1 or
-    `seed` is negative. `JsonlTask` reads problems from a file instead.
+    The held-out functions, pairs and strings are the same for every `seed`. Raises ValueError if a size is less than 1
+    or `seed` is negative.
     """
 
     seed: int = 0
@@ -45,7 +45,6 @@ class StringsTask(Task):
             raise ValueError(f"task.seed = {self.seed}: expected 0 or more")
 
     def load(self) -> TaskData:
-        """Prepares the dataset on first use, then reads it."""
         from rljax.tasks import storage
         from rljax.tasks.strings import dataset
 

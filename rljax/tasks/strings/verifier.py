@@ -1,4 +1,4 @@
-"""Reward and check of the string task, computed from the text of a completion without EOS."""
+"""Reward and check of the string task."""
 
 import re
 
@@ -21,8 +21,8 @@ def read_steps(completion: str) -> list[tuple[str, str]] | None:
 def last_output(prompt: str, completion: str, answer: str, *, finished: bool = True) -> float:
     """Outcome reward: 1.0 if the last output equals the answer, else 0.0.
 
-    Function names and earlier outputs are not compared. Malformed text earns 0.0. A completion that was cut also earns
-    0.0, because its last output may be incomplete.
+    Function names and earlier outputs are not compared. Malformed text and completions that were cut off at their token
+    budget, whose last output may be incomplete, also earn 0.0.
     """
     steps = read_steps(completion)
     return float(finished and steps is not None and steps[-1][1] == answer)
@@ -31,7 +31,7 @@ def last_output(prompt: str, completion: str, answer: str, *, finished: bool = T
 def right_chain(prompt: str, completion: str) -> bool:
     """True if the completion names the prompt's functions in the order of application, last function first.
 
-    Outputs are not compared. This check complements `last_output`, since a wrong chain can give the right answer.
+    Outputs are not compared. A wrong chain can give the right answer, which `last_output` accepts.
     """
     steps = read_steps(completion)
     return steps is not None and [name for name, _ in steps] == prompt.split()[-2::-1]

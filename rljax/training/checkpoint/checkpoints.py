@@ -1,9 +1,8 @@
 """Checkpoints from which a run resumes exactly where it stopped.
 
-A checkpoint holds the parameters, the optimizer state, the reference parameters, and a JSON record (stage, step, key,
-position in the data, task, config). Every process reads the same data, so a run can resume with a different number of
-processes. Checkpoints are written asynchronously and atomically, with digests of their files that are verified before
-restoring.
+A checkpoint holds the parameters, the optimizer state, in stage 2 the reference parameters and the carried state, and a
+JSON record (stage, step, key, position in the data, task, config). A run can resume with a different number of
+processes. Checkpoints are written asynchronously and atomically; digests of their files are verified before restoring.
 """
 
 import errno
@@ -23,8 +22,6 @@ from rljax.training.errors import RunError, disk_is_full
 
 
 class Restored(NamedTuple):
-    """The content of a restored checkpoint."""
-
     record: dict
     tree: Any
 
@@ -43,10 +40,7 @@ def _disk_errors(folder: Path):
 
 
 class Checkpoints:
-    """The checkpoints in one folder; keeps the newest `keep` (None keeps all).
-
-    With `read_only` nothing in the folder changes, so that another process may be writing to it.
-    """
+    """The checkpoints in one folder; keeps the newest `keep`, or all if None. `read_only` never changes the folder."""
 
     def __init__(self, folder: Path, *, keep: int | None = 2, read_only: bool = False):
         self.folder, self.read_only = folder.absolute(), read_only  # Orbax rejects relative paths only when saving
@@ -60,19 +54,17 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(self.folder, options=options, handler_registry=registry)
 
     def numbers(self) -> list[int]:
-        """The numbers of the existing checkpoints, in ascending order."""
         return sorted(self._manager.all_steps()) if self._manager else []
 
     def clear(self) -> None:
-        """Deletes all checkpoints."""
         assert self._manager is not None
         for number in self.numbers():
             self._manager.delete(number)
 
     def save(self, number: int, tree, record: dict) -> None:
-        """Starts writing checkpoint `number` in the background; the arrays may be donated once this returns.
+        """Starts writing a checkpoint in the background; the arrays may be donated after this call.
 
-        Raises RunError if the disk is full; older checkpoints are kept.
+        Raises RunError if the disk is full.
         """
         assert self._manager is not None
         with _disk_errors(self.folder):
@@ -93,14 +85,14 @@ class Checkpoints:
     def restore(self, target: Callable[[dict], Any], say: Callable[[str], None]) -> Restored | None:
         """Restores the newest undamaged checkpoint; returns None if the folder has no checkpoints.
 
-        `target(record)` returns the tree of shapes and shardings to restore into. `say` receives a message for each
-        damaged checkpoint, with its first damaged file. After an older checkpoint was restored, the damaged ones are
-        moved to `corrupt-checkpoints-N` beside this folder. Raises RunError, and moves nothing, if all are damaged.
+        `target(record)` returns the shapes and shardings of the tree. `say` receives a message for each damaged
+        checkpoint. Once an older checkpoint is restored, damaged ones are moved to `corrupt-checkpoints-N` beside this
+        folder. If all checkpoints are damaged, nothing is moved and RunError is raised.
         """
         return self._newest(lambda record: ocp.args.StandardRestore(target(record)), say)
 
     def restore_params(self, target: Callable[[dict], Any], say: Callable[[str], None]) -> Restored | None:
-        """Like `restore`, but restores only the parameters, whose shapes and shardings `target(record)` returns."""
+        """Like `restore` for the parameters only, whose shapes and shardings `target(record)` returns."""
 
         def arguments(record):
             item = {"params": target(record)}
@@ -125,7 +117,6 @@ class Checkpoints:
         return None
 
     def _restored(self, number: int, arguments: Callable[[dict], Any], say: Callable[[str], None]) -> Restored | None:
-        """Restores one checkpoint; reports the reason and returns None if it is damaged."""
         folder = self.folder / str(number)
         fault = _first(digests.find_fault(folder, jax.process_index(), jax.process_count()))
         read = None
@@ -177,7 +168,6 @@ class Checkpoints:
                 self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for the current save and closes the manager."""
         self.wait()
         if self._manager is not None:
             self._manager.close()

@@ -1,4 +1,4 @@
-"""Checks that a checkpoint fits this version of rljax, the task and the model; `read_params` applies them."""
+"""Checks that a checkpoint fits this version of rljax, the task and the model."""
 
 import base64
 import hashlib
@@ -26,7 +26,7 @@ def require_same_version(record: dict, where: str) -> None:
 
 
 def encode_data(data: TaskData) -> dict:
-    """The complete tokenizer, the stop tokens, and a short digest of every problem in order."""
+    """The tokenizer, the stop tokens and a short digest of every problem, in order."""
     held_out = ((level, problem) for level, problems in data.held_out.items() for problem in problems)
     return {
         "tokenizer": base64.b64encode(data.tokenizer.model_proto).decode(),
@@ -46,7 +46,7 @@ def _encode_problems(problems: Iterable[Problem | tuple[str, Problem]]) -> str:
 
 
 def _problem_changes(kind: str, theirs: str, ours: str) -> list[str]:
-    """The difference between two lists of encoded problems: a list with one description, or an empty list."""
+    """A list with a description of the difference between two lists of encoded problems; empty if they are equal."""
     if theirs == ours:
         return []
     old, new = (Counter(text[i : i + _CHARACTERS] for i in range(0, len(text), _CHARACTERS)) for text in (theirs, ours))
@@ -62,13 +62,12 @@ def require_same_tokenizer(record: dict, data: TaskData, where: str) -> None:
     """Raises RunError if the parameters in `where` were trained with another tokenizer."""
     if base64.b64decode(record["task"]["tokenizer"]) != data.tokenizer.model_proto:
         raise RunError(
-            f"{where} was trained with another tokenizer, so the task's text has changed. Restore the task's data, "
+            f"{where} was trained with another tokenizer. Restore the task's data and tokenizer settings, "
             "or start another run with --run FOLDER"
         )
 
 
 def encode_shapes(params) -> dict[str, list[int]]:
-    """The shape of every parameter by path, for the checkpoint record."""
     return {jax.tree_util.keystr(path): list(x.shape) for path, x in jax.tree_util.tree_leaves_with_path(params)}
 
 
@@ -104,7 +103,7 @@ def require_same_data(record: dict, data: TaskData, where: str) -> None:
 
 
 def read_params(folder: Path, abstract: Params, data: TaskData, where: str) -> Restored | None:
-    """Parameters and record of the newest readable checkpoint in `folder`; None if there is no checkpoint.
+    """Parameters and record of the newest undamaged checkpoint in `folder`; None if there is no checkpoint.
 
     Raises RunError if the checkpoint has another format version, model (`abstract`) or tokenizer (`data`).
     """

@@ -1,8 +1,8 @@
 """SHA-256 digests of a checkpoint's files, written with the files and verified before restoring.
 
-Each process computes the digests of the files that it wrote, on Orbax's background thread. The digests are written
-before Orbax renames the checkpoint to its final name, so every finished checkpoint has them. The files that Orbax adds
-later (`commit_success.txt`, and `_CHECKPOINT_METADATA` beside the items) have no digest; nothing is restored from them.
+Each process computes the digests of the files that it wrote, on Orbax's background thread, before Orbax renames the
+checkpoint to its final name. Files that Orbax adds later (`commit_success.txt`, and `_CHECKPOINT_METADATA` beside the
+items) have no digest and are not used for restoring.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ class _Digested:
             _write(folder, index, (path for path in _files(folder) if _is_of(path, index)))
 
     def finalize(self, directory) -> None:
-        """Orbax calls this only on process 0, after all processes have written."""
+        """Called by Orbax only on process 0, after all processes have written."""
         super().finalize(directory)  # pyright: ignore[reportAttributeAccessIssue]
         folder = Path(os.fspath(directory))
         _write(folder, 0, _files(folder) - _recorded(folder).keys())
@@ -62,7 +62,6 @@ class _Record(_Digested, ocp.JsonCheckpointHandler):
 
 
 def handlers() -> DefaultCheckpointHandlerRegistry:
-    """Registry of Orbax handlers that write digests when they save."""
     registry, state, record = DefaultCheckpointHandlerRegistry(), _State(), _Record()
     registry.add("state", ocp.args.StandardSave, state)
     registry.add("state", ocp.args.StandardRestore, state)
@@ -73,15 +72,12 @@ def handlers() -> DefaultCheckpointHandlerRegistry:
 
 
 def absent(checkpoint: Path) -> bool:
-    """Whether a checkpoint has no digests at all, as in format version 1."""
+    """Whether a checkpoint has no digests, as in format version 1."""
     return not any(checkpoint.glob(f"*/{_name('*')}"))
 
 
 def find_fault(checkpoint: Path, share: int = 0, shares: int = 1) -> str:
-    """Path and fault of the first damaged file, or "" if there is none.
-
-    With several processes, process `share` of `shares` verifies its share of the files.
-    """
+    """Path and fault of the first damaged file, or ""; of `shares` processes, each verifies `share` of the digests."""
     for item in ITEMS:
         folder = checkpoint / item
         try:

@@ -10,19 +10,18 @@ from rljax.training.checkpoint.compatibility import VERSION, require_same_versio
 from rljax.training.config import Config
 from rljax.training.description import describe, differences
 
-# Fields that may change when a run is resumed: they set where it runs, how long, and how it is saved and evaluated.
+# Fields that may change when a run is resumed.
 _FREE = ("run", "mesh", "sharding", "steps", "checkpoint_every", "keep_every", "tensorboard", "evaluation")
 
 
 def write_json(path: Path, value) -> None:
-    """Writes `value` as JSON atomically: the file has its old or its new content even if the process is killed."""
+    """Writes `value` as JSON, atomically."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
     os.replace(partial, path)
 
 
 def read_json(path: Path, default):
-    """The file's JSON value, or `default` if the file does not exist."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
 
 
@@ -52,10 +51,7 @@ class RunFolder:
                              "choose another folder with --run FOLDER") from None  # fmt: skip
 
     def claim(self, config: Config, recipe: Path, overrides: list[str]) -> None:
-        """Records the config in the folder.
-
-        Raises ValueError if the folder has checkpoints of another config, and RunError if their format differs.
-        """
+        """Records the config; raises ValueError (RunError) if the folder has checkpoints of another config (format)."""
         owner = read_json(self.path / "config.json", None)
         if owner is not None and any((self.path / "checkpoints").glob("[0-9]*")):  # without checkpoints nothing is lost
             require_same_version(owner, f"run = {str(self.path)!r}")

@@ -1,4 +1,4 @@
-"""The evaluation command, which evaluates a run's newest checkpoint and prints a table."""
+"""Evaluation of a run's newest checkpoint by the evaluation command."""
 
 import jax
 from rich.console import Console
@@ -15,7 +15,7 @@ from rljax.training.keys import decode_key, purpose_key
 
 
 def evaluate_run(config: Config) -> dict[str, dict]:
-    """Evaluates the run's newest checkpoint, prints the table and writes `evaluation.json`; returns the figures.
+    """Evaluates the run's newest checkpoint, prints a table, writes `evaluation.json` and returns the figures.
 
     Raises RunError if the run has no checkpoint, or if its model or tokenizer differs.
     """
@@ -34,8 +34,7 @@ def evaluate_run(config: Config) -> dict[str, dict]:
 
 
 def table(title: str, figures: dict[str, dict]) -> Table:
-    """Table of the figures per level, with 95 % intervals."""
-    shown = Table(title=title, caption="in percent (reward: mean), with [95 % interval]")
+    shown = Table(title=title, caption="in percent (reward: mean), with the 95 % interval over problems in brackets")
     names = [name for name in next(iter(figures.values()), {}) if name not in ("problems", "samples")]
     for column in ("level", "problems", "samples", *names):
         shown.add_column(column, justify="left" if column == "level" else "right")

@@ -19,14 +19,14 @@ from rljax.training.validation import evaluation_shape
 
 
 class Scores(NamedTuple):
-    """Scores of completions; each array is [problems, samples]."""
+    """Scores of completions, in arrays [problems, samples]."""
 
     rewards: np.ndarray
-    """float32, the task's reward, also of completions that were cut off at their token budget."""
+    """Rewards from the task's reward function, float32."""
     solved: np.ndarray
-    """bool, the task's `solved` of the reward."""
+    """The task's `solved` of the rewards, bool."""
     checks: dict[str, np.ndarray]
-    """bool, the task's checks by name."""
+    """Results of the task's checks by name, bool."""
 
 
 class Look(NamedTuple):
@@ -49,9 +49,9 @@ class Evaluator:
         check(not own & set(parts.data.checks), "checks", list(parts.data.checks), f"names other than {sorted(own)}")
 
     def scores(self, params, problems: Sequence[Problem], samples: int, key, *, greedy: bool = False) -> Scores:
-        """Scores `samples` completions per problem, sampled or, with `greedy`, greedy.
+        """Scores `samples` sampled or, with `greedy`, greedy completions per problem.
 
-        Raises RunError if the reward function does not return finite numbers, or `solved` or a check not a bool.
+        Raises RunError unless the rewards are finite numbers, and the results of `solved` and the checks are bools.
         """
         settings = self.config.evaluation
         length, budget = evaluation_shape(self.config.rollout, self.data, problems)
@@ -76,7 +76,7 @@ class Evaluator:
         return Scores(earned.reshape(shape), np.reshape(solved, shape), checks)
 
     def watch(self, params, key) -> Look:
-        """Quick evaluation: the share solved and the mean reward per level, from one sample per problem."""
+        """Quick evaluation of the watched levels, with one sample per problem."""
         settings = self.config.evaluation
         levels = settings.watch or tuple(self.data.held_out)
         watched = {level: self.data.held_out[level][: settings.watch_problems] for level in levels}
@@ -87,7 +87,7 @@ class Evaluator:
         )
 
     def evaluate(self, params, key) -> dict[str, dict]:
-        """Full evaluation: figures per level, each [value, low, high] with a 95 % interval."""
+        """Full evaluation: the figures of every level, each [value, low, high] with a 95 % interval."""
         return dict(self.levels(params, key))
 
     def levels(self, params, key) -> Iterator[tuple[str, dict]]:
@@ -114,7 +114,6 @@ class Evaluator:
 
 
 def _truth(name: str, function: Callable, *arguments: str | float) -> bool:
-    """Calls the function and raises RunError if the result is not a bool."""
     answer = function(*arguments)
     if not isinstance(answer, bool | np.bool_):
         raise RunError(f"{name}({', '.join(map(repr, arguments))}) = {answer!r}: expected True or False")

@@ -1,8 +1,4 @@
-"""pass@k, and 95 % intervals over problems.
-
-Samples of the same problem are not independent, so all intervals treat the problem as the independent unit. More
-samples per problem narrow an interval only by reducing the variance within problems.
-"""
+"""pass@k, and 95 % intervals over problems: only the results of different problems are treated as independent."""
 
 import math
 from collections.abc import Sequence
@@ -22,9 +18,8 @@ def pass_at_k(n: int, c: Int[np.ndarray, "*B"], k: int) -> Float[np.ndarray, "*B
 
         pass@k = 1 − C(n−c, k) / C(n, k) = 1 − ∏_{i=n−c+1..n} (1 − k/i),   and 1 if n − c < k
 
-    `n` is the number of samples per problem and `c` the number of correct samples of each problem, of any shape. The
-    result has the shape of c; `mean_interval` averages it over problems. Unlike 1 − (1 − c/n)^k, which is biased low,
-    the estimate is unbiased. Raises ValueError unless 1 ≤ k ≤ n and 0 ≤ c ≤ n.
+    `n` is the number of samples per problem and `c` the number of correct samples of each problem, of any shape; the
+    result has the shape of c, and `mean_interval` averages it. Raises ValueError unless 1 ≤ k ≤ n and 0 ≤ c ≤ n.
 
     >>> pass_at_k(4, np.array([0, 1, 2, 4]), 2).round(3).tolist()
     [0.0, 0.5, 0.833, 1.0]
@@ -41,12 +36,12 @@ def pass_at_k(n: int, c: Int[np.ndarray, "*B"], k: int) -> Float[np.ndarray, "*B
 
 
 def wilson_interval(right: int, n: int) -> list[float]:
-    """Wilson's score interval [value, low, high] of a proportion: `right` of `n` independent problems.
+    """Wilson's score interval [value, low, high] of the proportion right/n, for `right` of `n` independent problems.
 
         (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n),   p = right/n
 
-    The interval stays in [0, 1] and, unlike the normal interval, has a positive width at 0 and 1. Raises ValueError
-    unless 0 ≤ right ≤ n and n ≥ 1. From Wilson, 1927 (not verified from the source).
+    The interval is inside [0, 1] and, unlike the normal interval, has a positive width at p = 0 and 1. Raises
+    ValueError unless 0 ≤ right ≤ n and n ≥ 1. Source: Wilson, 1927 (not verified).
 
     >>> [round(x, 3) for x in wilson_interval(10, 10)]
     [1.0, 0.722, 1.0]
@@ -57,14 +52,13 @@ def wilson_interval(right: int, n: int) -> list[float]:
 
 
 def mean_interval(values: Float[np.ndarray, " n"] | Sequence[float]) -> list[float]:
-    """Interval [value, low, high] of the mean of `values` in [0, 1], one value per problem: pass@1, pass@k.
+    """Interval [value, low, high] of the mean of `values` in [0, 1], one value per problem, such as pass@k.
 
         Wilson's interval at p = mean(values), with n replaced by  n_eff = max(n, p(1−p) / (s²/n)),
 
-    where s² is the sample variance over problems. n_eff is the number of independent yes-or-no trials with the same
-    standard error. If all values are 0 or 1, n_eff = n and the result equals `wilson_interval`; otherwise n_eff is
-    larger. For p near 1/2 the result is close to p ± z s/√n. Raises ValueError if there are no values or a value is
-    outside [0, 1]. Our adaptation of survey statistics' effective sample size (not verified from a source).
+    where s² is the sample variance over problems; p(1−p) / (s²/n) yes-or-no trials would have the same standard error.
+    If all values are 0 or 1, n_eff = n and the result equals `wilson_interval`. Raises ValueError if there are no
+    values or a value is outside [0, 1]. Adapted from the effective sample size of surveys (source not verified).
 
     >>> [round(x, 3) for x in mean_interval([0.0, 1.0, 1.0, 1.0])] == [round(x, 3) for x in wilson_interval(3, 4)]
     True
@@ -79,12 +73,12 @@ def mean_interval(values: Float[np.ndarray, " n"] | Sequence[float]) -> list[flo
 
 
 def reward_interval(values: Float[np.ndarray, " n"] | Sequence[float]) -> list[float]:
-    """Interval [value, low, high] of the mean of unbounded `values`, one value per problem: the mean reward.
+    """Interval [value, low, high] of the mean reward; `values` has the reward of each problem.
 
         m ± z s/√n,   where s² is the sample variance over problems
 
-    This normal interval is too narrow for few problems, and has width 0 for one problem or equal values. If all values
-    are in [0, 1], `mean_interval` is used instead. Raises ValueError if there are no values or one is not finite.
+    The interval is too narrow for few problems, and has width 0 for one problem or equal values. If all values are in
+    [0, 1], `mean_interval` is used instead. Raises ValueError if there are no values or one is not finite.
 
     >>> [round(x, 3) for x in reward_interval([0.0, 2.0, 4.0, 2.0])]  # s² = 8/3, s/√n = √(2/3)
     [2.0, 0.4, 3.6]
@@ -100,7 +94,7 @@ def reward_interval(values: Float[np.ndarray, " n"] | Sequence[float]) -> list[f
 
 
 def as_text(name: str, interval: Sequence[float]) -> tuple[str, str]:
-    """(value, interval) as text for a table: in percent, except the mean reward.
+    """(value, interval) as text, in percent except for the mean reward.
 
     >>> as_text("pass@1", [0.5, 0.25, 0.75]), as_text("reward", [0.5, 0.25, 0.75])
     (('50.0', '[25.0, 75.0]'), ('0.500', '[0.250, 0.750]'))
@@ -111,13 +105,13 @@ def as_text(name: str, interval: Sequence[float]) -> tuple[str, str]:
 
 
 def difference_interval(before: Sequence[float], after: Sequence[float]) -> list[float]:
-    """Interval [value, low, high] of after − before, from the interval [value, low, high] of each.
+    """Interval [value, low, high] of d = after − before, from the intervals of `before` and `after`.
 
         low  = d − √((after − after_low)² + (before_high − before)²)
         high = d + √((after_high − after)² + (before − before_low)²)
 
-    Newcombe's square-and-add method (not verified from the source). It assumes that `before` and `after` are
-    independent; if both are measured on the same problems, the interval is wider than necessary.
+    `before` and `after` are assumed independent; on the same problems, the interval is usually wider than necessary.
+    Source: Newcombe's square-and-add method (not verified).
 
     >>> [round(x, 3) for x in difference_interval([0.2, 0.16, 0.24], [0.5, 0.47, 0.53])]
     [0.3, 0.25, 0.35]
@@ -128,7 +122,7 @@ def difference_interval(before: Sequence[float], after: Sequence[float]) -> list
 
 
 def _score_interval(p: float, n: float) -> list[float]:
-    """Wilson's interval at p and n, clipped to contain p and stay in [0, 1] despite rounding."""
+    """Wilson's interval, clipped so that despite rounding it contains p and is inside [0, 1]."""
     middle = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2)) / (1 + Z**2 / n)
     return [p, max(0.0, min(p, middle - half)), min(1.0, max(p, middle + half))]

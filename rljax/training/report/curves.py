@@ -1,4 +1,4 @@
-"""The curves in a report. Sections without data are omitted or contain a note."""
+"""The curves in a report."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,9 +14,9 @@ _DIAGNOSTICS = (
     # metric, title, caption, axis
     ("entropy", "Entropy", "of the policy, nats per token", _NUMBER),
     ("kl_start", "KL to the start", "of stage 2, nats per token", _NUMBER),
-    ("kl", "KL within a rollout", "to the sampling policy, nats per token", _NUMBER),
+    ("kl", "KL within a rollout", "from the policy before the optimizer steps, nats per token", _NUMBER),
     ("grad_norm", "Gradient norm", "before clipping", _NUMBER),
-    ("clip_share", "Clip fraction", "share of the weight with a clipped gradient", _PERCENT),
+    ("clip_share", "Clip fraction", "share of the weight of tokens whose gradient is clipped", _PERCENT),
     ("skipped_steps", "Skipped steps", "optimizer steps per rollout without a learning signal", _NUMBER),
     ("length", "Completion length", "mean, in tokens", _NUMBER),
     ("informative", "Groups with a signal", "share of groups whose rewards differ", _SHARE),
@@ -25,7 +25,7 @@ _DIAGNOSTICS = (
 
 
 def learning_curves(rows: Sequence[Mapping], config: Mapping, colors: Mapping[str, str]) -> str:
-    """Reward and held-out accuracy over the rollouts, and held-out reward if it differs from the accuracy."""
+    """Panels of the reward, the held-out accuracy and, if it differs from the accuracy, the held-out reward."""
     rollouts, rewards = series(rows, "rl", "reward")
     if not len(rollouts):
         return '<h2>Learning curves</h2><p class="note">Stage 2 (RL) has not started.</p>'
@@ -49,7 +49,6 @@ def learning_curves(rows: Sequence[Mapping], config: Mapping, colors: Mapping[st
 
 
 def diagnostics(rows: Sequence[Mapping]) -> str:
-    """Panels of the metrics that show whether the optimization is healthy."""
     if not any(row["phase"] == "rl" for row in rows):
         return ""
     window, figures = smoothing_window(len(series(rows, "rl", "reward")[0])), []
@@ -64,7 +63,6 @@ def diagnostics(rows: Sequence[Mapping]) -> str:
 
 
 def likelihood(rows: Sequence[Mapping]) -> str:
-    """Panels of the metrics of stage 1."""
     figures = []
     for name, title, what, axis in (
         ("loss", "Loss", "nats per token, logarithmic scale", {"logarithmic": True}),
@@ -83,7 +81,7 @@ def likelihood(rows: Sequence[Mapping]) -> str:
 
 
 def _one(rows: Sequence[Mapping], phase: str, name: str) -> list[Curve]:
-    """The curves of a metric in one phase, empty if it was never finite; quick evaluations have markers."""
+    """The curves of a metric in one phase; empty if the metric was never finite."""
     x, y = series(rows, phase, name)
     if not np.isfinite(y).any():
         return []

@@ -1,7 +1,4 @@
-"""Figures of a run: SVG panels for the report, and a learning curve as an image file.
-
-Matplotlib is imported only when a figure is drawn, and without pyplot, which would create global state.
-"""
+"""Figures of a run: SVG panels for the report, and a learning curve as an image file."""
 
 import io
 import re
@@ -17,14 +14,12 @@ from rljax.training.report.metrics_log import series
 
 INK, MUTED, GRID = "#1d2329", "#66707a", "#e4e4df"
 
-# Panels replace each color by a CSS variable of the page, which has a light and a dark value.
+# In panels, each color becomes a CSS variable of the page, with a light and a dark value.
 _VARIABLES = {color: f"var(--c{i})" for i, color in enumerate(SERIES)}
 _VARIABLES |= {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--line)"}
 
 
 class Curve(NamedTuple):
-    """A curve in a panel."""
-
     x: Float[np.ndarray, " n"]
     y: Float[np.ndarray, " n"]
     color: str = SERIES[0]
@@ -34,7 +29,7 @@ class Curve(NamedTuple):
 
 
 def smooth(y: Float[np.ndarray, " n"], window: int) -> Float[np.ndarray, " n"]:
-    """Centered moving mean over `window` (odd) values, over fewer values near the ends; NaNs are ignored.
+    """Centered moving mean over `window` values, an odd number; fewer values near the ends. NaNs are ignored.
 
         out[i] = mean(y[max(0, i−h) : i+h+1]),   h = (window − 1)/2
 
@@ -56,7 +51,6 @@ def smoothing_window(n: int) -> int:
 
 
 def noisy(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], color: str = SERIES[0]) -> list[Curve]:
-    """A thin curve of the values and a bold curve of their moving mean."""
     window = smoothing_window(len(y))
     if window == 1:
         return [Curve(x, y, color)]
@@ -64,7 +58,7 @@ def noisy(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], color: str = S
 
 
 def level_curves(rows: Sequence[Mapping], colors: Mapping[str, str], figure: str = "accuracy") -> list[Curve]:
-    """Curves of the held-out `figure`, "accuracy" or "reward", per level; the leading level is bold and drawn last."""
+    """Curves of the held-out `figure`, "accuracy" or "reward", of each level; the leading level is bold, drawn last."""
     curves = [Curve(x, y, colors[level], 2.2 if colors[level] == SERIES[0] else 1.3, marker="o")
               for level, (x, y) in by_level(rows, figure).items()]  # fmt: skip
     return sorted(curves, key=lambda curve: curve.width)
@@ -72,11 +66,8 @@ def level_curves(rows: Sequence[Mapping], colors: Mapping[str, str], figure: str
 
 def panel(curves: Sequence[Curve], label: str, *, size: tuple[float, float] = (3.5, 2.0),
           percent: bool = False, top: float | None = None, logarithmic: bool = False) -> str:  # fmt: skip
-    """The curves as an `<svg>` element for a page; screen readers read `label` instead.
-
-    The page sets the font and the colors, which are the variables --c0 … --c6, --ink, --muted and --line.
-    """
-    import matplotlib
+    """The curves as an `<svg>` element for a page, which sets its font and its colors; screen readers read `label`."""
+    import matplotlib  # imported here because it is slow; pyplot would create global state
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label, "font.size": 9.5}):
@@ -93,7 +84,7 @@ def panel(curves: Sequence[Curve], label: str, *, size: tuple[float, float] = (3
 
 
 def learning_curve(rows: Sequence[Mapping], path: Path, headline: str | None = None) -> Path:
-    """Writes an image of the reward and the held-out accuracy per level in stage 2, in the format of the path's suffix.
+    """Writes an image of the reward and the held-out accuracy per level in stage 2; the suffix of `path` is the format.
 
     `headline` is the level to emphasize. Raises ValueError if the rows have no reward of stage 2.
     """
@@ -172,7 +163,7 @@ def _name_ends(axes, rows: Sequence[Mapping], colors: Mapping[str, str]) -> None
 
 
 def _page_svg(text: str, label: str) -> str:
-    """The `<svg>` element of Matplotlib's output, with size and colors left to the page, and without ids."""
+    """The `<svg>` element of Matplotlib's output, without ids, and with size and colors from the page."""
     body = text[text.index("<svg") :]
     body = re.sub(r"<(metadata|style)\b.*?</\1>", "", body, flags=re.DOTALL)  # <style> would apply to the whole page
     body = re.sub(r"font-family: [^;]*; ", "", body)

@@ -1,4 +1,4 @@
-"""Levels of held-out problems: their order, their colors, and their curves over a run."""
+"""Levels of held-out problems: order, colors and curves."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -34,7 +34,7 @@ def level_colors(levels: Sequence[str], headline: str | None) -> dict[str, str]:
 
 
 def by_level(rows: Sequence[Mapping], figure: str = "accuracy") -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """(rollouts, values) per level of the `figure` "accuracy" or "reward" in the quick evaluations of stage 2."""
+    """(rollouts, values) per level of `figure`, "accuracy" or "reward", in the quick evaluations of stage 2."""
     looks = [{"phase": "eval", "step": row["step"], **(row.get(figure) or {})} for row in rows
              if row["phase"] == "eval"]  # fmt: skip
     levels = dict.fromkeys(name for look in looks for name in look if name not in ("phase", "step"))

@@ -3,8 +3,7 @@
     {"phase": "rl", "step": 12, "reward": 0.41, …}
 
 `phase` is the stage, "likelihood" or "rl", or "eval" for quick evaluations; `step` counts from 0 within a phase.
-Values that are not finite are written as null. If a process is killed while writing, at most the last line is
-incomplete; `read` skips that line, and the next `MetricsLog` removes it.
+Values that are not finite are written as null. An incomplete last line, as a killed process may leave, is ignored.
 """
 
 import json
@@ -19,9 +18,9 @@ FILE = "metrics.jsonl"
 
 
 def read(folder: Path) -> list[dict]:
-    """The rows of a run's log, oldest first; an empty list if there is no log.
+    """The rows of a run's log, oldest first; empty if there is no log.
 
-    An incomplete last line is skipped. Raises ValueError with the line number if any other line is not a row.
+    Raises ValueError with the line number if a line other than the last is not a row.
     """
     path = Path(folder) / FILE
     if not path.exists():
@@ -47,9 +46,9 @@ def series(rows: Sequence[Mapping], phase: str, name: str) -> tuple[np.ndarray, 
 class MetricsLog:
     """The log of a run, opened for appending; every row is written to the file immediately.
 
-    `resume_from` maps a phase to the number of its steps to keep; rows with later steps are deleted, since those steps
-    run again. Other phases keep all rows. With `tensorboard` every number is also written to
-    `folder/tensorboard/<phase>`; raises ValueError if the extra `tb` is not installed.
+    `resume_from` maps a phase to the number of its steps to keep; the rows of later steps, which will run again, are
+    deleted. With `tensorboard`, numbers are also written to `folder/tensorboard/<phase>`; raises ValueError if the
+    extra `tb` is not installed.
     """
 
     def __init__(self, folder: Path, tensorboard: bool = False, resume_from: Mapping[str, int] | None = None):
@@ -79,13 +78,11 @@ class MetricsLog:
             self._show(phase, step, values)
 
     def close(self) -> None:
-        """Closes the log and the TensorBoard files."""
         self._file.close()
         for board in self._boards.values():
             board.close()
 
     def _replace(self, rows: list[dict]) -> None:
-        """Replaces the rows of the file atomically."""
         path = self._folder / FILE
         partial = path.with_suffix(".partial")
         with partial.open("w", encoding="utf-8") as file:
@@ -95,7 +92,7 @@ class MetricsLog:
         os.replace(partial, path)
 
     def _to_tensorboard(self, writer: Callable) -> Callable[[str, int, Mapping], None]:
-        """Returns a function that writes one TensorBoard run per phase, since each phase counts its own steps."""
+        """Returns a function that writes one TensorBoard run per phase, since each phase has its own steps."""
 
         def show(phase: str, step: int, values: Mapping, prefix: str = "") -> None:
             if phase not in self._boards:
@@ -138,7 +135,6 @@ def _numbers(metrics: Mapping) -> dict:
 
 
 def _summary_writer():
-    """TensorBoard's writer, imported only if requested."""
     try:
         from tensorboardX import SummaryWriter
     except ImportError:

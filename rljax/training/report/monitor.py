@@ -1,4 +1,4 @@
-"""Recording and display of a run: progress, metrics, evaluations and report. Only process 0 writes."""
+"""Recording and display of a run: progress, metrics, evaluations and report."""
 
 import importlib.metadata
 import math
@@ -77,7 +77,6 @@ class Monitor:
             self._looks = {row["step"] for row in read(self.folder) if row["phase"] == "eval"}
 
     def step(self, stage: str, step: int, metrics: dict) -> None:
-        """Logs and displays the metrics of one step."""
         if self._log is not None:
             self._log.write(stage, step, metrics)
             self.progress.update(stage, step, metrics)
@@ -87,29 +86,27 @@ class Monitor:
         return bool(multihost_utils.broadcast_one_to_all(np.int32(step in self._looks)))  # equal on every process
 
     def look(self, step: int, accuracy: dict[str, float], reward: dict[str, float], more: dict[str, float]) -> None:
-        """Records the quick evaluation before rollout `step`: accuracy and mean reward per level, and stage metrics."""
+        """Records the quick evaluation before rollout `step`: accuracy and mean reward per level, and more metrics."""
         if self._log is not None:
             self._log.write("eval", step, {"accuracy": accuracy, "reward": reward, **more})
             self.progress.update("eval", step, {"accuracy": accuracy})
             differ = {level: f" (reward {reward[level]:.3f})" for level in reward if reward[level] != accuracy[level]}
             shown = "  ".join(f"{level} {value:.3f}{differ.get(level, '')}" for level, value in accuracy.items())
-            self.progress.say(f"held-out accuracy before rollout {step}: {shown}")
+            self.progress.say(f"held-out accuracy after {step} rollout{'s' * (step != 1)}: {shown}")
 
     def evaluated(self, name: str, figures: dict) -> None:
-        """Records a full evaluation under `name`."""
         if self.writes:
             path = self.folder / "evaluations.json"
             write_json(path, {**read_json(path, {}), name: figures})
 
     def samples(self, moment: str, samples: list[dict]) -> None:
-        """Records completions for the report; `moment` is "start" or "end" of stage 2, or "latest" while it runs."""
+        """Records completions for the report; `moment` is "start" or "end" (of stage 2), or "latest" during stage 2."""
         if self.writes and samples:
             path = self.folder / "samples.json"
             start = {name: drawn for name, drawn in read_json(path, {}).items() if name == "start"}
             write_json(path, {**start, moment: samples})
 
     def say(self, text: str) -> None:
-        """Prints a line."""
         self.progress.say(text)
 
     def refresh(self, status: str) -> None:
@@ -118,7 +115,7 @@ class Monitor:
             self.report(status)
 
     def report(self, status: str) -> Path:
-        """Writes report.html from what has been recorded so far; returns its path."""
+        """Writes the report of what has been recorded so far; returns its path."""
         path = self.folder / "report.html"
         if self.writes:
             self._reported = time.monotonic()

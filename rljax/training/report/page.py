@@ -1,4 +1,4 @@
-"""`report.html`: a self-contained page with the recorded results of a run."""
+"""The report of a run: a self-contained HTML page."""
 
 import os
 import time
@@ -28,16 +28,24 @@ def write_report(
     status: str,
     headline: str | None = None,
 ) -> Path:
-    """Writes `folder/report.html` atomically and returns its path.
+    """Writes `folder/report.html` atomically; sections without data are omitted or contain a note.
 
-    - `config`: the resolved config as plain JSON; `versions`, `device` and `status` are shown as given;
-    - `metrics`: the rows of `metrics.jsonl`;
-    - `evaluations`: {name: {level: {"problems": n, "samples": k, figure: [value, low, high], …}}}, oldest first;
-    - `samples`: {name: [{"prompt", "completion", "answer", "reward", "solved", "level"}, …]}, without selection;
-    - `headline`: the level to show first, by default the first level.
+    Args:
+      folder: Folder of the run.
+      config: Resolved config as plain JSON.
+      versions: Versions of the packages, by name.
+      device: Description of the devices.
+      metrics: Rows of `metrics.jsonl`.
+      evaluations: {name: {level: {"problems": n, "samples": k, figure: [value, low, high], …}}}, oldest first.
+      samples: {name: [{"prompt", "completion", "answer", "reward", "solved", "level"}, …]}, shown without selection.
+      status: State of the run, such as "finished".
+      headline: Level to show first; default: the first level.
 
-    Sections without data are omitted or contain a note. All text is escaped. Raises ValueError if a figure is not
-    [value, low, high].
+    Returns:
+      Path of the report.
+
+    Raises:
+      ValueError: If a figure is not [value, low, high].
     """
     _check(evaluations)
     levels = [*by_level(metrics), *(level for figures in evaluations.values() for level in figures)]

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from rljax.training.report.levels import leading
 
-# The metrics of a step to display, in this order, if present: name, label, format.
+# The metrics of a step to display, in this order: name, label, format.
 _SHOWN: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("reward", "reward", "{:.3f}".format),
     ("loss", "loss", "{:.4f}".format),
@@ -24,16 +24,15 @@ _SHOWN: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("skipped_steps", "skipped steps", lambda skipped: f"{skipped:.0f}" if skipped else ""),
     ("tokens_per_second", "tokens/s", "{:,.0f}".format),
 )
-_WINDOW = 32  # steps over which the speed is measured
+_WINDOW = 32  # steps
 
 
 class Progress:
     """Context manager that displays the progress of a run whose stages have `totals` steps.
 
-    A terminal shows one bar per stage and the latest metrics. Otherwise a plain line is printed for the first and last
-    step of a stage and every `every` seconds. If `enabled` is False (processes other than 0), nothing is shown. The
-    time left in the current stage follows from the speed of the last 32 steps, evaluations included. `accuracy` comes
-    from the newest quick evaluation, for the level `headline` or else the first level.
+    A terminal shows one bar per stage and the latest metrics. Elsewhere, a line is printed for the first and the last
+    step of a stage and every `every` seconds. `enabled=False` shows nothing. The time left in a stage is estimated from
+    its last 32 steps. The accuracy is that of the level `headline` in the newest quick evaluation.
     """
 
     def __init__(self, totals: Mapping[str, int], *, headline: str | None = None, enabled: bool = True,
@@ -61,7 +60,7 @@ class Progress:
             self._live = None
 
     def update(self, stage: str, step: int, metrics: Mapping) -> None:
-        """Displays the metrics of step `step`, counted from 0; `stage` "eval" brings held-out accuracies per level."""
+        """Displays the metrics of a step, counted from 0; `stage` "eval" is for the accuracies of quick evaluations."""
         if stage == "eval":
             if metrics.get("accuracy"):
                 self._accuracy = {"accuracy": metrics["accuracy"][leading(metrics["accuracy"], self._headline)]}
@@ -80,7 +79,6 @@ class Progress:
         self._plain_line(force=first or step + 1 == self._totals[stage])
 
     def say(self, text: str) -> None:
-        """Prints a permanent line."""
         if self._live is not None:
             self._live.console.print(escape(text))
         else:
@@ -94,12 +92,11 @@ class Progress:
             self._print("  ".join([f"{self._stage} {self._done[self._stage]}/{self._totals[self._stage]}", *numbers]))
 
     def _print(self, text: str) -> None:
-        """Prints a line without wrapping it."""
         if self._enabled:
             print(text, file=self._console.file, flush=True)
 
     def _numbers(self) -> list[tuple[str, str]]:
-        """(label, value) of the displayed metrics: finite ones, and the loss only if there is no reward."""
+        """(label, value) of the metrics to display: those that are finite; the loss only if there is no reward."""
         absent = {"loss"} if "reward" in self._shown else set()
         shown = [(label, form(float(self._shown[name]))) for name, label, form in _SHOWN
                  if name not in absent and math.isfinite(self._shown.get(name, math.nan))]  # fmt: skip

@@ -8,7 +8,6 @@ from rljax.training.report.template import text
 
 
 def figure_names(rows: Iterable[Mapping]) -> list[str]:
-    """The names of the figures of some levels, in order, without the counts "problems" and "samples"."""
     return [name for name in dict.fromkeys(name for row in rows for name in row) if name not in ("problems", "samples")]
 
 
@@ -54,8 +53,8 @@ def evaluation(evaluations: Mapping[str, Mapping], colors: Mapping[str, str]) ->
     drawn = f" ({' or '.join(map(str, samples))} samples per problem)" if samples else ""
     return (
         f"<h2>Evaluation by level</h2>{_ranges(moments, levels, names[0], colors)}"
-        f'<div class="card scroll">{_table(moments, levels, names)}<p class="note">In percent, with 95% intervals over '
-        f"problems{drawn}; the column reward is the mean reward.</p></div>"
+        f'<div class="card scroll">{_table(moments, levels, names)}<p class="note">In percent (except for the mean '
+        f"reward), with 95% intervals over problems{drawn}.</p></div>"
     )
 
 
@@ -104,7 +103,6 @@ def _table(moments: Mapping[str, Mapping], levels: Sequence[str], names: Sequenc
 
 
 def sampled(samples: Mapping[str, Sequence[Mapping]]) -> str:
-    """Sampled completions with their rewards."""
     shown = []
     for moment, drawn in samples.items():
         if not drawn:

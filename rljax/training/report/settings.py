@@ -1,4 +1,4 @@
-"""Title, algorithm and settings of a report, from a config as returned by `describe`."""
+"""Title, algorithm and settings in a report, from a config as returned by `describe`."""
 
 from collections.abc import Mapping
 
@@ -22,7 +22,6 @@ def header(title: str, config: Mapping, status: str) -> str:
 
 
 def name_of(described: object) -> str:
-    """The name of a described value: the type of an object, or the name of a function."""
     if isinstance(described, Mapping):
         return str(described.get("type") or name_of(described.get("function", "?")))
     return str(described).split(".<locals>")[0]
@@ -49,14 +48,14 @@ def expression(described: object) -> str:
 
 
 def _arguments(item: object) -> list[str]:
-    """The arguments in one entry of `bound`: a positional argument, or a mapping of keyword arguments."""
+    """The arguments in an entry of `bound`, which is a positional argument or a mapping of keyword arguments."""
     if isinstance(item, Mapping) and not item.keys() & {"function", "type"}:
         return [f"{name}={expression(value)}" for name, value in item.items()]
     return [expression(item)]
 
 
 def flat(config: Mapping, prefix: str = "") -> dict[str, str]:
-    """Every field under its dotted name, as on the command line.
+    """The fields by their dotted names, as on the command line.
 
     >>> flat({"type": "Config", "seed": 0, "optimizer": {"type": "OptimizerConfig", "b1": 0.9}})
     {'seed': '0', 'optimizer.b1': '0.9'}

@@ -1,4 +1,4 @@
-"""HTML template of a report: one file with light and dark colors, without scripts or network access."""
+"""HTML template of a report, with light and dark colors and without scripts or network access."""
 
 import html
 
@@ -21,7 +21,6 @@ def page(title: str, body: str) -> str:
 
 
 def text(value: object) -> str:
-    """A value as escaped text, which cannot become markup."""
     return html.escape(str(value), quote=True)
 
 

@@ -17,10 +17,10 @@ class State(NamedTuple):
 
 
 def accumulate(loss: Callable, params, rows, microbatches: int):
-    """Returns ((loss, aux), gradient), summed over the microbatches of `rows`.
+    """Returns ((loss, aux), gradient), summed over the microbatches of `rows`; microbatch i of M has rows i, i + M, ….
 
-    `loss(params, rows)` returns (sum, aux), where every leaf of aux is a sum over rows too. Every leaf of `rows` is
-    [R, …] with R a multiple of `microbatches`; microbatch i has the rows i, i + microbatches, ….
+    `loss(params, rows)` returns (sum, aux), where every leaf of aux is a sum over rows too. The leaves of `rows` are
+    [R, …] with R a multiple of `microbatches`.
     """
     gradient = jax.value_and_grad(loss, has_aux=True)
     if microbatches == 1:

@@ -1,4 +1,4 @@
-"""Stage 1's optimizer step: maximum likelihood on demonstrations.  L = − Σ_t m_t log π(y_t | y_<t) / Σ_t m_t."""
+"""The optimizer step of stage 1, maximum likelihood on demonstrations: L = − Σ_t m_t log π(y_t | y_<t) / Σ_t m_t."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Stage 2's optimizer step on one minibatch, and the metrics of a rollout."""
+"""The optimizer step of stage 2 on one minibatch, and the metrics of a rollout."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from rljax.training.step.scoring import Extra, Prepared, Scorer, flat
 def make_loss(config: Config, scorer: Scorer):
     """Returns `loss(params, (batch, extra), ratio, reference) -> (sum, sums)`: policy, penalty and value loss of rows.
 
-    `reference` holds the parameters for the exact KL divergence, or None if the penalty does not require `kl`.
+    `reference` holds the reference parameters if the penalty requires `kl`, else None.
     """
     penalty_of, own = config.penalty, config.rollout.optimizer_steps == 1
 
@@ -55,8 +55,8 @@ def make_loss(config: Config, scorer: Scorer):
 def make_update(config: Config, scorer: Scorer, optimizer: optax.GradientTransformation):
     """Returns the jitted `update(state, reference, prepared, algorithm) -> (state, sums)` for one minibatch.
 
-    If the minibatch has no tokens, or w·A = 0 at every token and there is neither a penalty nor a critic, the step is
-    skipped: parameters and optimizer state, including its step count, stay unchanged. `summarize` takes the sums.
+    The step is skipped if the minibatch has no tokens, or if w·A = 0 at every token and there is neither a penalty nor
+    a critic. A skipped step changes neither the parameters nor the optimizer state. `summarize` takes the sums.
     """
     loss = make_loss(config, scorer)
 
@@ -76,11 +76,11 @@ def make_update(config: Config, scorer: Scorer, optimizer: optax.GradientTransfo
 
 @jax.jit
 def summarize(steps: Sequence[dict]) -> dict[str, jax.Array]:
-    """Metrics of a rollout from the sums of its optimizer steps.
+    """Metrics of a rollout from the sums of its optimizer steps; a mean of no values is NaN.
 
-    `loss` and `value_loss` are sums over steps; `grad_norm` is a mean over the steps taken; `entropy` and the metrics
-    of `metrics.policy_summary` are means over tokens. `mismatch` = √(2 · mean k3) in the first step is approximately
-    the root mean square of ℓ in nats; before the first update ℓ is only rounding error. A mean of no values is NaN.
+    `loss` and `value_loss` are sums over steps; `grad_norm` is a mean over the steps taken; `entropy` is a mean over
+    tokens. `mismatch` = √(2 · mean k3) is approximately the root mean square, in nats, of ℓ in the first step, where ℓ
+    is only rounding error.
     """
     total, first = jax.tree.map(lambda *parts: sum(parts), *steps), metrics.policy_summary(steps[0]["policy"])
     return {

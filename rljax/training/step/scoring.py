@@ -31,9 +31,9 @@ class Likeliest(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Scorer:
-    """π_t = softmax(hidden[t−1] · Wᵀ/τ) of a model at temperature τ, from hidden states sharded over a mesh.
+    """π_t = softmax(hidden[t−1] · Wᵀ/τ) of a model at `temperature` τ, from hidden states sharded over `mesh`.
 
-    As in sampling, `banned` tokens have probability 0 and the softmax is over the remaining tokens.
+    As in sampling, the softmax is over all tokens that are not `banned`.
     """
 
     model: Model
@@ -42,7 +42,7 @@ class Scorer:
     banned: tuple[int, ...] = ()
 
     def _bias(self, size: int) -> Float[Array, " V"] | None:
-        """Bias of the first `size` logits: −∞ for banned tokens, else 0; None if no token is banned."""
+        """Bias of `size` logits: −∞ for banned tokens, else 0; None if no token is banned."""
         if not self.banned:
             return None
         return jnp.asarray(np.where(np.isin(np.arange(size), self.banned), -np.inf, 0.0), jnp.float32)
@@ -86,7 +86,7 @@ class Scorer:
 
 
 def _compiled(function: Callable) -> Callable:
-    """Jits the function even under `disable_jit`, since a `shard_map` with custom gradients needs jit."""
+    """Jits the function even under `disable_jit`, since a `shard_map` with custom gradients requires jit."""
 
     def run(*arrays):
         with jax.disable_jit(False):
@@ -96,7 +96,6 @@ def _compiled(function: Callable) -> Callable:
 
 
 def flat(tree):
-    """Reshapes [P, G, …] to rows [P·G, …]."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 
 
@@ -118,8 +117,6 @@ class Extra(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A rollout prepared for its optimizer steps."""
-
     rollouts: Rollouts
     """The rollouts, with every field that the algorithm requires."""
     advantages: Array
@@ -149,9 +146,9 @@ def make_score(scorer: Scorer, rows: int, needs: frozenset[str] = frozenset(), t
 def make_prepare(config: Config, scorer: Scorer):
     """Returns the jitted `prepare(params, reference, rollouts, carried, algorithm) -> (Prepared, carried)`.
 
-    `carried` is the algorithm's carried state, updated once, before the advantage. A forward pass over the rollout is
-    run only if the algorithm requires a field from it, or if log π_old is recomputed and the optimizer step cannot
-    compute it. A penalty or the field `ref_logp` adds a forward pass with the reference parameters.
+    `carried` is the algorithm's carried state, updated once before the advantage is computed. A forward pass over the
+    rollout runs only if the algorithm requires a field from it, or if it recomputes log π_old, which a single optimizer
+    step computes itself. A penalty or the field `ref_logp` adds a forward pass with the reference parameters.
     """
     settings, needs = config.rollout, config.needs
     rows, own = settings.microbatch_rows, settings.optimizer_steps == 1
