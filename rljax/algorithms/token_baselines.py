@@ -18,7 +18,7 @@ def otb(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradien
 
     `low` and `high` (default 0.2) are the widths of the clip region. Requires `Rollouts.proxy`. A varies within a
     sequence, so pool ratios only under `local_gradient`. w and f are our choice.
-    `advantage.leave_one_out_token_baseline` is unbiased; its variance is lower only in some groups (docs/claims.md).
+    `advantage.leave_one_out_token_baseline` is unbiased; docs/claims.md compares their variances.
 
     >>> import jax.numpy as jnp
     >>> proxy = jnp.array([[[1.5], [0.5]]])  # B = 3/4

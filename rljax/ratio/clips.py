@@ -193,9 +193,8 @@ def gamma_gate(
 
         f(ℓ) = λ + kℓ − λe^ℓ, so e^f = r^k e^{λ(1 − r)};    ℓ is first clipped to [log 1e-8, 20]
 
-    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if k or λ is negative. For
-    use after `sequence_sum`, under `local_gradient`. `taper` truncates at 1. Read in TRL's code, not checked against
-    the paper.
+    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if k < 0 or λ < 0. For use on
+    `sequence_sum`, under `local_gradient`. `taper` truncates at 1. From TRL's code, not checked against the paper.
 
     Args:
       k_positive: Exponent k if A ≥ 0; at least 0.
