@@ -28,7 +28,7 @@ Weights = Float[Array, "P G T"]
 def side(advantages: Float[Array, "P G T"], mask: Mask) -> Float[Array, "P G"]:
     """Sign of each completion's mean advantage over its trained tokens, [P, G]; 0 without trained tokens.
 
-    Takes `advantages` and `mask`, both [P, G, T]. The result is the `sign` of the aggregations.
+    Takes `advantages` and `mask`, both [P, G, T]. The result is the argument `sign` of aggregations.
 
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
     >>> side(jnp.array([[[0.5, 9.0, 9.0], [1.0, -2.0, -2.0]]]), lengths_1_and_3).tolist()

@@ -108,8 +108,8 @@ def pass_at_k(rewards: Rewards, mask: Mask) -> Advantages:
 
         A = R₁ − R₂ at the best completion, 0 elsewhere;    0 in a group of one
 
-    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. Its policy gradient estimates the
-    gradient of the group's expected best reward. If two completions share the best reward, A is 0.
+    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. With this A, the policy gradient
+    estimates the gradient of the group's expected best reward. If two completions share the best reward, A is 0.
     `standardized(pass_at_k)` divides by the std. `group_relative` gives every completion an advantage.
 
     >>> pass_at_k(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool)).tolist()

@@ -43,8 +43,7 @@ def reinforce_plus_plus(rewards: Rewards, mask: Mask, *, gamma: float | Array = 
         A = (G_t − µ)/√(σ² + 1e-8),    G_t as in `discounted_returns`
 
     Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. `gamma` is the discount γ per trained
-    token. Raises ValueError if gamma is outside [0, 1]. `reinforce_plus_plus_baseline` first subtracts the group's
-    mean.
+    token. Raises ValueError if gamma is outside [0, 1]. `reinforce_plus_plus_baseline` uses groups.
 
     >>> print(reinforce_plus_plus(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool)))  # ±1 over √(6/5)
     [[[ 0.9129  0.9129  0.9129]

@@ -44,7 +44,7 @@ def local_gradient(ratio: Callable) -> Callable:
 
     A pool's own gradient applies the advantage of one token to other tokens. This is intended in a sequence-level
     objective (GSPO), but wrong for `cumulative` and for advantages that vary within a sequence. Returns a ratio with
-    the keywords and errors of `ratio`; the derivative with respect to them is 0. `chain` keeps gradients.
+    the keywords and errors of `ratio`; its derivative with respect to hyper-parameters is 0. `chain` keeps gradients.
 
     >>> import jax, jax.numpy as jnp
     >>> from rljax.ratio import cumulative

@@ -30,9 +30,9 @@ def total_variation_mask(
 
         f = −∞ if A > 0 and p − q > high, or A < 0 and p − q < −low;  otherwise sg(min(ℓ, log cap) − ℓ) + ℓ
 
-    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if a bound is out of range. p
-    = π_θ(y) and q = π_old(y); |p − q| is the total variation between the two distributions of "y or not y". Since p is
-    computed as q·e^ℓ, `log_ratio` must not be pooled. `kl_mask` bounds a KL divergence.
+    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if a bound is out of range.
+    Here p = π_θ(y) and q = π_old(y); |p − q| is the total variation between the two distributions of "y or not y".
+    Since p is computed as q·e^ℓ, `log_ratio` must not be pooled. `kl_mask` bounds a KL divergence.
 
     Args:
       old_logp: log q, [..., T], in nats.
@@ -68,8 +68,8 @@ def kl_mask(
         D = q log(q/p) + (1 − q) log((1 − q + 1e-8)/(1 − p + 1e-8))
         f = −∞ if A > 0, p > q and D > high, or A < 0, p < q and D > low;  otherwise sg(min(ℓ, log cap) − ℓ) + ℓ
 
-    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if a bound is out of range. p
-    = π_θ(y) = q·e^ℓ and q = π_old(y), so `log_ratio` must not be pooled. `total_variation_mask` bounds |p − q|.
+    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if a bound is out of range.
+    Here p = π_θ(y) = q·e^ℓ and q = π_old(y), so `log_ratio` must not be pooled. `total_variation_mask` bounds |p − q|.
 
     Args:
       old_logp: log q, [..., T], in nats.
