@@ -1,8 +1,7 @@
 """JAX library of LLM-RL objectives: L(θ) = − Σ_t w_t · A_t · exp f(ℓ; A, m)_t.
 
-An algorithm is a `PolicyGradient` with three functions: `advantage` (A), `aggregation` (w) and `ratio` (f).
-`algorithms` has the published ones. `policy_loss` is a plain sum over a `Batch`, to which a `penalty` may be added. The
-core imports only jax and jaxtyping.
+An algorithm is a `PolicyGradient` of three functions, `advantage` (A), `aggregation` (w) and `ratio` (f); `algorithms`
+has the published ones. `policy_loss` is a plain sum over a `Batch`, to which a `penalty` may be added.
 """
 
 import importlib

@@ -55,7 +55,7 @@ def require_segments(segments) -> Array:
 
 
 def require_rank(name: str, x, *axes: str) -> None:
-    """Raises unless x has the axes of one of the arguments, such as "P G T"."""
+    """Raises ValueError unless the rank of x fits one of `axes`, such as "P G T"."""
     if x.ndim not in [len(a.split()) for a in axes]:
         expected = " or ".join(f"[{', '.join(a.split())}]" for a in axes)
         raise ValueError(f"{name} has shape {x.shape}: expected {expected}")

@@ -37,10 +37,9 @@ _ACCELERATORS = ("/dev/accel0", "/dev/vfio/0", "/dev/nvidiactl")
 def keep_freed_memory() -> None:
     """Makes this process keep the host memory that it frees, if it computes on a CPU.
 
-    XLA allocates the temporaries of each step anew. By default glibc maps and unmaps them, so the kernel zeroes their
-    pages in every step (docs/benchmarks.md). We use one arena because XLA allocates on worker threads, and only the
-    main arena grows without mapping. Does nothing with an accelerator, with another C library, or if the environment
-    configures malloc.
+    XLA allocates the temporaries of each step anew, and by default glibc maps and unmaps them, so the kernel zeroes
+    their pages in every step (docs/benchmarks.md). We set one arena because XLA allocates on worker threads and only
+    the main arena grows without mapping. Nothing is set with another C library or if the environment configures malloc.
     """
     configured = "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ)
     computes_on_cpu = os.environ.get("JAX_PLATFORMS") == "cpu" or not any(map(os.path.exists, _ACCELERATORS))

@@ -1,7 +1,6 @@
 """Functions with bound arguments as values: pytrees with equality, a hash and a repr that reads like the call.
 
-Floating-point arguments are pytree leaves, so that they can be traced, mapped and differentiated. Functions, integers,
-strings and None are part of the structure.
+Floating-point arguments are pytree leaves, which can be traced, mapped and differentiated. Other arguments are static.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Sums, means and extrema over sequences: the only file that handles padding, packing and holes.
+"""Sums, means and extrema over sequences, with padding, packing and holes.
 
 `segments [*B, T]` is a boolean mask with one sequence per row, or integer ids: equal non-zero ids in a row form one
 sequence, contiguous except for zeros. A zero marks a token that the policy did not choose (padding, or the output of a

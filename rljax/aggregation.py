@@ -1,9 +1,9 @@
 """Aggregations w: the weight of each token in the loss, computed once per optimizer step and without gradient.
 
-An aggregation is called as `f(mask, sign)` and returns weights w [P, G, T], which are 0 at untrained tokens: P prompts,
-G completions per prompt (a group), T tokens. `mask` [P, G, T] is boolean and true at trained tokens. It covers the
-whole optimizer step, not a microbatch or a shard, and holds whole groups. Completions and groups without a trained
-token are not counted. `sign` [P, G] is −1, 0 or 1, the sign of the completion's mean advantage, as `side` computes.
+An aggregation is called as `f(mask, sign)` and returns weights w [P, G, T] for P prompts, G completions per prompt (a
+group) and T tokens; w is 0 at untrained tokens. `mask` [P, G, T] is true at trained tokens. It covers the whole
+optimizer step, not a microbatch or a shard, in whole groups. Completions and groups without a trained token are not
+counted. `sign` [P, G] is −1, 0 or 1, the sign of the completion's mean advantage, from `side`.
 
 Other required keyword-only parameters are filled in from the fields of `Rollouts` with these names. The weights are
 float64 if `sign` is, else float32. All functions raise ValueError if shapes differ, and TypeError if `mask` is not
@@ -28,8 +28,7 @@ Weights = Float[Array, "P G T"]
 def side(advantages: Float[Array, "P G T"], mask: Mask) -> Float[Array, "P G"]:
     """Sign of each completion's mean advantage over its trained tokens, [P, G]; 0 without trained tokens.
 
-    Takes `advantages` and the boolean `mask`, both [P, G, T]. Raises ValueError if shapes differ. If A is constant in a
-    completion, this is the sign of A. The result is the `sign` that aggregations take.
+    Takes `advantages` and `mask`, both [P, G, T]. The result is the argument `sign` of aggregations.
 
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
     >>> side(jnp.array([[[0.5, 9.0, 9.0], [1.0, -2.0, -2.0]]]), lengths_1_and_3).tolist()
@@ -46,8 +45,7 @@ def token_mean(mask: Mask, sign: Sign) -> Weights:
 
         w = 1/Σ_i n_i
 
-    Takes `mask` [P, G, T] and `sign` [P, G]; returns w [P, G, T]. Raises ValueError if shapes differ. `sequence_mean`
-    is a mean per sequence.
+    Takes `mask` [P, G, T] and `sign` [P, G]; returns w [P, G, T]. `sequence_mean` weights all sequences equally.
 
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
     >>> token_mean(lengths_1_and_3, jnp.array([[1, -1]])).tolist()
@@ -62,8 +60,7 @@ def sequence_mean(mask: Mask, sign: Sign) -> Weights:
 
         w = 1/(n_i · number of sequences)
 
-    Takes `mask` [P, G, T] and `sign` [P, G]; returns w [P, G, T]. Raises ValueError if shapes differ. `token_mean`
-    gives every token the same weight; `group_mean` gives every group the same total weight.
+    Takes `mask` [P, G, T] and `sign` [P, G]; returns w [P, G, T]. `token_mean` weights all tokens equally.
 
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
     >>> print(sequence_mean(lengths_1_and_3, jnp.array([[1, -1]])))
@@ -76,12 +73,11 @@ def sequence_mean(mask: Mask, sign: Sign) -> Weights:
 
 
 def group_mean(mask: Mask, sign: Sign) -> Weights:
-    """Mean per prompt: every group has the same total weight, and so have all tokens of a group.
+    """Mean per prompt: every group has the same total weight, divided equally among its tokens.
 
         w = 1/(number of groups · Σ of n_i in the group)
 
-    Takes `mask` [P, G, T] and `sign` [P, G]; returns w [P, G, T]. Raises ValueError if shapes differ. `sequence_mean`
-    gives every sequence the same total weight. `balanced` also separates the signs of A.
+    Takes `mask` [P, G, T] and `sign` [P, G]; returns w [P, G, T]. `balanced` also separates the signs of A.
 
     >>> two_groups = jnp.array([[[1, 0, 0], [1, 0, 0]], [[1, 1, 0], [1, 1, 0]]], bool)
     >>> group_mean(two_groups, jnp.ones((2, 2))).tolist()
@@ -97,9 +93,9 @@ def constant(mask: Mask, sign: Sign, *, max_length: float | Array) -> Weights:
 
         w = 1/(max_length · number of sequences)
 
-    Takes `mask` [P, G, T] and `sign` [P, G]; returns w [P, G, T]. Raises ValueError if shapes differ or max_length < 1.
-    `max_length` is the budget of trained tokens per sequence; with 1 the loss is the mean over sequences of sums over
-    tokens. The weights do not sum to 1, so a long sequence counts more than under `sequence_mean`.
+    Takes `mask` [P, G, T] and `sign` [P, G]; returns w [P, G, T]. Raises ValueError if max_length < 1. `max_length` is
+    the budget of trained tokens per sequence; with 1 the loss is the mean over sequences of token sums. The weights do
+    not sum to 1: a long sequence counts more than under `sequence_mean`.
 
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
     >>> constant(lengths_1_and_3, jnp.array([[1, -1]]), max_length=4).tolist()
@@ -115,10 +111,10 @@ def balanced(mask: Mask, sign: Sign) -> Weights:
 
         w = (n_side / G) / (tokens of the side) / P
 
-    Takes `mask` [P, G, T] and `sign` [P, G]; returns w [P, G, T]. Raises ValueError if shapes differ. n_side is the
-    number of completions on the token's side, G the number in the group, P the number of groups. A completion with A =
-    0 counts in G only and has w = 0. A group with a NaN in `sign` has NaN weights. Within a group, this is 1/(G·n_i) if
-    lengths are equal on each side, and `group_mean` if the mean lengths of both sides are equal.
+    Takes `mask` [P, G, T] and `sign` [P, G]; returns w [P, G, T]. n_side is the number of completions on the token's
+    side, G the number in the group and P the number of groups. A completion with A = 0 counts in G only and has w = 0.
+    A NaN in `sign` makes the weights of its group NaN. Within a group, w is 1/(G·n_i) if lengths are equal on each
+    side, and as in `group_mean` if the mean lengths of both sides are equal and no A is 0.
 
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
     >>> print(balanced(lengths_1_and_3, jnp.array([[1, -1]])))  # half over one token, half over three
@@ -145,7 +141,7 @@ def _checked(mask, sign) -> tuple[Array, Array]:
 
 
 def _count(mask: Array, axis, sign: Array) -> Array:
-    """The number of true entries along the axes, at least 1 (an empty count divides nothing)."""
+    """The number of true entries along the axes, at least 1 so that it can be a divisor."""
     return jnp.maximum(jnp.sum(mask, axis=axis, keepdims=True), 1).astype(sign.dtype)
 
 

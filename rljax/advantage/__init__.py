@@ -1,22 +1,21 @@
 """Advantages A: the credit of each token, computed once per rollout and without gradient.
 
-An advantage is called as `f(rewards, mask)` and returns A [P, G, T], which is 0 at untrained tokens: P prompts, G
-completions per prompt (a group), T tokens. `mask` is boolean and true at trained tokens. A completion without a trained
+An advantage is called as `f(rewards, mask)` and returns A [P, G, T] for P prompts, G completions per prompt (a group)
+and T tokens; A is 0 at untrained tokens. `mask` [P, G, T] is true at trained tokens. A completion without a trained
 token is absent: no statistic of its group includes it. `rewards` is an outcome reward [P, G], which belongs to the
 completion even if its last tokens are masked, or a dense reward [P, G, T], whose values at masked tokens are ignored.
 
 Symbols: R is the reward of a completion, the sum of a dense reward; G_t = Σ_{j≥t} m_j r_j is the reward-to-go; N is the
-number of completions present in the group, n_i the number of trained tokens of completion i; t counts these tokens from
-1. Unless noted, mean and std are over the group, and std divides by N − 1. A has the unit of `rewards` unless
-normalized.
+number of completions present in the group; n_i is the number of trained tokens of completion i, which t counts from 1.
+Unless noted, mean and std are over the group, and std divides by N − 1. A has the unit of `rewards` unless normalized.
 
 Required keyword-only parameters (`proxy`, `values`, …) are filled in from the fields of `Rollouts` with these names.
 Bind hyper-parameters with `functools.partial`. Results are float64 if an input is float64, else float32.
 
-An outcome reward that is constant in its group, up to rounding, gives exactly 0. The exceptions are discounted returns,
-GAE, and ReMax if the greedy reward differs. If the baseline comes from the group, a group of one gives 0 too, except in
-`max_rl`. A NaN reward, value or proxy of a trained token gives NaN. All functions raise ValueError if shapes differ,
-and TypeError if `mask` is not boolean.
+A group whose outcome rewards are equal up to rounding has A = 0 exactly. So has a group of one if the baseline comes
+from the group, except in `max_rl`. This does not hold for discounted returns, GAE, ReMax if the greedy reward differs,
+and whitened advantages, from which the batch's mean is subtracted. A NaN reward, value or proxy of a trained token
+gives NaN. All functions raise ValueError if shapes differ, and TypeError if `mask` is not boolean.
 """
 
 from rljax.advantage.combine import multi_reward, standardized, whiten, whitened, without_negatives

@@ -35,10 +35,7 @@ def totals(rewards: Array, mask: Array) -> Array:
 
 
 def less_greatest(values: Array, members: Array) -> Array:
-    """The members' values minus the group's largest (axis 1); 0 for others, and if all are equal up to rounding.
-
-    Equal values thus become exact zeros, whose weighted mean is exactly 0 too.
-    """
+    """Members' values minus the group's largest (axis 1); exactly 0 if these are equal up to rounding; 0 for others."""
     largest = jnp.max(values, axis=1, keepdims=True, where=members, initial=-jnp.inf)
     return jnp.where(members & ~alike(values, members, axis=1), values - largest, 0.0)
 

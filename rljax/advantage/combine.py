@@ -20,8 +20,8 @@ def standardized(advantage: Callable) -> Callable:
 
         A = advantage(rewards, mask) / (std R + 1e-6)
 
-    Returns an advantage that requires the same keywords and raises ValueError if shapes differ.
-    `standardized(mean_baseline)` is `group_relative`. `whitened` divides by a std over the whole batch.
+    Returns an advantage that requires the same keywords. `standardized(mean_baseline)` is `group_relative`. `whitened`
+    divides by the std of the whole batch.
 
     >>> from rljax.advantage import pass_at_k
     >>> print(standardized(pass_at_k)(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool)))  # 2 over √2
@@ -43,8 +43,8 @@ def whitened(advantage: Callable) -> Callable:
 
         A ← (A − µ)/√(σ² + 1e-8)
 
-    Returns an advantage that requires the same keywords and raises ValueError if shapes differ. µ and σ are over the
-    whole array, so call the result on the global rollout, outside `shard_map`. `standardized` uses each group's std.
+    Returns an advantage that requires the same keywords. µ and σ are over the whole array: call the result on the
+    global rollout, outside `shard_map`. `standardized` uses each group's std.
 
     >>> from rljax.advantage import mean_baseline
     >>> print(whitened(mean_baseline)(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool)))  # ±1 over √(6/5)
@@ -63,9 +63,9 @@ def whiten(x: Float[Array, "*B T"], mask: Array) -> Float[Array, "*B T"]:
 
         (x − µ)/√(σ² + 1e-8)
 
-    `x` and the boolean `mask` are [..., T]; µ and σ (with n − 1) are over all trained tokens. Returns an array of this
-    shape; untrained entries are 0, and so are all entries if the trained values are equal up to rounding. Raises
-    ValueError if shapes differ. `whitened` applies this function to the result of an advantage.
+    `x`, the boolean `mask` and the result are [..., T]. µ and σ² are the mean and the variance (divided by n − 1) of
+    the n trained values. The result is 0 at untrained tokens, and everywhere if the trained values are equal up to
+    rounding. `whitened` applies `whiten` to an advantage.
 
     >>> print(whiten(jnp.array([[[1.0, 2.0, 3.0], [3.0, 4.0, 5.0]]]), jnp.ones((1, 2, 3), bool)))  # over √(10/5)
     [[[-1.4142 -0.7071  0.    ]
@@ -87,7 +87,7 @@ def without_negatives(advantage: Callable) -> Callable:
         A ← 0 if dropping and the mean of A over the completion's trained tokens is negative
 
     Returns an advantage that requires the keywords of `advantage` and `dropping`, a boolean scalar that
-    `carried.entropy_hysteresis` updates. It raises ValueError if shapes differ.
+    `carried.entropy_hysteresis` updates. `penalty.confident_negatives` drops single tokens.
 
     >>> from rljax.advantage import leave_one_out
     >>> rewards, mask = jnp.array([[1.0, 0.0]]), jnp.ones((1, 2, 1), bool)
@@ -109,9 +109,9 @@ def multi_reward(
 
         A = whiten(Σ_k c_k · (R_k − mean R_k)/std R_k)
 
-    Takes `rewards` (not read) [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. Raises ValueError if
-    shapes differ. A reward that is constant in the group adds 0, and a sum that cancels up to rounding is 0. Nothing is
-    added to the std, so the scale of a reward does not matter. `group_relative` of a sum depends on it.
+    Takes `rewards` (not read) [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. A reward that is constant
+    in the group adds 0, and a sum that cancels up to rounding is 0. Nothing is added to the std, so the scale of each
+    reward does not matter, unlike in `group_relative` of the sum.
 
     Args:
       components: R_k, the rewards [P, G, K].

@@ -27,8 +27,7 @@ def group_relative(rewards: Rewards, mask: Mask) -> Advantages:
 
         A = (R − mean R)/(std R + 1e-6)
 
-    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. Raises ValueError if shapes differ.
-    `mean_baseline` does not divide by the std.
+    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. `mean_baseline` omits the std.
 
     >>> print(group_relative(jnp.array([[1.0, 0.0]]), jnp.ones((1, 2, 3), bool)))  # ±½ over a std of √½
     [[[ 0.7071  0.7071  0.7071]
@@ -44,8 +43,8 @@ def mean_baseline(rewards: Rewards, mask: Mask) -> Advantages:
 
         A = R − mean R
 
-    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. Raises ValueError if shapes differ.
-    `group_relative` also divides by the std; `leave_one_out` excludes the completion from the mean.
+    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. `group_relative` also divides by the
+    std; `leave_one_out` excludes the completion from the mean.
 
     >>> mean_baseline(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool)).tolist()
     [[[1.0, 1.0, 1.0], [-1.0, -1.0, -1.0]]]
@@ -59,8 +58,7 @@ def leave_one_out(rewards: Rewards, mask: Mask) -> Advantages:
 
         A_i = R_i − mean_{j≠i} R_j = N/(N − 1) · (R_i − mean R);    0 in a group of one
 
-    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. Raises ValueError if shapes differ.
-    `mean_baseline` includes the completion in the mean.
+    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. `mean_baseline` includes R_i.
 
     >>> leave_one_out(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool)).tolist()
     [[[2.0, 2.0, 2.0], [-2.0, -2.0, -2.0]]]
@@ -74,8 +72,7 @@ def length_weighted(rewards: Rewards, mask: Mask) -> Advantages:
 
         A_i = R_i − Σ_j n_j R_j / Σ_j n_j
 
-    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. Raises ValueError if shapes differ.
-    `mean_baseline` weights all completions equally.
+    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. `mean_baseline` has equal weights.
 
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
     >>> length_weighted(jnp.array([[1.0, 0.0]]), lengths_1_and_3).tolist()
@@ -91,9 +88,9 @@ def max_rl(rewards: Rewards, mask: Mask) -> Advantages:
 
         A = (R − mean R)/mean R, 0 if the mean is 0;    A = R in a group of one
 
-    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. Raises ValueError if shapes differ.
-    For rewards 0 and 1 this weights a prompt by 1/mean R, so a rare success counts more. `group_relative` divides by
-    the std. Not verified from the paper: read in prime-rl's and SkyRL's code (the group of one: SkyRL's).
+    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. For rewards 0 and 1 this weights a
+    prompt by 1/mean R, so a rare success counts more. `group_relative` divides by the std. Read in prime-rl's and
+    SkyRL's code (the group of one: SkyRL's), not checked against the paper.
 
     >>> max_rl(jnp.array([[1.0, 0.0, 0.0, 0.0]]), jnp.ones((1, 4, 1), bool))[..., 0].tolist()  # over a mean of ¼
     [[3.0, -1.0, -1.0, -1.0]]
@@ -111,9 +108,9 @@ def pass_at_k(rewards: Rewards, mask: Mask) -> Advantages:
 
         A = R₁ − R₂ at the best completion, 0 elsewhere;    0 in a group of one
 
-    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. Raises ValueError if shapes differ.
-    The expected policy gradient is that of the group's best reward. If two completions share the best reward, the lead
-    is 0. `standardized(pass_at_k)` divides by the group's std. `group_relative` gives every completion an advantage.
+    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. With this A, the policy gradient
+    estimates the gradient of the group's expected best reward. If two completions share the best reward, A is 0.
+    `standardized(pass_at_k)` divides by the std. `group_relative` gives every completion an advantage.
 
     >>> pass_at_k(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool)).tolist()
     [[[2.0, 2.0, 2.0], [0.0, 0.0, 0.0]]]
@@ -131,10 +128,9 @@ def task_relative(rewards: Rewards, mask: Mask, *, task: Int[Array, "P"]) -> Adv
 
         A = (R − mean R) / (std_task R + 1e-6)
 
-    Takes `rewards` [P, G] or [P, G, T], `mask` [P, G, T] and `task` [P]; returns A [P, G, T]. Raises ValueError if
-    shapes differ. `task` is an integer per prompt that identifies its task. std_task is over all completions of this
-    task that are present in the batch; it divides by their number minus 1 (our choice, the paper does not specify it).
-    `group_relative` uses the std of the group.
+    Takes `rewards` [P, G] or [P, G, T], `mask` [P, G, T] and `task` [P]; returns A [P, G, T]. `task` is an integer per
+    prompt. std_task is over all present completions of the task in the batch and divides by their number minus 1 (our
+    choice; the paper does not specify the divisor). `group_relative` uses the std of the group.
 
     >>> rewards, mask = jnp.array([[4.0, 0.0], [2.0, 2.0]]), jnp.ones((2, 2, 1), bool)
     >>> print(task_relative(rewards, mask, task=jnp.array([7, 7]))[0])  # ±2 over the std of 4, 0, 2, 2, √(8/3)
@@ -153,7 +149,7 @@ def task_relative(rewards: Rewards, mask: Mask, *, task: Int[Array, "P"]) -> Adv
 
     count = over_task(members)
     mean = over_task(R) / jnp.maximum(count, 1)
-    # `mean` has the prompt's task's mean in each row, so all deviations within a task use the same number.
+    # Each row of `mean` holds the mean of its task, so deviations within a task are from the same number.
     std = jnp.sqrt(over_task(members * (R - mean) ** 2) / jnp.maximum(count - 1, 1))
     return on_tokens(deviation(centered, present, present) / (std + 1e-6), mask)
 
@@ -166,8 +162,8 @@ def policy_improvement(
 
         A_i = φ(ξ) · N · a_i / Σ_j |a_j|,    a_i = R_i − mean R,    φ(ξ) = ξ if ξ ≥ 0, slope · ξ otherwise
 
-    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. Raises ValueError if shapes differ or
-    a hyper-parameter is out of range. `mean_baseline` returns a_i. Not verified from the paper: read in notes on it.
+    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. Raises ValueError if slope < 0.
+    `mean_baseline` returns a_i. Read in notes on the paper, not checked against it.
 
     Args:
       improvement: ξ, a scalar: rise of the mean reward over its history, in std of the history (`rewards.improvement`).

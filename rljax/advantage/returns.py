@@ -17,9 +17,9 @@ def discounted_returns(rewards: Rewards, mask: Mask, *, gamma: float | Array = 1
 
         A_t = G_t = Σ_{j≥t} γ^{j−t} r_j
 
-    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. Raises ValueError if shapes differ or
-    a hyper-parameter is out of range. An outcome reward is paid at the last trained token. `gamma` is the discount γ
-    per token, in [0, 1]. `generalized_advantage_estimation` subtracts values.
+    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. An outcome reward is paid at the last
+    trained token. `gamma` is the discount γ per trained token. Raises ValueError if gamma is outside [0, 1].
+    `generalized_advantage_estimation` subtracts values.
 
     >>> discounted_returns(jnp.array([[1.0, 2.0]]), jnp.ones((1, 2, 3), bool), gamma=0.5).tolist()
     [[[0.25, 0.5, 1.0], [0.5, 1.0, 2.0]]]
@@ -42,9 +42,8 @@ def reinforce_plus_plus(rewards: Rewards, mask: Mask, *, gamma: float | Array = 
 
         A = (G_t − µ)/√(σ² + 1e-8),    G_t as in `discounted_returns`
 
-    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. Raises ValueError if shapes differ or
-    a hyper-parameter is out of range. `gamma` is the discount γ per token, in [0, 1]. No group is needed. If γ = 1, a
-    constant outcome reward gives 0. `reinforce_plus_plus_baseline` subtracts the mean of the group first.
+    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. `gamma` is the discount γ per trained
+    token. Raises ValueError if gamma is outside [0, 1]. `reinforce_plus_plus_baseline` uses groups.
 
     >>> print(reinforce_plus_plus(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool)))  # ±1 over √(6/5)
     [[[ 0.9129  0.9129  0.9129]
@@ -58,8 +57,8 @@ def reinforce_plus_plus_baseline(rewards: Rewards, mask: Mask) -> Advantages:
 
         A = whiten(R − mean R)
 
-    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. Raises ValueError if shapes differ.
-    `reinforce_plus_plus` has no group baseline; `group_relative` divides by the std of the group.
+    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. `reinforce_plus_plus` has no group
+    baseline; `group_relative` divides by the std of the group.
 
     >>> print(reinforce_plus_plus_baseline(jnp.array([[9.0, 7.0]]), jnp.ones((1, 2, 3), bool)))  # ±1 over √(6/5)
     [[[ 0.9129  0.9129  0.9129]
@@ -73,8 +72,8 @@ def remax(rewards: Rewards, mask: Mask, *, greedy_rewards: Float[Array, "P"]) ->
 
         A = G_t − R_greedy
 
-    Takes `rewards` [P, G] or [P, G, T], `mask` [P, G, T] and `greedy_rewards` [P]; returns A [P, G, T]. Raises
-    ValueError if shapes differ. `leave_one_out` takes the baseline from the group's other completions instead.
+    Takes `rewards` [P, G] or [P, G, T], `mask` [P, G, T] and `greedy_rewards` [P]; returns A [P, G, T]. `leave_one_out`
+    takes the baseline from the group's other completions instead.
 
     >>> remax(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool), greedy_rewards=jnp.array([1.0])).tolist()
     [[[2.0, 2.0, 2.0], [0.0, 0.0, 0.0]]]
@@ -98,16 +97,14 @@ def generalized_advantage_estimation(
 
         δ_t = r_t + γ V_{t+1} − V_t,    A_t = δ_t + γλ A_{t+1}
 
-    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. Raises ValueError if shapes differ or
-    a hyper-parameter is out of range.
-
-    t + 1 is the next trained token of the completion: tool tokens between are skipped, and after the last trained token
-    V and A are 0. An outcome reward is paid at the last trained token. `penalty.value_loss` trains the values, on A + V
-    or on the reward-to-go. `whitened` standardizes the result. `discounted_returns` needs no values.
+    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. Raises ValueError if gamma or lam is
+    outside [0, 1]. t + 1 is the next trained token: tool tokens are skipped, and after the last trained token V and A
+    are 0. An outcome reward is paid at the last trained token. `penalty.value_loss` trains the values, on A + V or on
+    the reward-to-go. `whitened` standardizes the result. `discounted_returns` needs no values.
 
     Args:
       values: V of the state before each token, [P, G, T], in the unit of `rewards`; without gradient.
-      gamma: Discount γ per token, in [0, 1].
+      gamma: Discount γ per trained token, in [0, 1].
       lam: λ, in [0, 1]: 0 uses one step, 1 the whole return.
 
     >>> values = jnp.array([[[0.5, 0.25, 0.0], [0.0, 0.0, 0.0]]])  # δ = −¼, −¼, 1 and 0, 0, 0

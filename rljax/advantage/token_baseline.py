@@ -22,11 +22,11 @@ def optimal_token_baseline(
 
         A_{i,t} = G_{i,t} − B_t,    B_t = Σ_i G_{i,t} W_{i,t} / Σ_i W_{i,t},    W_t = Σ_{j≤t} m_j e_j w̄_j²
 
-    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. Raises ValueError if shapes differ.
-    The sums of B_t are over completions with n_i ≥ t. If ΣW = 0, B_t is the plain mean of the same completions. If i
-    alone has n_i ≥ t, B_t is the energy-weighted mean of the others at their last tokens (the paper's code gives A = 0,
-    or a bonus for being the longest). B_t includes completion i, so A is biased: in groups of 4 much of the low
-    variance is due to a shorter gradient (docs/claims.md). `leave_one_out_token_baseline` is unbiased.
+    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. The sums of B_t are over the
+    completions with n_i ≥ t; if Σ W = 0, B_t is their plain mean. For a completion that is alone in having n_i ≥ t, B_t
+    is the energy-weighted mean of the other completions at their last tokens (the paper's code gives A = 0, or a bonus
+    for being the longest). B_t includes completion i, so A is biased: in groups of 4 much of the low variance is due to
+    a shorter gradient (docs/claims.md). `leave_one_out_token_baseline` is unbiased.
 
     Args:
       proxy: e_t = 1 − 2π(y_t) + Σ_v π(v)², [P, G, T], the squared norm of ∂ log π/∂ logits; floored at 0.
@@ -46,9 +46,8 @@ def leave_one_out_token_baseline(
 
         A_{i,t} = G_{i,t} − Σ_{j≠i} G_{j,t} W_{j,t} / Σ_{j≠i} W_{j,t},    j over completions with n_j ≥ t
 
-    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. Raises ValueError if shapes differ.
-    `proxy` and `importance` are as in `optimal_token_baseline`. In small groups the variance of the gradient is close
-    to that of `leave_one_out`, in large groups it is lower (docs/claims.md).
+    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. `proxy` and `importance` are as in
+    `optimal_token_baseline`. Compared with `leave_one_out`, the variance is lower in large groups (docs/claims.md).
 
     >>> proxy = jnp.array([[[0.5, 0.5], [0.5, 0.5], [1.5, 1.5]]])  # B = 1/4, 4/4, 5/2
     >>> leave_one_out_token_baseline(jnp.array([[4.0, 1.0, 0.0]]), jnp.ones((1, 3, 2), bool), proxy=proxy).tolist()
@@ -62,9 +61,9 @@ def exact_energy_baseline(rewards: Rewards, mask: Mask, *, energy: Tokens) -> Ad
 
         A_{i,t} = G_{i,t} − Σ_j G_{j,t} W_{j,t} / Σ_j W_{j,t},    j over completions with n_j ≥ t
 
-    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. Raises ValueError if shapes differ.
-    `energy` is W_t [P, G, T]; negative values count as 0. The proxies approximate ‖Σ_{j≤t} ∇ log π(y_j)‖², which is
-    close to the optimal weight but not equal to it (docs/claims.md). Ones give the plain mean over these completions.
+    Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. `energy` is W_t [P, G, T]; negative
+    values count as 0, and ones give the plain mean over these completions. The proxies approximate ‖Σ_{j≤t} ∇ log
+    π(y_j)‖², which is close to the optimal weight but not equal to it (docs/claims.md).
 
     >>> energy = jnp.array([[[1.0, 2.0], [1.0, 1.0], [2.0, 1.0]]])  # B = 5/4, 9/4
     >>> exact_energy_baseline(jnp.array([[4.0, 1.0, 0.0]]), jnp.ones((1, 3, 2), bool), energy=energy).tolist()
@@ -77,8 +76,7 @@ def exact_energy_baseline(rewards: Rewards, mask: Mask, *, energy: Tokens) -> Ad
     return _token_baseline(rewards, mask, partial(_held, jnp.maximum(energy, 0.0)), _everyone)
 
 
-# The functions below take arrays whose column is the position t of every member of a group. W and G continue with their
-# last value after a member's last token.
+# Below, a column of an array is one position t of all members of a group; W and G are constant after a member's end.
 
 
 def _energy(proxy, importance, mask) -> Array:

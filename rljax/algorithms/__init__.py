@@ -5,16 +5,16 @@ mean R)/(std R + 1e-6) is the reward standardized over a group of G completions.
 sequence, N the number of sequences and M the number of trained tokens in the optimizer step. r = e^ℓ is the ratio of a
 token, and clip_A(r) is min(r, 1 + high) if A ≥ 0 and max(r, 1 − low) if A < 0.
 
-Each docstring names the defaults that are our choice, and what was not verified from the source. KL penalties, sampling
-rules and reward shaping of a paper are not included: see `penalty` and `rewards`. All raise ValueError if a
-hyper-parameter is out of range.
+Each docstring names the defaults that are our choice and what was not checked against the paper. KL penalties, sampling
+rules and reward shaping are not included: see `penalty` and `rewards`. A hyper-parameter out of range raises
+ValueError.
 
 To define another algorithm, write another expression. To schedule a hyper-parameter, use a function of the step:
-`lambda step: holder_po(p=holder_schedule(step))`. Each file is a family with a page in docs/algorithms.
+`lambda step: holder_po(p=holder_schedule(step))`. Each file is one family, with a page in docs/algorithms.
 
-`policy_loss` has an exact derivative with respect to the hyper-parameters of a ratio. The derivative is 0 under
-`local_gradient` (`cispo`, `minpro_cispo`, `vespo`) and for thresholds (`dppo`, `cppo`), and also for hyper-parameters
-of the advantage (`ppo`), the aggregation (`dr_grpo`) and the carried state (`aepo`), since A and w are constants.
+`policy_loss` has an exact derivative with respect to the hyper-parameters of a ratio, which is 0 under `local_gradient`
+(`cispo`, `minpro_cispo`, `vespo`) and for the bounds of `dppo` and `cppo`. Hyper-parameters of the advantage (`ppo`),
+the aggregation (`dr_grpo`) and the carried state (`aepo`) have derivative 0, since A and w are constants.
 """
 
 from rljax.algorithms import critics, entropy, groups, prefixes, regions, reinforce, sequences, token_baselines

@@ -22,9 +22,8 @@ def ppo(
         A = whiten(Σ_{k≥0} (γλ)^k δ_{t+k}),  δ_t = R_t + γV_{t+1} − V_t,    w = 1/M,    e^f = clip_A(r)
 
     `low` and `high` (default 0.2) are the widths of the clip region; `gamma` (default 1) and `lam` (default 0.95) are γ
-    and λ of GAE. low, high and lam are the paper's; gamma, the whitening and the token mean follow language-model
-    trainers (verl). Requires `Rollouts.values`; the critic's loss is `penalty.value_loss`. Raises ValueError if a
-    hyper-parameter is out of range. `grpo` needs no critic.
+    and λ of GAE. `low`, `high` and `lam` are the paper's; `gamma`, the whitening and the token mean follow verl.
+    Requires `Rollouts.values`; the critic's loss is `penalty.value_loss`. `grpo` needs no critic.
 
     >>> import jax.numpy as jnp
     >>> ones = jnp.ones((1, 2, 1))

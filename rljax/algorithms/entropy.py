@@ -22,11 +22,10 @@ def aepo(
         A = (R − mean R)/(std of the task's R + 1e-6), or 0 if A < 0 and dropping,    w = 1/M,    e^f = clip_A(r)
         dropping ← H > entropy_high, or dropping and H ≥ entropy_low
 
-    H is the mean entropy of the rollout's tokens. `entropy_low` and `entropy_high` are in nats and have no defaults,
-    since the paper does not publish them; the derivative with respect to them is 0. `low` (default 0.2) and `high`
-    (default 0.28) are the widths of the clip region. Requires `Rollouts.task` and `Rollouts.entropy`. Raises ValueError
-    if a hyper-parameter is out of range. `grpo` keeps all completions. Our choices, not verified from the source: the
-    aggregation, the clip, and that dropped completions still count in the denominators. The advantage is the paper's.
+    H is the mean entropy of the rollout's trained tokens. `entropy_low` and `entropy_high` are in nats and have no
+    defaults, since the paper does not publish them. `low` (default 0.2) and `high` (default 0.28) are the widths of the
+    clip region. Requires `Rollouts.task` and `Rollouts.entropy`. `grpo` keeps all completions. The advantage is the
+    paper's; the aggregation, the clip, and that dropped completions count in the denominators are ours.
 
     >>> import jax.numpy as jnp
     >>> algorithm, mask = aepo(entropy_low=0.2, entropy_high=0.6), jnp.ones((1, 2, 1), bool)

@@ -15,9 +15,8 @@ def grpo(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradie
 
         A = Z,    w = 1/(N n),    e^f = clip_A(r)
 
-    `low` and `high` (default 0.2) are the widths of the clip region. These are PPO's: the paper gives none, according
-    to TRL's index of papers. Raises ValueError if a bound is out of range. The paper's KL penalty is `penalty.kl`.
-    `dapo` takes a token mean.
+    `low` and `high` (default 0.2) are the widths of the clip region, with PPO's values: the paper gives none, according
+    to TRL's index of papers. The paper's KL penalty is `penalty.kl`. `dapo` takes a token mean.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([0.5, 1.0, 2.0]), jnp.ones(3), jnp.ones(3, bool)
@@ -36,9 +35,8 @@ def dr_grpo(*, max_length: float, low: float | Array = 0.2, high: float | Array 
 
         A = R − mean R,    w = 1/(N · max_length),    e^f = clip_A(r)
 
-    `max_length` is the budget of tokens per sequence; the derivative with respect to it is 0. `low` and `high` (default
-    0.2) are the widths of the clip region. These are PPO's; the paper's were not verified. Raises ValueError if a
-    hyper-parameter is out of range. `grpo` divides by the std and by n.
+    `max_length` is the budget of tokens per sequence. `low` and `high` (default 0.2) are the widths of the clip region,
+    with PPO's values; the paper's were not checked. `grpo` divides by the std and by n.
 
     >>> import jax.numpy as jnp
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
@@ -58,9 +56,8 @@ def dapo(*, low: float | Array = 0.2, high: float | Array = 0.28, dual: float | 
         A = Z,    w = 1/M,    e^f = clip_A(r)
 
     `low` (default 0.2) and `high` (default 0.28) are the widths of the clip region. `dual` (default None) bounds r from
-    above if A < 0 (dual clip, 1912.09729); it is not part of DAPO, but several trainers set it to 3. Raises ValueError
-    if a bound is out of range. DAPO's dynamic sampling and length penalty are `rewards.informative` and
-    `rewards.overlong_penalty`. `grpo` takes a mean over sequences.
+    above if A < 0 (1912.09729); it is not part of DAPO, but several trainers set it to 3. The paper's dynamic sampling
+    is `rewards.informative`, its length penalty `rewards.overlong_penalty`. `grpo` takes a mean over sequences.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([0.5, 1.0, 2.0]), jnp.ones(3), jnp.ones(3, bool)
@@ -77,10 +74,9 @@ def dapo(*, low: float | Array = 0.2, high: float | Array = 0.28, dual: float | 
 def balanced_grpo(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradient:
     """Balanced Aggregation (2605.04077): GRPO with a token mean on each side of the group, A > 0 and A < 0.
 
-        A = Z,    w = (members of the side / G) / (tokens of the side), over the groups,    e^f = clip_A(r)
+        A = Z,    w = (members of the side / G) / (tokens of the side · number of groups),    e^f = clip_A(r)
 
-    `low` and `high` (default 0.2) are the widths of the clip region, as in `grpo`; the paper's were not verified.
-    Raises ValueError if a bound is out of range. `dapo` takes one token mean over both sides.
+    `low` and `high` (default 0.2) are as in `grpo`; the paper's were not checked. `dapo` has one token mean per step.
 
     >>> import jax.numpy as jnp
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
@@ -100,9 +96,8 @@ def max_rl(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGrad
 
         A = (R − mean R)/mean R, 0 if the mean is 0,    w = 1/M,    e^f = clip_A(r)
 
-    For rewards ≥ 0; a group of one has A = R. `low` and `high` (default 0.2) are the widths of the clip region. The
-    aggregation and the clip are our choice. Not verified from the paper: the advantage was read in prime-rl's and
-    SkyRL's code. Raises ValueError if a bound is out of range. `grpo` divides by the std instead.
+    For rewards ≥ 0; a group of one has A = R. `low` and `high` (default 0.2) are the widths of the clip region. Read in
+    prime-rl's and SkyRL's code, not checked against the paper; w and f are our choice. `grpo` divides by the std.
 
     >>> import jax.numpy as jnp
     >>> max_rl().advantage(jnp.array([[1.0, 0.0, 0.0, 0.0]]), jnp.ones((1, 4, 1), bool)).tolist()

@@ -24,8 +24,7 @@ def ctpo(
 
     `log_low` (default 0.025), `log_high` (default 0.05) and `log_dual` (default 0.05; None for no bound) are in nats at
     t = 1; `power` (default 0.5) is the exponent of t. These defaults and the token mean are from the authors' code; the
-    paper's equation has `aggregation.sequence_mean`. Raises ValueError if a hyper-parameter is out of range. `minpro`
-    takes the minimum of the prefix.
+    paper's equation has `aggregation.sequence_mean`. `minpro` uses the smallest ratio of the prefix.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([0.5, 3.0, 0.5]), jnp.ones(3), jnp.ones(3, bool)
@@ -47,9 +46,8 @@ def minpro(*, low: float | Array = 0.2, high: float | Array = 0.28) -> PolicyGra
 
         A = Z,    w = 1/M,    e^f = clip_A(r_t · sg min_{j<t} r_j)
 
-    `low` (default 0.2) and `high` (default 0.28) are the widths of the clip region. Raises ValueError if a bound is out
-    of range. Not verified from the source: the ratio is from notes on the paper, and the clip and the aggregation are
-    our choice. `minpro_cispo` uses the ratio as a constant weight instead.
+    `low` (default 0.2) and `high` (default 0.28) are the widths of the clip region. The ratio is from notes, not
+    checked against the paper; the clip and the aggregation are our choice. `minpro_cispo` has a constant weight.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([0.5, 1.2, 2.0]), jnp.ones(3), jnp.ones(3, bool)
@@ -68,9 +66,8 @@ def minpro_cispo(*, high: float | Array = 0.28) -> PolicyGradient:
 
         A = Z,    w = 1/M,    e^f = min(r_t · min_{j<t} r_j, 1 + high), as a constant that multiplies ∇log π
 
-    `high` (default 0.28) is the width of the region above 1; the derivative with respect to it is 0. Raises ValueError
-    if a bound is out of range. Not verified from the source: the ratio is from notes on the paper; `high` and the
-    aggregation are CISPO's. `minpro` has PPO's clip.
+    `high` (default 0.28) is the width of the region above 1. The ratio is from notes, not checked against the paper;
+    `high` and the aggregation are as in `cispo`. `minpro` has PPO's clip.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([2.0, 1.2, 0.5]), jnp.ones(3), jnp.ones(3, bool)

@@ -16,8 +16,7 @@ def cispo(*, low: float | Array | None = None, high: float | Array = 0.28) -> Po
         A = Z,    w = 1/M,    e^f = min(r, 1 + high), as a constant that multiplies ∇log π
 
     `low` (default None, as in the paper) adds a lower bound 1 − low. `high` (default 0.28) is a default of trainers;
-    the paper tunes it, and its value was not verified. The derivative with respect to both is 0. Raises ValueError if a
-    bound is out of range. `dapo` has the same region, but tokens outside it lose their gradient.
+    the paper tunes it, and its value was not checked. In `dapo`, tokens outside the region lose their gradient.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([0.5, 1.0, 2.0]), jnp.ones(3), jnp.ones(3, bool)
@@ -36,8 +35,7 @@ def sapo(*, positive: float | Array = 1.0, negative: float | Array = 1.05) -> Po
 
         A = Z,    w = 1/(N n),    e^f = (4/τ) σ(τ(r − 1)),  τ = positive if A > 0, negative otherwise
 
-    The temperatures `positive` (default 1) and `negative` (default 1.05) are the paper's. Raises ValueError if either
-    is below 1e-30. `grpo` has a clip instead.
+    The temperatures `positive` (default 1) and `negative` (default 1.05) are the paper's. `grpo` has a clip instead.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([0.7, 1.0, 1.3]), jnp.ones(3), jnp.ones(3, bool)
@@ -54,13 +52,12 @@ def sapo(*, positive: float | Array = 1.0, negative: float | Array = 1.05) -> Po
 def dppo(*, low: float | Array = 0.15, high: float | Array = 0.15, cap: float | Array = 3.0) -> PolicyGradient:
     """DPPO (2602.04879): a trust region bounded by the change of the token's probability, not of its ratio.
 
-        A = Z,    w = 1/M,    e^f = 0 if A > 0 and p − q > high, or A < 0 and p − q < −low;  otherwise sg(min(r, cap))
+        A = Z,    w = 1/M,    e^f = 0 if A > 0 and p − q > high, or A < 0 and p − q < −low;  otherwise min(r, cap),
+        as a constant that multiplies ∇log π
 
     p = π_θ(y) and q = π_old(y). `low` and `high` (default 0.15) bound the change of probability and `cap` (default 3)
-    the weight; the derivative with respect to each is 0. Raises ValueError if a bound is out of range. The paper's
-    other form bounds a KL divergence: `ratio.kl_mask` with low = high = 0.05. The ratio and its defaults are as in
-    verl; the advantage and the aggregation are our choice, not verified from the paper. `cppo` bounds the divergence of
-    the whole sequence.
+    the weight. The paper's other form bounds a KL divergence: `ratio.kl_mask` with low = high = 0.05. The ratio and its
+    defaults are as in verl, A and w are our choice. `cppo` bounds the divergence of the sequence.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask, q = jnp.array([0.5, 1.0, 2.0]), jnp.ones(3), jnp.ones(3, bool), jnp.array([0.5, 0.5, 0.4])
@@ -83,10 +80,8 @@ def cppo(
         c_t from 1 down to `least`,  S_t = Σ_{j≤t} c_j D_j,  C_t = Σ_{j≤t} c_j
 
     `limit` (default 0.15), `slack` (default 0.02; the paper has 0.015 to 0.02) and `least` (default 0.8) are
-    thresholds, so the derivative with respect to each is 0. Requires `Batch.divergence`, which is D:
-    `divergence.total_variation` over the `top_k` (default 20) likeliest tokens of the old policy. Raises ValueError if
-    a hyper-parameter is out of range. The advantage and the aggregation are our choice, not verified from the source.
-    `dppo` bounds each token separately.
+    thresholds. Requires `Batch.divergence`, which is D: `divergence.total_variation` over the `top_k` (default 20)
+    likeliest tokens of the old policy. A and w are our choice. `dppo` bounds each token separately.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.full(3, 1.1), jnp.ones(3), jnp.ones(3, bool)
@@ -107,9 +102,8 @@ def topr() -> PolicyGradient:
         A = R − mean R,    w = 1/N,    e^f = 1 if A ≥ 0, min(1, (Π_t r_t)^{1/n}) if A < 0, as a constant that
         multiplies ∇log π
 
-    The mean baseline and the sum over tokens are our choice. Not verified from the paper: the weight was read in ROLL's
-    code. The equation quoted in that code has Π_t r_t instead of its n-th root, and the sign of the reward instead of
-    the sign of A. `vespo` uses a smooth weight.
+    Read in ROLL's code, not checked against the paper; the equation quoted there has Π_t r_t instead of its n-th root,
+    and the sign of the reward instead of the sign of A. A and w are our choice. `vespo` has a smooth weight.
 
     >>> import jax.numpy as jnp
     >>> r, mask = jnp.array([[0.25, 1.0], [0.25, 1.0]]), jnp.ones((2, 2), bool)
@@ -137,9 +131,7 @@ def vespo(
         each ℓ is clipped to [−20, 20], log R to [log 1e-8, 20]
 
     k and λ are `k_positive` (default 2) and `lam_positive` (default 3) if A ≥ 0, `k_negative` (default 3) and
-    `lam_negative` (default 2) if A < 0; the derivative with respect to them is 0. Raises ValueError if a
-    hyper-parameter is out of range. Not verified from the paper: the weight, its defaults and the token mean were read
-    in TRL's code. `topr` truncates the weight.
+    `lam_negative` (default 2) if A < 0. Read in TRL's code, not checked against the paper. `topr` truncates the weight.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([4.0, 0.5]), jnp.ones(2), jnp.ones(2, bool)

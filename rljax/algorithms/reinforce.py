@@ -16,8 +16,7 @@ def rloo(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradie
         A = R_i − mean_{j≠i} R_j,    w = 1/N,    e^f = clip_A(Π_t r_t), with each token's own gradient
 
     `low` and `high` (default 0.2) are the widths of the clip region. On-policy, this is REINFORCE on whole sequences;
-    the clip for off-policy steps and its bounds are our choice. Raises ValueError if a bound is out of range. `grpo`
-    clips each token.
+    the clip for off-policy steps and its bounds are our choice. `grpo` clips each token.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([0.5, 1.0, 2.2]), jnp.ones(3), jnp.ones(3, bool)
@@ -37,8 +36,7 @@ def reinforce_plus_plus(*, low: float | Array = 0.2, high: float | Array = 0.2) 
         A = whiten(G_t),    w = 1/M,    e^f = clip_A(r)
 
     `low` and `high` (default 0.2) are the widths of the clip region, as in PPO. Returns are not discounted. The
-    whitening over tokens is as in verl, and the paper's KL penalty on the rewards is not included. Raises ValueError if
-    a bound is out of range. With groups, the paper's baseline form is `advantage.reinforce_plus_plus_baseline`.
+    whitening over tokens is as in verl. `advantage.reinforce_plus_plus_baseline` is the paper's form for groups.
 
     >>> import jax.numpy as jnp
     >>> print(reinforce_plus_plus().advantage(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool)))  # ±1 over √(6/5)
@@ -76,8 +74,7 @@ def remax() -> PolicyGradient:
 
         A = G_t − R_greedy,    w = 1/N,    e^f = r
 
-    Requires `Rollouts.greedy_rewards`. For exactly on-policy steps, since nothing is clipped. `rloo` takes the baseline
-    from the other completions.
+    Requires `Rollouts.greedy_rewards`. For on-policy steps only: nothing is clipped. `rloo` needs no greedy completion.
 
     >>> import jax.numpy as jnp
     >>> mask = jnp.ones((1, 2, 3), bool)

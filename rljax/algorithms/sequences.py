@@ -18,8 +18,8 @@ def gspo(*, low: float | Array = 3e-4, high: float | Array = 4e-4) -> PolicyGrad
 
         A = Z,    w = 1/(N n),    e^f = clip_A((Π_t r_t)^{1/n})
 
-    `low` (default 3e-4) and `high` (default 4e-4) are the widths of the clip region, from the paper's section 5.1.
-    Raises ValueError if a bound is out of range. `gmpo` clips each token before the mean.
+    `low` (default 3e-4) and `high` (default 4e-4) are the clip widths of the paper's section 5.1. `gmpo` clips before
+    the mean.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([1.0, 1.0, 1.331]), jnp.ones(3), jnp.ones(3, bool)
@@ -38,8 +38,7 @@ def gspo_token(*, low: float | Array = 3e-4, high: float | Array = 4e-4) -> Poli
 
         A = Z,    w = 1/(N n),    e^f = clip_A((Π_t r_t)^{1/n}), with each token's own gradient
 
-    `low` (default 3e-4) and `high` (default 4e-4) are the widths of the clip region, as in `gspo`. Raises ValueError if
-    a bound is out of range. Use it instead of `gspo` if advantages vary within a sequence.
+    For advantages that vary within a sequence. `low` (default 3e-4) and `high` (default 4e-4) are as in `gspo`.
 
     >>> import jax, jax.numpy as jnp
     >>> ratio_of, A, mask = gspo_token().ratio, jnp.ones(2), jnp.ones(2, bool)
@@ -58,9 +57,8 @@ def luspo(*, low: float | Array = 2e-3, high: float | Array = 2.5e-3) -> PolicyG
 
         A = Z,    w = 1/N,    e^f = clip_A((Π_t r_t)^{1/n})
 
-    `low` (default 2e-3) and `high` (default 2.5e-3) are the widths of the clip region. Raises ValueError if a bound is
-    out of range. Not verified from the paper: read in TRL's code, the bounds (the paper's section 5.1) in TRL's index
-    of papers.
+    `low` (default 2e-3) and `high` (default 2.5e-3) are the widths of the clip region. Not checked against the paper:
+    read in TRL's code, the bounds (section 5.1) in TRL's index of papers.
 
     >>> import jax.numpy as jnp
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
@@ -79,8 +77,7 @@ def gmpo(*, low: float | Array = 0.4, high: float | Array = 0.4) -> PolicyGradie
 
         A = Z,    w = 1/(N n),    e^f = (Π_t c_t)^{1/n},  c = min(r, e^high) if A ≥ 0, max(r, e^−low) if A < 0
 
-    `low` and `high` (default 0.4) bound ℓ itself, in nats, as in the paper. Raises ValueError if a bound is out of
-    range. `gspo` clips the mean instead.
+    `low` and `high` (default 0.4) bound ℓ itself, in nats, as in the paper. `gspo` clips the mean instead.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([1.0, 1.0, 9.0]), jnp.ones(3), jnp.ones(3, bool)
@@ -101,8 +98,7 @@ def holder_po(*, p: float | Array = 2.0, low: float | Array = 0.2, high: float |
 
     `p` (default 2) is the exponent and may be traced. The paper anneals it over training (`holder_schedule`, which
     starts at the default) and keeps it constant during the optimizer steps of a rollout. `low` and `high` (default 0.2)
-    are the widths of the clip region. Raises ValueError if a hyper-parameter is out of range. p → 0 is `gspo` with
-    these bounds.
+    are the widths of the clip region. p → 0 is `gspo` with these bounds.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([1.0, 1.0, 2.5]), jnp.ones(3), jnp.ones(3, bool)
@@ -124,8 +120,7 @@ def holder_po_token_clip(
         A = Z,    w = 1/(N n),    e^f = ((1/n) Σ_t clip_A(r_t)^p)^{1/p}
 
     `p` (default 2), `low` and `high` (default 0.2) are as in `holder_po`, which clips after the mean. p = 1 is GRPO, p
-    → 0 is GMPO with PPO's bounds. Advantages must be constant in each sequence. Raises ValueError if a hyper-parameter
-    is out of range.
+    → 0 is GMPO with PPO's bounds. Advantages must be constant in each sequence.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([0.5, 1.0, 2.0]), jnp.ones(3), jnp.ones(3, bool)
@@ -151,8 +146,7 @@ def holder_po_two_sided(
         A = Z,    w = 1/(N n),    e^f = clip_A(((1/n) Σ_t c_t^p)^{1/p}),  c = r clipped to [1/(1 + limit), 1 + limit]
 
     The first clip keeps a single token from dominating the mean at large |p|; tokens beyond `limit` (default 0.2) have
-    no gradient. `p` (default 2), `low` and `high` (default 0.2) are as in `holder_po`. Raises ValueError if a
-    hyper-parameter is out of range.
+    no gradient. `p` (default 2), `low` and `high` (default 0.2) are as in `holder_po`.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([0.5, 1.0, 2.0]), jnp.ones(3), jnp.ones(3, bool)

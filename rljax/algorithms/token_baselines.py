@@ -16,10 +16,9 @@ def otb(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradien
         A = G_t − Σ_i G_{i,t} W_{i,t} / Σ_i W_{i,t},    w = 1/M,    e^f = clip_A(r)
         W_t = Σ_{j≤t} (1 − 2π(y_j) + Σ_v π(v)²)
 
-    `low` and `high` (default 0.2) are the widths of the clip region. Requires `Rollouts.proxy`. Raises ValueError if a
-    bound is out of range. The advantage varies within a sequence, so combine it with pooled ratios only under
-    `local_gradient`. The clip, its bounds and the token mean are our choice. `advantage.leave_one_out_token_baseline`
-    is unbiased; which baseline has less variance depends on the size of the group (docs/claims.md).
+    `low` and `high` (default 0.2) are the widths of the clip region. Requires `Rollouts.proxy`. A varies within a
+    sequence, so pool ratios only under `local_gradient`. w and f are our choice.
+    `advantage.leave_one_out_token_baseline` is unbiased; docs/claims.md compares their variances.
 
     >>> import jax.numpy as jnp
     >>> proxy = jnp.array([[[1.5], [0.5]]])  # B = 3/4

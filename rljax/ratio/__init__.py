@@ -1,11 +1,10 @@
 """Ratios f: functions from log-ratios to log-ratios, differentiated on every microbatch.
 
-A ratio is called as `f(log_ratio, advantages, segments)`. The three arrays and the result have one shape [..., T]; T is
-time. `log_ratio` is ℓ = log π_θ(y) − log π_old(y), in nats, so r = e^ℓ. `advantages` is A; clips and trust regions read
-only the sign of A, and pools ignore A. `segments` is a boolean mask, true at trained tokens, if every row is one
-sequence. Otherwise it holds integer ids: 0 marks a token that is not trained, and the tokens with one non-zero id in a
-row are a sequence (zeros between them are skipped). Untrained tokens do not affect trained ones; results at them are
-unspecified.
+A ratio is called as `f(log_ratio, advantages, segments)`. The three arrays and the result have one shape, [..., T] for
+T tokens. `log_ratio` is ℓ = log π_θ(y) − log π_old(y), in nats, so r = e^ℓ. `advantages` is A; clips and trust regions
+read only its sign, and pools ignore it. `segments` is a boolean mask, true at trained tokens, if every row is one
+sequence. Otherwise it holds integer ids: 0 marks an untrained token, and equal non-zero ids in a row are one sequence,
+which must be contiguous except for zeros. Untrained tokens do not affect trained ones; results at them are unspecified.
 
 Symbols: m_t is 1 at trained tokens and 0 elsewhere, n = Σ m_t is the sequence's length, t counts the trained tokens of
 a sequence from 1, sg is `stop_gradient`. Sums and results are float64 if `log_ratio` or `advantages` is, else float32.

@@ -1,7 +1,4 @@
-"""Clips and gates: bounds on a ratio.
-
-The comparisons are strict, so that the gradient at ℓ = 0 is never clipped.
-"""
+"""Clips and gates: bounds on a ratio. A ratio exactly at a bound is not clipped, so ℓ = 0 keeps its gradient."""
 
 import math
 
@@ -34,10 +31,9 @@ def clip(
 
         A ≥ 0: e^f = min(r, 1 + high);    A < 0: e^f = min(max(r, 1 − low), dual)
 
-    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError for wrong shapes or values.
-
-    Without `dual` this is PPO's min(rA, clip(r, 1 − low, 1 + high)·A) divided by A. If a pool follows (`chain`), A must
-    be constant in each sequence. `two_sided_clip` ignores the sign of A; `log_clip` takes its bounds in nats.
+    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if a bound is out of range.
+    Without `dual`, this is PPO's min(rA, clip(r, 1 − low, 1 + high)·A)/A. If a pool follows (`chain`), A must be
+    constant in each sequence. `two_sided_clip` ignores the sign of A; `log_clip` takes bounds in nats.
 
     Args:
       low: Width of the region below r = 1; 0 ≤ low < 1.
@@ -64,9 +60,8 @@ def log_clip(
 
         A > 0: f = min(ℓ, log_high);    A < 0: f = max(ℓ, −log_low);    A = 0: f = 0
 
-    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError for wrong shapes or values.
-
-    As in the paper, A must be constant in each sequence. `clip` is the same clip with bounds on r.
+    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if a bound is out of range.
+    As in the paper, A must be constant in each sequence. `clip` takes bounds on r instead.
 
     Args:
       log_low: Width of the region below ℓ = 0, in nats; log_low ≥ 0.
@@ -96,10 +91,8 @@ def position_clip(
 
         A ≥ 0: f = min(ℓ, log_high·t^power);    A < 0: f = min(max(ℓ, −log_low·t^power), log_dual·t^power)
 
-    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError for wrong shapes or values.
-
-    The std of `cumulative` grows as t^0.5, the std of `prefix_mean` falls as t^−0.5. `clip` has bounds independent of
-    t.
+    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if a bound is out of range.
+    The std of ℓ grows as t^0.5 after `cumulative` and falls as t^−0.5 after `prefix_mean`. `clip` ignores t.
 
     Args:
       log_low: Width of the region below ℓ = 0 at t = 1, in nats; log_low ≥ 0.
@@ -131,10 +124,9 @@ def two_sided_clip(
 
         e^f = min(max(r, 1 − low), 1 + high)
 
-    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError for wrong shapes or values.
-
+    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if a bound is out of range.
     Under `local_gradient` a clipped token keeps its gradient, scaled by the clipped ratio; without `local_gradient` its
-    gradient is 0. `clip` leaves r unclipped on one side, depending on the sign of A.
+    gradient is 0. `clip` bounds only one side of r, which depends on the sign of A.
 
     Args:
       low: Width of the region below r = 1, 0 ≤ low < 1; None for no lower bound.
@@ -166,9 +158,8 @@ def soft_gate(
 
         f(ℓ) = log( (4/τ) σ(τ(r − 1)) ),    τ = positive if A > 0, negative otherwise;  σ is the logistic function
 
-    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError for wrong shapes or values.
-
-    At r = 1, e^f is 2/τ and ∂e^f/∂r is 1; the derivative falls smoothly to 0 on both sides, unlike that of `clip`.
+    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if τ is out of range. e^f is
+    2/τ and ∂e^f/∂ℓ is 1 at ℓ = 0. The derivative falls smoothly to 0 on both sides; `clip` cuts it off.
 
     Args:
       positive: Temperature τ of tokens with A > 0; at least 1e-30.
@@ -202,10 +193,8 @@ def gamma_gate(
 
         f(ℓ) = λ + kℓ − λe^ℓ, so e^f = r^k e^{λ(1 − r)};    ℓ is first clipped to [log 1e-8, 20]
 
-    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError for wrong shapes or values.
-
-    For use after `sequence_sum` and under `local_gradient`; `taper` truncates at 1 instead. Read in TRL's code, not
-    verified from the paper.
+    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if k < 0 or λ < 0. For use on
+    `sequence_sum`, under `local_gradient`. `taper` truncates at 1. From TRL's code, not checked against the paper.
 
     Args:
       k_positive: Exponent k if A ≥ 0; at least 0.
@@ -230,9 +219,8 @@ def taper(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> Tokens:
 
         A ≥ 0: f = 0;    A < 0: f = min(ℓ, 0)
 
-    Maps `log_ratio` (nats), `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if shapes differ.
-
-    For use under `local_gradient`; `gamma_gate` is a smooth weight. Read in ROLL's code, not verified from the paper.
+    Maps `log_ratio` (nats), `advantages` and `segments` to f(ℓ), all [..., T]. For use under `local_gradient`.
+    `gamma_gate` is a smooth weight. Read in ROLL's code, not checked against the paper.
 
     >>> r, A = jnp.array([2.0, 2.0, 0.5]), jnp.array([1.0, -1.0, -1.0])
     >>> print(jnp.exp(taper(jnp.log(r), A, jnp.ones(3, bool))))
@@ -247,9 +235,8 @@ def taper(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> Tokens:
 def clamp(log_ratio: Tokens, advantages: Tokens, segments: Segments, *, limit: float | Array) -> Tokens:
     """Clamp of ℓ to [−limit, limit], so that exp cannot overflow.
 
-    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError for wrong shapes or values.
-
-    The gradient outside the interval is 0. Unlike `clip`, this is a numerical guard, not a trust region.
+    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if limit < 0. The gradient
+    outside the interval is 0. Unlike `clip`, this is a numerical guard, not a trust region.
 
     Args:
       limit: Largest |ℓ|, in nats; limit ≥ 0.

@@ -18,8 +18,7 @@ def chain(*ratios: Callable) -> Callable:
         chain(f, g)(ℓ) = g(f(ℓ))
 
     Order matters: a pool followed by a clip is GSPO, a clip followed by a pool is GMPO. Returns a ratio that requires
-    the keywords of all `ratios`, passes each on, and raises their errors. `local_gradient` changes the gradient of one
-    ratio.
+    the keywords of all `ratios` and raises their errors. `local_gradient` changes the gradient of one ratio.
 
     >>> import jax.numpy as jnp
     >>> from rljax.ratio import cumulative, sequence_mean
@@ -43,10 +42,9 @@ def local_gradient(ratio: Callable) -> Callable:
 
         sg(f(ℓ) − ℓ) + ℓ
 
-    A pool's own gradient gives the advantage of one token to other tokens. This is intended in a sequence-level
-    objective (GSPO), but wrong for `cumulative` and for advantages that vary within a sequence; use `local_gradient`
-    there. Returns a ratio with the same keywords and errors as `ratio`. Its derivative with respect to a
-    hyper-parameter of `ratio` is 0, because the value is a constant. `chain` composes ratios and keeps their gradients.
+    A pool's own gradient applies the advantage of one token to other tokens. This is intended in a sequence-level
+    objective (GSPO), but wrong for `cumulative` and for advantages that vary within a sequence. Returns a ratio with
+    the keywords and errors of `ratio`; its derivative with respect to hyper-parameters is 0. `chain` keeps gradients.
 
     >>> import jax, jax.numpy as jnp
     >>> from rljax.ratio import cumulative

@@ -1,6 +1,6 @@
 """Trust regions bounded by a divergence: a token outside the region is dropped (f = −∞), whatever its ratio.
 
-The derivative with respect to each hyper-parameter is 0: the hyper-parameters are thresholds, or bound a constant.
+The derivative with respect to each hyper-parameter is 0, because each is a threshold or bounds a constant (`cap`).
 """
 
 import math
@@ -30,10 +30,9 @@ def total_variation_mask(
 
         f = −∞ if A > 0 and p − q > high, or A < 0 and p − q < −low;  otherwise sg(min(ℓ, log cap) − ℓ) + ℓ
 
-    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError for wrong shapes or values.
-
-    p = π_θ(y) and q = π_old(y); |p − q| is the total variation between the two distributions of "y or not y". Since p
-    is computed as q·e^ℓ, `log_ratio` must not be pooled. `kl_mask` bounds a KL divergence instead.
+    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if a bound is out of range.
+    Here p = π_θ(y) and q = π_old(y); |p − q| is the total variation between the two distributions of "y or not y".
+    Since p is computed as q·e^ℓ, `log_ratio` must not be pooled. `kl_mask` bounds a KL divergence.
 
     Args:
       old_logp: log q, [..., T], in nats.
@@ -69,9 +68,8 @@ def kl_mask(
         D = q log(q/p) + (1 − q) log((1 − q + 1e-8)/(1 − p + 1e-8))
         f = −∞ if A > 0, p > q and D > high, or A < 0, p < q and D > low;  otherwise sg(min(ℓ, log cap) − ℓ) + ℓ
 
-    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError for wrong shapes or values.
-
-    p = π_θ(y) = q·e^ℓ and q = π_old(y), so `log_ratio` must not be pooled. `total_variation_mask` bounds |p − q|.
+    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if a bound is out of range.
+    Here p = π_θ(y) = q·e^ℓ and q = π_old(y), so `log_ratio` must not be pooled. `total_variation_mask` bounds |p − q|.
 
     Args:
       old_logp: log q, [..., T], in nats.
@@ -108,10 +106,8 @@ def cumulative_divergence_mask(
         f = ℓ if A(r − 1) ≤ 0, or w_t D_t ≤ limit and S_t ≤ limit + slack · W_{t−1};  otherwise −∞
         w_t = 1 − (1 − least)(t − 1)/(n − 1),    S_t = Σ_{j≤t} w_j D_j,    W_t = Σ_{j≤t} w_j
 
-    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError for wrong shapes or values.
-
-    n, the sequence's own length, is our reading of the paper's T. `total_variation_mask` and `kl_mask` bound each
-    token.
+    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if a bound is out of range.
+    n, the sequence's own length, is our reading of the paper's T. `kl_mask` bounds each token separately.
 
     Args:
       divergence: D ≥ 0, [..., T]; in the paper the total variation over the old policy's top 20 tokens and the rest.

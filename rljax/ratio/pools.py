@@ -16,9 +16,7 @@ from rljax.ratio._arguments import Tokens, checked
 def token(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> Tokens:
     """The token's own ratio, f(ℓ) = ℓ (PPO, 1707.06347; GRPO, 2402.03300).
 
-    Maps `log_ratio` (nats), `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if shapes differ.
-
-    `sequence_mean` gives all tokens of a sequence the same ratio.
+    Maps `log_ratio` (nats), `advantages` and `segments` to f(ℓ), all [..., T]. `sequence_mean` pools the sequence.
 
     >>> token(jnp.array([0.5, -0.25]), jnp.ones(2), jnp.ones(2, bool)).tolist()
     [0.5, -0.25]
@@ -31,10 +29,8 @@ def sequence_mean(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> 
 
         f(ℓ) = (1/n) Σ_j m_j ℓ_j
 
-    Maps `log_ratio` (nats), `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if shapes differ.
-
-    The loss then gives every token of the sequence the same share of Σ_t w_t A_t; if A varies within a sequence, use
-    `local_gradient(sequence_mean)`. `sequence_sum` does not divide by n.
+    Maps `log_ratio` (nats), `advantages` and `segments` to f(ℓ), all [..., T]. The gradient spreads Σ_t w_t A_t equally
+    over the tokens of the sequence; if A varies there, use `local_gradient`. `sequence_sum` does not divide by n.
 
     >>> ℓ, mask = jnp.array([0.5, -0.25, 0.0, 1.25]), jnp.array([True, True, False, True])
     >>> sequence_mean(ℓ, jnp.ones(4), mask).tolist()
@@ -49,9 +45,8 @@ def sequence_sum(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> T
 
         f(ℓ) = Σ_j m_j ℓ_j
 
-    Maps `log_ratio` (nats), `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if shapes differ.
-
-    Without `local_gradient`, each of the n tokens contributes the gradient of all n. `sequence_mean` divides by n.
+    Maps `log_ratio` (nats), `advantages` and `segments` to f(ℓ), all [..., T]. Without `local_gradient`, each of the n
+    tokens contributes the gradient of all n. `sequence_mean` divides by n.
 
     >>> ℓ, mask = jnp.array([0.5, -0.25, 0.0, 1.25]), jnp.array([True, True, False, True])
     >>> sequence_sum(ℓ, jnp.ones(4), mask).tolist()
@@ -66,9 +61,8 @@ def cumulative(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> Tok
 
         f(ℓ)_t = Σ_{j≤t} m_j ℓ_j
 
-    Maps `log_ratio` (nats), `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if shapes differ.
-
-    Without `local_gradient`, the advantage of token t also reaches every earlier token. `prefix_mean` divides by t.
+    Maps `log_ratio` (nats), `advantages` and `segments` to f(ℓ), all [..., T]. Without `local_gradient`, the advantage
+    of token t is also applied to every earlier token. `prefix_mean` divides by t.
 
     >>> ℓ, mask = jnp.array([0.5, -0.25, 0.0, 1.25]), jnp.array([True, True, False, True])
     >>> cumulative(ℓ, jnp.ones(4), mask).tolist()
@@ -83,9 +77,8 @@ def prefix_mean(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> To
 
         f(ℓ)_t = (1/t) Σ_{j≤t} m_j ℓ_j
 
-    Maps `log_ratio` (nats), `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if shapes differ.
-
-    A variant in CTPO's code, clipped by `position_clip` with power = −0.5. `cumulative` does not divide by t.
+    Maps `log_ratio` (nats), `advantages` and `segments` to f(ℓ), all [..., T]. A variant in CTPO's code, clipped by
+    `position_clip` with power = −0.5. `cumulative` does not divide by t.
 
     >>> ℓ, mask = jnp.array([0.5, -0.25, 0.0, 1.25]), jnp.array([True, True, False, True])
     >>> prefix_mean(ℓ, jnp.ones(4), mask).tolist()
@@ -101,10 +94,8 @@ def prefix_min(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> Tok
 
         f(ℓ)_t = sg[min_{j<t} ℓ_j] + ℓ_t
 
-    Maps `log_ratio` (nats), `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if shapes differ.
-
-    At the first token the minimum is replaced by 0; elsewhere it may exceed 0. `cumulative` adds all earlier ℓ instead.
-    Not verified from the paper: the formula is from third-party notes on it.
+    Maps `log_ratio` (nats), `advantages` and `segments` to f(ℓ), all [..., T]. The minimum is 0 at the first token and
+    may exceed 0 later. `cumulative` adds all earlier ℓ. From notes on the paper, not checked against it.
 
     >>> ℓ, mask = jnp.array([0.5, -0.25, 0.0, 1.25]), jnp.array([True, True, False, True])
     >>> prefix_min(ℓ, jnp.ones(4), mask).tolist()
@@ -120,14 +111,12 @@ def power_mean(log_ratio: Tokens, advantages: Tokens, segments: Segments, *, p: 
 
         f(ℓ) = (1/p) log( (1/n) Σ_j m_j e^{pℓ_j} );    at p = 0 the mean of ℓ, as in `sequence_mean`
 
-    The gradient weights token t by r_t^p / Σ_j r_j^p. The paper's default is `power_mean` followed by `clip`. With
-    `clip` first, p = 1 is GRPO and p = 0 is GMPO, if A is constant in each sequence. The computation is stable for
-    large |pℓ| and accurate near p = 0, as is the derivative with respect to p.
-
-    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError for wrong shapes or values.
+    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if p is out of range. The
+    gradient weights token t by r_t^p / Σ_j r_j^p. By default the paper applies `clip` afterwards. With `clip` first and
+    A constant in each sequence, p = 1 is GRPO and p = 0 is GMPO. Accurate for large |pℓ| and near p = 0.
 
     Args:
-      p: Exponent, any real number; may be traced (a schedule).
+      p: Exponent, a number in [-1e30, 1e30); may be traced (a schedule).
 
     >>> ℓ, mask = jnp.log(jnp.array([1.0, 3.0])), jnp.array([True, True])
     >>> print(*(jnp.exp(power_mean(ℓ, jnp.ones(2), mask, p=p)) for p in (1.0, -1.0)))
