@@ -107,7 +107,7 @@ def _forward(tile: Tile | None, inputs: _Inputs):
             least = nothing + jnp.asarray(BANNED, beta.dtype)
             sums = cover(v, tile.vocabulary, columns, _Sums(least, least, nothing, nothing, nothing))
             log_s, log_r = jnp.log(sums.total), jnp.log(sums.ref_total)
-            absent = (y == ABSENT) | (sums.top <= BANNED)  # top ≤ BANNED: the policy bans all tokens
+            absent = (y == ABSENT) | (sums.top <= BANNED)  # the policy bans all tokens
             kl = jnp.where(absent, 0, sums.moment / sums.total - log_s + log_r)
             return kl, sums.top, log_s, sums.ref_top, log_r
 
@@ -119,7 +119,7 @@ def _forward(tile: Tile | None, inputs: _Inputs):
 
 
 def _absorb(sums: _Sums, x, z, is_column) -> _Sums:
-    """The sums with one more tile of both policies' logits [n, v]; entries that are not `is_column` add nothing."""
+    """The sums with one more tile of logits, x and z [n, v]; entries that are not `is_column` add nothing."""
     top, ref_top = (jnp.maximum(old, jnp.max(new, axis=-1)) for old, new in ((sums.top, x), (sums.ref_top, z)))
     shift, ref_shift = sums.top - top, sums.ref_top - ref_top
     scale = jnp.exp(shift)

@@ -1,4 +1,4 @@
-"""token_topk over tiles of tokens × vocabulary under XLA: the pass of token_stats, with a running top k of the logits.
+"""token_topk over tiles of tokens × vocabulary under XLA: the pass of token_stats with a running top k of the logits.
 
     best ← the k largest of best ∪ tile,      log π_v = x_v − m − log S after the last tile
 
@@ -19,7 +19,7 @@ from pallas_kernels.token_topk.reference import TopTokens
 
 
 class Best(NamedTuple):
-    """Ids and logits of the k largest among the columns seen so far, [N, k] each; unused places have logit −∞."""
+    """Ids and logits of the k largest logits among the columns seen so far, [N, k] each; −∞ in unused places."""
 
     ids: Array
     x: Array
