@@ -163,5 +163,4 @@ def on_explicit_axes(spec: Callable[[PartitionSpec], PartitionSpec]) -> Callable
 
 
 def rows_of(spec: PartitionSpec) -> PartitionSpec:
-    """The spec of an array's first axis."""
     return PartitionSpec(*spec[:1])

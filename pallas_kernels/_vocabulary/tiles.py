@@ -55,12 +55,10 @@ def cover(size: int, tile: int, body, carry) -> Any:
 
 
 def sliced(tree, start, size: int):
-    """Rows start:start + size of every array in a pytree."""
     return jax.tree.map(lambda whole: lax.dynamic_slice_in_dim(whole, start, size), tree)
 
 
 def put(tree, parts, start):
-    """The arrays of a pytree with `parts` written over their rows from `start` on."""
     return jax.tree.map(lambda whole, part: lax.dynamic_update_slice_in_dim(whole, part, start, 0), tree, parts)
 
 

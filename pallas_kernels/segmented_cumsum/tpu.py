@@ -10,8 +10,7 @@ Within a block the scan is a Hillis-Steele tree. In round k every token combines
 the token before it, so it neither adds nor resets. Sums are compensated across blocks: log₂ 1024 roundings within a
 block, and about two for all blocks of a row together. The kernel has never run on a TPU, only in Pallas' interpreters.
 
-VMEM in bytes: x, ids and y 3·2·8·1024·4 (double-buffered), the carry 3·8·128·4 (a column takes all lanes), and the
-tree's x and ids with their shifted copies 4·8·1024·4: a third of a MiB.
+VMEM: a third of a MiB for x, ids and y (double-buffered), the carry, and the tree's arrays with their shifted copies.
 """
 
 import math

@@ -48,7 +48,6 @@ class _Inputs(NamedTuple):
     ref_softcap: Array | None
 
     def heads(self) -> tuple[Head, Head]:
-        """(policy's head, reference's head)."""
         size = self.unembedding.shape[0]
         return (
             Head(self.unembedding, self.bias, self.beta, self.softcap, size),
@@ -60,7 +59,6 @@ def token_kl(
     hidden, unembedding, ref_hidden, ref_unembedding, mask, *, temperature=1.0, softcap=(None, None), bias=(None, None),
     tile: Tile | None = None
 ):  # fmt: skip
-    """`reference.token_kl` in tiles, without arrays of size N·V."""
     accumulator = promoted(dtypes(hidden, unembedding)[1], dtypes(ref_hidden, ref_unembedding)[1])
     if hidden.shape[0] == 0:
         return jnp.zeros(0, accumulator)

@@ -17,7 +17,6 @@ KERNEL = "token_stats"
 
 
 def _named(name: str, module) -> Passes:
-    """The passes of a module, in the named scope of the implementation."""
     return Passes(*(jax.named_scope(f"{KERNEL}_{name}")(pass_) for pass_ in (module.sums, module.gradients)))
 
 

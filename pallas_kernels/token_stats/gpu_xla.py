@@ -23,7 +23,6 @@ def best_tile(tokens: int, vocabulary: int) -> Tile:
 
 
 def sums(hidden: Array, head: Head, targets: Array, tile: Tile | None) -> Sums:
-    """`chunked.sums` with this module's default tile."""
     with jax.named_scope("tiled"):
         return chunked.sums(hidden, head, targets, tile or best_tile(hidden.shape[0], head.unembedding.shape[0]))
 

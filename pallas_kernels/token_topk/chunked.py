@@ -28,7 +28,6 @@ class Best(NamedTuple):
 def token_topk(
     inputs: Inputs, k: int, vocabulary: int, axis_name: str | None = None, tile: Tile | None = None
 ) -> tuple[TokenStats, TopTokens]:
-    """`reference.token_topk` in tiles, without arrays of size N·V."""
     hidden, unembedding, bias, targets, beta, softcap = inputs
     rows = unembedding.shape[0]
     begin, size = shard(vocabulary, axis_name, rows)

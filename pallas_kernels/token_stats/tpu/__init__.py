@@ -1,7 +1,7 @@
 """token_stats on a TPU: three Pallas kernels for the forward sums, ∂hidden, and ∂unembedding with ∂bias.
 
-Each kernel is a pass over tiles of the logits [N, V], which stay in VMEM; see `forward` and `backward_tile`. None has
-ever run on a TPU: they run in Pallas' interpreter (tests/kernels) and compile for TPUs (`make tpu-compile`).
+The kernels have never run on a TPU: they run in Pallas' interpreter (tests/kernels) and compile with `make tpu-compile`.
+Each is a pass over tiles of the logits [N, V], which stay in VMEM; see `forward` and `backward_tile`.
 """
 
 from typing import Any

@@ -42,7 +42,6 @@ from pallas_kernels.token_stats.tpu.generations import (
 
 
 def hidden_gradient(hidden: Array, head: Head, targets: Array, slope: Slope, tile: Tile | None, dtype) -> Array:
-    """∂hidden [N, D], in `dtype`."""
     common = common_dtype(hidden, head)
     (n, d), v = hidden.shape, head.unembedding.shape[0]
     here = generation()

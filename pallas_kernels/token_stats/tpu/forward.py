@@ -14,8 +14,7 @@ it to the sums. The last part of a tile is added during the first part of the ne
 logits z of banned tokens, of padding and of rows past the end of the weight are set to `floor`, where βz = `BANNED`:
 they add e^(β(floor − m)) = 0 as soon as m is the logit of any other token.
 
-VMEM in bytes, with b bytes per element: hidden states 2·nt·D·b and weight 2·vt·D·b (double-buffered), two parts of
-logits 2·part·nt·4, sums 5·8·nt·4, outputs 2·8·nt·4, targets 2·8·nt·4, and with a bias 2·8·vt·4.
+VMEM holds the sums, two parts of logits, and double-buffered blocks of h, W, targets, bias and outputs; see `_bytes`.
 """
 
 from functools import partial
@@ -49,7 +48,6 @@ CHUNK = 256  # tokens whose sums are in registers at the same time
 
 
 def sums(hidden: Array, head: Head, targets: Array, tile: Tile | None) -> Sums:
-    """The sums over all columns of the head, [N] each, in float32."""
     common = common_dtype(hidden, head)
     (n, d), v = hidden.shape, head.unembedding.shape[0]
     here = generation()

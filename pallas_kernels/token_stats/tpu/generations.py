@@ -1,7 +1,7 @@
 """Tiles and VMEM limits of each TPU generation, and the tiles to visit; shared by the TPU kernels.
 
-Hidden states and weight are not padded: the last block of either extends past the end of the array, where its contents
-are undefined and may be NaN. Only vectors of length N or V are padded to whole tiles.
+Only vectors of length N or V are padded to whole tiles. The last blocks of h and W may extend past the end of their
+array, where their contents are undefined and may be NaN.
 """
 
 import math
@@ -135,9 +135,6 @@ def bias_row(head: Head, columns: int):
 def is_ragged(head: Head, columns: int) -> bool:
     """Whether a tile of `columns` may contain padding or rows past the end of the weight."""
     return not isinstance(head.size, int) or head.size % columns > 0
-
-
-# ----------------------------------------------------------------------------------------------------- within a kernel
 
 
 def dot(a, b, contract: tuple[int, int], common):
