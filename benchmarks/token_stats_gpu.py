@@ -28,10 +28,7 @@ from pallas_kernels.token_stats import TokenStats
 from pallas_kernels.token_stats.gpu import Launch, gradients, sums
 
 SIZES = [(8192, 4096, 151936), (4096, 2048, 151936)]
-SMALL = [
-    (128, 64, 512),
-    (300, 200, 1007),
-]  # for correctness: divisible by the tile's sides, and not
+SMALL = [(128, 64, 512), (300, 200, 1007)]  # for correctness: one that tiles divide, one that they do not
 TILES = [(8192, 16000), (8192, 4096), (4096, 16000), (2048, 37984), (1024, 8192), (1024, 151936)]
 LAUNCHES = [
     (Tile(128, 256), Launch()),
@@ -122,7 +119,7 @@ def errors(candidate: Candidate, size: tuple[int, int, int], dtype) -> dict[str,
 
 
 def check(candidate: Candidate, sizes=SMALL) -> dict[str, Any]:
-    """The largest errors over all sizes in bfloat16 and the last size in float32, and whether they are within BOUNDS."""
+    """The largest errors over all sizes in bfloat16 and the last size in float32; whether they are within BOUNDS."""
     cases = [(size, jnp.bfloat16) for size in sizes] + [(sizes[-1], jnp.float32)] * candidate.with_gradients
     found = [errors(candidate, *case) for case in cases]
     worst = {name: float(np.max([error[name] for error in found])) for name in found[0]}  # np.max propagates NaN

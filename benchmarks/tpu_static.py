@@ -7,7 +7,7 @@ are feasible: for r × c tiles the cycles are α + β·r + γ·c + δ·r·c, whi
 branches count as taken, so the benchmark compiles kernels that compute every tile and clear no rows. The time is the
 larger of the cycles and the kernel's bytes at full HBM bandwidth. The floor is the matrix products at the peak rate.
 
-Nothing here runs on a TPU. The estimate ranks tiles and is not a measurement: it excludes latency and contention of HBM,
+Nothing here runs on a TPU. The estimate ranks tiles, but is not a measurement: it excludes HBM latency and contention,
 stalls on single transfers and the clock under load.
 """
 

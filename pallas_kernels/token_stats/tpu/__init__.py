@@ -1,6 +1,6 @@
 """token_stats on a TPU: three Pallas kernels for the forward sums, ∂hidden, and ∂unembedding with ∂bias.
 
-The kernels have never run on a TPU: they run in Pallas' interpreter (tests/kernels) and compile with `make tpu-compile`.
+The kernels have never run on a TPU: they run in Pallas' interpreter (tests/kernels); `make tpu-compile` compiles them.
 Each is a pass over tiles of the logits [N, V], which stay in VMEM; see `forward` and `backward_tile`.
 """
 
