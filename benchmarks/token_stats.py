@@ -67,7 +67,6 @@ def inputs(n, d, v, dtype):
 
 
 def temporaries(program) -> float:
-    """Megabytes of XLA's temporaries."""
     analysis = program.memory_analysis()
     assert analysis is not None, "this backend has no memory analysis"
     return analysis.temp_size_in_bytes / 1e6

@@ -24,7 +24,7 @@ class Loop(NamedTuple):
 
 
 def estimated_cycles(folder: Path, kernel: str) -> int:
-    """Estimated cycles on one TensorCore of the kernel whose name begins with `kernel`, over all grid steps."""
+    """Estimated cycles, on one TensorCore and over all grid steps, of the kernel whose name begins with `kernel`."""
     found = [path.read_text(encoding="utf-8") for path in folder.glob(f"{kernel}*_static_llo_profile.textproto")]
     if len(found) != 1:
         raise ValueError(f"{folder} has {len(found)} estimates of cycles for {kernel}*: expected one")

@@ -20,7 +20,6 @@ DEVICES = {"tpu": "a TPU", "gpu": "an NVIDIA GPU"}
 
 
 def chosen(kernel: str, implementation: str | None, available: Iterable[str | None]) -> str | None:
-    """Returns `implementation`. Raises ValueError if `available` does not contain it."""
     names = ", ".join(repr(name) for name in available if name is not None)
     require(implementation in available, kernel, "implementation", f"= {implementation!r}", f"None or one of {names}")
     return implementation

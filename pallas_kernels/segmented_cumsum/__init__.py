@@ -34,8 +34,8 @@ def segmented_cumsum(
 
     Sums are compensated and restart at each sequence. In float32, |error| ≤ 1e-6 Σ_s |x_s| at T = 131072
     (tests/kernels/segmented_cumsum_accuracy_test.py). "reference" and "chunked" have run on CPUs only. "tpu" has never
-    run on a TPU: it runs in Pallas' interpreters (tests/kernels/segmented_cumsum_mosaic_test.py) and compiles for v5e,
-    v5p, v6e and tpu7x (`make tpu-compile`).
+    run on a TPU, only in Pallas' interpreters (tests/kernels/segmented_cumsum_mosaic_test.py); `make tpu-compile`
+    compiles it for v5e, v5p, v6e and tpu7x.
 
     Args:
       x: [*B, T], floating point.
@@ -102,7 +102,6 @@ def segmented_cummin(
 
 
 def _scan(operation: Operation, differentiable: Callable, x, segment_ids, reverse, exclusive, implementation):
-    """Runs an implementation: the reference under JAX's own derivatives, the others under `differentiable`."""
     name = chosen(operation.name, implementation, (None, *IMPLEMENTATIONS))
     run = _implementations.best if name is None else IMPLEMENTATIONS[name]
     x, ids = _prepare(operation.name, x, segment_ids)

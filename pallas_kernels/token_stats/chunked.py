@@ -1,7 +1,6 @@
 """token_stats over tiles of tokens × vocabulary under XLA, for any device; the logits [N, V] are never stored.
 
-The formulas are in `_vocabulary/statistics.py` and the loops of the backward pass in `_vocabulary/gradients.py`. Tiles
-of tokens without any target are skipped.
+`_vocabulary` has the formulas (`statistics`) and the backward pass (`gradients`). Tiles without any target are skipped.
 """
 
 from collections.abc import Callable

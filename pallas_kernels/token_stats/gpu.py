@@ -164,7 +164,6 @@ def _inside(end: int, start, size: int):
 
 
 def _over_splits(parts: Sums) -> Sums:
-    """Joins the sums of all splits, [splits, N], to [N]."""
     top = jnp.max(parts.top, axis=0)
     return Sums(top, *(jnp.sum(x, axis=0) for x in rescaled(parts, top[None])[1:]))
 

@@ -37,9 +37,8 @@ def token_topk(
         ids  = the k tokens v with the largest π(v), largest first; of equal ones the lower id first
         logp = log π(ids), normalized over the whole vocabulary, so Σ_k e^logp ≤ 1
 
-    π is the policy of `token_stats`. Unlike its outputs, the outputs here are constants (stop_gradient). Banned tokens
-    come last, with logp −∞; padding rows are never among the ids. Both implementations are XLA programs that have never
-    run on a TPU or GPU.
+    π is the policy of `token_stats`. Unlike there, all outputs are constants (stop_gradient). Banned tokens come last,
+    with logp −∞; padding is never among the ids. Both implementations are XLA programs, never run on a TPU or GPU.
 
     Args:
       hidden: h, [N, D], floating point.

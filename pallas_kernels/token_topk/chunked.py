@@ -2,8 +2,7 @@
 
     best ← the k largest of best ∪ tile,      log π_v = x_v − m − log S after the last tile
 
-`lax.top_k` returns the first of equal entries. Tiles and shards are visited in the order of their columns, so the lower
-id comes first among equal logits.
+`lax.top_k` returns the first of equal entries, and tiles and shards are visited in order, so the lower id comes first.
 """
 
 from typing import NamedTuple

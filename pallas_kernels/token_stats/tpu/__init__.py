@@ -20,6 +20,5 @@ __all__ = ["gradients", "hidden_gradient", "sums", "weight_gradient"]
 def gradients(
     hidden: Array, head: Head, targets: Array, slope: Slope, tile: Tile | None, dtype: Any = None
 ) -> tuple[Array, Array, Array | None]:
-    """(∂hidden, ∂unembedding, ∂bias), each in its input's dtype; ∂hidden in `dtype` if given."""
     dh = hidden_gradient(hidden, head, targets, slope, tile, dtype or hidden.dtype)
     return dh, *weight_gradient(hidden, head, targets, slope, tile)

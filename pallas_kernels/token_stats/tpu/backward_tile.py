@@ -7,8 +7,7 @@ With the coefficients (a, c₀, c₁, c₂) of `statistics.Slope`, which include
 
 ∂h and ∂W are computed in separate passes, so that each accumulator stays in VMEM in float32 and is written to HBM once.
 Each pass recomputes the logits: forward and backward take 10·N·D·V operations instead of 8·N·D·V. Both passes run the
-same code with h and W exchanged. A tile `a` [ra, D] stays in VMEM while all tiles `b` [rb, D] of the other operand are
-read one after the other:
+same code with h and W exchanged. A tile `a` [ra, D] stays in VMEM while the kernel visits all tiles `b` [rb, D]:
 
            b: rb rows                            ∂h pass: a = h, b = W     z  [tokens, columns]
          ┌────────────┐

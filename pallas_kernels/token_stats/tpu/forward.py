@@ -101,7 +101,6 @@ def sums(hidden: Array, head: Head, targets: Array, tile: Tile | None) -> Sums:
 
 
 def _kernel(present, held, size, scale, h, w, y, *refs, tile: Tile, part: int, common, ragged, biased, capped):
-    """One grid step: computes a tile of logits in parts and adds each part to the sums, one part behind."""
     b, out, *logits, found = refs if biased else (None, *refs)
     plan = Visits(present, held, size, scale)
     beta, cap, floor = scale[0], scale[1], scale[2]

@@ -156,7 +156,6 @@ def counted(shape: tuple[int, ...], axis: int):
 
 
 def common_dtype(hidden, head: Head) -> Any:
-    """The inputs' common dtype, checked by `require_products`."""
     common = dtypes(hidden, head.unembedding)[0]
     require_products(common)
     return common
