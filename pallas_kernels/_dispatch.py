@@ -26,7 +26,7 @@ def chosen(kernel: str, implementation: str | None, available: Iterable[str | No
 
 
 def by_platform(kernel: str, **implementations: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that runs the implementation for the platform it is lowered for, or `chunked` if none is given.
+    """A function that runs the implementation for the platform it is lowered for; `chunked` on other platforms.
 
     Operations are in the named scope `{kernel}_{implementation}`, and derivatives are those of `chunked`. Arguments may
     be pytrees; leaves that are not arrays are static.

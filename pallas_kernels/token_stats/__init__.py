@@ -42,9 +42,9 @@ def token_stats(
     The outputs are differentiable in `hidden`, `unembedding` and `bias` in reverse mode; second derivatives need
     `implementation` None, "chunked" or "reference". Logits, sums and gradients accumulate in the outputs' dtype.
 
-    A token is banned if z/τ ≤ −10³⁰, for instance by a bias of −∞. Its π is 0 and has no gradient, and the statistics
-    are those of the other tokens. If the target is banned, logp is −∞ without a gradient; if all tokens are banned, the
-    entropy is 0 and the proxy is 1. Logits of tokens that are not banned must be within ±10²⁹. NaN gives NaN.
+    A token is banned if z/τ ≤ −10³⁰ (before a soft cap), for instance by a bias of −∞. Its π is 0 and has no gradient,
+    and the statistics are those of the other tokens. If the target is banned, logp is −∞ without a gradient; if all
+    tokens are banned, the entropy is 0 and the proxy is 1. Other logits must be within ±10²⁹. NaN gives NaN.
 
     "reference" and "chunked" have run on CPUs only. "tpu" has never run on a TPU: it runs in Pallas' interpreter
     (tests/kernels/token_stats_tpu_test.py) and compiles for v5e, v5p, v6e and tpu7x (`make tpu-compile`). "gpu" has

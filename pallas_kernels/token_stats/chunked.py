@@ -1,6 +1,6 @@
 """token_stats over tiles of tokens × vocabulary under XLA, for any device; the logits [N, V] are never stored.
 
-`_vocabulary` has the formulas (`statistics`) and the backward pass (`gradients`). Tiles without any target are skipped.
+Formulas and backward pass are in `_vocabulary`. Tiles of tokens that all have no target are skipped.
 """
 
 from collections.abc import Callable

@@ -21,7 +21,7 @@ Logits are not masked. Three rules replace a mask:
 
 - The coefficients of tokens without a target are 0.
 - Rows of b that may hold NaN or must not contribute (padding columns, rows past the end of the array) are set to 0 in
-  VMEM, in the tiles that contain such rows. Their ∂z stays finite, since log π is clamped to at most 0, so ∂z·0 = 0.
+  VMEM in tiles that contain such rows. Their ∂z stays finite, since log π is clamped to at most 0, so ∂z·0 = 0.
 - Rows of a past the end of the array spoil only their own rows of the accumulator, which are masked when written.
 """
 

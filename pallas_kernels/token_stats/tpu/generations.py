@@ -174,7 +174,7 @@ def like(source, shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
 
 
 def cost(products: int, hidden, head: Head, tile: Tile, inner: str, exponentials: int) -> pl.CostEstimate:
-    """Cost of `products` products of 2·N·D·V; the operand of the `inner` grid axis is read once per outer tile."""
+    """Cost of `products` matrix products; the operand of the `inner` grid axis is read once per outer tile."""
     (n, d), v = hidden.shape, head.unembedding.shape[0]
     h, w = n * d * hidden.dtype.itemsize, v * d * head.unembedding.dtype.itemsize
     outer = pl.cdiv(n, tile.tokens) if inner == "vocabulary" else pl.cdiv(v, tile.vocabulary)
