@@ -41,7 +41,6 @@ def attempt(case: Case, chip: Chip, compile: Callable[[Case, Chip], Figures]) ->
 
 
 def judge(case: Case, found: Figures | None, error: str | None) -> str | None:
-    """The fault of an outcome, or None if it met expectations."""
     if case.fails_with and found:
         return f"the program compiled: expected an error that contains {case.fails_with!r}"
     if found is None:

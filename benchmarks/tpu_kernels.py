@@ -18,8 +18,6 @@ from pallas_kernels.token_stats.tpu import backward_hidden, backward_weight, gen
 
 
 class Kernel(NamedTuple):
-    """A kernel whose cycles are estimated."""
-
     run: Callable  # (hidden, head, targets, slope, tile) -> arrays
     products: int  # number of matrix products of 2·N·D·V operations
     outer: str  # the outer grid axis, whose tiles stay in VMEM: "tokens" or "vocabulary"

@@ -81,7 +81,7 @@ def ours(microbatches):
 
 
 def tunix():
-    """The same three values for Tunix."""
+    """The values that `ours` returns, for Tunix."""
     from flax import nnx
     from tunix.models.qwen3 import model as qwen3  # pyright: ignore[reportMissingImports]
     from tunix.rl import common, function_registry  # pyright: ignore[reportMissingImports]

@@ -34,8 +34,7 @@ def segmented_cumsum(
 
     Sums are compensated and restart at each sequence. In float32, |error| ≤ 1e-6 Σ_s |x_s| at T = 131072
     (tests/kernels/segmented_cumsum_accuracy_test.py). "reference" and "chunked" have run on CPUs only. "tpu" has never
-    run on a TPU, only in Pallas' interpreters (tests/kernels/segmented_cumsum_mosaic_test.py); `make tpu-compile`
-    compiles it for v5e, v5p, v6e and tpu7x.
+    run on a TPU, only in interpreters (tests/kernels/segmented_cumsum_mosaic_test.py); `make tpu-compile` compiles it.
 
     Args:
       x: [*B, T], floating point.
