@@ -1,4 +1,4 @@
-"""Cost of the digests of checkpoints: time to save and restore with digests, and throughput of hash functions.
+"""Cost of checkpoint digests: time to save and restore with digests, and throughput of hash functions.
 
 python benchmarks/checkpoint_digests.py [MEGABYTES]
 """
@@ -22,7 +22,7 @@ HASHES = {"sha256": hashlib.sha256, "blake2b": hashlib.blake2b, "crc32": zlib.cr
 
 
 def random_tree(megabytes: int):
-    """Parameters of 16 MB each; random, since Orbax compresses what it writes."""
+    """Arrays of 16 MB each; random, since Orbax compresses what it writes."""
     keys = jax.random.split(jax.random.key(0), megabytes // 16)
     return {"params": {str(i): jax.random.normal(key, (2000, 2000), jnp.float32) for i, key in enumerate(keys)}}
 
@@ -34,7 +34,7 @@ def timed(function, *arguments, clock=time.perf_counter) -> float:
 
 
 def save(folder: Path, tree) -> tuple[float, float, float]:
-    """Seconds until `save` returns, seconds until the checkpoint is finished, and seconds spent on digests."""
+    """Seconds until `save` returns, until the checkpoint is finished, and spent on digests."""
     within, write = [], digests._write
 
     def timed_write(*arguments):
@@ -50,7 +50,7 @@ def save(folder: Path, tree) -> tuple[float, float, float]:
 
 
 def restore(folder: Path, tree) -> tuple[float, float]:
-    """Seconds to restore including the check of the digests, and seconds of the check alone."""
+    """Seconds to restore, including the check of the digests, and seconds of the check alone."""
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
     checkpoints = Checkpoints(folder, read_only=True)
     check = timed(digests.find_fault, folder / "0")

@@ -3,10 +3,10 @@
     python benchmarks/known_cotangents.py [--size N D V] [--tiles 256 512 ...] [--turns 5]     on this CPU, float32
     python benchmarks/known_cotangents.py --chip v5e [--size N D V] [--tiles 1024 ...]         for a TPU, bfloat16
 
-If the cotangents of the outputs are known in advance, as in one on-policy step, a tile of tokens can visit the whole
-vocabulary and form logits, softmax, ∂hidden and its share of ∂unembedding without computing a product twice. It stores
-the float32 logits of a tile, and a float32 ∂unembedding that every tile reads and writes. On a CPU the program prints
-ratios of CPU time from one interleaved run; for a TPU, the cycles that the compiler estimates for XLA's operations.
+If the cotangents of the outputs are known in advance, as in one on-policy step, the logits of a tile of tokens × the
+whole vocabulary are computed once, for the outputs and both gradients. Memory holds the float32 logits of one tile and
+a float32 ∂unembedding, to which every tile adds. On a CPU the benchmark prints ratios of CPU time from interleaved
+turns. For a TPU, where nothing runs, it prints the compiler's estimate of cycles.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from jax import lax
 
 from pallas_kernels import TokenStats, token_stats
 
-UNKNOWN = 2**62  # a larger number of cycles marks an operation without an estimate, such as a few copies on tpu7x
+UNKNOWN = 2**62  # more cycles mark an operation without an estimate, such as a few copies on tpu7x
 
 
 def recomputed(hidden, unembedding, targets, cotangents):
@@ -30,7 +30,7 @@ def recomputed(hidden, unembedding, targets, cotangents):
 
 
 def in_one_pass(tile):
-    """A function like `recomputed` that computes logits once, for `tile` tokens at a time."""
+    """A function like `recomputed` that computes the logits once, for `tile` tokens at a time."""
 
     def run(hidden, unembedding, targets, cotangents):
         def step(gradient, of_tile):
@@ -89,7 +89,7 @@ def on_cpu(size, tiles, turns):
 
 
 def for_tpu(name, size, tiles):
-    """Compiles a loop over two tiles and scales it to N; cycles outside of the loop count once."""
+    """Compiles a loop over two tiles and scales its cycles to N; cycles outside of the loop count once."""
     chip = tpu_chips.CHIPS[name]
     n, d, v = size
     for tile in tiles:

@@ -2,10 +2,9 @@
 
     python benchmarks/objectives.py [B T [P G T]]
 
-Times are the least CPU time of several turns, interleaved in one process so that other load slows all alike. The floor
-is the time to read and write the necessary bytes at the bandwidth of y = x + 1, measured in the same turns. glibc is
-set to use huge pages, as NumPy does for its arrays; otherwise page faults on new memory dominate the times of programs
-with more than 32 MiB of temporaries.
+A time is the least CPU time of several turns; the turns of all programs interleave, so that other load slows all alike.
+The floor is the time to read and write the necessary bytes at the bandwidth of y = x + 1, measured in the same turns.
+glibc uses huge pages, as NumPy does for its arrays: otherwise page faults dominate beyond 32 MiB of temporaries.
 """
 
 import inspect
@@ -23,7 +22,7 @@ from pallas_kernels import segmented_cumsum
 from rljax import Batch, advantage, algorithms, policy_loss
 
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-PREFIX = ("ctpo", "cppo", "minpro")  # compared with clip plus two scans; the others with clip
+PREFIX = ("ctpo", "cppo", "minpro")  # also compared with clip plus two scans
 SCANS = {"segmented_cumsum": False, "segmented_cumsum reverse": True}
 
 
@@ -68,7 +67,6 @@ def peak_arrays(step, shape: tuple[int, ...]) -> float:
 
 
 def least_times(calls: dict[str, Callable], turns: int) -> dict[str, float]:
-    """Least CPU seconds of each call over the turns, after a warm-up turn."""
     seconds = {name: [] for name in calls}
     for _ in range(turns + 1):
         for name, call in calls.items():
@@ -111,7 +109,7 @@ def vectorized(rewards, mask, proxy):
     """OTB's advantage in vectorized NumPy, for masks without holes."""
     energy = np.where(mask, np.cumsum(np.where(mask, proxy, 0), axis=-1, dtype=np.float32), 0)
     R, total = rewards[..., None], energy.sum(axis=1, keepdims=True)
-    alive, last = mask.sum(axis=1, keepdims=True), energy.max(axis=-1, keepdims=True)  # W is nondecreasing
+    alive, last = mask.sum(axis=1, keepdims=True), energy.max(axis=-1, keepdims=True)  # the energy is nondecreasing
     baseline = (R * energy).sum(axis=1, keepdims=True) / np.where(total > 0, total, 1)
     baseline = np.where(total > 0, baseline, (R * mask).sum(axis=1, keepdims=True) / np.maximum(alive, 1))
     others = (R * last).sum(axis=1, keepdims=True) - R * last
@@ -132,7 +130,7 @@ def over_groups(rewards, mask, proxy):
     for group in np.arange(n).reshape(rewards.shape):
         alive, W = mask[group], energy[group] * mask[group]
         baseline = (returns[group] * W).sum(axis=0) / (W.sum(axis=0) + 1e-8)
-        lone = alive.sum(axis=0) == 1  # one completion left: verl has no baseline here, rljax falls back on the others
+        lone = alive.sum(axis=0) == 1  # one completion left: no baseline in verl; rljax uses the other completions
         baselines[group] = np.where(lone, 0, baseline)
     return ((returns - baselines) * mask).reshape(proxy.shape)
 

@@ -1,8 +1,7 @@
 """Results of the string task: 3 seeds of RL, rejection fine-tuning and the permuted-reward control, in one table.
 
-`make reproduce`, or `python benchmarks/reproduce.py [FOLDER]`. Two runs train at the same time, since one run keeps
-little more than one core busy. Interrupted runs resume if the command is repeated. The Markdown table is printed and
-written to FOLDER/table.md.
+`make reproduce`, or `python benchmarks/reproduce.py [FOLDER]`. Two runs train at a time, since one run keeps little
+more than one core busy. If interrupted, repeat the command: runs resume. FOLDER/table.md holds the table, too.
 """
 
 import json

@@ -1,10 +1,10 @@
-"""CPU times and errors of segmented_cumsum and alternative loops; the allowed error is 1e-6.
+"""CPU times and errors of segmented_cumsum and of other algorithms for the same sums; the allowed error is 1e-6.
 
     python benchmarks/segmented_cumsum.py [B T]
 
-Times are the least CPU time of several turns, interleaved in one process so that other load slows all alike. Errors are
-the greatest |y − exact| / Σ|x| over forward and reverse sums, with exact sums in float64, for four kinds of rows:
-normal, uniform, constant 0.1, and "late", a second sequence that starts halfway, after a sequence of values up to 1e6.
+Times are measured as in `objectives.py`. An error is the largest |y − exact| / Σ|x| of forward and reverse sums, with
+exact sums in float64, for four kinds of rows: normal, uniform, constant 0.1, and "late", where a second sequence starts
+halfway, after a sequence of values up to 1e6.
 """
 
 import os
@@ -61,7 +61,6 @@ def rows(kind: str, b: int, t: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def exact(x, ids, reverse):
-    """The sums in float64, each sequence on its own."""
     if reverse:
         return exact(x[:, ::-1], ids[:, ::-1], False)[:, ::-1]
     first, second = (np.cumsum(np.where(ids == i, x, 0), axis=-1, dtype=np.float64) for i in (1, 2))
@@ -69,7 +68,6 @@ def exact(x, ids, reverse):
 
 
 def error(step: Callable, kind: str, b: int, t: int) -> float:
-    """The greatest error relative to the running Σ|x|, over both directions."""
     x, ids = rows(kind, b, t)
 
     def relative(reverse):

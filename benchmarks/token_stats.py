@@ -2,11 +2,11 @@
 
     python benchmarks/token_stats.py [--sizes N,D,V ...] [--dtypes float32 bfloat16] [--turns 5]
 
-`dense` is the usual program: logits, a log-softmax and three reductions. All programs run in interleaved turns in one
-process so that other load slows all alike; the least time of each counts, and its ratio to dense is printed. Peers are
-timed if they are installed: tokamax (0.0.17, Python 3.12: `pip install tokamax==0.0.17`), whose `chunked_xla` has only
-the log-probability, and Cut Cross-Entropy (25.1.1, Python 3.11: `pip install torch==2.13.0 cut-cross-entropy`), whose
-`torch_compile` form stores the logits for its gradients. `--device gpu` is documented in `token_stats_gpu.py`.
+`dense` is the usual program: logits, a log-softmax and three reductions. Times are measured as in `objectives.py` and
+printed relative to dense. Two peers, which compute only the log-probability, are timed if they are installed: the
+`chunked_xla` of tokamax (0.0.17, Python 3.12: `pip install tokamax==0.0.17`), and the `torch_compile` form of Cut
+Cross-Entropy (25.1.1, Python 3.11: `pip install torch==2.13.0 cut-cross-entropy`), which stores the logits for its
+gradients. For `--device gpu` see `token_stats_gpu.py`.
 """
 
 import argparse
@@ -67,7 +67,6 @@ def inputs(n, d, v, dtype):
 
 
 def temporaries(program) -> float:
-    """Megabytes of temporaries of a compiled program."""
     analysis = program.memory_analysis()
     assert analysis is not None, "this backend has no memory analysis"
     return analysis.temp_size_in_bytes / 1e6

@@ -2,10 +2,10 @@
 
     python benchmarks/token_stats.py --device gpu [--sizes N,D,V ...] [--json FILE] [--minutes M]
 
-It has never run on a GPU. Inputs are bfloat16, and the loss uses all three outputs. TFLOP/s count 2·N·D·V forward and
-8·N·D·V with gradients, whatever a program really multiplies. A time is the median after two warm-up runs. Memory is
-the compiler's temporaries, and the rise of the device's peak, known only if a candidate needs more than all before it.
-A candidate that fails leaves its error in the table. No candidate starts after M minutes.
+This benchmark has never run on a GPU. Inputs are bfloat16, and the loss uses all three outputs. TFLOP/s count 2·N·D·V
+operations forward and 8·N·D·V with gradients, even if a program executes more. A time is the median after two warm-up
+runs. Memory is the compiler's temporaries, and the rise of the device's peak if the candidate needs more than all
+before it. The error of a failed candidate is in the table. No candidate starts after M minutes.
 """
 
 import json
@@ -28,7 +28,7 @@ from pallas_kernels.token_stats import TokenStats
 from pallas_kernels.token_stats.gpu import Launch, gradients, sums
 
 SIZES = [(8192, 4096, 151936), (4096, 2048, 151936)]
-SMALL = [(128, 64, 512), (300, 200, 1007)]  # for correctness: multiples of the tile's sides, and not
+SMALL = [(128, 64, 512), (300, 200, 1007)]  # for correctness: one that tiles divide, one that they do not
 TILES = [(8192, 16000), (8192, 4096), (4096, 16000), (2048, 37984), (1024, 8192), (1024, 151936)]
 LAUNCHES = [
     (Tile(128, 256), Launch()),
@@ -51,9 +51,6 @@ class Candidate(NamedTuple):
     run: Callable[..., Any]
     with_gradients: bool = True
     peer: bool = False
-
-
-# ----------------------------------------------------------------------------------------------------- what is compared
 
 
 def kernel(tile: Tile | None, launch: Launch) -> Callable[..., TokenStats]:
@@ -100,9 +97,6 @@ def step(run):
     return jax.grad(loss, (0, 1), has_aux=True)
 
 
-# ---------------------------------------------------------------------------------------------------------- correctness
-
-
 @cache
 def truth(n, d, v, dtype):
     """Outputs and gradients of the dense program in float64, for inputs rounded to the dtype."""
@@ -125,14 +119,11 @@ def errors(candidate: Candidate, size: tuple[int, int, int], dtype) -> dict[str,
 
 
 def check(candidate: Candidate, sizes=SMALL) -> dict[str, Any]:
-    """The largest errors over all sizes in bfloat16 and the last size in float32, and whether they are in bounds."""
+    """The largest errors over all sizes in bfloat16 and the last size in float32; whether they are within BOUNDS."""
     cases = [(size, jnp.bfloat16) for size in sizes] + [(sizes[-1], jnp.float32)] * candidate.with_gradients
     found = [errors(candidate, *case) for case in cases]
     worst = {name: float(np.max([error[name] for error in found])) for name in found[0]}  # np.max propagates NaN
     return {"errors": worst, "right": all(error <= BOUNDS[name] for name, error in worst.items())}
-
-
-# --------------------------------------------------------------------------------------------------------------- timing
 
 
 def seconds(run: Callable[[], Any], budget: float) -> float:
@@ -148,7 +139,7 @@ def seconds(run: Callable[[], Any], budget: float) -> float:
 
 
 def timed(function, arrays, budget: float) -> dict[str, Any]:
-    """Milliseconds, MiB of temporaries as compiled, and the rise of the device's peak memory in MiB (or None)."""
+    """Milliseconds, MiB of the compiler's temporaries, and the rise of the device's peak memory in MiB (or None)."""
     device = jax.devices()[0]
     compiled = jax.jit(function).lower(*arrays).compile()
     before = device.memory_stats() or {}
@@ -218,7 +209,7 @@ def _line(row) -> str:
 
 
 def main(sizes, path: str | None, minutes: float) -> None:
-    """Runs all candidates on this machine's GPU; jax does not preallocate memory, so that peers have room."""
+    """Runs all candidates on this machine's GPU. jax does not preallocate its memory, so that peers have room."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if jax.default_backend() != "gpu":
         raise SystemExit(f"--device = gpu: expected a GPU, but jax's backend is {jax.default_backend()}")

@@ -1,4 +1,4 @@
-"""Heads of other libraries, through their documented interfaces, if installed; their names list their outputs."""
+"""Heads of other libraries, if installed, called through their documented interfaces; a name lists the outputs."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 
 def peers() -> dict[str, Callable]:
-    """A function `(N, D, V) -> (forward, step)` by name, for every library that is installed."""
+    """Functions `(N, D, V) -> (forward, step)` by name, for the installed libraries."""
     forms = {
         "torch.compile, dense, all three": ("torch", _compiled),
         "cut_cross_entropy, logp": ("cut_cross_entropy", _cut_cross_entropy),

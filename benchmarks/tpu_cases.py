@@ -1,4 +1,4 @@
-"""Programs compiled by `make tpu-compile`: each kernel forward and backward, memory bounds, and expected failures."""
+"""Programs compiled by `make tpu-compile`: kernels forward and backward, with memory bounds, and expected failures."""
 
 from collections.abc import Callable
 from functools import partial
@@ -38,11 +38,8 @@ def cases(everything: bool) -> list[Case]:
     return found + _segmented_scans() + overflows()
 
 
-# ------------------------------------------------------------------------------------------------------ token_stats
-
-
 def _token_stats(size) -> list[Case]:
-    """With the weight's rows padded to a multiple of 128, and unpadded, which may cost one copy of the weight."""
+    """Programs with V padded to a multiple of 128, and unpadded, which may cost one copy of the weight."""
     n, d, v = size
     found = []
     for padded in sorted({v, _to_128(v)}, reverse=True):
@@ -81,7 +78,7 @@ def _dense(size) -> list[Case]:
 
 
 def _sharded(size, with_gradients: bool) -> list[Case]:
-    """The vocabulary sharded over four chips, with V/4 not a multiple of 128: padded on each chip, and unpadded."""
+    """Programs with V sharded over four chips, V/4 not a multiple of 128: padded on each chip, and unpadded."""
     n, d, v = size
     quarter = -(-v // 4)
     assert quarter % 128
@@ -110,7 +107,7 @@ def forward(stats: Callable) -> Callable:
 
 
 def backward(stats: Callable) -> Callable:
-    """A function that returns the gradients of Σ weights · (logp, entropy, proxy) in hidden states and unembedding."""
+    """A function that returns the gradients of Σ weights·(logp, entropy, proxy) in hidden states and unembedding."""
 
     def loss(hidden, unembedding, targets, weights):
         return jnp.sum(weights * jnp.stack(tuple(stats(hidden, unembedding, targets))))
@@ -134,9 +131,6 @@ def _copy(size) -> float:
 
 def _given(function: Callable, *arguments):
     return lambda devices: (function, arguments)
-
-
-# ------------------------------------------------------------------------------------------------- the other kernels
 
 
 def _segmented_scans() -> list[Case]:

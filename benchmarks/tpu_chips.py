@@ -14,7 +14,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-# Without these, libtpu queries a metadata server, locks out other processes, and caches programs it cannot read back.
+# Otherwise libtpu queries a metadata server, locks out other processes, and caches programs that it cannot read back.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -33,7 +33,7 @@ class Chip(NamedTuple):
     flops: float  # per second, in bfloat16
     bandwidth: float  # of HBM, in bytes per second
     cores: int  # TensorCores per device
-    cycle_flops: int  # per cycle, of the matrix units of one core, as in the compiler's schedules
+    cycle_flops: int  # operations of one core's matrix units per cycle, as in the compiler's schedules
 
     @property
     def clock(self) -> float:
@@ -41,8 +41,8 @@ class Chip(NamedTuple):
         return self.flops / (self.cores * self.cycle_flops)
 
 
-SMALL = 4 * 128 * 128 * 2  # four units, one row per cycle each: 16 rows of bfloat16 take 16 cycles in the bundles
-LARGE = 2 * 256 * 256 * 2 * 2  # two units, two rows per cycle each: 16 rows take 8 cycles
+SMALL = 4 * 128 * 128 * 2  # four units with one row per cycle each: 16 rows of bfloat16 take 16 cycles in the schedules
+LARGE = 2 * 256 * 256 * 2 * 2  # two units with two rows per cycle each: 16 rows take 8 cycles
 
 CHIPS = {
     chip.name: chip
@@ -60,7 +60,7 @@ def has_libtpu() -> bool:
 
 
 def with_environment() -> None:
-    """Restarts this program with ENVIRONMENT, which must be set before jax is imported, unless it is set."""
+    """Restarts this program with ENVIRONMENT unless it is set; it must be set before jax is imported."""
     if not ENVIRONMENT.items() <= os.environ.items():
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ENVIRONMENT)
 

@@ -2,8 +2,8 @@
 
     python benchmarks/tpu_compile.py [--all] [WORD ...]      only rows that contain all words, such as v5e gradients
 
-Each program must compile, contain a Pallas kernel and keep its temporaries within their bound; deliberate overflows
-must be rejected. Results are not checked here but in Pallas' interpreters (tests/kernels).
+A kernel's program must compile, contain a Pallas kernel and keep its temporaries within their bound; the compiler must
+reject deliberate overflows. Nothing runs on a TPU: results are checked in Pallas' interpreters (tests/kernels).
 """
 
 import re
@@ -22,7 +22,7 @@ COMPILERS = 2  # concurrent compilations; one keeps a little more than one core 
 
 
 class Outcome(NamedTuple):
-    """Result of compiling a case: figures if it compiled, and the fault `wrong`, None if it met expectations."""
+    """Result of compiling a case: figures if it compiled; `wrong` is the fault, or None if it met expectations."""
 
     case: Case
     chip: Chip
@@ -32,7 +32,6 @@ class Outcome(NamedTuple):
 
 
 def attempt(case: Case, chip: Chip, compile: Callable[[Case, Chip], Figures]) -> Outcome:
-    """Compiles a case; an exception becomes part of the outcome."""
     start, found, error = time.monotonic(), None, None
     try:
         found = compile(case, chip)
@@ -42,7 +41,6 @@ def attempt(case: Case, chip: Chip, compile: Callable[[Case, Chip], Figures]) ->
 
 
 def judge(case: Case, found: Figures | None, error: str | None) -> str | None:
-    """The fault of an outcome, or None if it met expectations."""
     if case.fails_with and found:
         return f"the program compiled: expected an error that contains {case.fails_with!r}"
     if found is None:

@@ -18,8 +18,6 @@ from pallas_kernels.token_stats.tpu import backward_hidden, backward_weight, gen
 
 
 class Kernel(NamedTuple):
-    """A kernel whose cycles are estimated."""
-
     run: Callable  # (hidden, head, targets, slope, tile) -> arrays
     products: int  # number of matrix products of 2·N·D·V operations
     outer: str  # the outer grid axis, whose tiles stay in VMEM: "tokens" or "vocabulary"
@@ -43,7 +41,7 @@ KERNELS = {
 
 
 def compile_one(name: str, chip: str, *numbers: str) -> None:
-    """Compiles a kernel; `numbers` are tokens and columns per tile, D, and the number of tiles of each."""
+    """Compiles a kernel; `numbers` are tokens and columns per tile, D, and the numbers of tiles along both axes."""
     tokens, columns, d, r, c = map(int, numbers)
     n, v = r * tokens, c * columns
     visit_every_tile(c)
@@ -60,10 +58,7 @@ def compile_one(name: str, chip: str, *numbers: str) -> None:
 
 
 def visit_every_tile(columns: int) -> None:
-    """Replaces data-dependent branches by constants, since the estimate counts every branch as taken.
-
-    All `columns` tiles of the vocabulary are computed, and no rows are set to zero.
-    """
+    """Computes all `columns` tiles of V and sets no rows to 0, since the estimate counts all branches as taken."""
     backward_hidden.zero_unless = backward_weight.zero_unless = lambda *rows: None
     known = {
         "computes": lambda plan, i, first: True,
@@ -76,7 +71,7 @@ def visit_every_tile(columns: int) -> None:
 
 
 def read_from_hbm() -> None:
-    """Places kernel arguments in HBM; the compiler keeps small arrays in VMEM, for which it has no estimate."""
+    """Places kernel arguments in HBM; the compiler would keep small arrays in VMEM, for which it has no estimate."""
     pallas_call = pl.pallas_call
 
     def constrained(*arguments, **options):

@@ -1,7 +1,7 @@
 """Reads libtpu's dumps of compiled programs: estimated cycles, and the utilization of the main loop's bundles.
 
-The flags are undocumented and the format may change; unexpected contents raise ValueError. A bundle is the row of slots
-that a TensorCore issues in one cycle. Bundles that stall take more cycles, which only the estimated cycles include.
+The flags are undocumented and the format may change; unexpected contents raise ValueError. A bundle is the set of
+instructions that a TensorCore issues in one cycle, one per slot. Only the estimated cycles include stalls.
 """
 
 import re
@@ -24,7 +24,7 @@ class Loop(NamedTuple):
 
 
 def estimated_cycles(folder: Path, kernel: str) -> int:
-    """Estimated cycles on one TensorCore of the kernel whose name begins with `kernel`, over all grid steps."""
+    """Estimated cycles, on one TensorCore and over all grid steps, of the kernel whose name begins with `kernel`."""
     found = [path.read_text(encoding="utf-8") for path in folder.glob(f"{kernel}*_static_llo_profile.textproto")]
     if len(found) != 1:
         raise ValueError(f"{folder} has {len(found)} estimates of cycles for {kernel}*: expected one")
@@ -56,9 +56,8 @@ def utilization(text: str) -> tuple[dict[str, int], list[dict[str, int]]]:
 def innermost_loops(text: str) -> list[int | None]:
     """For each bundle, the index of the first bundle of its innermost loop; None outside of all loops.
 
-    A line is `address LB: >> { ... }`; LB marks the start of a loop, and the number of > is the loop depth. The
-    scheduler moves bundles into and out of loops without a mark, so only the depth is reliable: a loop ends where
-    another loop of the same or a smaller depth begins.
+    A line is `address LB: >> { ... }`: LB marks the start of a loop, and the number of > is the loop depth. Bundles may
+    be moved across loop boundaries, so a loop ends where another loop of the same or a smaller depth begins.
     """
     owners, open_loops = [], {}
     for mark, depth in re.findall(r"^ *(?:0x[0-9a-f]+|0) +(\w\w)? *: *(>*) *\{", text, flags=re.M):

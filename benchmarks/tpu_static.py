@@ -2,15 +2,13 @@
 
     python benchmarks/tpu_static.py [--size N D V] [--search] [WORD ...]  rows that contain all words, such as v5e sums
 
-Without `--search`, only the kernels' default tiles and their sums are printed. Nothing here runs on a TPU.
+`--search` tries all tiles instead of the defaults. The compiler unrolls the grid for its estimate, so only small grids
+are feasible: for r × c tiles the cycles are α + β·r + γ·c + δ·r·c, which four small grids determine. Data-dependent
+branches count as taken, so the benchmark compiles kernels that compute every tile and clear no rows. The time is the
+larger of the cycles and the kernel's bytes at full HBM bandwidth. The floor is the matrix products at the peak rate.
 
-The compiler unrolls the grid for its estimate, so only small grids are feasible. For r × c tiles the estimate is
-α + β·r + γ·c + δ·r·c, which four small grids determine. Data-dependent branches count as taken, so the benchmark
-replaces their conditions: every tile is computed, and no rows are cleared. The time is the larger of the estimated
-cycles and the kernel's bytes at full HBM bandwidth. The floor is the time of the matrix products at the peak rate.
-
-The estimate excludes the latency of HBM, contention for HBM, stalls on single transfers, and the clock under load. It
-ranks tiles; only a measurement on a TPU gives times.
+Nothing here runs on a TPU. The estimate ranks tiles, but is not a measurement: it excludes HBM latency and contention,
+stalls on single transfers and the clock under load.
 """
 
 import argparse
@@ -33,7 +31,7 @@ from pallas_kernels._vocabulary.types import Tile
 from pallas_kernels.token_stats.tpu.generations import GENERATIONS
 
 COMPILERS = 2  # concurrent compilations
-OUTER, INNER = (1, 2), (2, 3)  # tiles per axis of the small grids; a chip's cores share the outer tiles
+OUTER, INNER = (1, 2), (2, 3)  # tiles per grid axis, on each core for the outer axis
 SIDES = (256, 512, 1024)
 HEAD = ("kernel", "chip", "tile", "cycles per step", "MXU %", "spills per step", "ms", "limit", "share of floor %")
 
@@ -84,9 +82,6 @@ def floor(products: int, chip: Chip, size) -> float:
     return 2 * products * n * d * v / chip.flops
 
 
-# ----------------------------------------------------------------------------------------------------- compilations
-
-
 class RefusedError(Exception):
     """The compiler rejected a tile."""
 
@@ -106,9 +101,6 @@ def profile(name: str, chip: Chip, tile: Tile, d: int, grid) -> tuple[int, tpu_p
         except ValueError as error:
             said = [line for line in done.stderr.splitlines() if "Error" in line or "RESOURCE_EXHAUSTED" in line]
             raise RefusedError(said[-1][:300] if said else str(error)) from None
-
-
-# ------------------------------------------------------------------------------------------------------------ table
 
 
 def row(name: str, chip: Chip, tile: Tile, found: Estimate | RefusedError) -> str:

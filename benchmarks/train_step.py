@@ -5,9 +5,8 @@
     PYTHONPATH=. .venv-tunix/bin/python benchmarks/train_step.py [--turns 5]
 
 Both models are float32 transformers of 4 layers, width 256 and a tied vocabulary of 32 768, on 8 rows of 64 prompt and
-256 completion tokens. Tunix runs its Qwen3 and its `grpo` loss in an optimizer step like its trainer's. The steps run
-in interleaved turns in one process, and the least CPU time counts. Memory is XLA's temporaries. If Tunix is not
-installed, as in `.venv`, only the trainer is timed.
+256 completion tokens. Tunix runs its Qwen3 and its `grpo` loss in an optimizer step like the step of its trainer. Times
+are measured as in `objectives.py`. Memory is XLA's temporaries. Without Tunix, as in `.venv`, only rljax is timed.
 """
 
 import argparse
@@ -82,7 +81,7 @@ def ours(microbatches):
 
 
 def tunix():
-    """The same three values for Tunix."""
+    """The values that `ours` returns, for Tunix."""
     from flax import nnx
     from tunix.models.qwen3 import model as qwen3  # pyright: ignore[reportMissingImports]
     from tunix.rl import common, function_registry  # pyright: ignore[reportMissingImports]

@@ -1,7 +1,7 @@
 """Kernels for LLM-RL losses: statistics over the vocabulary from hidden states, and scans within sequences.
 
-Every kernel is a folder: `reference` is its definition, `chunked` runs on any device. `implementation=None` picks the
-best implementation for the platform; a named one runs or raises. This package imports jax and jaxtyping only.
+Each kernel is a package: its module `reference` is the definition, and `chunked` is for any device. The platform
+determines `implementation=None`; a named implementation runs or raises. The package imports only jax and jaxtyping.
 """
 
 from pallas_kernels.segmented_cumsum import segmented_cummin, segmented_cumsum

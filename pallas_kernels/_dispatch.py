@@ -15,22 +15,21 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-PLATFORMS = {"tpu": ("tpu",), "gpu": ("cuda",)}  # implementation: XLA's names of its platforms
+PLATFORMS = {"tpu": ("tpu",), "gpu": ("cuda",)}  # XLA's platform names by implementation
 DEVICES = {"tpu": "a TPU", "gpu": "an NVIDIA GPU"}
 
 
 def chosen(kernel: str, implementation: str | None, available: Iterable[str | None]) -> str | None:
-    """Returns `implementation`. Raises ValueError if `available` does not contain it."""
     names = ", ".join(repr(name) for name in available if name is not None)
     require(implementation in available, kernel, "implementation", f"= {implementation!r}", f"None or one of {names}")
     return implementation
 
 
 def by_platform(kernel: str, **implementations: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that runs the implementation of the platform it is lowered for, or `chunked` on other platforms.
+    """A function that runs the implementation for the platform it is lowered for; `chunked` on other platforms.
 
-    The program contains the named scope `{kernel}_{implementation}`. Derivatives are those of `chunked`. Arguments may
-    be pytrees; leaves that are not arrays are passed to the implementation as static values.
+    Operations are in the named scope `{kernel}_{implementation}`, and derivatives are those of `chunked`. Arguments may
+    be pytrees; leaves that are not arrays are static.
     """
     scoped = {name: jax.named_scope(f"{kernel}_{name}")(function) for name, function in implementations.items()}
     default = scoped.pop("chunked")
@@ -63,15 +62,15 @@ def _with_derivative_of(default: Callable[..., Any], branches: dict[str, Callabl
     return function
 
 
-_placed = Primitive("placed")  # the identity; lowering it for another platform than the implementation's raises
+_placed = Primitive("placed")  # the identity; lowering it for an unsupported platform raises
 _placed.def_impl(lambda x, **named: jax.jit(partial(_placed.bind, **named))(x))
 _placed.def_abstract_eval(lambda x, **named: x)
 
 
 def only_on(kernel: str, implementation: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` in its named scope; lowering it for another platform raises NotImplementedError.
+    """`function`, whose first argument is an array, in a named scope; lowering it for another platform raises.
 
-    Its first argument is an array. Pallas' interpreter runs TPU kernels on any platform, so it disables the check.
+    Pallas' interpreter runs TPU kernels on any platform, so nothing is checked in it.
     """
     scoped = jax.named_scope(f"{kernel}_{implementation}")(function)
 
@@ -84,8 +83,7 @@ def only_on(kernel: str, implementation: str, function: Callable[..., Any]) -> C
 
 
 def _interpreted() -> bool:
-    """Whether Pallas' interpreter is active."""
-    unvarying = jax.typeof(jnp.zeros(())).manual_axis_type  # shard_map requires it of every output type
+    unvarying = jax.typeof(jnp.zeros(())).manual_axis_type  # shard_map requires it in every output type
     out = jax.ShapeDtypeStruct((8, 128), jnp.float32, manual_axis_type=unvarying)
     kernel = pl.pallas_call(lambda out: None, out)
     return any(equation.params.get("interpret") for equation in jax.make_jaxpr(kernel)().eqns)
@@ -136,10 +134,9 @@ def varying_over(axes: frozenset, *arrays: Array | None) -> tuple[Any, ...]:
 
 
 def on_explicit_axes(spec: Callable[[PartitionSpec], PartitionSpec]) -> Callable[[Function], Function]:
-    """Decorates functions whose loops slice array axes that a mesh axis of AxisType.Explicit may shard.
+    """Decorator of functions whose loops slice array axes that may be sharded over mesh axes of AxisType.Explicit.
 
-    Such mesh axes become Auto within the function. The outputs are sharded by `spec(PartitionSpec)` of the first
-    argument's PartitionSpec.
+    These mesh axes become Auto within the function. `spec` maps the first argument's PartitionSpec to the outputs'.
     """
 
     def decorate(function: Function) -> Function:
@@ -165,5 +162,4 @@ def on_explicit_axes(spec: Callable[[PartitionSpec], PartitionSpec]) -> Callable
 
 
 def rows_of(spec: PartitionSpec) -> PartitionSpec:
-    """The spec of the first array axis alone."""
     return PartitionSpec(*spec[:1])

@@ -1,9 +1,9 @@
 """Gradients of hidden states, unembedding and bias from ∂z = ∂L/∂z, which is computed tile by tile:
 
-    ∂h = Σ_v ∂z·W,    ∂W = ∂zᵀ·h,    ∂b = Σ_n ∂z
+    ∂h = ∂z·W,    ∂W = ∂zᵀ·h,    ∂b = Σ_n ∂z
 
 The outer loop over tiles of the vocabulary carries ∂h. The inner loop over tiles of tokens carries ∂W and ∂b of one
-vocabulary tile. Sums are in the accumulators' dtype, and by default so are products, since a bfloat16 ∂z loses digits.
+vocabulary tile. Sums are in the accumulators' dtype. By default products are too, since a bfloat16 ∂z loses digits.
 """
 
 from collections.abc import Callable
@@ -68,7 +68,7 @@ def tiled_gradients(
 
 
 def _products(dz, h, part: Head, dtype) -> tuple[Array, Array, Array | None]:
-    """(∂h, ∂W, ∂b), the contributions of one tile with slope dz [n, v]."""
+    """The contributions of one tile with slope dz [n, v] to (∂h, ∂W, ∂b)."""
     factor, h, w = (x.astype(dtype) for x in (dz, h, part.unembedding))
     reached = jnp.where(jnp.isinf(w), 0, w)  # an infinite row bans its token, so dz = 0; avoids 0·∞
     dh = jnp.einsum("nv,vd->nd", factor, reached, preferred_element_type=dz.dtype)
@@ -77,7 +77,7 @@ def _products(dz, h, part: Head, dtype) -> tuple[Array, Array, Array | None]:
 
 
 def _added(whole, rows, first, unseen):
-    """`whole` with `rows` written from index `first` on, except rows that an earlier tile has written."""
+    """`whole` with `rows` written from index `first` on; rows that are not `unseen` keep their values."""
 
     def add(whole, rows):
         rows = rows.astype(whole.dtype)

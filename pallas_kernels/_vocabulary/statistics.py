@@ -6,8 +6,7 @@ from the other columns R = {v ≠ y}, so that no digits cancel as π(y) → 1:
     rest = Σ_R e^(x−m),  squares = Σ_R e^(2(x−m)),  moment = Σ_R (x−m) e^(x−m),  d = x_y − m,  S = rest + e^d
     logp = d − log S,   entropy = log S − (moment + d e^d)/S,   proxy = (1 − π_y)² + Σ_R π² = (rest² + squares)/S²
 
-Backward, π_v = e^(x_v − m − log S) is recomputed. With ∂log π_u/∂x_v = 1[u=v] − π_v, ∂π_u = π_u ∂log π_u, Q = Σπ² and
-the entropy H,
+Backward, π_v = e^(x_v − m − log S) is recomputed. With ∂log π_u/∂x_v = 1[u=v] − π_v, Q = Σπ² and the entropy H,
 
     ∂logp/∂x_v    = 1[v=y] − π_v
     ∂entropy/∂x_v = − Σ_u (log π_u + 1) ∂π_u  = − π_v (log π_v + 1) + π_v (1 − H)  = − π_v (log π_v + H)
@@ -19,9 +18,8 @@ For the cotangents g, k, q of logp, entropy and proxy, with a = g − 2 q π_y,
 
 The logits z = h·Wᵀ + b are scaled, x = βz. With a soft cap c, x = β c tanh(z/c) and ∂x/∂z = β (1 − tanh²(z/c)).
 
-A token with βz ≤ `BANNED`, which includes −∞, is banned: its π is exactly 0. Its x is set to `BANNED`, which is finite
-and so avoids ∞ − ∞ and 0·∞. If y is banned, logp is −∞, a constant. If all tokens are banned, every π is 0, the
-entropy is 0 and the proxy is 1.
+A token with βz ≤ `BANNED`, which includes −∞, is banned: its π is exactly 0. Its x is set to `BANNED` to avoid ∞ − ∞
+and 0·∞. If y is banned, logp is the constant −∞. If all tokens are banned, every π is 0, the entropy 0 and the proxy 1.
 """
 
 from collections.abc import Sequence

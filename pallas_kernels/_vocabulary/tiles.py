@@ -9,8 +9,8 @@ from jax import lax
 from pallas_kernels._vocabulary.statistics import scaled
 from pallas_kernels._vocabulary.types import ABSENT, Head, Tile, dtypes
 
-LOGITS = 15 * 2**16  # elements of one tile
-WIDEST = 512  # columns of one tile
+LOGITS = 15 * 2**16  # logits per tile
+WIDEST = 512  # columns per tile
 
 
 def fitted(tile: Tile | None, hidden, head: Head) -> tuple[Tile, int, int]:
@@ -33,7 +33,7 @@ def best_tile(tokens: int, vocabulary: int) -> Tile:
 
 
 def even(size: int, limit: int) -> int:
-    """The least tile side that needs no more tiles than `limit`: `size` for one tile, else a multiple of 8."""
+    """The smallest tile side that needs no more tiles than `limit`: `size` if one suffices, else a multiple of 8."""
     parts = -(-size // limit)
     return size if parts <= 1 else min(limit, -(-size // parts // 8) * 8)
 
@@ -41,7 +41,7 @@ def even(size: int, limit: int) -> int:
 def cover(size: int, tile: int, body, carry) -> Any:
     """Scans carry = body(start, fresh, carry) over tiles that cover range(size).
 
-    The last tile starts early, at size − tile; `fresh` [tile] is false where it overlaps the tile before it, or None.
+    The last tile starts at size − tile. `fresh` [tile] is false where it overlaps the one before; None without overlap.
     """
     if tile == size:
         return body(0, None, carry)
@@ -55,12 +55,10 @@ def cover(size: int, tile: int, body, carry) -> Any:
 
 
 def sliced(tree, start, size: int):
-    """Rows start:start + size of every array in a pytree."""
     return jax.tree.map(lambda whole: lax.dynamic_slice_in_dim(whole, start, size), tree)
 
 
 def put(tree, parts, start):
-    """The arrays of a pytree with `parts` written over their rows from `start` on."""
     return jax.tree.map(lambda whole, part: lax.dynamic_update_slice_in_dim(whole, part, start, 0), tree, parts)
 
 
@@ -100,7 +98,7 @@ def both(one, other):
 
 
 def present_rows(h, y):
-    """h with zeros in rows without a target, whose values (even NaN) must not reach ∂W."""
+    """h with zeros in rows without a target, so that their values (even NaN) do not reach ∂W."""
     return jnp.where((y != ABSENT)[:, None], h, 0)
 
 

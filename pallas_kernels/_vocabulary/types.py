@@ -8,9 +8,9 @@ from jaxtyping import Float, Int
 
 from pallas_kernels._dispatch import promoted
 
-# Values of a row's target besides a column of the local part of the weight.
+# Values of a row's target other than a column of the local part of the weight.
 ELSEWHERE = -1  # the target is a column of another shard or slab; the row still counts in the local sums
-ABSENT = -2  # the row has no target: it may hold NaN, and a tile of such rows alone is skipped
+ABSENT = -2  # the row has no target and may hold NaN; a tile without any target is skipped
 
 
 class TokenStats(NamedTuple):

@@ -1,4 +1,4 @@
-"""token_stats as a custom_vjp of an implementation's two passes, with the vocabulary and the width sharded."""
+"""token_stats as a custom_vjp of an implementation's two passes; the vocabulary and the width may be sharded."""
 
 from collections.abc import Callable
 from functools import cache, partial
@@ -75,8 +75,8 @@ def _backward(plan: Plan, saved, cotangents):
     inputs, stats, normalizer = saved
     hidden, weights = inputs.hidden, (inputs.unembedding, inputs.bias)
     if plan.axis_name is not None and not jax.typeof(inputs.unembedding).manual_axis_type.varying:
-        # shard_map with check_vma=False: each shard has only a part of the cotangent of the replicated outputs.
-        # The cotangent of an unused output is a SymbolicZero on every shard.
+        # With shard_map(check_vma=False) each shard has only a part of the cotangent of a replicated output. The
+        # cotangent of an unused output is a SymbolicZero on all shards.
         cotangents = [c if isinstance(c, SymbolicZero) else lax.psum(c, plan.axis_name) for c in cotangents]
     slope = slope_of(cotangents, stats, normalizer, inputs.targets, inputs.beta)
 

@@ -29,14 +29,12 @@ def segmented_cumsum(
         y_t = Σ_s x_s   over s ≤ t with id_s = id_t ≠ 0      (s ≥ t if `reverse`; without s = t if `exclusive`)
 
     id is `segment_ids`. A position with id 0 is a hole: it neither adds nor resets the sum, and its x may be NaN.
-    `segmented_cummin` is the same scan with a minimum. Differentiable in `x` to any order in reverse mode: the gradient
-    is the same scan in the other direction.
+    `segmented_cummin` is the same scan with a minimum. The function is differentiable in `x` to any order in reverse
+    mode. The gradient is the same scan in the other direction.
 
-    Sums are compensated and start anew in each sequence (they are not differences of sums over the row). In float32,
-    |error| ≤ 1e-6 Σ_s |x_s| at T = 131072 (tests/kernels/segmented_cumsum_accuracy_test.py).
-
-    "reference" and "chunked" run on CPUs. The "tpu" kernel has never run on a TPU: it runs in Pallas' interpreters
-    (tests/kernels/segmented_cumsum_mosaic_test.py) and is compiled for v5e, v5p, v6e and tpu7x (`make tpu-compile`).
+    Sums are compensated and restart at each sequence. In float32, |error| ≤ 1e-6 Σ_s |x_s| at T = 131072
+    (tests/kernels/segmented_cumsum_accuracy_test.py). "reference" and "chunked" have run on CPUs only. "tpu" has never
+    run on a TPU, only in interpreters (tests/kernels/segmented_cumsum_mosaic_test.py); `make tpu-compile` compiles it.
 
     Args:
       x: [*B, T], floating point.
@@ -103,7 +101,6 @@ def segmented_cummin(
 
 
 def _scan(operation: Operation, differentiable: Callable, x, segment_ids, reverse, exclusive, implementation):
-    """Runs an implementation: the reference under JAX's own derivatives, the others under `differentiable`."""
     name = chosen(operation.name, implementation, (None, *IMPLEMENTATIONS))
     run = _implementations.best if name is None else IMPLEMENTATIONS[name]
     x, ids = _prepare(operation.name, x, segment_ids)
@@ -115,7 +112,7 @@ def _scan(operation: Operation, differentiable: Callable, x, segment_ids, revers
 
 
 def _prepare(kernel: str, x, segment_ids):
-    """(x in the accumulators' dtype with 0 in holes, int32 ids or boolean mask), after the checks."""
+    """Checks the arguments; returns (x in the accumulators' dtype with 0 in holes, int32 ids or boolean mask)."""
     shape, dtype = jnp.shape(x), jnp.result_type(x)
     require(len(shape) > 0, kernel, "x", f"has shape {shape}", "[*B, T], with at least the axis T")
     require(jnp.issubdtype(dtype, jnp.floating), kernel, "x", f"has dtype {dtype}", "floating point", TypeError)

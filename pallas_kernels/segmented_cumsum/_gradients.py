@@ -1,4 +1,4 @@
-"""Derivative rules of both scans. The gradients are scans too, run by the same implementation `scan`."""
+"""Derivative rules of both scans. The gradients are scans too, computed by the same implementation `scan`."""
 
 from collections.abc import Callable
 from functools import partial
@@ -40,17 +40,17 @@ def _cummin_forward(scan, x, segment_ids, reverse, exclusive):
 
 
 def _cummin_backward(scan, reverse, exclusive, saved, cotangent):
-    """∂L/∂x_s = Σ_t ∂L/∂y_t over the tokens t from s, where the running minimum falls, until it falls again.
+    """∂L/∂x_s = Σ_t ∂L/∂y_t over tokens t from s, where the running minimum falls, to the token before its next fall.
 
-    `falls` marks such s, `last_fall` is the rank of the latest one up to each token, and tokens with an equal
-    `last_fall` form a group whose cotangents are summed at s by a segmented sum in the other direction.
+    `falls` marks each such s, and `last_fall` is the rank of the last one up to each token. Tokens with an equal
+    `last_fall` form a group; a segmented sum in the other direction adds the group's cotangents at s.
     """
     x, segment_ids = lax.stop_gradient(saved[0]), saved[1]
     trained, length = segment_ids.astype(jnp.bool_), x.shape[-1]
     ranks = jnp.arange(1, length + 1, dtype=x.dtype)  # positions in scan order; exact below 2²⁴ tokens
     rank = jnp.where(trained, jnp.broadcast_to(ranks[::-1] if reverse else ranks, x.shape), 0)
     falls = trained & (x < scan(MINIMUM, x, segment_ids, reverse, True))
-    last_fall = -scan(MINIMUM, jnp.where(falls, -rank, jnp.inf), segment_ids, reverse, False)  # −∞: none yet
+    last_fall = -scan(MINIMUM, jnp.where(falls, -rank, jnp.inf), segment_ids, reverse, False)  # −∞: no fall yet
     if exclusive:  # y_t is the inclusive minimum one token earlier, so move each cotangent one token back
         following = scan(MINIMUM, rank, segment_ids, not reverse, True)
         exists = jnp.isfinite(following)

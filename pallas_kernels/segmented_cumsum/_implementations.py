@@ -1,8 +1,7 @@
 """Choice between the TPU kernel and the chunked loop when a program is lowered, since its devices are known only then.
 
-Until lowering, the kernel is one primitive on [*B, T]; `vmap` adds a leading axis. The compiler cannot partition a
-Mosaic kernel over devices, so several TPUs need a `shard_map` over all axes of the mesh. Outside of a `shard_map`,
-`implementation=None` takes the loop on several TPUs.
+Until lowering, the kernel is a primitive on [*B, T]. The compiler cannot partition a Mosaic kernel over several TPUs:
+outside of a `shard_map` over all axes of the mesh, `implementation=None` takes the loop there, and "tpu" raises.
 """
 
 from functools import partial
@@ -37,7 +36,6 @@ def only_tpu(operation, x, segment_ids, reverse, exclusive):
 
 
 def only_chunked(operation, x, segment_ids, reverse, exclusive):
-    """The chunked loop, on any platform."""
     with jax.named_scope(f"{operation.name}_chunked"):
         return chunked.segmented_scan(operation, x, segment_ids, reverse, exclusive)
 

@@ -10,7 +10,7 @@ from jax import Array
 class Operation(NamedTuple):
     """An associative, commutative operation: `combine` two arrays, `reduce` along axes, with identity `empty`.
 
-    A loop carries the pair (total, error), initially (`empty`, 0); `absorb(total, error, x)` returns it with x added.
+    A loop carries (total, error), initially (`empty`, 0); `absorb(total, error, x)` combines x into this pair.
     """
 
     name: str

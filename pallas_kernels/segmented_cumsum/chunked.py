@@ -1,10 +1,8 @@
 """Segmented scans by a loop over tokens, all rows at once, for any device.
 
 The carry is reset at the first token of each sequence, so that large values or NaN in another sequence have no effect.
-The carry of a sum is compensated (see `_monoids`).
-
-On a CPU one loop over T is the fastest (`python benchmarks/segmented_cumsum.py`). On other devices each step launches a
-program, so √T chunks of √T tokens are scanned in parallel, and then their totals: 2√T steps.
+On a CPU one loop over T is the fastest (`python benchmarks/segmented_cumsum.py`). Other devices (not run there) launch
+a program per step, so √T chunks of √T tokens are scanned in parallel and then their totals: 2√T steps.
 """
 
 import math
@@ -28,13 +26,12 @@ def segmented_scan(
 
 
 def in_one_loop(operation: Operation, reverse: bool, exclusive: bool, x: Float[Array, "*B T"], segment_ids: Ids):
-    """One loop over T tokens."""
     by_token = (jnp.moveaxis(array, -1, 0) for array in (x, segment_ids))
     return jnp.moveaxis(_loop(partial(_step, operation, exclusive), operation.empty, reverse, *by_token)[1], 0, -1)
 
 
 def in_chunks(operation: Operation, reverse: bool, exclusive: bool, x: Float[Array, "*B T"], segment_ids: Ids):
-    """A loop over positions, for all chunks of √T tokens (at least 64) in parallel, then one over chunks' totals."""
+    """A loop over positions, for all chunks of √T tokens (at least 64) in parallel, then a loop over chunks' totals."""
     length = x.shape[-1]
     size = max(math.isqrt(length), 64)
     if length <= size:
@@ -62,7 +59,7 @@ def _loop(step, empty, reverse, x, ids):
 
 
 def _step(operation, exclusive, carry, token):
-    """One token: the carry is (total, error, id) of the latest sequence; holes leave it unchanged."""
+    """One token; the carry is (total, error, id) of the latest sequence, and holes leave the carry unchanged."""
     (total, error, last), (x, i) = carry, token
     hole, same = ~i.astype(jnp.bool_), i == last
     before = jnp.where(same, total, operation.empty), jnp.where(same, error, 0)

@@ -1,22 +1,16 @@
 """TPU kernel for segmented scans: blocks of rows × tokens, with a carry in VMEM between the blocks of a row.
 
-With ⊕ a sum or a minimum and ids i (0 is a hole; the tokens of a sequence are contiguous except for holes),
-
-    y_t = ⊕ x_s over s ≤ t (s < t if exclusive) with i_s = i_t ≠ 0,      the identity of ⊕ at holes.
-
             tokens →
        ┌──────┬──────┬──────┐       Grid: (blocks of 8 rows, blocks of 1024 tokens). A row's blocks run in scan order,
-    8  │  0  ⟶│  1  ⟶│  2   │       last to first if reverse; ⟶ is the carry (id, total, error), [8, 1] each.
-       └──────┴──────┴──────┘
+    8  │  0  ⟶│  1  ⟶│  2   │       last to first if reverse. ⟶ is the carry (id, total and error of the latest
+       └──────┴──────┴──────┘       sequence), [8, 1] each.
 
-Within a block the scan is a Hillis-Steele tree. In round k every token combines its value with that of the token 2ᵏ
-before it if both have the same id, and then holds the result over 2ᵏ⁺¹ positions. A hole takes the id and value of the
-token before it, so it neither adds nor resets. The carry is the id of the last sequence and its (total, error). Sums
-are compensated across blocks: log₂ 1024 roundings within a block, and about two for all blocks of a row together. The
-kernel has never run on a TPU, only in Pallas' interpreters.
+Within a block the scan is a Hillis-Steele tree. In round k every token combines its value with the value of the token
+2ᵏ before it if both have the same id, and then holds the result over 2ᵏ⁺¹ positions. A hole takes the id and value of
+the token before it, so it neither adds nor resets. Sums are compensated across blocks: log₂ 1024 roundings within a
+block, and about two for all blocks of a row together. The kernel has never run on a TPU, only in Pallas' interpreters.
 
-VMEM in bytes: x, ids and y 3·2·8·1024·4 (double-buffered), the carry 3·8·128·4 (a column takes all lanes), and the
-tree's x and ids with their shifted copies 4·8·1024·4: a third of a MiB.
+VMEM: a third of a MiB for x, ids and y (double-buffered), the carry, and the tree's arrays with their shifted copies.
 """
 
 import math
@@ -72,7 +66,7 @@ def _kernel(operation, reverse, exclusive, length, x_ref, ids_ref, y_ref, total_
         last_ref[...] = jnp.zeros_like(last_ref)
 
     block = pl.num_programs(1) - 1 - step if reverse else step
-    inside = block * TOKENS + _place() < length  # past the end of a row memory is undefined
+    inside = block * TOKENS + _place() < length  # memory past the end of a row is undefined
     ids = jnp.where(inside, ids_ref[...], 0)
     x = jnp.where(ids != 0, x_ref[...], operation.empty)
 
@@ -95,7 +89,7 @@ def _kernel(operation, reverse, exclusive, length, x_ref, ids_ref, y_ref, total_
 
 
 def _tree(operation, reverse, ids, x):
-    """(id of the latest token that is not a hole, 0 if none; result over its sequence), up to each token of a block."""
+    """At each token of a block: (id of the latest token that is not a hole, or 0; the result over its sequence)."""
     distance = 1
     while distance < TOKENS:
         id_before, before = _earlier(reverse, distance, ids, x)
@@ -106,7 +100,7 @@ def _tree(operation, reverse, ids, x):
 
 
 def _earlier(reverse, distance, ids, x):
-    """ids and x of the token `distance` before each token in scan order; id 0 if it is outside of the block."""
+    """ids and x at `distance` tokens before each token in scan order; id 0 if that is outside of the block."""
     shift = jnp.int32(TOKENS - distance if reverse else distance)
     exists = _place() < TOKENS - distance if reverse else _place() >= distance
     return jnp.where(exists, pltpu.roll(ids, shift, axis=1), 0), pltpu.roll(x, shift, axis=1)

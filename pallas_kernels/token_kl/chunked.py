@@ -48,7 +48,6 @@ class _Inputs(NamedTuple):
     ref_softcap: Array | None
 
     def heads(self) -> tuple[Head, Head]:
-        """(policy's head, reference's head)."""
         size = self.unembedding.shape[0]
         return (
             Head(self.unembedding, self.bias, self.beta, self.softcap, size),
@@ -60,7 +59,6 @@ def token_kl(
     hidden, unembedding, ref_hidden, ref_unembedding, mask, *, temperature=1.0, softcap=(None, None), bias=(None, None),
     tile: Tile | None = None
 ):  # fmt: skip
-    """`reference.token_kl` in tiles, without arrays of size N·V."""
     accumulator = promoted(dtypes(hidden, unembedding)[1], dtypes(ref_hidden, ref_unembedding)[1])
     if hidden.shape[0] == 0:
         return jnp.zeros(0, accumulator)
@@ -107,7 +105,7 @@ def _forward(tile: Tile | None, inputs: _Inputs):
             least = nothing + jnp.asarray(BANNED, beta.dtype)
             sums = cover(v, tile.vocabulary, columns, _Sums(least, least, nothing, nothing, nothing))
             log_s, log_r = jnp.log(sums.total), jnp.log(sums.ref_total)
-            absent = (y == ABSENT) | (sums.top <= BANNED)  # top ≤ BANNED: the policy bans all tokens
+            absent = (y == ABSENT) | (sums.top <= BANNED)  # the policy bans all tokens
             kl = jnp.where(absent, 0, sums.moment / sums.total - log_s + log_r)
             return kl, sums.top, log_s, sums.ref_top, log_r
 
@@ -119,7 +117,7 @@ def _forward(tile: Tile | None, inputs: _Inputs):
 
 
 def _absorb(sums: _Sums, x, z, is_column) -> _Sums:
-    """The sums with one more tile of both policies' logits [n, v]; entries that are not `is_column` add nothing."""
+    """The sums with one more tile of logits, x and z [n, v]; entries that are not `is_column` add nothing."""
     top, ref_top = (jnp.maximum(old, jnp.max(new, axis=-1)) for old, new in ((sums.top, x), (sums.ref_top, z)))
     shift, ref_shift = sums.top - top, sums.ref_top - ref_top
     scale = jnp.exp(shift)

@@ -36,27 +36,27 @@ def token_stats(
         entropy = − Σ_v π(v) log π(v)              in nats, in [0, log V]
         proxy   = 1 − 2 π(y) + Σ_v π(v)²           = ‖∂ logp/∂x‖², in [0, 2]
 
-    Here h is a row of `hidden`, y is its target and W is `unembedding`. `proxy` is the gradient energy of the optimal
-    token baseline (2602.07078). `token_topk` also returns the most likely tokens, but its outputs have no gradients.
+    `proxy` is the gradient energy in the optimal token baseline (2602.07078). `token_topk` also returns the most likely
+    tokens, but its outputs have no gradients.
 
     The outputs are differentiable in `hidden`, `unembedding` and `bias` in reverse mode; second derivatives need
     `implementation` None, "chunked" or "reference". Logits, sums and gradients accumulate in the outputs' dtype.
 
-    A token is banned if z/τ ≤ −10³⁰, for instance by a bias of −∞, also with a soft cap. Its π is 0 without a gradient,
+    A token is banned if z/τ ≤ −10³⁰ (before a soft cap), for instance by a bias of −∞. Its π is 0 and has no gradient,
     and the statistics are those of the other tokens. If the target is banned, logp is −∞ without a gradient; if all
     tokens are banned, the entropy is 0 and the proxy is 1. Other logits must be within ±10²⁹. NaN gives NaN.
 
-    "reference" and "chunked" run on CPUs. The "tpu" kernels have never run on a TPU: they run in Pallas' interpreter
-    (tests/kernels/token_stats_tpu_test.py) and are compiled for v5e, v5p, v6e and tpu7x (`make tpu-compile`). The "gpu"
-    kernel has never run on a GPU: it runs in the interpreter only (tests/kernels/token_stats_gpu_test.py).
+    "reference" and "chunked" have run on CPUs only. "tpu" has never run on a TPU: it runs in Pallas' interpreter
+    (tests/kernels/token_stats_tpu_test.py) and compiles for v5e, v5p, v6e and tpu7x (`make tpu-compile`). "gpu" has
+    never run on a GPU: it runs in the interpreter (tests/kernels/token_stats_gpu_test.py).
 
     Args:
-      hidden: h, [N, D], floating point. Rows without a target may hold anything; all others must be finite.
-      unembedding: W, [V, D], floating point (the layout of an embedding table). Rows whose logits are −∞ have finite
-        gradients only in "reference" and "chunked"; use `bias` to ban tokens.
+      hidden: h, [N, D], floating point. Rows with a target must be finite; others may hold anything.
+      unembedding: W, [V, D], floating point (the layout of an embedding table). Use `bias` to ban tokens: with infinite
+        entries in W, gradients are finite only in "reference" and "chunked".
       targets: y, [N], integers; a row whose target is outside [0, vocab_size) has no target.
-      temperature: τ > 0, a scalar; may be traced, and counts as a constant.
-      softcap: c > 0, a scalar in units of z, or None for no cap; may be traced, and counts as a constant.
+      temperature: τ > 0, a scalar; may be traced, and is a constant in derivatives.
+      softcap: c > 0, a scalar in units of z, or None for no cap; may be traced, and is a constant in derivatives.
       bias: b, [V], floating point, or None for 0; −∞ bans a token.
       mask: [N], bool; rows where it is false have no target. None is true everywhere.
       vocab_size: Number of tokens; rows of W and b from `vocab_size` on are padding. None: every row is a token.

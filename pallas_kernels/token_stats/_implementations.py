@@ -17,7 +17,6 @@ KERNEL = "token_stats"
 
 
 def _named(name: str, module) -> Passes:
-    """The passes of a module, in the named scope of the implementation."""
     return Passes(*(jax.named_scope(f"{KERNEL}_{name}")(pass_) for pass_ in (module.sums, module.gradients)))
 
 
@@ -44,9 +43,9 @@ def implementation_of(
 
 @cache
 def _best(dtype) -> Passes:
-    """The default passes: the TPU kernels if they support the dtype, `gpu_xla` on a GPU, else `chunked`.
+    """The default passes: on a TPU its kernels if they support the dtype, on a GPU `gpu_xla`, else `chunked`.
 
-    The Triton kernel is not a default, since it has never been timed on a GPU.
+    The Triton kernel is not the default on a GPU, since it has never run there.
     """
     own = {"tpu": tpu} if dtype in (jnp.bfloat16, jnp.float32) else {}
     passes = {"chunked": chunked, "gpu": gpu_xla} | own

@@ -1,8 +1,6 @@
 """token_stats over tiles of tokens × vocabulary under XLA, for any device; the logits [N, V] are never stored.
 
-The formulas are in `_vocabulary/statistics.py` and the loops of the backward pass in `_vocabulary/gradients.py`. The
-last tile starts early if N or V is not a multiple of the tile; entries it sees a second time are masked. Tiles of
-tokens without any target are skipped.
+Formulas and backward pass are in `_vocabulary`. Tiles of tokens that all have no target are skipped.
 """
 
 from collections.abc import Callable
@@ -46,7 +44,7 @@ class Seen(NamedTuple):
 
 
 def sums(hidden: Array, head: Head, targets: Array, tile: Tile | None) -> Sums:
-    """The sums over all columns of the head, [N] each; rows of a skipped tile keep those of `no_columns`."""
+    """The sums over all columns of the head, [N] each; `no_columns` in the rows of skipped tiles."""
     return over_columns(hidden, head, targets, tile, partial(no_columns, dtype=head.beta.dtype), absorb)
 
 
@@ -55,7 +53,7 @@ def absorb(sums: Sums, seen: Seen) -> Sums:
 
 
 def over_columns(hidden: Array, head: Head, targets: Array, tile: Tile | None, nothing: Callable, add: Callable):
-    """Accumulators of every row, [N, …], after `add(accumulators, seen)` has been called for each tile of logits.
+    """Accumulators of every row, [N, …], after `accumulators = add(accumulators, seen)` for each tile of logits.
 
     `nothing(y)` returns the initial accumulators of rows with targets y [n]; rows of a skipped tile keep them.
     """
@@ -78,7 +76,7 @@ def over_columns(hidden: Array, head: Head, targets: Array, tile: Tile | None, n
 
 
 def _target_of(x, place, unseen):
-    """x[n, place[n]] of every row [n], or 0 if `place` is outside of the tile or in a column of an earlier tile."""
+    """x[n, place[n]] for each row n, [n]; 0 if `place` is outside of the tile or in a column of an earlier tile."""
     clipped = jnp.clip(place, 0, x.shape[1] - 1)
     here = both(clipped == place, None if unseen is None else unseen[clipped])
     return jnp.where(here, jnp.take_along_axis(x, clipped[:, None], axis=1)[:, 0], 0)

@@ -1,8 +1,7 @@
 """Forward pass of token_stats on an NVIDIA GPU: a Triton kernel that keeps the logits in registers.
 
-The kernel has never run on a GPU (only in Pallas' interpreter), so every time below is an estimate.
-
-It computes `statistics.Sums` (m, x_y, rest, squares, moment) of each token over one split of the vocabulary.
+The kernel has never run on a GPU, only in Pallas' interpreter, so every time below is an estimate. It computes the
+`statistics.Sums` of each token over one split of the vocabulary.
 
              vocabulary →
             ┌─────────┬─────────┐      One program handles a tile of nt tokens and one split of the vocabulary. It loops
@@ -18,9 +17,8 @@ additions would compute the logits twice: four products of 2·N·D·V instead of
 on an H100 they would save 14 bytes of memory traffic per logit (17 GB, about 5 ms) and add a product (10 ms at peak).
 
 Registers in bytes: nt·vt·4 = 128 KiB of logits, which is 128 of the 255 registers of each thread in 8 warps, and 5·nt·4
-of sums. Shared memory: 3 pipeline stages of (nt + vt)·128 bytes, 144 KiB of an H100's 227 KiB.
-
-From jax 0.11 on, Pallas' Triton backend is deprecated in favor of Mosaic GPU; lowering this kernel emits a warning.
+of sums. Shared memory: 3 pipeline stages of (nt + vt)·128 bytes, 144 KiB of an H100's 227 KiB. jax 0.12 deprecates
+Pallas' Triton backend in favor of Mosaic GPU: lowering this kernel emits a warning.
 """
 
 from functools import partial
@@ -37,7 +35,7 @@ from pallas_kernels._vocabulary.statistics import BANNED, Slope, Sums, absorbed,
 from pallas_kernels._vocabulary.types import ABSENT, Head, Tile, dtypes
 from pallas_kernels.token_stats import gpu_xla
 
-PROGRAMS = 128  # concurrent programs, one per multiprocessor: an H100 or H200 has 132 multiprocessors
+PROGRAMS = 128  # concurrent programs: at most one for each of the 132 multiprocessors of an H100 or H200
 GROUP = 2048  # tokens; at D = 4096 in bfloat16 their hidden states take 16 MiB of the 50 MiB L2 cache
 TILE = Tile(128, 256)
 SMALLEST = 16  # least side of a tensor core product
@@ -166,7 +164,6 @@ def _inside(end: int, start, size: int):
 
 
 def _over_splits(parts: Sums) -> Sums:
-    """Joins the sums of all splits, [splits, N], to [N]."""
     top = jnp.max(parts.top, axis=0)
     return Sums(top, *(jnp.sum(x, axis=0) for x in rescaled(parts, top[None])[1:]))
 

@@ -1,7 +1,7 @@
 """token_stats on an NVIDIA GPU under XLA: `chunked` with tiles large enough for efficient cuBLAS products.
 
 A tile is all tokens of a microbatch (up to `ROWS`) × a part of the vocabulary, so each row of ∂W is computed once. The
-logits pass through memory: 12 bytes per logit forward, 14 backward, by count. It has never run on a GPU.
+logits pass through memory: 12 bytes per logit forward and 14 backward, by arithmetic, since it has never run on a GPU.
 """
 
 import jax
@@ -13,7 +13,7 @@ from pallas_kernels._vocabulary.types import Head, Tile, dtypes
 from pallas_kernels.token_stats import chunked
 
 ROWS = 8192
-LOGITS = 2**26  # 256 MiB in float32, and 128 MiB for ∂z in bfloat16
+LOGITS = 2**26  # per tile: 256 MiB in float32, and 128 MiB for ∂z in bfloat16
 
 
 def best_tile(tokens: int, vocabulary: int) -> Tile:
@@ -23,7 +23,6 @@ def best_tile(tokens: int, vocabulary: int) -> Tile:
 
 
 def sums(hidden: Array, head: Head, targets: Array, tile: Tile | None) -> Sums:
-    """`chunked.sums` with this module's default tile."""
     with jax.named_scope("tiled"):
         return chunked.sums(hidden, head, targets, tile or best_tile(hidden.shape[0], head.unembedding.shape[0]))
 

@@ -15,8 +15,8 @@ def token_stats(
 ) -> TokenStats:
     """log π = x − log Σ e^x;  logp = log π(y), entropy = − Σ π log π, proxy = 1 − 2π(y) + Σπ².
 
-    Banned tokens have π = 0 and contribute 0·log 0 = 0 to the entropy; logp of a banned target is −∞, a constant.
-    With `axis_name`, `head` is this device's shard, whose first column is `begin`, and sums are over all shards.
+    Banned tokens have π = 0 and contribute 0·log 0 = 0 to the entropy; logp of a banned target is −∞, a constant. With
+    `axis_name`, `head` is this device's shard, whose first column is `begin`, and sums are over all shards.
     """
     total = partial(lax.psum, axis_name=axis_name) if axis_name else lambda x: x
     present = targets != ABSENT
@@ -47,7 +47,7 @@ def token_stats(
 
 
 def logits(hidden: Float[Array, "N D"], head: Head) -> Float[Array, "N V"]:
-    """x = c·tanh((h·Wᵀ + b)/c)/τ in at least float32, also at padding; banned tokens keep x = (h·Wᵀ + b)/τ."""
+    """x = c·tanh((h·Wᵀ + b)/c)/τ in at least float32, for padding too; banned tokens keep x = (h·Wᵀ + b)/τ."""
     common, accumulator = dtypes(hidden, head.unembedding)
     h, w = hidden.astype(common), head.unembedding.astype(common)
     infinite = jnp.any(jnp.isinf(w), axis=-1)  # logits of infinite rows are constants, which avoids 0·∞ in ∂h

@@ -1,4 +1,4 @@
-"""The k most likely tokens of every row and its statistics in one pass, for instance of a teacher in distillation."""
+"""Statistics and the k most likely tokens of every row in one pass, for instance of a teacher in distillation."""
 
 import jax.numpy as jnp
 from jax import lax
@@ -37,10 +37,8 @@ def token_topk(
         ids  = the k tokens v with the largest π(v), largest first; of equal ones the lower id first
         logp = log π(ids), normalized over the whole vocabulary, so Σ_k e^logp ≤ 1
 
-    π is that of `token_stats`, which has gradients; all outputs of `token_topk` are constants (stop_gradient).
-
-    Banned tokens come last, with logp −∞; padding rows are never among the ids. Both implementations are XLA programs
-    that have never run on a TPU or GPU.
+    π is the policy of `token_stats`. Unlike there, all outputs are constants (stop_gradient). Banned tokens come last,
+    with logp −∞; padding is never among the ids. Both implementations are XLA programs, never run on a TPU or GPU.
 
     Args:
       hidden: h, [N, D], floating point.

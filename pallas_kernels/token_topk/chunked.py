@@ -1,9 +1,8 @@
-"""token_topk over tiles of tokens × vocabulary under XLA: the pass of token_stats, with a running top k of the logits.
+"""token_topk over tiles of tokens × vocabulary under XLA: the pass of token_stats with a running top k of the logits.
 
     best ← the k largest of best ∪ tile,      log π_v = x_v − m − log S after the last tile
 
-`lax.top_k` returns the first of equal entries. Tiles and shards are visited in the order of their columns, so the lower
-id comes first among equal logits.
+`lax.top_k` returns the first of equal entries, and tiles and shards are visited in order, so the lower id comes first.
 """
 
 from typing import NamedTuple
@@ -19,7 +18,7 @@ from pallas_kernels.token_topk.reference import TopTokens
 
 
 class Best(NamedTuple):
-    """Ids and logits of the k largest among the columns seen so far, [N, k] each; unused places have logit −∞."""
+    """Ids and logits of the k largest logits among the columns seen so far, [N, k] each; −∞ in unused places."""
 
     ids: Array
     x: Array
@@ -28,7 +27,6 @@ class Best(NamedTuple):
 def token_topk(
     inputs: Inputs, k: int, vocabulary: int, axis_name: str | None = None, tile: Tile | None = None
 ) -> tuple[TokenStats, TopTokens]:
-    """`reference.token_topk` in tiles, without arrays of size N·V."""
     hidden, unembedding, bias, targets, beta, softcap = inputs
     rows = unembedding.shape[0]
     begin, size = shard(vocabulary, axis_name, rows)

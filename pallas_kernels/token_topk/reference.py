@@ -16,8 +16,7 @@ from pallas_kernels.token_stats import reference
 class TopTokens(NamedTuple):
     """The k most likely tokens of every row, most likely first, returned by `token_topk`.
 
-    `ids` is [N, k] in int32 and `logp` is log π of each id, [N, k] in nats, in the dtype of the statistics. Both are 0
-    in rows without a target.
+    `ids` [N, k] is int32; `logp` [N, k] is their log π in nats, in the statistics' dtype. Rows without a target are 0.
     """
 
     ids: Int[Array, "*N k"]

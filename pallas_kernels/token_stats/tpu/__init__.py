@@ -1,7 +1,7 @@
 """token_stats on a TPU: three Pallas kernels for the forward sums, ∂hidden, and ∂unembedding with ∂bias.
 
-Each kernel is a pass over tiles of the logits [N, V], which stay in VMEM; see `forward` and `backward_tile`. They have
-never run on a TPU: they run in Pallas' interpreters (tests/kernels) and are compiled by `make tpu-compile`.
+The kernels have never run on a TPU: they run in Pallas' interpreter (tests/kernels); `make tpu-compile` compiles them.
+Each is a pass over tiles of the logits [N, V], which stay in VMEM; see `forward` and `backward_tile`.
 """
 
 from typing import Any
@@ -20,6 +20,5 @@ __all__ = ["gradients", "hidden_gradient", "sums", "weight_gradient"]
 def gradients(
     hidden: Array, head: Head, targets: Array, slope: Slope, tile: Tile | None, dtype: Any = None
 ) -> tuple[Array, Array, Array | None]:
-    """(∂hidden, ∂unembedding, ∂bias), each in its input's dtype; ∂hidden in `dtype` if given."""
     dh = hidden_gradient(hidden, head, targets, slope, tile, dtype or hidden.dtype)
     return dh, *weight_gradient(hidden, head, targets, slope, tile)

@@ -1,8 +1,7 @@
-"""TPU kernel for ∂hidden: for each tile of nt tokens, one pass over tiles of vt columns. See `backward_tile`.
+"""TPU kernel for ∂hidden: for each tile of tokens, one pass over tiles of columns. See `backward_tile`.
 
-VMEM in bytes, with b bytes per element: hidden states 2·nt·D·b and weight 2·vt·D·b (double-buffered), the accumulator
-4·nt·D, the output block 2·nt·D·b, two parts of logits and one of ∂z part·vt·(8 + b), and up to six coefficients and the
-targets as columns that are broadcast over all lanes, 7·nt·128·4.
+VMEM holds double-buffered blocks of h, W and ∂h, the `scratch` of `backward_tile`, and the targets and up to six
+coefficients as columns that are broadcast over all lanes; `_bytes` counts them.
 """
 
 from functools import partial
@@ -43,7 +42,6 @@ from pallas_kernels.token_stats.tpu.generations import (
 
 
 def hidden_gradient(hidden: Array, head: Head, targets: Array, slope: Slope, tile: Tile | None, dtype) -> Array:
-    """∂hidden [N, D], in `dtype`."""
     common = common_dtype(hidden, head)
     (n, d), v = hidden.shape, head.unembedding.shape[0]
     here = generation()

@@ -1,4 +1,4 @@
-"""The computation on one tile that both gradient kernels of token_stats share: recompute z, form ∂L/∂z, multiply.
+"""Computation on one tile in both gradient kernels of token_stats: recompute z, form ∂L/∂z, multiply.
 
 With the coefficients (a, c₀, c₁, c₂) of `statistics.Slope`, which include β, and π_v = e^(x_v − m − log S),
 
@@ -6,9 +6,8 @@ With the coefficients (a, c₀, c₁, c₂) of `statistics.Slope`, which include
     ∂h = ∂z·W,      ∂W = ∂zᵀ·h,      ∂b = Σ_n ∂z
 
 ∂h and ∂W are computed in separate passes, so that each accumulator stays in VMEM in float32 and is written to HBM once.
-The cost is that each pass recomputes the logits: forward and backward take (2 + 4 + 4)·N·D·V operations instead of
-(2 + 2 + 2 + 2)·N·D·V. The two passes run the same code with h and W exchanged. One tile `a` [ra, D] stays in VMEM while
-all tiles `b` [rb, D] of the other operand stream past it:
+Each pass recomputes the logits: forward and backward take 10·N·D·V operations instead of 8·N·D·V. Both passes run the
+same code with h and W exchanged. A tile `a` [ra, D] stays in VMEM while the kernel visits all tiles `b` [rb, D]:
 
            b: rb rows                            ∂h pass: a = h, b = W     z  [tokens, columns]
          ┌────────────┐
@@ -18,12 +17,11 @@ all tiles `b` [rb, D] of the other operand stream past it:
          └────────────┘
 
 While the matrix unit computes the logits of one part of a's rows, the vector unit computes ∂z of the part before it.
-
 Logits are not masked. Three rules replace a mask:
 
 - The coefficients of tokens without a target are 0.
 - Rows of b that may hold NaN or must not contribute (padding columns, rows past the end of the array) are set to 0 in
-  VMEM, only in tiles that contain such rows. Their ∂z stays finite, since log π is clamped to at most 0, so ∂z·0 = 0.
+  VMEM in tiles that contain such rows. Their ∂z stays finite, since log π is clamped to at most 0, so ∂z·0 = 0.
 - Rows of a past the end of the array spoil only their own rows of the accumulator, which are masked when written.
 """
 
@@ -46,7 +44,7 @@ CLEARED = 64  # rows set to zero per loop step
 def accumulate(a, b, slope: Callable, logits, dz, total, common) -> None:
     """total += ∂z·b for a tile. `slope(row, z)` returns ∂z of the logits z [ROWS, rb] of rows row:row + ROWS of a.
 
-    `logits` are two float32 buffers [part, rb], used in turn; `dz` is one [part, rb] in `common`, the products' dtype.
+    `logits` are two float32 buffers [part, rb], used in turn; `dz` is [part, rb] in the products' dtype `common`.
     """
     part = dz.shape[0]
     parts = a.shape[0] // part
@@ -78,7 +76,7 @@ def slope_of_logits(z, coefficients: Slope, is_target, scale, capped: bool):
 
 
 def zero_unless(keep: Callable, block) -> None:
-    """Sets rows of a block in VMEM to zero unless kept; `keep(row)` is a mask [CLEARED, 1] of rows from `row` on."""
+    """Sets rows of a block in VMEM to 0 unless `keep(row)`, a mask [CLEARED, 1] of rows from `row` on, is true."""
 
     def some_rows(k, _):
         row = pl.multiple_of(k * CLEARED, CLEARED)
@@ -89,7 +87,7 @@ def zero_unless(keep: Callable, block) -> None:
 
 
 def coefficient_rows(slope: Slope, targets, tokens: int):
-    """Stacks the coefficients that are not None as rows, padded to whole tiles; 0 for tokens without a target."""
+    """The coefficients that are not None as rows [k, N], padded to whole tiles; 0 for tokens without a target."""
     known = [jnp.where(targets == ABSENT, 0, c).astype(jnp.float32) for c in slope if c is not None]
     return jnp.stack([padded(c, tokens, 0) for c in known])
 

@@ -1,8 +1,7 @@
-"""TPU kernel for ∂unembedding and ∂bias: for each tile of vt columns, one pass over tiles of nt tokens.
+"""TPU kernel for ∂unembedding and ∂bias: for each tile of columns, one pass over tiles of tokens. See `backward_tile`.
 
-See `backward_tile`. VMEM in bytes, with b bytes per element: weight 2·vt·D·b and hidden states 2·nt·D·b
-(double-buffered), the accumulator 4·vt·D, the output block 2·vt·D·b, two parts of logits and one of ∂z part·nt·(8 + b),
-the targets as a column broadcast over all lanes nt·128·4, and with a bias the bias and its accumulator 2·vt·128·4.
+VMEM holds double-buffered blocks of W, h and ∂W, the `scratch` of `backward_tile`, and the targets, the bias and the
+accumulator of ∂bias as columns that are broadcast over all lanes; `_bytes` counts them.
 """
 
 from functools import partial
@@ -110,9 +109,9 @@ def weight_gradient(hidden: Array, head: Head, targets: Array, slope: Slope, til
 
 
 def _spoilt(hidden, targets, tokens: int):
-    """1 for each tile of tokens that has a row without a target whose hidden state may give NaN or infinite logits.
+    """1 for each tile of tokens with a row that has no target and whose hidden state may give NaN or infinite logits.
 
-    The kernel sets such rows to 0, since a zero coefficient times NaN is not 0.
+    The kernel sets such rows to 0, since a coefficient of 0 times NaN is not 0.
     """
     ordinary = jnp.sum(jnp.abs(hidden), axis=1, dtype=jnp.float32) < LARGE  # false for NaN
     rows = padded((targets == ABSENT) & ~ordinary, tokens, True).reshape(-1, tokens)

@@ -1,13 +1,7 @@
 """TPU kernel for the forward sums: for each tile of nt tokens, one pass over tiles of vt columns.
 
-For each token the kernel accumulates `statistics.Sums`: the running maximum m of the logits x, the target's x_y, and
-
-    rest = Σ e^(x−m),   squares = Σ e^(2(x−m)),   moment = Σ (x−m) e^(x−m)    over the columns v ≠ y.
-
-If the maximum grows to m', then with s = m − m' they become rest·e^s, squares·e^2s and (moment + s·rest)·e^s. The
-kernel stores m, x_y and moment in units of z = x/β, so that the multiplication by β is only in the exponent.
-
-The tile of logits is transposed, zᵀ = W·hᵀ: columns of the vocabulary are in sublanes and tokens in lanes.
+For each token the kernel accumulates `statistics.Sums`, with m, x_y and moment in units of z = x/β, so that only
+exponents are multiplied by β. The tile of logits is transposed, zᵀ = W·hᵀ: columns are in sublanes, tokens in lanes.
 
                 tokens → (lanes)                 Each of the five sums is [8, nt]: its row r is over rows r, r + 8, …
               ┌───────────────┐                  of zᵀ. A register of logits (8 columns) is added elementwise to a
@@ -17,11 +11,10 @@ The tile of logits is transposed, zᵀ = W·hᵀ: columns of the vocabulary are 
 
 A tile is computed in parts of rows of zᵀ. While the matrix unit computes one part, the vector unit adds the part before
 it to the sums. The last part of a tile is added during the first part of the next tile, or at the end of the pass. The
-logit z of a banned token is set to `floor`, where βz = `BANNED`. So are the logits of padding and of rows past the end
-of the weight: they add e^(β(floor − m)) = 0 as soon as m is the logit of any other token.
+logits z of banned tokens, of padding and of rows past the end of the weight are set to `floor`, where βz = `BANNED`:
+they add e^(β(floor − m)) = 0 as soon as m is the logit of any other token.
 
-VMEM in bytes, with b bytes per element: hidden states 2·nt·D·b and weight 2·vt·D·b (double-buffered), two parts of
-logits 2·part·nt·4, sums 5·8·nt·4, outputs 2·8·nt·4, targets 2·8·nt·4, and with a bias 2·8·vt·4.
+VMEM holds the sums, two parts of logits, and double-buffered blocks of h, W, targets, bias and outputs; see `_bytes`.
 """
 
 from functools import partial
@@ -55,7 +48,6 @@ CHUNK = 256  # tokens whose sums are in registers at the same time
 
 
 def sums(hidden: Array, head: Head, targets: Array, tile: Tile | None) -> Sums:
-    """The sums over all columns of the head, [N] each, in float32."""
     common = common_dtype(hidden, head)
     (n, d), v = hidden.shape, head.unembedding.shape[0]
     here = generation()
@@ -109,7 +101,6 @@ def sums(hidden: Array, head: Head, targets: Array, tile: Tile | None) -> Sums:
 
 
 def _kernel(present, held, size, scale, h, w, y, *refs, tile: Tile, part: int, common, ragged, biased, capped):
-    """One grid step: computes a tile of logits in parts and adds each part to the sums, one part behind."""
     b, out, *logits, found = refs if biased else (None, *refs)
     plan = Visits(present, held, size, scale)
     beta, cap, floor = scale[0], scale[1], scale[2]

@@ -1,7 +1,7 @@
 """Tiles and VMEM limits of each TPU generation, and the tiles to visit; shared by the TPU kernels.
 
-Hidden states and weight are not padded: the last block of either extends past the end of the array, where its contents
-are undefined and may be NaN. Only vectors of length N or V are padded to whole tiles.
+Only vectors of length N or V are padded to whole tiles. The last blocks of h and W may extend past the end of their
+array, where their contents are undefined and may be NaN.
 """
 
 import math
@@ -40,7 +40,7 @@ class Generation(NamedTuple):
     vmem: int = 56 * 2**20  # VMEM limit of a kernel in bytes
 
 
-# The fastest by the compiler's static schedules at (N, D, V) = (4096, 4096, 151936), benchmarks/tpu_static.py --search.
+# Fastest by the compiler's estimate at (N, D, V) = (4096, 4096, 151936): `python benchmarks/tpu_static.py --search`.
 GENERATIONS = {
     "v5e": Generation(sums=Tile(512, 512), hidden=Tile(512, 512), weight=Tile(512, 512), part=128),
     "v5p": Generation(sums=Tile(512, 512), hidden=Tile(512, 512), weight=Tile(512, 512), part=128),
@@ -62,9 +62,9 @@ def generation() -> Generation:
 def fitted(tile: Tile | None, best: Tile, stays: str, hidden, head: Head, bytes_of: Callable, vmem: int) -> Tile:
     """`tile` rounded up to multiples of 128 and clipped to the arrays; if None, `best` shrunk until it fits.
 
-    `bytes_of(tile)` must fit in VMEM, and the work per tile, which the compiler unrolls, must not exceed that of `best`
-    at D = `WIDTH` in bfloat16 (float32 products cost several times more). The streaming side is halved before the
-    resident side `stays` ("tokens" or "vocabulary"), on which HBM traffic depends.
+    `bytes_of(tile)` must fit in VMEM. The work per tile, which the compiler unrolls, must not exceed the work of `best`
+    at D = `WIDTH` in bfloat16 (float32 counts four times). The streaming side is halved before the resident side
+    `stays` ("tokens" or "vocabulary"), on which HBM traffic depends.
     """
     (n, d), v = hidden.shape, head.unembedding.shape[0]
     most = Tile(whole(n, LANES), whole(v, LANES))
@@ -82,9 +82,6 @@ def fitted(tile: Tile | None, best: Tile, stays: str, hidden, head: Head, bytes_
 def whole(size: int, unit: int) -> int:
     """`size` rounded up to a multiple of `unit`."""
     return -(-size // unit) * unit
-
-
-# --------------------------------------------------------------------------------------------- which tiles are visited
 
 
 class Visits(NamedTuple):
@@ -115,7 +112,6 @@ class Visits(NamedTuple):
 
 
 def visits(head: Head, targets, tokens: int) -> Visits:
-    """The `Visits` of targets [N] in tiles of `tokens` tokens."""
     rows = padded(targets, tokens, ABSENT).reshape(-1, tokens)
     present = jnp.sum(rows != ABSENT, axis=1, dtype=jnp.int32)
     held = lax.cummax(jnp.where(present > 0, jnp.arange(rows.shape[0], dtype=jnp.int32), 0))
@@ -126,7 +122,6 @@ def visits(head: Head, targets, tokens: int) -> Visits:
 
 
 def padded(vector, unit: int, value):
-    """The vector padded with `value` to a multiple of `unit`."""
     return jnp.pad(vector, (0, whole(vector.shape[0], unit) - vector.shape[0]), constant_values=value)
 
 
@@ -140,9 +135,6 @@ def bias_row(head: Head, columns: int):
 def is_ragged(head: Head, columns: int) -> bool:
     """Whether a tile of `columns` may contain padding or rows past the end of the weight."""
     return not isinstance(head.size, int) or head.size % columns > 0
-
-
-# ----------------------------------------------------------------------------------------------------- within a kernel
 
 
 def dot(a, b, contract: tuple[int, int], common):
@@ -163,30 +155,26 @@ def counted(shape: tuple[int, ...], axis: int):
     return lax.broadcasted_iota(jnp.int32, shape, axis)
 
 
-# ------------------------------------------------------------------------------------------------------ around a kernel
-
-
 def common_dtype(hidden, head: Head) -> Any:
-    """The inputs' common dtype. Raises TypeError unless it is bfloat16 or float32."""
     common = dtypes(hidden, head.unembedding)[0]
     require_products(common)
     return common
 
 
 def require_products(common) -> None:
-    """Raises TypeError unless the dtype is one that TPU matrix units multiply."""
+    """Raises TypeError unless the dtype is bfloat16 or float32."""
     fits = common in (jnp.bfloat16, jnp.float32)
     remedy = "bfloat16 or float32 for implementation 'tpu'"
     require(fits, "token_stats", "hidden and unembedding", f"have common dtype {common}", remedy, TypeError)
 
 
 def like(source, shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
-    """An output type that varies over the same `shard_map` axes as `source`."""
+    """The type of an output that varies over the same `shard_map` axes as `source`."""
     return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(source).manual_axis_type)
 
 
 def cost(products: int, hidden, head: Head, tile: Tile, inner: str, exponentials: int) -> pl.CostEstimate:
-    """Cost of `products` matrix products of 2·N·D·V; the operand of the `inner` grid axis is read per outer tile."""
+    """Cost of `products` matrix products; the operand of the `inner` grid axis is read once per outer tile."""
     (n, d), v = hidden.shape, head.unembedding.shape[0]
     h, w = n * d * hidden.dtype.itemsize, v * d * head.unembedding.dtype.itemsize
     outer = pl.cdiv(n, tile.tokens) if inner == "vocabulary" else pl.cdiv(v, tile.vocabulary)
