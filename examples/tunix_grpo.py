@@ -2,8 +2,8 @@
 
 Tunix registers policy losses and advantage estimators by name, and a GRPOConfig refers to them. This suffices for the
 ratio, since a loss gets the model and the example. It does not suffice for the optimal token baseline: an estimator
-gets only the rewards, without the mask or the model, and the learner keeps one advantage per completion. The adapter
-is two registered functions and one overridden method (private, but abstract in the base class); nothing is patched:
+gets only the rewards, without the mask or the model, and the learner keeps one advantage per completion. The adapter is
+two registered functions and one overridden method (private, but abstract in the base class); nothing is patched:
 
 - `rewards_as_they_are`, the registered estimator, passes the rewards through in place of advantages.
 - `Learner._generate_and_compute_advantage` has the whole rollout. It computes proxies and old log-probabilities in
