@@ -1,7 +1,6 @@
 """CTPO's ratio with OTB's advantage in a bare JAX loop: `python examples/bare_jax.py`, under a minute on a CPU.
 
-The task is to count from a digit up to 9, then stop (`7` → `8 9 .`), seeing only the previous token. The reward is the
-share of the right answer before the first mistake.
+Task: count from a digit up to 9, then stop (`7` → `8 9 .`). Reward: the share of the answer before the first mistake.
 """
 
 import dataclasses

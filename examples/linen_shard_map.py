@@ -1,9 +1,8 @@
 """CTPO's ratio with OTB's advantage for a Flax linen model on 8 devices: `python examples/linen_shard_map.py`.
 
-The task is to repeat three symbols backwards, then stop; the reward is the share of the right answer before the first
-mistake. The pattern to copy: compute advantages and weights on global arrays, outside of `jax.shard_map`. Inside, each
-of the 8 simulated CPU devices calls `policy_loss` on its own rows, and `psum` adds the losses, because the weights
-refer to the whole optimizer step.
+Advantages and weights of the whole optimizer step are computed on global arrays, outside of `jax.shard_map`. Inside,
+each of 8 simulated CPU devices calls `policy_loss` on its own rows, and `psum` adds the losses. Task: repeat three
+symbols backwards, then stop. Reward: the share of the answer before the first mistake.
 """
 
 import dataclasses

@@ -42,8 +42,8 @@ def entropy_hysteresis(*, low: float | Array, high: float | Array) -> Carried:
 
         dropping ← H > high, or dropping and H ≥ low;    false at first
 
-    H is the mean of `Rollouts.entropy` over the trained tokens, in nats. The thresholds `low` and `high`, in nats with
-    0 ≤ low ≤ high, are not published in the paper. Returns a `Carried` that writes `Rollouts.dropping`, which
+    H is the mean of `Rollouts.entropy` over the trained tokens, in nats. The paper does not publish the thresholds
+    0 ≤ `low` ≤ `high`, in nats. Returns a `Carried` that writes `Rollouts.dropping`, which
     `advantage.without_negatives` reads. `target_entropy` instead adjusts an entropy bonus. Raises ValueError if a
     threshold is negative or low > high.
 

@@ -15,8 +15,8 @@ An algorithm takes a correction through one of three combinators, which differ i
 
 `report` measures the correction. Each row is one sequence if `segment_ids` is None. In packed rows, tokens with equal
 non-zero ids are one sequence, id 0 is not trained, and a rejection is [..., T]. Rejections drop a sequence with a NaN
-among its λ, except `opsm` if A ≥ 0. Every function raises TypeError if the mask is not boolean. The formulas without
-another source are those of verl 0.9.1.
+among its λ, except `opsm` if A ≥ 0. Every function raises ValueError if shapes differ and TypeError if the mask is not
+boolean. Formulas without a source are those of verl 0.9.1.
 """
 
 import inspect
@@ -62,7 +62,7 @@ def token_truncated(mismatch: Mismatch, mask: Mask, *, cap: float | Array = 2.0,
 
     `mismatch` (λ in nats), `mask` (true at the trained tokens) and `segment_ids` (or None) are [..., T]; `cap` > 0 is a
     ratio. Returns w̄, [..., T], in [0, cap]; 0 at tokens that are not trained. Unlike in `icepop`, a ratio above `cap`
-    is lowered to `cap`, not dropped. Raises ValueError if shapes differ or cap ≤ 0.
+    is lowered to `cap`, not dropped. Raises ValueError if cap ≤ 0.
 
     >>> print(token_truncated(jnp.log(jnp.array([0.5, 1.5, 4.0])), jnp.ones(3, bool)))
     [0.5 1.5 2. ]
@@ -77,7 +77,7 @@ def sequence_truncated(mismatch: Mismatch, mask: Mask, *, cap: float | Array = 2
 
     `mismatch` (λ in nats), `mask` (true at the trained tokens) and `segment_ids` (or None) are [..., T]; `cap` > 0 is a
     ratio. Returns w̄, [..., T], in [0, cap]; 0 at tokens that are not trained. Unlike in `token_truncated`, all tokens
-    of a sequence have the same weight. Raises ValueError if shapes differ or cap ≤ 0.
+    of a sequence have the same weight. Raises ValueError if cap ≤ 0.
 
     >>> print(sequence_truncated(jnp.log(jnp.array([[0.5, 3.0], [2.0, 3.0]])), jnp.ones((2, 2), bool)))
     [[1.5 1.5]
@@ -101,8 +101,7 @@ def icepop(
 
     `mismatch` (λ in nats), `mask` (true at the trained tokens) and `segment_ids` (or None) are [..., T]; `low` and
     `high` are ratios, 0 < low ≤ high. Returns w̄, [..., T]; 0 at tokens that are not trained. Unlike in
-    `token_truncated`, a ratio outside the bounds gives weight 0. Raises ValueError if shapes differ, low ≤ 0 or
-    low > high.
+    `token_truncated`, a ratio outside the bounds gives weight 0. Raises ValueError if low ≤ 0 or low > high.
 
     >>> print(icepop(jnp.log(jnp.array([0.25, 1.5, 4.0, 8.0])), jnp.ones(4, bool)))
     [0.  1.5 4.  0. ]
@@ -118,8 +117,8 @@ def sequence_masked(mismatch: Mismatch, mask: Mask, *, cap: float | Array = 2.0,
     """Sequence-level masked importance sampling (Seq-MIS): w̄_t = e^s if e^s ≤ cap, else 0; s = Σλ over the sequence.
 
     `mismatch` (λ in nats), `mask` (true at the trained tokens) and `segment_ids` (or None) are [..., T]; `cap` > 0 is a
-    ratio. Returns w̄, [..., T], in [0, cap]; 0 at tokens that are not trained. Unlike in `sequence_truncated`, a ratio
-    above `cap` gives weight 0. Raises ValueError if shapes differ or cap ≤ 0.
+    ratio. Returns w̄, [..., T], in [0, cap]; 0 at tokens that are not trained. In `sequence_truncated`, a ratio above
+    `cap` gives `cap`. Raises ValueError if cap ≤ 0.
 
     >>> print(sequence_masked(jnp.log(jnp.array([[0.5, 3.0], [2.0, 3.0]])), jnp.ones((2, 2), bool)))
     [[1.5 1.5]
@@ -135,8 +134,7 @@ def batch_normalized(weights: Weights, mask: Mask) -> Weights:
     """Weights divided by their mean over the trained tokens, so that a correction does not change the size of a step.
 
     `weights` is w̄ [..., T], for instance from `token_truncated`; `mask` [..., T] is true at the trained tokens.
-    Returns w̄/mean w̄, [..., T]; 0 at tokens that are not trained, and 0 everywhere if all weights are 0. Raises
-    ValueError if shapes differ.
+    Returns w̄/mean w̄, [..., T]; 0 at tokens that are not trained, and 0 everywhere if all weights are 0.
 
     >>> batch_normalized(jnp.array([1.0, 3.0, 9.0]), jnp.array([True, True, False])).tolist()
     [0.5, 1.5, 0.0]
@@ -162,7 +160,7 @@ def geometric(
 
     `mismatch` (λ in nats), `mask` (true at the trained tokens) and `segment_ids` (or None) are [..., T]; `low` and
     `high` are ratios, 0 < low ≤ high. Returns true for the kept sequences, [...], or [..., T] in packed rows. Unlike in
-    `k3`, positive and negative λ cancel. Raises ValueError if shapes differ, low ≤ 0 or low > high.
+    `k3`, positive and negative λ cancel. Raises ValueError if low ≤ 0 or low > high.
 
     >>> geometric(jnp.array([[0.0005, 0.0], [0.01, 0.0]]), jnp.ones((2, 2), bool)).tolist()
     [True, False]
@@ -179,7 +177,7 @@ def k3(mismatch: Mismatch, mask: Mask, *, limit: float | Array = 0.01, segment_i
 
     `mismatch` (λ in nats), `mask` (true at the trained tokens) and `segment_ids` (or None) are [..., T]; `limit` > 0 is
     in nats per token. Returns true for the kept sequences, [...], or [..., T] in packed rows. Unlike in `geometric`,
-    every token with λ ≠ 0 raises the estimate. Raises ValueError if shapes differ or limit ≤ 0.
+    every token with λ ≠ 0 raises the estimate. Raises ValueError if limit ≤ 0.
 
     >>> k3(jnp.array([[0.1, -0.1], [1.0, 0.0]]), jnp.ones((2, 2), bool)).tolist()  # means 0.005, 0.359
     [True, False]
@@ -194,8 +192,8 @@ def veto(mismatch: Mismatch, mask: Mask, *, least: float | Array = 1e-4, segment
     """Drops a sequence if one of its trained tokens has a ratio e^λ < least.
 
     `mismatch` (λ in nats), `mask` (true at the trained tokens) and `segment_ids` (or None) are [..., T]; `least` > 0 is
-    a ratio. Returns true for the kept sequences, [...], or [..., T] in packed rows. Unlike in `geometric`, one token is
-    enough to drop a sequence. Raises ValueError if shapes differ or least ≤ 0.
+    a ratio. Returns true for the kept sequences, [...], or [..., T] in packed rows. Unlike in `geometric`, one token
+    can drop a sequence. Raises ValueError if least ≤ 0.
 
     >>> veto(jnp.array([[0.0, -1.0], [0.0, -20.0]]), jnp.ones((2, 2), bool)).tolist()
     [True, False]
@@ -211,8 +209,8 @@ def opsm(mismatch: Mismatch, mask: Mask, sign: Array, *, limit: float | Array, s
 
         keep if A ≥ 0 or mean(−λ) ≤ limit,    −λ_t = log q(y_t) − log p(y_t)
 
-    Unlike `k3`, it keeps every sequence with A ≥ 0 or a mean λ ≥ 0. Read in the code of TRL and slime, not checked
-    against the paper, which does not publish its limit.
+    Unlike `k3`, it keeps every sequence with A ≥ 0 or a mean λ ≥ 0. Read in TRL's and slime's code; the paper, not
+    checked, has no limit.
 
     Args:
       mismatch: λ, [..., T], in nats.
@@ -246,9 +244,9 @@ def weighted(aggregation: Callable, weight: Callable) -> Callable:
         w · w̄,    w = aggregation(mask, sign),    w̄ = weight(old_logp − sampled_logp, mask)
 
     `aggregation` has the form of `PolicyGradient.aggregation`. `weight` returns a weight [P, G, T] or a rejection
-    [P, G]; if it has a parameter `sign`, as `opsm` has, it also gets the sign of each completion's advantage. Unlike in
+    [P, G]; a parameter `sign`, as of `opsm`, gets the sign of each completion's advantage. Unlike in
     `aggregation_of_kept`, rejected sequences count in the denominators of w. Returns an aggregation that requires
-    `old_logp` and `sampled_logp` and raises ValueError if shapes differ.
+    `old_logp` and `sampled_logp`.
 
     >>> from rljax import aggregation
     >>> mask, sign = jnp.ones((1, 2, 1), bool), jnp.array([[1, -1]])
@@ -274,7 +272,7 @@ def aggregation_of_kept(aggregation: Callable, keep: Callable) -> Callable:
 
     `aggregation` has the form of `PolicyGradient.aggregation`. `keep` returns a rejection [P, G] and may have a
     parameter `sign`, as in `weighted`. Unlike in `weighted`, rejected sequences do not count in the denominators of w.
-    Returns an aggregation that requires `old_logp` and `sampled_logp` and raises ValueError if shapes differ.
+    Returns an aggregation that requires `old_logp` and `sampled_logp`.
 
     >>> from rljax import aggregation
     >>> mask, sign = jnp.ones((1, 2, 1), bool), jnp.array([[1, -1]])
@@ -297,10 +295,9 @@ def advantage_of_kept(advantage: Callable, keep: Callable) -> Callable:
 
         advantage(rewards, mask of the kept sequences),    kept = keep(old_logp − sampled_logp, mask)
 
-    `advantage` has the form of `PolicyGradient.advantage`, and `keep` returns a rejection [P, G]. Rejected sequences do
-    not count in the baseline of their group; unlike in `aggregation_of_kept`, w does not change. Returns an advantage
-    that requires `old_logp` and `sampled_logp`. It raises ValueError if shapes differ or if `keep` has a parameter
-    `sign`, because the sign of A is not known yet.
+    `advantage` has the form of `PolicyGradient.advantage`; `keep` returns a rejection [P, G]. Rejected sequences do not
+    count in their group's baseline; unlike in `aggregation_of_kept`, w does not change. Returns an advantage that
+    requires `old_logp` and `sampled_logp`. Raises ValueError if `keep` has a parameter `sign`, which is not known yet.
 
     >>> from rljax import advantage
     >>> mask, rewards = jnp.ones((1, 3, 1), bool), jnp.array([[1.0, 0.0, 5.0]])

@@ -8,8 +8,9 @@ directly. π̂ and q̂ are the two distributions renormalized over a *support* S
     student, teacher = logits_at(hidden, unembedding, ids), logits_at(teacher_hidden, teacher_unembedding, ids)
     loss = support_loss(student, teacher, weights, support=teachers(ids))
 
-`teachers`, `students`, `intersection` and `union` make supports. Compute the weights from the mask of `ordinary`
-tokens. Only the student is differentiated. Functions with a mask raise TypeError if it is not boolean.
+`teachers`, `students`, `intersection` and `union` return a support. Compute the weights from the mask of `ordinary`
+tokens. Only the student is differentiated. Functions raise ValueError if shapes differ and TypeError if a mask is not
+boolean.
 """
 
 from typing import NamedTuple
@@ -57,9 +58,8 @@ def sampled_token(
         A_t = log q(y_t) − log π_old(y_t)
 
     `old_logp` and `teacher_logp` [P, G, T] are log π_old and log q of the sampled tokens, in nats; `mask` [P, G, T] is
-    true at the trained tokens. Returns A, [P, G, T], in nats, neither centered nor scaled; 0 at other tokens. Its
-    policy gradient is the gradient of −KL(π ‖ q) at each token. `support_loss` instead uses several tokens per
-    position. Raises ValueError if shapes differ.
+    true at the trained tokens. Returns A, [P, G, T], in nats, not standardized; 0 at other tokens. Its policy gradient
+    is the gradient of −KL(π ‖ q) per token. `support_loss` uses several tokens per position.
 
     >>> old_logp, teacher_logp = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.25, 1.0]))
     >>> print(sampled_token(old_logp, teacher_logp, jnp.ones(2, bool)))
@@ -95,7 +95,7 @@ def importance_weighted(
       A, [P, G, T], in nats, without gradient; 0 at tokens that are not trained.
 
     Raises:
-      ValueError: If gamma is outside [0, 1] or shapes differ.
+      ValueError: If gamma is outside [0, 1].
 
     >>> old_logp, teacher_logp = jnp.zeros(3), jnp.array([-1.0, 2.0, -1.0])  # w = 1 + ½ (1, ¾, ¼)
     >>> importance_weighted(old_logp, teacher_logp, jnp.ones(3, bool)).tolist()
@@ -114,7 +114,7 @@ def ordinary(mask: Bool[Array, "*B T"], tokens: Int[Array, "*B T"], special: tup
     """The mask without special tokens, whose teacher probabilities mislead if chat templates differ (2603.25562).
 
     `mask` and `tokens` are [..., T]; `special` lists the ids of the special tokens. Returns a mask [..., T]. Unlike a
-    Support, the result selects positions, not vocabulary entries. Raises ValueError if shapes differ.
+    Support, the result selects positions, not vocabulary entries.
 
     >>> ordinary(jnp.array([True, True, False]), jnp.array([5, 1, 5]), special=(0, 1)).tolist()
     [True, False, False]
@@ -152,7 +152,7 @@ def intersection(teacher_ids: Ids, student_ids: Ids) -> Support:
     """The support of the tokens that both lists contain, possibly none.
 
     `teacher_ids` [..., K] and `student_ids` [..., L] come from `top_tokens`. Returns a Support with the teacher's K
-    ids, valid if the student's ids contain them. `union` keeps all tokens. Raises ValueError if leading axes differ.
+    ids, valid if the student's ids contain them. `union` keeps all tokens.
 
     >>> [x.tolist() for x in intersection(jnp.array([[5, 2]]), jnp.array([[2, 7]]))]
     [[[5, 2]], [[False, True]]]
@@ -165,7 +165,7 @@ def union(teacher_ids: Ids, student_ids: Ids) -> Support:
     """The support of the tokens that at least one of two lists contains.
 
     `teacher_ids` [..., K] and `student_ids` [..., L] come from `top_tokens`. Returns a Support with K + L ids, in which
-    repeated ids are not valid. `intersection` keeps only the tokens of both. Raises ValueError if leading axes differ.
+    repeated ids are not valid. `intersection` keeps only the tokens of both.
 
     >>> [x.tolist() for x in union(jnp.array([[5, 2]]), jnp.array([[2, 7]]))]
     [[[5, 2, 2, 7]], [[True, True, False, True]]]
@@ -185,7 +185,7 @@ def support_kl(
 
     `student_logits` and `teacher_logits` [..., K] are logits at the ids of `support`, from `logits_at`; the teacher's
     are constants. Returns [...], in nats; 0 if the support is empty. Without renormalization, the student could lower
-    the loss by moving mass out of S. `support_loss` is the weighted sum. Raises ValueError if shapes differ.
+    the loss by moving mass out of S. `support_loss` is the weighted sum.
 
     >>> support, student, teacher = teachers(jnp.array([[5, 2]])), jnp.zeros((1, 2)), jnp.log(jnp.array([[3.0, 1.0]]))
     >>> print(support_kl(student, teacher, support))  # ½ log(½ ÷ ¾) + ½ log(½ ÷ ¼)
@@ -221,9 +221,6 @@ def support_loss(
     Returns:
       The loss, a scalar, in nats if the weights sum to 1.
 
-    Raises:
-      ValueError: If shapes differ.
-
     >>> support, student = teachers(jnp.array([[5, 2]])), jnp.zeros((1, 2))
     >>> teacher = jnp.log(jnp.array([[3.0, 1.0]]))
     >>> print(support_loss(student, teacher, jnp.array([0.5]), support=support))
@@ -253,7 +250,7 @@ def top_tokens(
       (ids, logits), both [N, k].
 
     Raises:
-      ValueError: If shapes differ, k is out of range, or an argument is sharded over explicit mesh axes.
+      ValueError: If k is out of range or an argument is sharded over explicit mesh axes.
 
     >>> hidden, unembedding = jnp.array([[1.0, 0.0]]), jnp.array([[3.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
     >>> [x.tolist() for x in top_tokens(hidden, unembedding, k=2)]
@@ -273,8 +270,7 @@ def logits_at(
     """The logits of a few tokens per row, h·W[ids], differentiable in both arrays.
 
     `hidden` is h [N, D], `unembedding` is W [V, D] and `ids` [N, K] are token ids. Returns [N, K], in float64 if an
-    input is float64, else float32. The gathered rows of W take [N, K, D]. `top_tokens` instead finds the ids. Raises
-    ValueError if shapes do not fit each other.
+    input is float64, else float32. The gathered rows of W take [N, K, D]. `top_tokens` instead finds the ids.
 
     >>> hidden, unembedding = jnp.array([[1.0, 0.0]]), jnp.array([[3.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
     >>> logits_at(hidden, unembedding, jnp.array([[2, 0]])).tolist()

@@ -1,7 +1,8 @@
 """Training metrics computed from ℓ, f, A, w, the mask and ∂L/∂logp; the same code serves every algorithm.
 
 Add the `policy_sums` of microbatches, shards or optimizer steps, then call `policy_summary` once on the total. A mean
-over no token is NaN. r = e^ℓ is the ratio π_θ/π_old. A mask that is not boolean raises TypeError.
+over no token is NaN. r = e^ℓ is the ratio π_θ/π_old. Errors: ValueError if shapes differ, TypeError if a mask is not
+boolean.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,10 +32,10 @@ __all__ = [
 def policy_sums(logp: Float[Array, "*B T"], batch: Batch, ratio: Callable) -> dict[str, Float[Array, ""]]:
     """The sums over the tokens of a batch from which `policy_summary` computes its metrics.
 
-    `logp`, `batch` and `ratio` are the arguments of `policy_loss`, which is differentiated once. Returns scalars by
-    name: `tokens`, `weight` (Σw), `clipped` (Σw of the tokens with w·A ≠ 0 and zero gradient), `clipped_positive` (the
-    part with A > 0), and `k1`, `k3`, `ratio` and `ratio_squared` (sums of −ℓ, r − 1 − ℓ, r and r²). `position_sums` has
-    sums per position. Raises as `policy_loss`.
+    `logp`, `batch` and `ratio` are the arguments of `policy_loss`. Returns scalars by name: `tokens`, `weight` (Σw),
+    `clipped` (Σw of the tokens with w·A ≠ 0 and zero gradient), `clipped_positive` (the part with A > 0), and `k1`,
+    `k3`, `ratio` and `ratio_squared` (sums of −ℓ, r − 1 − ℓ, r and r²). `position_sums` has sums per position. Raises
+    as `policy_loss`.
 
     >>> from rljax import algorithms
     >>> batch = Batch(mask=jnp.ones(4, bool), old_logp=jnp.zeros(4), weights=jnp.full(4, 0.25), advantages=jnp.ones(4))
@@ -167,7 +168,7 @@ def sign_length_gap(advantages: Float[Array, "P G T"], mask: Bool[Array, "P G T"
 
     `advantages` is A [P, G, T], and `mask` [P, G, T] is true at the trained tokens; the sign of a completion is that of
     its mean A. Returns a scalar in tokens; 0 unless both signs are present. `aggregation.token_mean` couples the sign
-    of an update to this gap, and `aggregation.balanced` does not. Raises ValueError if shapes differ.
+    of an update to this gap, and `aggregation.balanced` does not.
 
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
     >>> float(sign_length_gap(jnp.array([[[1.0, 1.0, 1.0], [-1.0, -1.0, -1.0]]]), lengths_1_and_3))
@@ -201,9 +202,6 @@ def variance_proxies(
 
     Returns:
       `signal`, `total` and `noise` by name, scalars.
-
-    Raises:
-      ValueError: If shapes differ.
 
     >>> advantages, proxy = jnp.array([[[2.0], [0.0]]]), jnp.array([[[0.5], [1.0]]])  # P = (4 · ½ + 0)/2
     >>> found = variance_proxies(advantages, jnp.ones((1, 2, 1), bool), proxy=proxy, gradient_norm=jnp.float32(0.5))
@@ -250,8 +248,7 @@ def reward_summary(
     - `informative`: share of the groups for which `signal` is true.
 
     `rewards` is [P, G], `mask` [P, G, T] is true at the trained tokens, and `signal` [P] is by default the result of
-    `rewards.informative`. Returns scalars by name; NaN without a trained token. `policy_summary` has the metrics of the
-    updates. Raises ValueError if shapes differ.
+    `rewards.informative`. Returns scalars by name. `policy_summary` has the metrics of the updates.
 
     >>> found = reward_summary(jnp.array([[1.0, 0.0], [1.0, 1.0]]), jnp.ones((2, 2, 3), bool))
     >>> {name: float(x) for name, x in found.items()}

@@ -1,8 +1,8 @@
 """The policy-gradient objective: L(θ) = − Σ_t w_t · A_t · exp f(ℓ; A, m)_t, with ℓ_t = log π_θ(y_t) − log π_old(y_t).
 
-The advantage A is computed once per rollout, the weights w once per optimizer step, by an *aggregation*, and the ratio
-f on every microbatch; m is the mask. Because w is fixed for the optimizer step, the losses of microbatches, shards and
-hosts add up to the loss of the whole step.
+The advantage A is computed once per rollout, the weights w (by an *aggregation*) once per optimizer step, the ratio f
+on every microbatch; m is the mask. Because w is fixed, losses of microbatches, shards and hosts add up to that of the
+step.
 """
 
 import dataclasses
@@ -98,11 +98,10 @@ class PolicyGradient:
     from the fields of the same name of `Rollouts` or, for the ratio, of `Batch`.
 
     A PolicyGradient is a value: two are equal, with equal hashes, if their functions and hyper-parameters are equal,
-    and the repr is the expression that builds it. It is also a pytree. Its leaves are the floating-point numbers bound
-    to its functions, which can be traced, mapped by `jax.vmap` and differentiated; functions, integers and None are
-    part of the tree structure. `policy_loss` differentiates only the hyper-parameters of the ratio, because A and w are
-    constants. Raises TypeError if a field is not a function of the arguments below, or if traced hyper-parameters are
-    compared.
+    and the repr is the expression that builds it. It is also a pytree whose leaves are the floating-point numbers bound
+    to its functions, which can be traced, mapped and differentiated; functions, integers and None are tree structure.
+    `policy_loss` differentiates only the hyper-parameters of the ratio, because A and w are constants. Raises TypeError
+    if a field is not a function of the arguments below, or if traced hyper-parameters are compared.
 
     >>> from functools import partial
     >>> from rljax import advantage, aggregation, ratio
@@ -250,8 +249,7 @@ def make_batch(algorithm: PolicyGradient, rollouts: Rollouts) -> Batch:
 def weighted_batch(aggregation: Callable, rollouts: Rollouts, advantages: Float[Array, "P G T"]) -> Batch:
     """The batch of one optimizer step on the minibatch `rollouts` of whole groups, with `advantages` [P, G, T].
 
-    `advantages` were computed over the whole rollout; `aggregation` has the form of `PolicyGradient.aggregation`.
-    Returns and raises as `make_batch`.
+    `advantages` are of the whole rollout; `aggregation` is as in `PolicyGradient`. Returns and raises as `make_batch`.
     """
     mask = trained(rollouts.mask, rollouts.segment_ids)
     named = ("tokens", "old_logp", "ref_logp", "entropy_coefficient")
@@ -348,9 +346,9 @@ def policy_loss(logp: Float[Array, "*B T"], batch: Batch, ratio: Callable) -> Fl
     an input is float64. Add the losses of microbatches, shards and hosts without dividing, because w was computed over
     the whole optimizer step. Only `logp` and the hyper-parameters of `ratio` are differentiated.
 
-    A token with mask false or w·A = 0 adds exactly 0 to the loss and its gradient, even if it holds NaN. With mask
-    true, w·A = 0 and a finite ℓ, it still counts in ratios that pool ℓ over its sequence. A `penalty` has the same form
-    without A and f.
+    A token with mask false or w·A = 0 adds exactly 0 to the loss and its gradient, even if it holds NaN. With mask true
+    and a finite ℓ, it still counts in ratios that pool ℓ over its sequence. A `penalty` has the same form without A and
+    f.
 
     Raises ValueError if shapes differ or the batch lacks a field that the ratio requires, and TypeError if the mask is
     not boolean, another array is not floating-point or the ratio is not a function.

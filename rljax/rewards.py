@@ -1,6 +1,6 @@
 """Functions of rewards that run before the advantage: dynamic sampling, length penalties, controls.
 
-The results have no gradient. Functions with a mask raise TypeError if it is not boolean.
+The results have no gradient. Every function raises ValueError if shapes differ and TypeError if a mask is not boolean.
 """
 
 import jax
@@ -20,8 +20,7 @@ def informative(rewards: Real[Array, "P G"], mask: Bool[Array, "P G T"]) -> Bool
 
     `rewards` [P, G] are in any unit, and `mask` [P, G, T] is true at the trained tokens; completions without a trained
     token are ignored. In the dropped groups, rewards are equal up to rounding and group-relative advantages are 0. A
-    group with a NaN is kept, so that the loss becomes NaN. `regression.solvable` is A2PO's selection. Raises ValueError
-    if shapes differ.
+    group with a NaN is kept, so that the loss becomes NaN. `regression.solvable` is A2PO's selection.
 
     >>> informative(jnp.array([[1.0, 0.0], [1.0, 1.0]]), jnp.ones((2, 2, 1), bool)).tolist()
     [True, False]
@@ -36,8 +35,7 @@ def informative(rewards: Real[Array, "P G"], mask: Bool[Array, "P G T"]) -> Bool
 def permute_within_group(rewards: Real[Array, "P G"], key: Array) -> Real[Array, "P G"]:
     """The rewards of each group in random order: a control run with these rewards must not learn.
 
-    `key` is a random key. Returns [P, G]. Each group keeps its mean and standard deviation, unlike in `length_shaping`.
-    Raises ValueError if `rewards` is not [P, G].
+    `key` is a random key. Returns [P, G]. Unlike in `length_shaping`, the mean and std of a group do not change.
 
     >>> shuffled = permute_within_group(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jax.random.key(0))
     >>> jnp.sort(shuffled, axis=1).tolist()
@@ -88,7 +86,7 @@ def length_shaping(
       The new rewards, [P, G].
 
     Raises:
-      ValueError: If share or alpha is outside [0, 1] or shapes differ.
+      ValueError: If share or alpha is outside [0, 1].
 
     >>> lengths_1_3_2 = jnp.array([[[1, 0, 0], [1, 1, 1], [1, 1, 0]]], bool)
     >>> print(length_shaping(jnp.array([[1.0, 1.0, 0.0]]), lengths_1_3_2, share=1.0))  # 1 − 0.2 σ(∓1/√2)
@@ -123,8 +121,7 @@ def improvement(
 
     `rewards` R are [P, G], `mask` [P, G, T] is true at the trained tokens, and completions without one are ignored.
     `history` [K] has the earlier mean rewards. Returns a scalar without unit for `advantage.policy_improvement`. Unlike
-    `carried.average_reward`, ξ is standardized. Raises ValueError if shapes differ. From third-party notes, where
-    K = 8; not checked against the paper.
+    `carried.average_reward`, ξ is standardized. From third-party notes, where K = 8; not checked against the paper.
 
     >>> rewards, mask = jnp.array([[1.0, 0.0]]), jnp.ones((1, 2, 1), bool)
     >>> float(improvement(rewards, mask, jnp.array([0.0, 0.25, 0.5])))  # (½ − ¼)/¼

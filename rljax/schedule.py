@@ -1,7 +1,6 @@
 """Schedules of hyper-parameters, as functions of the number of rollouts so far, which may be traced.
 
-`anneal` moves from a first to a last value. A *shape* maps the elapsed share `s` of the schedule, a scalar in [0, 1],
-to the share of the change that is done, in [0, 1].
+A *shape* maps the elapsed share `s` of a schedule, a scalar in [0, 1], to the share of the change that is done.
 """
 
 from collections.abc import Callable

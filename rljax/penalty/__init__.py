@@ -3,14 +3,13 @@
     loss = policy_loss(logp, batch, ratio) + 0.001 * kl(logp, batch) + 0.01 * entropy_bonus(entropy, batch)
 
 Every penalty uses `batch.weights`, so the penalties of microbatches and shards add up to the penalty of the whole step.
-The exceptions are `kl_cov` and the selections `clip_cov` and `top_entropy`: they choose k tokens of the whole batch
-that they get, so pass the batch of the whole optimizer step. Tokens with weight 0 are not penalized (the aggregation
-`balanced` gives weight 0 if A = 0), nor are groups that `rewards.informative` has removed. To penalize them, keep the
-groups and replace `batch.weights`.
+`kl_cov` and the selections `clip_cov` and `top_entropy` instead choose k tokens of the batch, which must be the batch
+of the whole step. Tokens with weight 0 are not penalized (`aggregation.balanced` gives weight 0 if A = 0), nor are
+groups that `rewards.informative` removed: to penalize them, keep the groups and replace `batch.weights`.
 
 Only the first argument (log-probabilities, entropies or values) is differentiated; the others are constants. A token
 with mask false or segment id 0 is not trained and may hold NaN. A NaN at a trained token makes a penalty NaN, and the
-selections keep the token. A mask that is not boolean raises TypeError.
+selections keep the token. Errors: ValueError if shapes differ, TypeError if the mask is not boolean.
 
 An estimator maps ℓ = log π_θ − log π_ref of a token sampled from π_θ to an estimate of KL(π_θ ‖ π_ref), in nats
 (Schulman 2020, "Approximating KL divergence"). Its gradient does not in general estimate the gradient of the KL,

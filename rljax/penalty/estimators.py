@@ -76,8 +76,8 @@ def kl(logp: Tokens, batch: Batch, *, estimator: Callable = straight_through(k3)
 
     `logp` [..., T] is log π_θ in nats; `batch` has w and ref_logp; `estimator` maps ℓ to [..., T], in nats. Returns a
     scalar, an estimate of KL(π_θ ‖ π_ref) in nats if the weights sum to 1. With the default and tokens of π_θ, value
-    and gradient are unbiased. For tokens of an older policy use `kl_corrected`; `exact_kl` sums over the vocabulary.
-    Raises ValueError if `batch.ref_logp` is None or shapes differ.
+    and gradient are unbiased. Use `kl_corrected` for tokens of an older policy; `exact_kl` sums over the vocabulary.
+    Raises ValueError if ref_logp is None.
 
     >>> import jax
     >>> batch = Batch(mask=jnp.ones(2, bool), old_logp=jnp.zeros(2), advantages=jnp.zeros(2),
@@ -98,8 +98,8 @@ def kl_corrected(logp: Tokens, batch: Batch) -> Float[Array, ""]:
     `logp` [..., T] is log π_θ in nats; `batch` has w, old_logp and ref_logp. Returns a scalar, an estimate of
     KL(π_θ ‖ π_ref) in nats if the weights sum to 1. Unlike in `kl`, value and gradient are unbiased per position for
     samples of π_old, because r is differentiated. r is not clipped, so the variance is large far from π_old. Raises
-    ValueError if `batch.ref_logp` is None or shapes differ, TypeError if log-probabilities are not floating. Read in
-    trainers' code, not checked against the paper (DeepSeek-V3.2).
+    ValueError if ref_logp is None, TypeError if log-probabilities are not floating. From trainers' code; the paper
+    (DeepSeek-V3.2) was not checked.
 
     >>> import jax
     >>> batch = Batch(mask=jnp.ones(1, bool), old_logp=jnp.log(jnp.array([0.25])), advantages=jnp.zeros(1),
@@ -132,8 +132,8 @@ def quadratic(logp: Tokens, batch: Batch) -> Float[Array, ""]:
 
     `logp` [..., T] is log π_θ in nats; `batch` has w and old_logp. Returns a scalar in nats² if the weights sum to 1.
     DRO minimizes −(A·log π − ½βℓ²): the first term is `policy_loss` with `local_gradient` of a constant ratio, the
-    second is β times `quadratic`. `kl` with `k2` has the same form with ref_logp. Raises ValueError if shapes differ,
-    TypeError if log-probabilities are not floating.
+    second is β times `quadratic`. `kl` with `k2` has the same form with ref_logp. Raises TypeError if log-probabilities
+    are not floating.
 
     >>> batch = Batch(mask=jnp.ones(2, bool), old_logp=jnp.zeros(2), advantages=jnp.zeros(2),
     ...               weights=jnp.array([0.5, 0.5]))
@@ -151,8 +151,7 @@ def kl_cov(logp: Tokens, batch: Batch, *, share: float | Array = 2e-4) -> Float[
 
     `logp` [..., T] is log π_θ in nats; `batch` holds the whole optimizer step; `share` in [0, 1] is the share of the
     trained tokens. Returns a scalar in nats; the paper's coefficient is 0.1. Unlike with `clip_cov`, the tokens stay in
-    the policy loss. Raises ValueError if share is outside [0, 1] or shapes differ, TypeError if log-probabilities are
-    not floating.
+    the policy loss. Raises ValueError if share is outside [0, 1], TypeError if log-probabilities are not floating.
 
     >>> batch = Batch(mask=jnp.ones(3, bool), weights=jnp.ones(3), old_logp=jnp.array([-1.5, -2.0, -3.0]),
     ...               advantages=jnp.array([3.0, 0.0, 0.0]))

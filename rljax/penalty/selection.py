@@ -19,8 +19,8 @@ def covariance(logp: Tokens, batch: Batch) -> Tokens:
         c_t = (A_t − mean A)(logp_t − mean logp),    means over the trained tokens of the batch
 
     `logp` [..., T] is log π_θ in nats; `batch` has A and the mask. Returns c, [..., T], in nats times the unit of A; 0
-    at tokens that are not trained. Training on tokens with a large c, which are likely and rewarded, lowers the entropy
-    most; `kl_cov` and `clip_cov` select these tokens. Raises ValueError if shapes differ.
+    at tokens that are not trained. Tokens with a large c, likely and rewarded, lower the entropy most; `kl_cov` and
+    `clip_cov` select them.
 
     >>> batch = Batch(mask=jnp.ones(3, bool), weights=jnp.ones(3), old_logp=jnp.array([-1.5, -2.0, -3.0]),
     ...               advantages=jnp.array([3.0, 0.0, 0.0]))
@@ -68,7 +68,7 @@ def clip_cov(
       True at the tokens to keep, [..., T].
 
     Raises:
-      ValueError: If share, low or high is out of range or shapes differ.
+      ValueError: If share, low or high is out of range.
 
     >>> batch = Batch(mask=jnp.ones(3, bool), weights=jnp.ones(3), old_logp=jnp.array([-1.5, -2.0, -3.0]),
     ...               advantages=jnp.array([3.0, 0.0, 0.0]))
@@ -92,7 +92,7 @@ def confident_negatives(entropy: Tokens, batch: Batch, *, threshold: float | Arr
 
     `entropy` [..., T] and `threshold` are in nats; `batch` has A and the mask. Lowering one token of a flat
     distribution raises many others that were not rewarded. Apply the result as in `clip_cov`. Unlike
-    `advantage.without_negatives`, it drops single tokens, not completions. Raises ValueError if shapes differ.
+    `advantage.without_negatives`, it drops single tokens, not completions.
 
     >>> batch = Batch(mask=jnp.ones(3, bool), weights=jnp.ones(3), old_logp=jnp.zeros(3),
     ...               advantages=jnp.array([-1.0, -1.0, 1.0]))
@@ -115,8 +115,8 @@ def top_entropy(
     `entropy` [P, G, T] is in nats, `mask` [P, G, T] is true at the trained tokens of the whole optimizer step, and
     `share` is in [0, 1]. Of equal entropies the earlier token is selected; NaN counts as the highest. Use the result as
     the mask; or, to count the other tokens in the denominators of w, set their weights to 0 instead. Unlike in
-    `confident_negatives`, the number of tokens is fixed. Raises ValueError if share is outside [0, 1] or shapes differ.
-    The default share is quoted from other sources, not checked against the paper.
+    `confident_negatives`, the number of tokens is fixed. Raises ValueError if share is outside [0, 1]. The default
+    share is quoted from other sources, not checked against the paper.
 
     >>> entropy, mask = jnp.array([[[0.1, 2.0, 0.5, 3.0, 9.0]]]), jnp.array([[[True, True, True, True, False]]])
     >>> top_entropy(entropy, mask, share=0.5).tolist()

@@ -13,7 +13,7 @@ def entropy_bonus(entropy: Tokens, batch: Batch) -> Float[Array, ""]:
     """The entropy bonus −Σ_t w_t · H_t; with a positive coefficient, minimizing the loss raises the entropy.
 
     `entropy` [..., T] is H in nats, for instance from `logprobs.token_logps`; `batch` has w. Returns a scalar in nats
-    if the weights sum to 1. `adaptive_entropy` has a coefficient per token. Raises ValueError if shapes differ.
+    if the weights sum to 1. `adaptive_entropy` has a coefficient per token.
 
     >>> batch = Batch(mask=jnp.ones(2, bool), old_logp=jnp.zeros(2), advantages=jnp.zeros(2),
     ...               weights=jnp.array([0.5, 0.5]))
@@ -28,8 +28,7 @@ def adaptive_entropy(entropy: Tokens, batch: Batch) -> Float[Array, ""]:
     """An entropy bonus with a coefficient per token, −Σ_t w_t · c_t · H_t (Skywork-OR1, 2505.22312).
 
     `entropy` [..., T] is H in nats; `batch` has w and c = `batch.entropy_coefficient`, which `carried.target_entropy`
-    sets. Returns a scalar in nats if the weights sum to 1. In `entropy_bonus`, c is 1. Raises ValueError if c is None
-    or shapes differ.
+    sets. Returns a scalar in nats if the weights sum to 1. In `entropy_bonus`, c is 1. Raises ValueError if c is None.
 
     >>> batch = Batch(mask=jnp.ones(2, bool), old_logp=jnp.zeros(2), advantages=jnp.ones(2), weights=jnp.full(2, 0.5),
     ...               entropy_coefficient=jnp.full(2, 0.5))
@@ -49,7 +48,7 @@ def exact_kl(kl: Tokens, batch: Batch) -> Float[Array, ""]:
     """A KL penalty from the exact divergence per position, Σ_t w_t · KL(π_θ ‖ π_ref)_t.
 
     `kl` [..., T] is the divergence over the whole vocabulary in nats, from `logprobs.token_kls`; `batch` has w. Returns
-    a scalar in nats if the weights sum to 1. `penalty.kl` uses sampled tokens only. Raises ValueError if shapes differ.
+    a scalar in nats if the weights sum to 1. `penalty.kl` uses sampled tokens only.
 
     >>> batch = Batch(mask=jnp.ones(2, bool), old_logp=jnp.zeros(2), advantages=jnp.zeros(2),
     ...               weights=jnp.array([0.5, 0.5]))
@@ -80,7 +79,7 @@ def value_loss(
       The loss, a scalar, in units of reward².
 
     Raises:
-      ValueError: If limit < 0 or shapes differ.
+      ValueError: If limit < 0.
 
     >>> batch = Batch(mask=jnp.ones(2, bool), old_logp=jnp.zeros(2), advantages=jnp.zeros(2),
     ...               weights=jnp.array([0.5, 0.5]))
