@@ -8,7 +8,7 @@ functions and one overridden method (private, but abstract in the base class); n
 - `rewards_as_they_are`, the registered estimator, passes the rewards through in place of advantages.
 - `Learner._generate_and_compute_advantage` has the whole rollout. It computes proxies and old log-probabilities in
   one more pass of the actor, then A and w, [B, T] each, and stores them in its own TrainExample.
-- `ctpo_loss` returns a sum, which Tunix would divide by the number of microbatches; the learner accepts only one.
+- `ctpo_loss` returns a sum, which Tunix would divide by the number of microbatches, so the learner accepts only one.
 
 Task: count from a digit up to 9, then stop. Reward: the share of the answer before the first mistake.
 """

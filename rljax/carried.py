@@ -1,8 +1,8 @@
 """State carried from one rollout to the next: entropy hysteresis, an average reward, an adaptive entropy coefficient.
 
 Each function except `advance` returns a `Carried(init, update)` for `PolicyGradient(carried=…)`. The update is called
-once per rollout, before the advantage, and returns the rollouts with changed fields, which advantages and penalties
-read, and the new state. The trainer saves the state in its checkpoints.
+once per rollout, before the advantage. It returns the new state and the rollouts with changed fields, which advantages
+and penalties read. The trainer saves the state in its checkpoints.
 """
 
 import dataclasses
@@ -42,10 +42,9 @@ def entropy_hysteresis(*, low: float | Array, high: float | Array) -> Carried:
 
         dropping ← H > high, or dropping and H ≥ low;    false at first
 
-    H is the mean of `Rollouts.entropy` over the trained tokens, in nats. The paper does not publish the thresholds
-    0 ≤ `low` ≤ `high`, in nats. Returns a `Carried` that writes `Rollouts.dropping`, which
-    `advantage.without_negatives` reads. `target_entropy` instead adjusts an entropy bonus. Raises ValueError if a
-    threshold is negative or low > high.
+    H is the mean of `Rollouts.entropy` over the trained tokens, in nats. The thresholds, 0 ≤ `low` ≤ `high` in nats,
+    are not in the paper. Returns a `Carried` that writes `Rollouts.dropping`, which `advantage.without_negatives`
+    reads. `target_entropy` adjusts an entropy bonus. Raises ValueError if low < 0 or low > high.
 
     >>> rollouts = Rollouts(tokens=jnp.zeros((1, 1, 2), int), mask=jnp.ones((1, 1, 2), bool), rewards=jnp.ones((1, 1)),
     ...                     old_logp=jnp.zeros((1, 1, 2)), entropy=jnp.array([[[0.5, 1.0]]]))

@@ -15,8 +15,8 @@ An algorithm takes a correction through one of three combinators, which differ i
 
 `report` measures the correction. Each row is one sequence if `segment_ids` is None. In packed rows, tokens with equal
 non-zero ids are one sequence, id 0 is not trained, and a rejection is [..., T]. Rejections drop a sequence with a NaN
-among its λ, except `opsm` if A ≥ 0. Every function raises ValueError if shapes differ and TypeError if the mask is not
-boolean. Formulas without a source are those of verl 0.9.1.
+among its λ, except `opsm` if A ≥ 0. Functions raise ValueError if shapes differ and TypeError if a mask is not boolean.
+Formulas without a source are from verl 0.9.1.
 """
 
 import inspect
@@ -118,7 +118,7 @@ def sequence_masked(mismatch: Mismatch, mask: Mask, *, cap: float | Array = 2.0,
 
     `mismatch` (λ in nats), `mask` (true at the trained tokens) and `segment_ids` (or None) are [..., T]; `cap` > 0 is a
     ratio. Returns w̄, [..., T], in [0, cap]; 0 at tokens that are not trained. In `sequence_truncated`, a ratio above
-    `cap` gives `cap`. Raises ValueError if cap ≤ 0.
+    `cap` gives the weight `cap`. Raises ValueError if cap ≤ 0.
 
     >>> print(sequence_masked(jnp.log(jnp.array([[0.5, 3.0], [2.0, 3.0]])), jnp.ones((2, 2), bool)))
     [[1.5 1.5]
@@ -209,8 +209,8 @@ def opsm(mismatch: Mismatch, mask: Mask, sign: Array, *, limit: float | Array, s
 
         keep if A ≥ 0 or mean(−λ) ≤ limit,    −λ_t = log q(y_t) − log p(y_t)
 
-    Unlike `k3`, it keeps every sequence with A ≥ 0 or a mean λ ≥ 0. Read in TRL's and slime's code; the paper, not
-    checked, has no limit.
+    Unlike `k3`, it keeps sequences with a mean λ ≥ 0. Read in TRL's and slime's code, not checked against the paper,
+    which does not publish a limit.
 
     Args:
       mismatch: λ, [..., T], in nats.
@@ -243,10 +243,9 @@ def weighted(aggregation: Callable, weight: Callable) -> Callable:
 
         w · w̄,    w = aggregation(mask, sign),    w̄ = weight(old_logp − sampled_logp, mask)
 
-    `aggregation` has the form of `PolicyGradient.aggregation`. `weight` returns a weight [P, G, T] or a rejection
-    [P, G]; a parameter `sign`, as of `opsm`, gets the sign of each completion's advantage. Unlike in
-    `aggregation_of_kept`, rejected sequences count in the denominators of w. Returns an aggregation that requires
-    `old_logp` and `sampled_logp`.
+    `aggregation` is as in `PolicyGradient`. `weight` returns a weight [P, G, T] or a rejection [P, G]; if it has a
+    parameter `sign`, as `opsm` has, it gets the sign of each completion's A. Unlike in `aggregation_of_kept`, rejected
+    sequences count in the denominators of w. The result requires `old_logp` and `sampled_logp`.
 
     >>> from rljax import aggregation
     >>> mask, sign = jnp.ones((1, 2, 1), bool), jnp.array([[1, -1]])
@@ -270,9 +269,8 @@ def aggregation_of_kept(aggregation: Callable, keep: Callable) -> Callable:
 
         aggregation(mask of the kept sequences, sign),    kept = keep(old_logp − sampled_logp, mask)
 
-    `aggregation` has the form of `PolicyGradient.aggregation`. `keep` returns a rejection [P, G] and may have a
-    parameter `sign`, as in `weighted`. Unlike in `weighted`, rejected sequences do not count in the denominators of w.
-    Returns an aggregation that requires `old_logp` and `sampled_logp`.
+    `aggregation` is as in `PolicyGradient`. `keep` returns a rejection [P, G] and may have a parameter `sign`. Unlike
+    in `weighted`, rejected sequences do not count in denominators. The result requires `old_logp` and `sampled_logp`.
 
     >>> from rljax import aggregation
     >>> mask, sign = jnp.ones((1, 2, 1), bool), jnp.array([[1, -1]])
@@ -295,9 +293,9 @@ def advantage_of_kept(advantage: Callable, keep: Callable) -> Callable:
 
         advantage(rewards, mask of the kept sequences),    kept = keep(old_logp − sampled_logp, mask)
 
-    `advantage` has the form of `PolicyGradient.advantage`; `keep` returns a rejection [P, G]. Rejected sequences do not
-    count in their group's baseline; unlike in `aggregation_of_kept`, w does not change. Returns an advantage that
-    requires `old_logp` and `sampled_logp`. Raises ValueError if `keep` has a parameter `sign`, which is not known yet.
+    `advantage` is as in `PolicyGradient`; `keep` returns a rejection [P, G]. Rejected sequences do not count in their
+    group's baseline; unlike in `aggregation_of_kept`, w does not change. The result requires `old_logp` and
+    `sampled_logp`. Raises ValueError if `keep` has a parameter `sign`, which is not known yet.
 
     >>> from rljax import advantage
     >>> mask, rewards = jnp.ones((1, 3, 1), bool), jnp.array([[1.0, 0.0, 5.0]])

@@ -8,9 +8,8 @@ directly. π̂ and q̂ are the two distributions renormalized over a *support* S
     student, teacher = logits_at(hidden, unembedding, ids), logits_at(teacher_hidden, teacher_unembedding, ids)
     loss = support_loss(student, teacher, weights, support=teachers(ids))
 
-`teachers`, `students`, `intersection` and `union` return a support. Compute the weights from the mask of `ordinary`
-tokens. Only the student is differentiated. Functions raise ValueError if shapes differ and TypeError if a mask is not
-boolean.
+`teachers`, `students`, `intersection` and `union` return a support, `ordinary` the mask for the weights. Only the
+student is differentiated. Functions raise ValueError if shapes differ and TypeError if a mask is not boolean.
 """
 
 from typing import NamedTuple

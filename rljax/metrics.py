@@ -1,8 +1,7 @@
-"""Training metrics computed from ℓ, f, A, w, the mask and ∂L/∂logp; the same code serves every algorithm.
+"""Training metrics, computed by the same code for every algorithm.
 
-Add the `policy_sums` of microbatches, shards or optimizer steps, then call `policy_summary` once on the total. A mean
-over no token is NaN. r = e^ℓ is the ratio π_θ/π_old. Errors: ValueError if shapes differ, TypeError if a mask is not
-boolean.
+Add the `policy_sums` of microbatches, shards or optimizer steps, then call `policy_summary` on the total. r = e^ℓ is
+π_θ/π_old. A mean over no token is NaN. Functions raise ValueError if shapes differ, TypeError if a mask is not boolean.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,9 +32,8 @@ def policy_sums(logp: Float[Array, "*B T"], batch: Batch, ratio: Callable) -> di
     """The sums over the tokens of a batch from which `policy_summary` computes its metrics.
 
     `logp`, `batch` and `ratio` are the arguments of `policy_loss`. Returns scalars by name: `tokens`, `weight` (Σw),
-    `clipped` (Σw of the tokens with w·A ≠ 0 and zero gradient), `clipped_positive` (the part with A > 0), and `k1`,
-    `k3`, `ratio` and `ratio_squared` (sums of −ℓ, r − 1 − ℓ, r and r²). `position_sums` has sums per position. Raises
-    as `policy_loss`.
+    `clipped` (Σw where w·A ≠ 0 and ∂L/∂logp = 0), `clipped_positive` (its part with A > 0), and `k1`, `k3`, `ratio` and
+    `ratio_squared` (sums of −ℓ, r − 1 − ℓ, r and r²). Raises as `policy_loss`. `position_sums` sums per position.
 
     >>> from rljax import algorithms
     >>> batch = Batch(mask=jnp.ones(4, bool), old_logp=jnp.zeros(4), weights=jnp.full(4, 0.25), advantages=jnp.ones(4))
@@ -92,15 +90,15 @@ def policy_summary(sums: Mapping[str, Float[Array, ""]]) -> dict[str, Float[Arra
 def position_sums(
     logp: Float[Array, "*B T"], batch: Batch, ratio: Callable, *, edges: Sequence[int] = (16, 64, 256, 1024, 4096)
 ) -> dict[str, Float[Array, "K"]]:
-    """The sums per position from which `position_summary` computes its metrics.
+    """The sums per bin of positions from which `position_summary` computes its metrics.
 
-    A token's position is its ordinal among the trained tokens of its sequence, from 1. Bin 0 has the positions up to
-    edges[0], bin i those in (edges[i − 1], edges[i]], and the last bin all above. `policy_sums` has one bin.
+    A token's position is its ordinal among the trained tokens of its sequence. Bin 0 has the positions up to edges[0],
+    bin i those in (edges[i − 1], edges[i]], and the last bin all above. `policy_sums` has no bins.
 
     Args:
       logp: log π_θ, [..., T], in nats.
       batch: Batch of `policy_loss`.
-      ratio: Ratio f of `policy_loss`, which is differentiated once.
+      ratio: Ratio f of `policy_loss`.
       edges: Last position of each bin but the last, strictly increasing.
 
     Returns:
@@ -166,9 +164,9 @@ def position_summary(sums: Mapping[str, Float[Array, "K"]]) -> dict[str, Float[A
 def sign_length_gap(advantages: Float[Array, "P G T"], mask: Bool[Array, "P G T"]) -> Float[Array, ""]:
     """Mean length of the completions with A > 0 minus the mean length of those with A < 0 (2605.04077).
 
-    `advantages` is A [P, G, T], and `mask` [P, G, T] is true at the trained tokens; the sign of a completion is that of
-    its mean A. Returns a scalar in tokens; 0 unless both signs are present. `aggregation.token_mean` couples the sign
-    of an update to this gap, and `aggregation.balanced` does not.
+    `advantages` is A [P, G, T], and `mask` [P, G, T] is true at the trained tokens; the sign of a completion is the
+    sign of its mean A. Returns a scalar in tokens; 0 unless both signs are present. `aggregation.token_mean` couples
+    the sign of an update to this gap, and `aggregation.balanced` does not.
 
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
     >>> float(sign_length_gap(jnp.array([[[1.0, 1.0, 1.0], [-1.0, -1.0, -1.0]]]), lengths_1_and_3))
@@ -192,7 +190,7 @@ def variance_proxies(
         signal S = ‖g‖²,    total P = mean_i Ā_i² W_i,    noise = max(0, (P − S)/(B − 1))
 
     The mean is over the B completions with a trained token; Ā_i is the mean of A over completion i, and W_i the sum of
-    its proxies, each at least 0. Unlike `policy_summary`, it needs the gradient norm of the parameters.
+    its proxies, each at least 0. Unlike the other metrics, these estimates need the gradient norm of the parameters.
 
     Args:
       advantages: A, [P, G, T].

@@ -1,8 +1,7 @@
 """The policy-gradient objective: L(θ) = − Σ_t w_t · A_t · exp f(ℓ; A, m)_t, with ℓ_t = log π_θ(y_t) − log π_old(y_t).
 
 The advantage A is computed once per rollout, the weights w (by an *aggregation*) once per optimizer step, the ratio f
-on every microbatch; m is the mask. Because w is fixed, losses of microbatches, shards and hosts add up to that of the
-step.
+on every microbatch; m is the mask. Because w is fixed, the losses of microbatches, shards and hosts add up.
 """
 
 import dataclasses
@@ -99,9 +98,9 @@ class PolicyGradient:
 
     A PolicyGradient is a value: two are equal, with equal hashes, if their functions and hyper-parameters are equal,
     and the repr is the expression that builds it. It is also a pytree whose leaves are the floating-point numbers bound
-    to its functions, which can be traced, mapped and differentiated; functions, integers and None are tree structure.
-    `policy_loss` differentiates only the hyper-parameters of the ratio, because A and w are constants. Raises TypeError
-    if a field is not a function of the arguments below, or if traced hyper-parameters are compared.
+    to its functions, which can be traced, mapped and differentiated; functions, integers and None are part of the tree
+    structure. `policy_loss` differentiates only the hyper-parameters of the ratio, because A and w are constants.
+    Raises TypeError if a field is not a function of the arguments below, or if traced hyper-parameters are compared.
 
     >>> from functools import partial
     >>> from rljax import advantage, aggregation, ratio
@@ -204,7 +203,7 @@ def trained(mask: Bool[Array, "*B T"], segment_ids: Int[Array, "*B T"] | None) -
 def advantages_of(advantage: Callable, rollouts: Rollouts) -> Float[Array, "P G T"]:
     """The advantages A of a whole rollout, without gradient.
 
-        A = advantage(rewards, mask, **fields of Rollouts that it names)
+        A = advantage(rewards, mask, **fields)
 
     `advantage` has the form of `PolicyGradient.advantage`; `rollouts` holds all completions of each group. Returns A,
     [P, G, T], in units of reward unless it is standardized; 0 at tokens that are not trained. `make_batch` computes A
@@ -346,9 +345,8 @@ def policy_loss(logp: Float[Array, "*B T"], batch: Batch, ratio: Callable) -> Fl
     an input is float64. Add the losses of microbatches, shards and hosts without dividing, because w was computed over
     the whole optimizer step. Only `logp` and the hyper-parameters of `ratio` are differentiated.
 
-    A token with mask false or w·A = 0 adds exactly 0 to the loss and its gradient, even if it holds NaN. With mask true
-    and a finite ℓ, it still counts in ratios that pool ℓ over its sequence. A `penalty` has the same form without A and
-    f.
+    A token with mask false or w·A = 0 adds exactly 0 to the loss and its gradient, even if it holds NaN; if its mask is
+    true and its ℓ finite, it still counts in ratios that pool over its sequence. Penalties have no A and f.
 
     Raises ValueError if shapes differ or the batch lacks a field that the ratio requires, and TypeError if the mask is
     not boolean, another array is not floating-point or the ratio is not a function.

@@ -81,11 +81,10 @@ def a2po(logp: Tokens, batch: Batch, *, beta: float | Array = 1e-3) -> Float[Arr
 
         Σ_t w_t (β s_t − A_t)²,    s_t = Σ_j (logp_j − ref_logp_j) over the trained tokens of t's sequence
 
-    `logp` [..., T] is log π_θ in nats, the only argument with a gradient. `batch` has w, ref_logp and A from
-    `optimal_advantage`. `beta` > 0, in units of reward per nat, is not the β of `optimal_advantage`. Returns a scalar:
-    with `aggregation.sequence_mean`, the mean over completions of (β s − A)². This mean and s are our reading of TRL's
-    code. Unlike in `policy_loss`, there is no ratio to π_old. Raises ValueError if `batch.ref_logp` is None, shapes
-    differ or beta ≤ 0.
+    `logp` [..., T] is log π_θ in nats, which is differentiated. `batch` has w, ref_logp and A from `optimal_advantage`.
+    `beta` > 0, in units of reward per nat, is not the β of `optimal_advantage`. Returns a scalar: with
+    `aggregation.sequence_mean`, the mean over completions of (β s − A)². This mean and s are our reading of TRL's code.
+    Unlike `policy_loss`, it has no ratio to π_old. Raises ValueError if ref_logp is None, shapes differ or beta ≤ 0.
 
     >>> batch = Batch(mask=jnp.ones(2, bool), old_logp=jnp.zeros(2), advantages=jnp.full(2, 0.5),
     ...               weights=jnp.array([0.5, 0.5]), ref_logp=jnp.array([-1.0, -2.0]))

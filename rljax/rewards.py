@@ -1,6 +1,6 @@
 """Functions of rewards that run before the advantage: dynamic sampling, length penalties, controls.
 
-The results have no gradient. Every function raises ValueError if shapes differ and TypeError if a mask is not boolean.
+The results have no gradient. Functions raise ValueError if shapes differ and TypeError if a mask is not boolean.
 """
 
 import jax

@@ -9,7 +9,7 @@ groups that `rewards.informative` removed: to penalize them, keep the groups and
 
 Only the first argument (log-probabilities, entropies or values) is differentiated; the others are constants. A token
 with mask false or segment id 0 is not trained and may hold NaN. A NaN at a trained token makes a penalty NaN, and the
-selections keep the token. Errors: ValueError if shapes differ, TypeError if the mask is not boolean.
+selections keep the token. Functions raise ValueError if shapes differ and TypeError if a mask is not boolean.
 
 An estimator maps ℓ = log π_θ − log π_ref of a token sampled from π_θ to an estimate of KL(π_θ ‖ π_ref), in nats
 (Schulman 2020, "Approximating KL divergence"). Its gradient does not in general estimate the gradient of the KL,

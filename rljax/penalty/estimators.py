@@ -74,10 +74,10 @@ def kl(logp: Tokens, batch: Batch, *, estimator: Callable = straight_through(k3)
 
         Σ_t w_t · estimator(ℓ)_t,    ℓ_t = logp_t − ref_logp_t
 
-    `logp` [..., T] is log π_θ in nats; `batch` has w and ref_logp; `estimator` maps ℓ to [..., T], in nats. Returns a
-    scalar, an estimate of KL(π_θ ‖ π_ref) in nats if the weights sum to 1. With the default and tokens of π_θ, value
-    and gradient are unbiased. Use `kl_corrected` for tokens of an older policy; `exact_kl` sums over the vocabulary.
-    Raises ValueError if ref_logp is None.
+    `logp` [..., T] is log π_θ in nats; `batch` has w and ref_logp; `estimator` is a function such as `k3`. Returns an
+    estimate of KL(π_θ ‖ π_ref) in nats if the weights sum to 1. With the default estimator and tokens of π_θ, value and
+    gradient are unbiased. `kl_corrected` is for tokens of an older policy; `exact_kl` does not sample. Raises
+    ValueError if ref_logp is None.
 
     >>> import jax
     >>> batch = Batch(mask=jnp.ones(2, bool), old_logp=jnp.zeros(2), advantages=jnp.zeros(2),
@@ -91,15 +91,14 @@ def kl(logp: Tokens, batch: Batch, *, estimator: Callable = straight_through(k3)
 
 
 def kl_corrected(logp: Tokens, batch: Batch) -> Float[Array, ""]:
-    """A KL penalty toward a reference policy, from tokens of an older policy: k3 with importance weights (2512.02556).
+    """A KL penalty from tokens of an older policy: k3 with importance weights (DeepSeek-V3.2, 2512.02556).
 
         Σ_t w_t · r_t · k3(ℓ_t),    r = e^{logp − old_logp},    ℓ = logp − ref_logp
 
-    `logp` [..., T] is log π_θ in nats; `batch` has w, old_logp and ref_logp. Returns a scalar, an estimate of
-    KL(π_θ ‖ π_ref) in nats if the weights sum to 1. Unlike in `kl`, value and gradient are unbiased per position for
-    samples of π_old, because r is differentiated. r is not clipped, so the variance is large far from π_old. Raises
-    ValueError if ref_logp is None, TypeError if log-probabilities are not floating. From trainers' code; the paper
-    (DeepSeek-V3.2) was not checked.
+    `logp` [..., T] is log π_θ in nats; `batch` has w, old_logp and ref_logp. Returns an estimate of KL(π_θ ‖ π_ref) in
+    nats if the weights sum to 1. Unlike in `kl`, value and gradient are unbiased per position for samples of π_old,
+    because r is differentiated. r is not clipped, so the variance may be large. Raises ValueError if ref_logp is None,
+    TypeError if log-probabilities are not floating. Read in trainers' code, not checked against the paper.
 
     >>> import jax
     >>> batch = Batch(mask=jnp.ones(1, bool), old_logp=jnp.log(jnp.array([0.25])), advantages=jnp.zeros(1),
@@ -131,9 +130,8 @@ def quadratic(logp: Tokens, batch: Batch) -> Float[Array, ""]:
         Σ_t w_t · ½ ℓ_t²,    ℓ = logp − old_logp
 
     `logp` [..., T] is log π_θ in nats; `batch` has w and old_logp. Returns a scalar in nats² if the weights sum to 1.
-    DRO minimizes −(A·log π − ½βℓ²): the first term is `policy_loss` with `local_gradient` of a constant ratio, the
-    second is β times `quadratic`. `kl` with `k2` has the same form with ref_logp. Raises TypeError if log-probabilities
-    are not floating.
+    DRO minimizes −(A·log π − ½βℓ²): `policy_loss` with `local_gradient` of a constant ratio gives the first term, and β
+    times `quadratic` the second. `kl` with `k2` uses ref_logp. Raises TypeError if log-probabilities are not floating.
 
     >>> batch = Batch(mask=jnp.ones(2, bool), old_logp=jnp.zeros(2), advantages=jnp.zeros(2),
     ...               weights=jnp.array([0.5, 0.5]))

@@ -28,7 +28,7 @@ def adaptive_entropy(entropy: Tokens, batch: Batch) -> Float[Array, ""]:
     """An entropy bonus with a coefficient per token, −Σ_t w_t · c_t · H_t (Skywork-OR1, 2505.22312).
 
     `entropy` [..., T] is H in nats; `batch` has w and c = `batch.entropy_coefficient`, which `carried.target_entropy`
-    sets. Returns a scalar in nats if the weights sum to 1. In `entropy_bonus`, c is 1. Raises ValueError if c is None.
+    sets. Returns a scalar in nats if the weights sum to 1. `entropy_bonus` has c = 1. Raises ValueError if c is None.
 
     >>> batch = Batch(mask=jnp.ones(2, bool), old_logp=jnp.zeros(2), advantages=jnp.ones(2), weights=jnp.full(2, 0.5),
     ...               entropy_coefficient=jnp.full(2, 0.5))
