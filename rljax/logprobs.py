@@ -212,7 +212,6 @@ def _scaled(z, tau, softcap: SoftCap):
 
 
 def _flat(hidden):
-    """Rows [N, D] of [..., T, D]."""
     return hidden.reshape(-1, hidden.shape[-1])
 
 

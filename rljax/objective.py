@@ -34,13 +34,13 @@ class Rollouts:
     rewards: Float[Array, "P G"] | Float[Array, "P G T"]  # one per completion, or one per token
     old_logp: Float[Array, "P G T"]  # log π_old, nats: the sampling policy without top-k or top-p truncation
     segment_ids: Int[Array, "P G T"] | None = None  # 1 on prompt and completion, 0 on padding; 0 is never trained
-    sampled_logp: Float[Array, "P G T"] | None = None  # log-probability in the sampler; read by `correction`
+    sampled_logp: Float[Array, "P G T"] | None = None  # log-probability in the sampler, nats; read by `correction`
     ref_logp: Float[Array, "P G T"] | None = None  # log π_ref, nats; read by `penalty` and `regression`
     proxy: Float[Array, "P G T"] | None = None  # 1 − 2π(y) + Σ π², in [0, 2]; read by `optimal_token_baseline`
     entropy: Float[Array, "P G T"] | None = None  # entropy of π_old at each token, nats; read by `carried`
     values: Float[Array, "P G T"] | None = None  # value function, in units of reward; read by GAE
-    greedy_rewards: Float[Array, "P"] | None = None  # reward of the greedy completion; read by `advantage.remax`
-    components: Float[Array, "P G K"] | None = None  # K reward functions; read by `advantage.multi_reward`
+    greedy_rewards: Float[Array, "P"] | None = None  # reward of each prompt's greedy completion; read by `remax`
+    components: Float[Array, "P G K"] | None = None  # values of K reward functions; read by `advantage.multi_reward`
     task: Int[Array, "P"] | None = None  # task id of each prompt; read by `advantage.task_relative`
     dropping: Bool[Array, ""] | None = None  # true: drop completions with A < 0; set by `carried.entropy_hysteresis`
     entropy_coefficient: Float[Array, "P G T"] | None = None  # of the entropy bonus; set by `carried.target_entropy`
@@ -115,7 +115,7 @@ class PolicyGradient:
     aggregation: Callable[..., Float[Array, "P G T"]]
     """`aggregation(mask, sign, **fields)` returns w, [P, G, T]; sign [P, G] is −1, 0 or 1 per completion."""
     ratio: Callable[..., Float[Array, "*B T"]]
-    """`ratio(log_ratio, advantages, segments, **fields)` returns f, [..., T], in nats; segments as in `Terms`."""
+    """`ratio(log_ratio, advantages, segments, **fields)` returns f, [..., T], in nats; segments are the mask or ids."""
     carried: Carried | None = None
     """State carried from one rollout to the next, or None; any object with `init` and `update` is accepted."""
     top_k: int | None = None
@@ -205,10 +205,10 @@ def advantages_of(advantage: Callable, rollouts: Rollouts) -> Float[Array, "P G 
 
         A = advantage(rewards, mask, **fields)
 
-    `advantage` has the form of `PolicyGradient.advantage`; `rollouts` holds all completions of each group. Returns A,
-    [P, G, T], in units of reward unless it is standardized; 0 at tokens that are not trained. `make_batch` computes A
-    and w together; call `advantages_of` if one rollout is split into several optimizer steps. Raises ValueError if a
-    required field is missing or shapes differ, and TypeError if the mask is not boolean or A is not floating-point.
+    `advantage` is as in `PolicyGradient`; `rollouts` holds all completions of each group. Returns A, [P, G, T], in
+    units of reward unless it is standardized; 0 at tokens that are not trained. `make_batch` computes A and w together;
+    call `advantages_of` if one rollout is split into several optimizer steps. Raises ValueError if a required field is
+    missing or shapes differ, and TypeError if the mask is not boolean or A is not floating-point.
 
     >>> from rljax import advantage
     >>> rollouts = Rollouts(tokens=jnp.zeros((1, 2, 1), int), mask=jnp.ones((1, 2, 1), bool),

@@ -30,5 +30,4 @@ def weighted(batch: Batch, **arrays) -> tuple[Array, ...]:
 
 
 def weighted_sum(weights: Array, x: Array, live: Array) -> Array:
-    """Σ w x over the tokens where `live` is true."""
     return jnp.sum(weights * jnp.where(live, x, 0.0))
