@@ -295,7 +295,7 @@ def advantage_of_kept(advantage: Callable, keep: Callable) -> Callable:
 
     `advantage` is as in `PolicyGradient`; `keep` returns a rejection [P, G]. Rejected sequences do not count in their
     group's baseline; unlike in `aggregation_of_kept`, w does not change. The result requires `old_logp` and
-    `sampled_logp`. Raises ValueError if `keep` has a parameter `sign`, which is not known yet.
+    `sampled_logp`. Raises ValueError if `keep` has a parameter `sign`, because the sign of A is not known yet.
 
     >>> from rljax import advantage
     >>> mask, rewards = jnp.ones((1, 3, 1), bool), jnp.array([[1.0, 0.0, 5.0]])
