@@ -1,7 +1,6 @@
 """CTPO's ratio with OTB's advantage in a bare JAX loop: `python examples/bare_jax.py`, under a minute on a CPU.
 
-The task is to count from a digit up to 9, then stop (`7` → `8 9 .`). The policy sees only the previous token. The
-reward is the share of the right answer before the first mistake.
+Task: count from a digit up to 9, then stop (`7` → `8 9 .`). Reward: the share of the answer before the first mistake.
 """
 
 import dataclasses
@@ -14,7 +13,7 @@ from pallas_kernels import token_stats
 from rljax import Rollouts, advantage, algorithms, make_batch, policy_loss
 
 CTPO_OTB = dataclasses.replace(algorithms.ctpo(), advantage=advantage.optimal_token_baseline)
-G, T, WIDTH, STOP, RATE = 16, 10, 16, 10, 10.0  # completions per prompt, tokens, …; the ten digits are the prompts
+G, T, WIDTH, STOP, RATE = 16, 10, 16, 10, 10.0  # completions per prompt, tokens, …; the prompts are the ten digits
 
 
 def rollout(params, key):
@@ -32,7 +31,7 @@ def rollout(params, key):
 
 
 def stats(params, tokens):
-    """TokenStats (log-probabilities, entropies and proxies), [P, G, T] each."""
+    """Log-probabilities, entropies and proxies, [P, G, T] each."""
     prompts = jnp.broadcast_to(jnp.arange(10)[:, None, None], (10, G, 1))
     seen = params["embedding"][jnp.concatenate([prompts, tokens[..., :-1]], axis=-1)]
     flat = token_stats(seen.reshape(-1, WIDTH), params["unembedding"], tokens.reshape(-1))

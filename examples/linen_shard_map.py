@@ -1,10 +1,8 @@
 """CTPO's ratio with OTB's advantage for a Flax linen model on 8 devices: `python examples/linen_shard_map.py`.
 
-Data parallelism uses `jax.shard_map` and `psum` on 8 simulated CPU devices. The task is to repeat three symbols
-backwards, then stop. The reward is the share of the right answer before the first mistake.
-
-The pattern to copy: compute advantages and weights from global arrays, outside of the shard_map. Inside, each device
-calls `policy_loss` on its own rows. The weights refer to the whole optimizer step, so the sum over devices is the loss.
+Advantages and weights of the whole optimizer step are computed on global arrays, outside of `jax.shard_map`. Inside,
+each of 8 simulated CPU devices calls `policy_loss` on its own rows, and `psum` adds the losses. Task: repeat three
+symbols backwards, then stop. Reward: the share of the answer before the first mistake.
 """
 
 import dataclasses
@@ -88,7 +86,7 @@ def loss(params, tokens, batch):
 
 
 def data_parallel_loss(params, tokens, batch):
-    """`loss` as a psum of the devices' losses; its gradient is summed over devices too."""
+    """The sum of the devices' losses; its gradient is summed over devices too."""
     total = over_devices(lambda *args: lax.psum(loss(*args), "data"), P(), P("data"), P("data"), out=P())
     return total(params, tokens, batch)
 

@@ -1,7 +1,7 @@
 """Hyper-parameter sweep in one compiled step: HölderPO at eight p, `python examples/sweep.py`, under a minute on a CPU.
 
-The task is that of `bare_jax.py`. An algorithm is a pytree whose leaves are its hyper-parameters, so a sweep is a
-`jax.vmap` over stacked algorithms and their parameters: eight runs in one program. Writes `runs/sweep.png`.
+An algorithm is a pytree whose leaves are its hyper-parameters, so `jax.vmap` over stacked algorithms and parameters
+trains eight policies in one program, on the task of `bare_jax.py`. Writes `runs/sweep.png`.
 """
 
 from functools import partial
@@ -21,7 +21,7 @@ STEPS, RATE, OUT = 50, 10.0, Path("runs/sweep.png")
 
 
 def train_step(algorithm, params, key):
-    """One rollout and four optimizer steps on it with one algorithm; returns (parameters, mean reward)."""
+    """One rollout and four optimizer steps on it; returns (parameters, mean reward)."""
     tokens, mask, rewards = rollout(params, key)
     old_logp = stats(params, tokens).logp
     batch = make_batch(algorithm, Rollouts(tokens=tokens, mask=mask, rewards=rewards, old_logp=old_logp))
@@ -35,7 +35,7 @@ def train_step(algorithm, params, key):
 
 @jax.jit
 def train(several, params, keys):
-    """Mean rewards [step, algorithm]; all algorithms start from the same parameters and use the same random keys."""
+    """Mean rewards [step, algorithm]; all runs have the same initial parameters and random keys."""
     step = jax.vmap(train_step, in_axes=(0, 0, None))
     params = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(POWERS), *x.shape)), params)
     return lax.scan(lambda params, key: step(several, params, key), params, keys)[1]

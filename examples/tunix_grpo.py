@@ -1,17 +1,16 @@
 """CTPO's ratio with OTB's advantage in the GRPO learner of google-tunix 0.1.7 (`make examples` installs Tunix).
 
-Tunix registers policy losses and advantage estimators by name, and a GRPOConfig refers to them. This suffices for the
-ratio, since a loss gets the model and the example. It does not suffice for the optimal token baseline: an estimator
-gets only the rewards, without the mask or the model, and the learner keeps one advantage per completion. The adapter
-is two registered functions and one overridden method (private, but abstract in the base class); nothing is patched:
+A GRPOConfig names a registered policy loss and a registered advantage estimator. A loss gets the model and the example,
+which suffices for the ratio. An estimator gets only the rewards, without the mask or the model, and the learner keeps
+one advantage per completion, which does not suffice for the optimal token baseline. The adapter is two registered
+functions and one overridden method (private, but abstract in the base class); nothing is patched:
 
 - `rewards_as_they_are`, the registered estimator, passes the rewards through in place of advantages.
 - `Learner._generate_and_compute_advantage` has the whole rollout. It computes proxies and old log-probabilities in
   one more pass of the actor, then A and w, [B, T] each, and stores them in its own TrainExample.
-- `ctpo_loss` returns a plain sum. Tunix's gradient accumulation averages over microbatches, so a sum would have to be
-  multiplied by their number; the learner accepts only one microbatch per rollout.
+- `ctpo_loss` returns a sum, which Tunix would divide by the number of microbatches, so the learner accepts only one.
 
-The task is to count from a digit up to 9, then stop; the reward is the share of the answer before the first mistake.
+Task: count from a digit up to 9, then stop. Reward: the share of the answer before the first mistake.
 """
 
 import dataclasses
@@ -44,7 +43,7 @@ class Example(grpo_learner.TrainExample):
 
 
 def stats(model, example, temperature):
-    """TokenStats of the completions, [B, T] each, through `pallas_kernels.token_stats`."""
+    """Log-probabilities, entropies and proxies of the completions, [B, T] each."""
     tokens, positions, attention, _ = common.process_ids(example.prompt_ids, example.completion_ids, PAD, STOP)
     model = nnx.merge(*nnx.split(model))  # a copy, since the model sows intermediates
     model(tokens, positions, None, attention, output_hidden_states=True)  # unused logits are not computed

@@ -1,9 +1,8 @@
 """State carried from one rollout to the next: entropy hysteresis, an average reward, an adaptive entropy coefficient.
 
-Each function returns a `Carried(init, update)` for `PolicyGradient(carried=…)`. `init()` returns the first state, a
-pytree of arrays. `update(state, rollouts)` returns the new rollouts and the new state; it is called once per rollout,
-before the advantage. Advantages, aggregations and penalties read the fields that the update has written. A field of
-`Rollouts` that an update needs is a required keyword-only parameter. The trainer saves the state in its checkpoints.
+Each function except `advance` returns a `Carried(init, update)` for `PolicyGradient(carried=…)`. The update is called
+once per rollout, before the advantage. It returns the new state and the rollouts with changed fields, which advantages
+and penalties read. The trainer saves the state in its checkpoints.
 """
 
 import dataclasses
@@ -22,11 +21,11 @@ __all__ = ["advance", "average_reward", "entropy_hysteresis", "target_entropy"]
 
 
 def advance(carried: Carried | None, state: Any, rollouts: Rollouts) -> tuple[Rollouts, Any]:
-    """Updates the carried state once, before the advantage of a rollout is computed.
+    """Updates the carried state; call it once per rollout, before its advantage is computed.
 
-    `carried` is the `Carried` of an algorithm, or None; `state` is the state after the previous rollout,
-    `carried.init()` at first; `rollouts` is the whole new rollout. Returns (rollouts, state), both unchanged if
-    `carried` is None. Raises ValueError if `rollouts` lacks a field that the update names.
+    `carried` is the `Carried` of an algorithm, or None; `state` is `carried.init()` or the state after the previous
+    rollout; `rollouts` is the whole new rollout. Returns (rollouts, state), both unchanged if `carried` is None. Raises
+    ValueError if `rollouts` lacks a field that the update requires.
 
     >>> rollouts = Rollouts(tokens=jnp.zeros((1, 2, 1), int), mask=jnp.ones((1, 2, 1), bool),
     ...                     rewards=jnp.array([[1.0, 0.0]]), old_logp=jnp.zeros((1, 2, 1)))
@@ -43,10 +42,9 @@ def entropy_hysteresis(*, low: float | Array, high: float | Array) -> Carried:
 
         dropping ← H > high, or dropping and H ≥ low;    false at first
 
-    H is the mean entropy of the trained tokens of a rollout, in nats, from `Rollouts.entropy`. `low` and `high` are
-    thresholds in nats, 0 ≤ low ≤ high; the paper does not publish its thresholds. Returns a `Carried` that writes
-    `Rollouts.dropping`, which `advantage.without_negatives` reads. `target_entropy` instead adjusts an entropy bonus.
-    Raises ValueError if the thresholds are negative or low > high.
+    H is the mean of `Rollouts.entropy` over the trained tokens, in nats. The thresholds, 0 ≤ `low` ≤ `high` in nats,
+    are not in the paper. Returns a `Carried` that writes `Rollouts.dropping`, which `advantage.without_negatives`
+    reads. `target_entropy` adjusts an entropy bonus. Raises ValueError if low < 0 or low > high.
 
     >>> rollouts = Rollouts(tokens=jnp.zeros((1, 1, 2), int), mask=jnp.ones((1, 1, 2), bool), rewards=jnp.ones((1, 1)),
     ...                     old_logp=jnp.zeros((1, 1, 2)), entropy=jnp.array([[[0.5, 1.0]]]))
@@ -72,7 +70,7 @@ def switch_dropping(
     low: float | Array,
     high: float | Array,
 ) -> tuple[Rollouts, Bool[Array, ""]]:
-    """The update of `entropy_hysteresis`; a rollout without a trained token leaves the state unchanged."""
+    """The update of `entropy_hysteresis`; without a trained token, the state does not change."""
     require_shape((), "a scalar", dropping=dropping)
     mean, any_token = _mean(entropy, rollouts.mask)
     switched = (mean > high) | (jnp.asarray(dropping) & ~(mean < low))
@@ -85,11 +83,9 @@ def average_reward(*, decay: float | Array = 0.95) -> Carried:
 
         b ← decay · b + (1 − decay) · mean R,    R ← R − b;    b = 0 at first
 
-    `decay` in [0, 1) is the weight of the old average. The mean is over the completions of a rollout that have a
-    trained token, and b is in units of reward. Returns a `Carried` that writes `Rollouts.rewards`, which must have
-    shape [P, G]. Unlike the group mean of `advantage.mean_baseline`, b also depends on earlier rollouts. Raises
-    ValueError if decay is outside [0, 1).
-
+    `decay` in [0, 1) is the weight of the old average. The mean is over the completions that have a trained token, and
+    b is in units of reward. Returns a `Carried` that writes `Rollouts.rewards`, which must be [P, G]. Unlike the group
+    mean of `advantage.mean_baseline`, b also depends on earlier rollouts. Raises ValueError if decay is outside [0, 1).
     From third-party notes, not checked against the paper, which keeps one b per agent and role; here all share one b.
 
     >>> rollouts = Rollouts(tokens=jnp.zeros((1, 2, 1), int), mask=jnp.ones((1, 2, 1), bool),
@@ -125,12 +121,10 @@ def target_entropy(
 
         c ← max(0, c + step) if H < target, else max(0, c − step);    c = initial at first
 
-    H is the mean entropy of the trained tokens of a rollout, in nats, from `Rollouts.entropy`. `target` ≥ 0 is in nats;
-    `step` ≥ 0 and `initial` ≥ 0 are in units of the coefficient. Returns a `Carried` that writes
-    `Rollouts.entropy_coefficient`: c if H ≤ target, and 0 above the target. `penalty.adaptive_entropy` reads the
-    coefficient; `penalty.entropy_bonus` has a fixed one. Raises ValueError if an argument is negative.
-
-    From notes on the authors' code, not checked against the paper.
+    H is the mean of `Rollouts.entropy` over the trained tokens, in nats. `target` ≥ 0 is in nats; `step` ≥ 0 and
+    `initial` ≥ 0 are in units of the coefficient c. Returns a `Carried` that sets `Rollouts.entropy_coefficient` to c,
+    or to 0 if H > target. `penalty.adaptive_entropy` reads this field; `penalty.entropy_bonus` has a fixed coefficient.
+    Raises ValueError if an argument is negative. From notes on the authors' code, not checked against the paper.
 
     >>> rollouts = Rollouts(tokens=jnp.zeros((1, 1, 2), int), mask=jnp.ones((1, 1, 2), bool), rewards=jnp.ones((1, 1)),
     ...                     old_logp=jnp.zeros((1, 1, 2)), entropy=jnp.array([[[0.0, 0.25]]]))
@@ -166,7 +160,7 @@ def approach(
 
 
 def _mean(x: Array, mask: Array) -> tuple[Array, Array]:
-    """The mean of x over the tokens where the mask is true, and whether there is any such token."""
+    """The mean of x over the entries where the mask is true, and whether the mask is true anywhere."""
     mask = require_mask(mask)
     require_shape(mask.shape, "mask", x=x)
     x = lax.stop_gradient(jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32)))

@@ -2,20 +2,21 @@
 
 The sampler runs other kernels than the trainer, possibly at another precision, so its policy q differs from the trained
 policy p even if the parameters are equal. The mismatch of a token is λ_t = log p(y_t) − log q(y_t), in nats:
-`Rollouts.old_logp − Rollouts.sampled_logp`. A *weight* w̄ [P, G, T] multiplies the weights of the aggregation. A
-*rejection* is a boolean [P, G], true for the sequences that are kept. No result has a gradient.
+`Rollouts.old_logp − Rollouts.sampled_logp`. A *weight* w̄ [P, G, T] multiplies the weights w of the aggregation. A
+*rejection* is a boolean [P, G], true for the sequences that are kept. The results have no gradient.
 
     weights = aggregation.token_mean(mask, sign) * correction.token_truncated(mismatch, mask)
 
-In an algorithm, one of three combinators determines which quantities the correction changes:
+An algorithm takes a correction through one of three combinators, which differ in what they change:
 
     weighted(token_mean, token_truncated)      # multiplies w; the denominators of w do not change
     aggregation_of_kept(token_mean, veto)      # rejected sequences do not count in the denominators of w either
     advantage_of_kept(group_relative, veto)    # rejected sequences do not count in their group's baseline; A = 0
 
-`report` measures what was corrected. Each row is one sequence if `segment_ids` is None. In packed rows, the tokens of a
-row with equal non-zero `segment_ids` [..., T] are one sequence, 0 is not trained, and a rejection is [..., T]. No
-rejection keeps a sequence with a NaN among its λ. The formulas without another source are those of verl 0.9.1.
+`report` measures the correction. Each row is one sequence if `segment_ids` is None. In packed rows, tokens with equal
+non-zero ids are one sequence, id 0 is not trained, and a rejection is [..., T]. Rejections drop a sequence with a NaN
+among its λ, except `opsm` if A ≥ 0. Functions raise ValueError if shapes differ and TypeError if a mask is not boolean.
+Formulas without a source are from verl 0.9.1.
 """
 
 import inspect
@@ -59,10 +60,9 @@ Ids = Int[Array, "*B T"] | None
 def token_truncated(mismatch: Mismatch, mask: Mask, *, cap: float | Array = 2.0, segment_ids: Ids = None) -> Weights:
     """Token-level truncated importance sampling (token-TIS): w̄_t = min(e^{λ_t}, cap).
 
-    `mismatch` is λ [..., T] in nats, `mask` [..., T] is true at the trained tokens, and `segment_ids` is [..., T] or
-    None. The bound `cap` > 0 is a ratio. Returns w̄, [..., T], in [0, cap]; 0 at tokens that are not trained. Unlike
-    `icepop`, a ratio above the bound is lowered to the bound, not dropped. Raises ValueError if shapes differ or
-    cap ≤ 0, TypeError if the mask is not boolean.
+    `mismatch` (λ in nats), `mask` (true at the trained tokens) and `segment_ids` (or None) are [..., T]; `cap` > 0 is a
+    ratio. Returns w̄, [..., T], in [0, cap]; 0 at tokens that are not trained. Unlike in `icepop`, a ratio above `cap`
+    is lowered to `cap`, not dropped. Raises ValueError if cap ≤ 0.
 
     >>> print(token_truncated(jnp.log(jnp.array([0.5, 1.5, 4.0])), jnp.ones(3, bool)))
     [0.5 1.5 2. ]
@@ -75,10 +75,9 @@ def token_truncated(mismatch: Mismatch, mask: Mask, *, cap: float | Array = 2.0,
 def sequence_truncated(mismatch: Mismatch, mask: Mask, *, cap: float | Array = 2.0, segment_ids: Ids = None) -> Weights:
     """Sequence-level truncated importance sampling (sequence-TIS): w̄_t = min(e^s, cap), s = Σλ over the sequence.
 
-    `mismatch` is λ [..., T] in nats, `mask` [..., T] is true at the trained tokens, and `segment_ids` is [..., T] or
-    None. The bound `cap` > 0 is the ratio of a sequence. Returns w̄, [..., T], in [0, cap]; 0 at tokens that are not
-    trained. Unlike in `token_truncated`, all tokens of a sequence have the same weight. Raises ValueError if shapes
-    differ or cap ≤ 0, TypeError if the mask is not boolean.
+    `mismatch` (λ in nats), `mask` (true at the trained tokens) and `segment_ids` (or None) are [..., T]; `cap` > 0 is a
+    ratio. Returns w̄, [..., T], in [0, cap]; 0 at tokens that are not trained. Unlike in `token_truncated`, all tokens
+    of a sequence have the same weight. Raises ValueError if cap ≤ 0.
 
     >>> print(sequence_truncated(jnp.log(jnp.array([[0.5, 3.0], [2.0, 3.0]])), jnp.ones((2, 2), bool)))
     [[1.5 1.5]
@@ -100,10 +99,9 @@ def icepop(
 ) -> Weights:
     """IcePop: w̄_t = e^{λ_t} if low ≤ e^{λ_t} ≤ high, else 0.
 
-    `mismatch` is λ [..., T] in nats, `mask` [..., T] is true at the trained tokens, and `segment_ids` is [..., T] or
-    None. The bounds `low` and `high` are ratios, 0 < low ≤ high. Returns w̄, [..., T]; 0 at tokens that are not
-    trained. Unlike in `token_truncated`, a ratio outside the bounds gives weight 0. Raises ValueError if shapes differ,
-    low ≤ 0 or low > high, TypeError if the mask is not boolean.
+    `mismatch` (λ in nats), `mask` (true at the trained tokens) and `segment_ids` (or None) are [..., T]; `low` and
+    `high` are ratios, 0 < low ≤ high. Returns w̄, [..., T]; 0 at tokens that are not trained. Unlike in
+    `token_truncated`, a ratio outside the bounds gives weight 0. Raises ValueError if low ≤ 0 or low > high.
 
     >>> print(icepop(jnp.log(jnp.array([0.25, 1.5, 4.0, 8.0])), jnp.ones(4, bool)))
     [0.  1.5 4.  0. ]
@@ -118,10 +116,9 @@ def icepop(
 def sequence_masked(mismatch: Mismatch, mask: Mask, *, cap: float | Array = 2.0, segment_ids: Ids = None) -> Weights:
     """Sequence-level masked importance sampling (Seq-MIS): w̄_t = e^s if e^s ≤ cap, else 0; s = Σλ over the sequence.
 
-    `mismatch` is λ [..., T] in nats, `mask` [..., T] is true at the trained tokens, and `segment_ids` is [..., T] or
-    None. The bound `cap` > 0 is the ratio of a sequence. Returns w̄, [..., T], in [0, cap]; 0 at tokens that are not
-    trained. Unlike in `sequence_truncated`, a ratio above the bound gives weight 0. Raises ValueError if shapes differ
-    or cap ≤ 0, TypeError if the mask is not boolean.
+    `mismatch` (λ in nats), `mask` (true at the trained tokens) and `segment_ids` (or None) are [..., T]; `cap` > 0 is a
+    ratio. Returns w̄, [..., T], in [0, cap]; 0 at tokens that are not trained. In `sequence_truncated`, a ratio above
+    `cap` gives the weight `cap`. Raises ValueError if cap ≤ 0.
 
     >>> print(sequence_masked(jnp.log(jnp.array([[0.5, 3.0], [2.0, 3.0]])), jnp.ones((2, 2), bool)))
     [[1.5 1.5]
@@ -137,8 +134,7 @@ def batch_normalized(weights: Weights, mask: Mask) -> Weights:
     """Weights divided by their mean over the trained tokens, so that a correction does not change the size of a step.
 
     `weights` is w̄ [..., T], for instance from `token_truncated`; `mask` [..., T] is true at the trained tokens.
-    Returns w̄/mean w̄, [..., T]; 0 at tokens that are not trained, and everywhere if all weights are 0. Raises
-    ValueError if shapes differ, TypeError if the mask is not boolean.
+    Returns w̄/mean w̄, [..., T]; 0 at tokens that are not trained, and 0 everywhere if all weights are 0.
 
     >>> batch_normalized(jnp.array([1.0, 3.0, 9.0]), jnp.array([True, True, False])).tolist()
     [0.5, 1.5, 0.0]
@@ -162,10 +158,9 @@ def geometric(
 ) -> Kept:
     """Keeps a sequence if the geometric mean of its ratios is in an interval (Geo-RS): low ≤ exp(mean λ) ≤ high.
 
-    `mismatch` is λ [..., T] in nats, `mask` [..., T] is true at the trained tokens, and `segment_ids` is [..., T] or
-    None. The bounds `low` and `high` are ratios, 0 < low ≤ high. Returns true for the kept sequences, [...], or
-    [..., T] in packed rows. Unlike in `k3`, positive and negative λ cancel. Raises ValueError if shapes differ, low ≤ 0
-    or low > high, TypeError if the mask is not boolean.
+    `mismatch` (λ in nats), `mask` (true at the trained tokens) and `segment_ids` (or None) are [..., T]; `low` and
+    `high` are ratios, 0 < low ≤ high. Returns true for the kept sequences, [...], or [..., T] in packed rows. Unlike in
+    `k3`, positive and negative λ cancel. Raises ValueError if low ≤ 0 or low > high.
 
     >>> geometric(jnp.array([[0.0005, 0.0], [0.01, 0.0]]), jnp.ones((2, 2), bool)).tolist()
     [True, False]
@@ -180,10 +175,9 @@ def geometric(
 def k3(mismatch: Mismatch, mask: Mask, *, limit: float | Array = 0.01, segment_ids: Ids = None) -> Kept:
     """Keeps a sequence if its estimated KL(q ‖ p) is small (K3-RS): mean(e^λ − λ − 1) ≤ limit.
 
-    `mismatch` is λ [..., T] in nats, `mask` [..., T] is true at the trained tokens, and `segment_ids` is [..., T] or
-    None. The bound `limit` > 0 is in nats per token. Returns true for the kept sequences, [...], or [..., T] in packed
-    rows. Unlike in `geometric`, every token with λ ≠ 0 raises the estimate. Raises ValueError if shapes differ or
-    limit ≤ 0, TypeError if the mask is not boolean.
+    `mismatch` (λ in nats), `mask` (true at the trained tokens) and `segment_ids` (or None) are [..., T]; `limit` > 0 is
+    in nats per token. Returns true for the kept sequences, [...], or [..., T] in packed rows. Unlike in `geometric`,
+    every token with λ ≠ 0 raises the estimate. Raises ValueError if limit ≤ 0.
 
     >>> k3(jnp.array([[0.1, -0.1], [1.0, 0.0]]), jnp.ones((2, 2), bool)).tolist()  # means 0.005, 0.359
     [True, False]
@@ -197,10 +191,9 @@ def k3(mismatch: Mismatch, mask: Mask, *, limit: float | Array = 0.01, segment_i
 def veto(mismatch: Mismatch, mask: Mask, *, least: float | Array = 1e-4, segment_ids: Ids = None) -> Kept:
     """Drops a sequence if one of its trained tokens has a ratio e^λ < least.
 
-    `mismatch` is λ [..., T] in nats, `mask` [..., T] is true at the trained tokens, and `segment_ids` is [..., T] or
-    None. The bound `least` > 0 is a ratio. Returns true for the kept sequences, [...], or [..., T] in packed rows.
-    Unlike in `geometric`, one token is enough to drop a sequence. Raises ValueError if shapes differ or least ≤ 0,
-    TypeError if the mask is not boolean.
+    `mismatch` (λ in nats), `mask` (true at the trained tokens) and `segment_ids` (or None) are [..., T]; `least` > 0 is
+    a ratio. Returns true for the kept sequences, [...], or [..., T] in packed rows. Unlike in `geometric`, one token
+    can drop a sequence. Raises ValueError if least ≤ 0.
 
     >>> veto(jnp.array([[0.0, -1.0], [0.0, -20.0]]), jnp.ones((2, 2), bool)).tolist()
     [True, False]
@@ -216,13 +209,13 @@ def opsm(mismatch: Mismatch, mask: Mask, sign: Array, *, limit: float | Array, s
 
         keep if A ≥ 0 or mean(−λ) ≤ limit,    −λ_t = log q(y_t) − log p(y_t)
 
-    Unlike `k3`, it keeps every sequence with A ≥ 0 or a mean λ ≥ 0. Read in TRL's and slime's code, not checked against
-    the paper, which publishes no limit.
+    Unlike `k3`, it keeps sequences with a mean λ ≥ 0. Read in TRL's and slime's code, not checked against the paper,
+    which does not publish a limit.
 
     Args:
       mismatch: λ, [..., T], in nats.
       mask: True at the trained tokens, [..., T].
-      sign: Sign of the advantage, −1, 0 or 1: [...] per sequence, as aggregations get it, or [..., T] in packed rows.
+      sign: Sign of the advantage, −1, 0 or 1: [...], one per sequence, or [..., T] in packed rows.
       limit: Greatest mean of −λ over a sequence, in nats; limit ≥ 0.
       segment_ids: Sequence ids, [..., T], or None if each row is one sequence.
 
@@ -231,7 +224,6 @@ def opsm(mismatch: Mismatch, mask: Mask, sign: Array, *, limit: float | Array, s
 
     Raises:
       ValueError: If shapes differ or limit < 0.
-      TypeError: If the mask is not boolean.
 
     >>> opsm(jnp.array([[-0.5], [-0.5], [-0.1]]), jnp.ones((3, 1), bool), jnp.array([1, -1, -1]), limit=0.2).tolist()
     [True, False, True]
@@ -251,10 +243,9 @@ def weighted(aggregation: Callable, weight: Callable) -> Callable:
 
         w · w̄,    w = aggregation(mask, sign),    w̄ = weight(old_logp − sampled_logp, mask)
 
-    `aggregation` has the form of `PolicyGradient.aggregation`. `weight` returns a weight [P, G, T] or a rejection
-    [P, G]; if it has a parameter `sign`, as `opsm` has, it also gets the sign of each completion's advantage. Unlike in
-    `aggregation_of_kept`, rejected sequences count in the denominators of w. Returns an aggregation that requires
-    `Rollouts.old_logp` and `Rollouts.sampled_logp` and raises ValueError if shapes differ.
+    `aggregation` is as in `PolicyGradient`. `weight` returns a weight [P, G, T] or a rejection [P, G]; if it has a
+    parameter `sign`, as `opsm` has, it gets the sign of each completion's A. Unlike in `aggregation_of_kept`, rejected
+    sequences count in the denominators of w. The result requires `old_logp` and `sampled_logp`.
 
     >>> from rljax import aggregation
     >>> mask, sign = jnp.ones((1, 2, 1), bool), jnp.array([[1, -1]])
@@ -278,10 +269,8 @@ def aggregation_of_kept(aggregation: Callable, keep: Callable) -> Callable:
 
         aggregation(mask of the kept sequences, sign),    kept = keep(old_logp − sampled_logp, mask)
 
-    `aggregation` has the form of `PolicyGradient.aggregation`. `keep` returns a rejection [P, G] and may have a
-    parameter `sign`, as in `weighted`. Unlike in `weighted`, rejected sequences do not count in the denominators of w.
-    Returns an aggregation that requires `Rollouts.old_logp` and `Rollouts.sampled_logp` and raises ValueError if shapes
-    differ.
+    `aggregation` is as in `PolicyGradient`. `keep` returns a rejection [P, G] and may have a parameter `sign`. Unlike
+    in `weighted`, rejected sequences do not count in denominators. The result requires `old_logp` and `sampled_logp`.
 
     >>> from rljax import aggregation
     >>> mask, sign = jnp.ones((1, 2, 1), bool), jnp.array([[1, -1]])
@@ -304,10 +293,9 @@ def advantage_of_kept(advantage: Callable, keep: Callable) -> Callable:
 
         advantage(rewards, mask of the kept sequences),    kept = keep(old_logp − sampled_logp, mask)
 
-    `advantage` has the form of `PolicyGradient.advantage`, and `keep` returns a rejection [P, G]. Rejected sequences do
-    not count in the baseline of their group; unlike in `aggregation_of_kept`, the weights do not change. Returns an
-    advantage that requires `Rollouts.old_logp` and `Rollouts.sampled_logp`. It raises ValueError if shapes differ or if
-    `keep` has a parameter `sign`, because the sign of A is not known yet.
+    `advantage` is as in `PolicyGradient`; `keep` returns a rejection [P, G]. Rejected sequences do not count in their
+    group's baseline; unlike in `aggregation_of_kept`, w does not change. The result requires `old_logp` and
+    `sampled_logp`. Raises ValueError if `keep` has a parameter `sign`, because the sign of A is not known yet.
 
     >>> from rljax import advantage
     >>> mask, rewards = jnp.ones((1, 3, 1), bool), jnp.array([[1.0, 0.0, 5.0]])
@@ -330,13 +318,13 @@ MISMATCH = frozenset({"old_logp", "sampled_logp"})
 
 
 def _named(function: Callable, old_logp, sampled_logp, fields: dict[str, Array]) -> dict[str, Array]:
-    """The fields that the corrected function requires; these may include the two fields of the mismatch."""
+    """The fields that `function` requires, which may include the two fields of the mismatch."""
     fields = {"old_logp": old_logp, "sampled_logp": sampled_logp, **fields}
     return {name: fields[name] for name in required_fields(function)}
 
 
 def _of_rollouts(function: Callable, mask, sign, old_logp, sampled_logp) -> Array:
-    """A weight or a rejection of rollouts, one sequence per row, as [P, G, T] or [P, G, 1]."""
+    """A weight [P, G, T] or a rejection [P, G, 1] of unpacked rollouts."""
     require_shape(mask.shape, "mask", old_logp=old_logp, sampled_logp=sampled_logp)
     old_logp, sampled_logp = accumulators(old_logp=old_logp, sampled_logp=sampled_logp)
     asks = "sign" in inspect.signature(function).parameters
@@ -351,14 +339,14 @@ def _of_rollouts(function: Callable, mask, sign, old_logp, sampled_logp) -> Arra
 def report(
     mismatch: Mismatch, mask: Mask, weights: Weights | None = None, kept: Kept | None = None
 ) -> dict[str, Float[Array, ""]]:
-    """Statistics of a correction over the trained tokens of a rollout, with ρ = e^λ and one sequence per row.
+    """Statistics of a correction over the trained tokens of unpacked rows, with ρ = e^λ.
 
     - `rejected`: share of the sequences with a trained token that are not kept;
     - `effective_samples`: 1/mean((w̄/mean w̄)²) over the kept tokens, in [0, 1];
     - `chi_squared`: mean ρ² − 1, the χ² divergence of the trained policy p from the sampler q;
     - `kl`: mean(ρ − λ − 1), an estimate of KL(q ‖ p) in nats.
 
-    `metrics.policy_summary` has such statistics of the ratio π_θ/π_old.
+    `metrics.policy_summary` has corresponding statistics of the ratio π_θ/π_old.
 
     Args:
       mismatch: λ, [..., T], in nats.
@@ -371,7 +359,6 @@ def report(
 
     Raises:
       ValueError: If shapes differ.
-      TypeError: If the mask is not boolean.
 
     >>> found = report(jnp.log(jnp.array([[0.5, 1.5]])), jnp.ones((1, 2), bool))  # mean ρ = 1, mean ρ² = 1.25
     >>> {name: float(x) for name, x in found.items()}
@@ -399,7 +386,7 @@ def report(
 
 
 def _checked(mismatch, mask, *, segment_ids: Ids = None, **bounds) -> tuple[Array, ...]:
-    """λ without gradient, finite, and 0 at tokens that are not trained; the mask; and the bounds in the dtype of λ."""
+    """λ as a constant, finite and 0 at tokens that are not trained; the mask; and the bounds in the dtype of λ."""
     mask = trained(mask, segment_ids)
     require_shape(mask.shape, "mask", mismatch=mismatch)
     (mismatch,) = accumulators(mismatch=mismatch)

@@ -1,15 +1,15 @@
 """On-policy distillation: the student π samples, and a teacher q scores the samples.
 
-With the teacher's log-probability of the sampled token alone, distillation is a policy gradient with the advantage
-`sampled_token`. With more of the teacher's distribution it is a loss of its own, Σ w · KL(π̂ ‖ q̂), differentiated
+If only the teacher's log-probability of the sampled token is known, distillation is a policy gradient with the
+advantage `sampled_token`. With more of the teacher's distribution, the loss is Σ w · KL(π̂ ‖ q̂), differentiated
 directly. π̂ and q̂ are the two distributions renormalized over a *support* S of a few tokens per position:
 
     ids, _ = top_tokens(teacher_hidden, teacher_unembedding, k=32)          # [N, K], no [N, V] logits
     student, teacher = logits_at(hidden, unembedding, ids), logits_at(teacher_hidden, teacher_unembedding, ids)
     loss = support_loss(student, teacher, weights, support=teachers(ids))
 
-`teachers`, `students`, `intersection` and `union` make supports. Compute the weights from the mask of `ordinary`
-tokens. Only the student is differentiated.
+`teachers`, `students`, `intersection` and `union` return a support, `ordinary` the mask for the weights. Only the
+student is differentiated. Functions raise ValueError if shapes differ and TypeError if a mask is not boolean.
 """
 
 from typing import NamedTuple
@@ -43,7 +43,7 @@ Ids = Int[Array, "*B K"]
 
 
 class Support(NamedTuple):
-    """The tokens over which a divergence is computed: `ids` [..., K], used where `valid` [..., K] is true."""
+    """The tokens over which a divergence is computed: the `ids` [..., K] at which `valid` [..., K] is true."""
 
     ids: Int[Array, "*B K"]
     valid: Bool[Array, "*B K"]
@@ -57,9 +57,8 @@ def sampled_token(
         A_t = log q(y_t) − log π_old(y_t)
 
     `old_logp` and `teacher_logp` [P, G, T] are log π_old and log q of the sampled tokens, in nats; `mask` [P, G, T] is
-    true at the trained tokens. Returns A, [P, G, T], in nats, neither centered nor scaled; 0 at other tokens. Its
-    policy gradient is the gradient of −KL(π ‖ q) at each token. `support_loss` instead uses several tokens per
-    position. Raises ValueError if shapes differ, TypeError if the mask is not boolean.
+    true at the trained tokens. Returns A, [P, G, T], in nats, not standardized; 0 at other tokens. Its policy gradient
+    is the gradient of −KL(π ‖ q) per token. `support_loss` uses several tokens per position.
 
     >>> old_logp, teacher_logp = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.25, 1.0]))
     >>> print(sampled_token(old_logp, teacher_logp, jnp.ones(2, bool)))
@@ -78,13 +77,12 @@ def importance_weighted(
     *,
     gamma: float | Array = 0.5,
 ) -> Float[Array, "P G T"]:
-    """The advantage of `sampled_token`, with a larger weight early in the completion (IW-OPD, 2606.22600).
+    """The advantage of `sampled_token`, multiplied by a weight that is larger early in the completion (2606.22600).
 
         a_t = log q(y_t) − log π_old(y_t),    w_t = 1 + γ (1 − Σ_{j<t} |a_j| / Σ_j |a_j|),    A_t = w_t a_t
 
-    The sums are over the trained tokens of the completion. w falls from 1 + γ at the first token to 1 after the last
-    token with a ≠ 0. Unlike in `sampled_token`, A_t depends on other tokens. Read in TRL's code, not checked against
-    the paper.
+    This is IW-OPD. The sums are over the trained tokens of the completion; w falls from 1 + γ at the first token toward
+    1. Unlike in `sampled_token`, A_t depends on other tokens. Read in TRL's code, not checked against the paper.
 
     Args:
       old_logp: log π_old of the sampled tokens, [P, G, T], in nats.
@@ -96,8 +94,7 @@ def importance_weighted(
       A, [P, G, T], in nats, without gradient; 0 at tokens that are not trained.
 
     Raises:
-      ValueError: If gamma is outside [0, 1] or shapes differ.
-      TypeError: If the mask is not boolean.
+      ValueError: If gamma is outside [0, 1].
 
     >>> old_logp, teacher_logp = jnp.zeros(3), jnp.array([-1.0, 2.0, -1.0])  # w = 1 + ½ (1, ¾, ¼)
     >>> importance_weighted(old_logp, teacher_logp, jnp.ones(3, bool)).tolist()
@@ -113,11 +110,10 @@ def importance_weighted(
 
 
 def ordinary(mask: Bool[Array, "*B T"], tokens: Int[Array, "*B T"], special: tuple[int, ...]) -> Bool[Array, "*B T"]:
-    """The mask without special tokens (2603.25562), whose teacher probabilities mislead if the chat templates differ.
+    """The mask without special tokens, whose teacher probabilities mislead if chat templates differ (2603.25562).
 
     `mask` and `tokens` are [..., T]; `special` lists the ids of the special tokens. Returns a mask [..., T]. Unlike a
-    Support, the result selects positions, not vocabulary entries. Raises ValueError if shapes differ, TypeError if the
-    mask is not boolean.
+    Support, the result selects positions, not vocabulary entries.
 
     >>> ordinary(jnp.array([True, True, False]), jnp.array([5, 1, 5]), special=(0, 1)).tolist()
     [True, False, False]
@@ -154,9 +150,8 @@ def students(ids: Ids) -> Support:
 def intersection(teacher_ids: Ids, student_ids: Ids) -> Support:
     """The support of the tokens that both lists contain, possibly none.
 
-    `teacher_ids` [..., K] and `student_ids` [..., L] come from `top_tokens`. Returns a Support with the K teacher's
-    ids, valid if the student's ids contain them; `union` keeps all tokens. Raises ValueError if the leading axes
-    differ.
+    `teacher_ids` [..., K] and `student_ids` [..., L] come from `top_tokens`. Returns a Support with the teacher's K
+    ids, valid if the student's ids contain them. `union` keeps all tokens.
 
     >>> [x.tolist() for x in intersection(jnp.array([[5, 2]]), jnp.array([[2, 7]]))]
     [[[5, 2]], [[False, True]]]
@@ -168,9 +163,8 @@ def intersection(teacher_ids: Ids, student_ids: Ids) -> Support:
 def union(teacher_ids: Ids, student_ids: Ids) -> Support:
     """The support of the tokens that at least one of two lists contains.
 
-    `teacher_ids` [..., K] and `student_ids` [..., L] come from `top_tokens`. Returns a Support with K + L ids; an id of
-    the student that the teacher's ids contain is not valid. `intersection` keeps only the tokens of both. Raises
-    ValueError if the leading axes differ.
+    `teacher_ids` [..., K] and `student_ids` [..., L] come from `top_tokens`. Returns a Support with K + L ids, in which
+    repeated ids are not valid. `intersection` keeps only the tokens of both.
 
     >>> [x.tolist() for x in union(jnp.array([[5, 2]]), jnp.array([[2, 7]]))]
     [[[5, 2, 2, 7]], [[True, True, False, True]]]
@@ -188,9 +182,9 @@ def support_kl(
 
         KL(π̂ ‖ q̂) = Σ_{v∈S} π̂(v) log(π̂(v)/q̂(v))
 
-    `student_logits` and `teacher_logits` [..., K] are logits at the ids of `support`, from `logits_at`; the teacher has
-    no gradient. Returns [...], in nats; 0 if the support is empty. Without renormalization, the student could lower the
-    loss by moving its mass outside of S. `support_loss` is the weighted sum. Raises ValueError if shapes differ.
+    `student_logits` and `teacher_logits` [..., K] are logits at the ids of `support`, from `logits_at`; the teacher's
+    are constants. Returns [...], in nats; 0 if the support is empty. Without renormalization, the student could lower
+    the loss by moving mass out of S. `support_loss` is the weighted sum.
 
     >>> support, student, teacher = teachers(jnp.array([[5, 2]])), jnp.zeros((1, 2)), jnp.log(jnp.array([[3.0, 1.0]]))
     >>> print(support_kl(student, teacher, support))  # ½ log(½ ÷ ¾) + ½ log(½ ÷ ¼)
@@ -214,8 +208,8 @@ def support_loss(
 
         Σ_n w_n · KL(π̂_n ‖ q̂_n)
 
-    Losses of microbatches add up, as those of `policy_loss`, if the weights come from one aggregation. A position with
-    weight 0 may hold any logits, even NaN. `support_kl` has the divergence of each position.
+    As in `policy_loss`, the losses of microbatches add up if the weights were computed over the whole optimizer step. A
+    position with weight 0 may hold any logits, even NaN. `support_kl` returns the divergence of each position.
 
     Args:
       student_logits: Logits of the student at the ids of the support, [..., K].
@@ -225,9 +219,6 @@ def support_loss(
 
     Returns:
       The loss, a scalar, in nats if the weights sum to 1.
-
-    Raises:
-      ValueError: If shapes differ.
 
     >>> support, student = teachers(jnp.array([[5, 2]])), jnp.zeros((1, 2))
     >>> teacher = jnp.log(jnp.array([[3.0, 1.0]]))
@@ -245,8 +236,8 @@ def top_tokens(
 ) -> tuple[Int[Array, "N K"], Float[Array, "N K"]]:
     """The k largest logits of each row of h·Wᵀ and their ids, largest first, from one pass over vocabulary tiles.
 
-    Of equal logits, the lower id comes first. The result has no gradient; to differentiate, call `logits_at` with the
-    ids. `pallas_kernels.token_topk` returns log π at a temperature instead of logits.
+    Of equal logits, the lower id comes first. The results are constants; `logits_at` is differentiable.
+    `pallas_kernels.token_topk` returns log-probabilities instead of logits.
 
     Args:
       hidden: Hidden states h, [N, D].
@@ -258,7 +249,7 @@ def top_tokens(
       (ids, logits), both [N, k].
 
     Raises:
-      ValueError: If shapes differ, k is out of range, or an argument is sharded over explicit mesh axes.
+      ValueError: If k is out of range or an argument is sharded over explicit mesh axes.
 
     >>> hidden, unembedding = jnp.array([[1.0, 0.0]]), jnp.array([[3.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
     >>> [x.tolist() for x in top_tokens(hidden, unembedding, k=2)]
@@ -278,8 +269,7 @@ def logits_at(
     """The logits of a few tokens per row, h·W[ids], differentiable in both arrays.
 
     `hidden` is h [N, D], `unembedding` is W [V, D] and `ids` [N, K] are token ids. Returns [N, K], in float64 if an
-    input is and else in float32. It gathers an array [N, K, D]. Unlike `top_tokens`, it takes the ids as given. Raises
-    ValueError if shapes do not fit each other.
+    input is float64, else float32. The gathered rows of W take [N, K, D]. `top_tokens` instead finds the ids.
 
     >>> hidden, unembedding = jnp.array([[1.0, 0.0]]), jnp.array([[3.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
     >>> logits_at(hidden, unembedding, jnp.array([[2, 0]])).tolist()
@@ -295,7 +285,7 @@ def logits_at(
 
 
 def _log_softmax(logits: Array, valid: Array) -> Array:
-    """log softmax over the valid entries; 0 at the invalid entries, which are not read."""
+    """log softmax over the valid entries; 0 at the other entries, which may hold anything."""
     logits = finite(logits)  # a logit of −∞ has probability 0 and a finite divergence
     top = jnp.max(lax.stop_gradient(logits), axis=-1, keepdims=True, where=valid, initial=-jnp.inf)
     shifted = jnp.where(valid, logits - jnp.where(jnp.isfinite(top), top, 0.0), 0.0)

@@ -14,10 +14,9 @@ def total_variation(logp: Float[Array, "*B K"], old_logp: Float[Array, "*B K"]) 
 
         D = ½ (Σ_v |p_v − q_v| + |Σ_v (p_v − q_v)|),    p = e^logp,    q = e^old_logp
 
-    `logp` and `old_logp` [..., K], in nats, are the log-probabilities of the same K tokens, the old policy's most
-    likely ones, under the new and the old policy. Returns D, [...], in [0, 1], without gradient, for
-    `ratio.cumulative_divergence_mask`. D is a lower bound of the total variation over the whole vocabulary;
-    `ratio.total_variation_mask` instead uses the sampled token alone. Raises ValueError if shapes differ.
+    `logp` and `old_logp` [..., K] are the log-probabilities, in nats, of the old policy's K most likely tokens. Returns
+    D, [...], in [0, 1], without gradient, for `ratio.cumulative_divergence_mask`. D is at most the total variation over
+    the vocabulary; `ratio.total_variation_mask` uses the sampled token only. Raises ValueError if shapes differ.
 
     >>> round(float(total_variation(jnp.log(jnp.array([0.5, 0.1])), jnp.log(jnp.array([0.3, 0.2])))), 6)
     0.2

@@ -18,7 +18,7 @@ from rljax.distillation import logits_at
 
 SoftCap = float | Float[Array, ""] | None
 Bias = Float[Array, " V"] | None
-BANNED = -1e30  # a token is banned if z/τ ≤ this, as in token_stats
+BANNED = -1e30  # a token with z/τ ≤ this is banned, as in token_stats
 
 __all__ = ["delayed", "logps_at", "preceding", "token_kls", "token_logps"]
 
@@ -41,10 +41,10 @@ def token_logps(
 
         π_t = softmax((hidden[t−1]·Wᵀ + b)/τ),    logp[t] = log π_t(tokens[t])
 
-    `pallas_kernels.token_stats` defines the three statistics, soft caps and banned tokens, and has no shift by one
-    position; `token_kls` compares two models. Hidden states and tokens that predict nothing may hold anything. On a
-    mesh (axes of AxisType.Auto), tokens are divided over all axes except the axis of the vocabulary; values and
-    gradients are those of one device (tests/logprobs_test.py).
+    `pallas_kernels.token_stats` defines the three statistics, soft caps and banned tokens, for rows that are already
+    aligned with their tokens; `token_kls` compares two models. A masked token, and the hidden state that predicts it,
+    may hold anything. On a mesh (axes of AxisType.Auto), tokens are divided over all axes except the axis of the
+    vocabulary; values and gradients are those of one device (tests/logprobs_test.py).
 
     Args:
       hidden: Hidden states, [..., T, D].
@@ -54,7 +54,7 @@ def token_logps(
       temperature: τ, without unit; τ > 0.
       softcap: Soft cap c of the logits, or None.
       bias: b, [V], or None; −∞ bans a token.
-      vocab_size: Number of tokens; rows of W beyond are padding. None means all V rows.
+      vocab_size: Number of tokens; further rows of W are padding. None means all V rows.
       mesh: Device mesh, or None for one device.
       split: Sharding of W on the mesh: P("tensor", "fsdp") splits the vocabulary over tensor and the width over fsdp;
         P() or None replicates W. The bias is split as the vocabulary.
@@ -106,8 +106,8 @@ def token_kls(
 
         KL(π_t ‖ ρ_t) = Σ_v π_t(v) (log π_t(v) − log ρ_t(v)),    ρ the reference
 
-    `pallas_kernels.token_kl` defines soft caps and banned tokens, and takes rows without the shift by one position.
-    `penalty.exact_kl` sums the result; `token_logps` gives the terms of a sampled estimate.
+    `pallas_kernels.token_kl` defines soft caps and banned tokens, for aligned rows. `penalty.exact_kl` sums the result.
+    `penalty.kl` instead estimates the KL from the sampled tokens.
 
     Args:
       hidden: Hidden states of the policy, [..., T, D].
@@ -162,8 +162,8 @@ def logps_at(
 
         log π_t(v) = log π_t(y) + x_v − x_y,    x the scaled logits of `pallas_kernels.token_stats`
 
-    A banned v gets −∞ without a gradient. If y is banned, all v get −∞, because log π(v) is unknown. Unlike in
-    `distillation.logits_at`, the result is normalized over the whole vocabulary.
+    A banned v gets −∞ without a gradient; all v do if y is banned, because log π(v) is then unknown. Unlike the logits
+    of `distillation.logits_at`, the result is normalized over the whole vocabulary.
 
     Args:
       hidden: Hidden states, [..., T, D].
@@ -176,7 +176,7 @@ def logps_at(
       bias: Bias, [V], or None.
 
     Returns:
-      log π(v), [..., T, K], in nats; meaningless where logp is masked.
+      log π(v), [..., T, K], in nats; meaningless at masked tokens.
 
     Raises:
       ValueError: If shapes do not fit each other.
@@ -202,7 +202,7 @@ def logps_at(
 
 
 def _scaled(z, tau, softcap: SoftCap):
-    """(x, True if banned) of logits z; the x of a banned token is 0, so that no ∞ − ∞ arises."""
+    """(x, True if banned) of logits z; x is 0 at banned tokens, so that ∞ − ∞ does not arise."""
     banned = z / tau <= BANNED
     z = jnp.where(banned, 0, z)
     if softcap is not None:
@@ -212,7 +212,6 @@ def _scaled(z, tau, softcap: SoftCap):
 
 
 def _flat(hidden):
-    """Rows [N, D] of [..., T, D]."""
     return hidden.reshape(-1, hidden.shape[-1])
 
 
@@ -222,7 +221,7 @@ def _advanced(x, absent):
 
 
 def _axes(mesh: Mesh | None, split: P | None) -> tuple[str | None, str | None]:
-    """The mesh axes that split the vocabulary and the width of the unembedding; None for an axis of one part."""
+    """The mesh axes that split the vocabulary and the width of the unembedding; None if unsplit or of size 1."""
     if mesh is None or split is None:
         return None, None
     names = (*split, None, None)[: max(2, len(split))]
@@ -236,7 +235,7 @@ def _axes(mesh: Mesh | None, split: P | None) -> tuple[str | None, str | None]:
 def _divided(function, mesh: Mesh | None, arrays: int, others: tuple, vocabulary: str | None = None):
     """`function` with the rows of its first `arrays` arguments split over all axes of the mesh but `vocabulary`.
 
-    `others` are the specs of the remaining arguments; gradients of replicated arguments are summed over devices.
+    `others` are the specs of the remaining arguments. Gradients of replicated arguments are summed over devices.
     """
     if mesh is None:
         return function
@@ -259,9 +258,9 @@ def _padded(x, extra: int):
 
 
 def delayed(x: Float[Array, "*B T"]) -> Float[Array, "*B T"]:
-    """Shifts an array one position later: entry t of the result is x[t − 1], and entry 0 is 0.
+    """An array `x` [..., T] shifted one position later: entry t is x[t − 1], and entry 0 is 0.
 
-    `x` is [..., T], in any unit, such as values per hidden state; returns [..., T]. `preceding` shifts hidden states.
+    `x` holds one number per hidden state, such as the values of a critic. `preceding` shifts hidden states.
 
     >>> delayed(jnp.array([1.0, 2.0, 3.0])).tolist()
     [0.0, 1.0, 2.0]
@@ -270,9 +269,9 @@ def delayed(x: Float[Array, "*B T"]) -> Float[Array, "*B T"]:
 
 
 def preceding(hidden: Float[Array, "*B T D"]) -> Float[Array, "N D"]:
-    """The hidden states that predict each token, as rows: row t is hidden[t − 1], and row 0 of a sequence is 0.
+    """The hidden states that predict each token, as rows [N, D]: hidden[t − 1] for token t, and 0 for t = 0.
 
-    `hidden` is [..., T, D]; returns [N, D] with N the number of tokens. `delayed` shifts arrays without the axis D.
+    `hidden` is [..., T, D], and N is its number of tokens. `delayed` shifts arrays without the axis D.
 
     >>> preceding(jnp.array([[1.0], [2.0], [3.0]])).tolist()
     [[0.0], [1.0], [2.0]]

@@ -1,7 +1,7 @@
-"""Training metrics computed from ℓ, f, A, w, the mask and ∂L/∂logp; the same code serves every algorithm.
+"""Training metrics, computed by the same code for every algorithm.
 
-Add the `policy_sums` of microbatches, shards or optimizer steps, then call `policy_summary` once on the total. A mean
-over no token is NaN. r = e^ℓ is the ratio π_θ/π_old.
+Add the `policy_sums` of microbatches, shards or optimizer steps, then call `policy_summary` on the total. r = e^ℓ is
+π_θ/π_old. A mean over no token is NaN. Functions raise ValueError if shapes differ, TypeError if a mask is not boolean.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,10 +31,9 @@ __all__ = [
 def policy_sums(logp: Float[Array, "*B T"], batch: Batch, ratio: Callable) -> dict[str, Float[Array, ""]]:
     """The sums over the tokens of a batch from which `policy_summary` computes its metrics.
 
-    `logp` [..., T] is log π_θ in nats, and `batch` and `ratio` are the arguments of `policy_loss`, whose derivative in
-    logp is computed once. Returns scalars by name: `tokens`, `weight` (Σw), `clipped` and `clipped_positive` (Σw of the
-    tokens with w·A ≠ 0 and zero gradient, and of those with A > 0), `k1`, `k3`, `ratio` and `ratio_squared` (sums of
-    −ℓ, r − 1 − ℓ, r and r²). `position_sums` has sums per position. Raises as `policy_loss`.
+    `logp`, `batch` and `ratio` are the arguments of `policy_loss`. Returns scalars by name: `tokens`, `weight` (Σw),
+    `clipped` (Σw where w·A ≠ 0 and ∂L/∂logp = 0), `clipped_positive` (its part with A > 0), and `k1`, `k3`, `ratio` and
+    `ratio_squared` (sums of −ℓ, r − 1 − ℓ, r and r²). Raises as `policy_loss`. `position_sums` sums per position.
 
     >>> from rljax import algorithms
     >>> batch = Batch(mask=jnp.ones(4, bool), old_logp=jnp.zeros(4), weights=jnp.full(4, 0.25), advantages=jnp.ones(4))
@@ -67,8 +66,8 @@ def policy_summary(sums: Mapping[str, Float[Array, ""]]) -> dict[str, Float[Arra
     - `ratio_mean`: token mean of r;
     - `effective_samples`: (Σr)²/(n Σr²) over the n trained tokens: 1 if all r are equal, 0 if Σr² overflows.
 
-    `sums` maps names to scalars, as `policy_sums` returns them. Returns scalars by name, NaN if there is no token;
-    shares and ratios have no unit. `correction.report` has such statistics of the rollout mismatch.
+    `sums` is a result of `policy_sums` or a sum of several. Returns scalars by name; shares and ratios have no unit.
+    `correction.report` has corresponding statistics of the rollout mismatch.
 
     >>> names = ("tokens", "weight", "clipped", "clipped_positive", "k1", "k3", "ratio", "ratio_squared")
     >>> sums = dict(zip(names, jnp.array([4.0, 1.0, 0.5, 0.5, 0.0, 0.5, 5.0, 7.5])))
@@ -91,16 +90,15 @@ def policy_summary(sums: Mapping[str, Float[Array, ""]]) -> dict[str, Float[Arra
 def position_sums(
     logp: Float[Array, "*B T"], batch: Batch, ratio: Callable, *, edges: Sequence[int] = (16, 64, 256, 1024, 4096)
 ) -> dict[str, Float[Array, "K"]]:
-    """The sums per position from which `position_summary` computes its metrics.
+    """The sums per bin of positions from which `position_summary` computes its metrics.
 
-    A token's position is its ordinal among the trained tokens of its sequence, from 1. Bin 0 holds the positions up to
-    edges[0], bin i those in (edges[i − 1], edges[i]], and the last bin those above. Unlike `policy_sums`, the sums are
-    arrays. Sums of microbatches add up.
+    A token's position is its ordinal among the trained tokens of its sequence. Bin 0 has the positions up to edges[0],
+    bin i those in (edges[i − 1], edges[i]], and the last bin all above. `policy_sums` has no bins.
 
     Args:
       logp: log π_θ, [..., T], in nats.
       batch: Batch of `policy_loss`.
-      ratio: Ratio f of `policy_loss`, whose derivative in logp is computed once.
+      ratio: Ratio f of `policy_loss`.
       edges: Last position of each bin but the last, strictly increasing.
 
     Returns:
@@ -139,13 +137,13 @@ def position_sums(
 
 
 def position_summary(sums: Mapping[str, Float[Array, "K"]]) -> dict[str, Float[Array, "K"]]:
-    """The metrics per position, from `position_sums`; NaN at positions without tokens.
+    """The metrics per bin of positions, from `position_sums`.
 
-    - `clip_share_positive`, `clip_share_negative`: as in `policy_summary`, divided by the Σw of the position;
+    - `clip_share_positive`, `clip_share_negative`: as in `policy_summary`, divided by the Σw of the bin;
     - `drift`, `spread`: mean and standard deviation of Σ_{j≤t} ℓ_j in nats, the quantity that prefix ratios clip.
 
-    `sums` maps names to arrays [K], one entry per bin, as `position_sums` returns them. Returns arrays [K] by name.
-    `policy_summary` has the metrics over all positions.
+    `sums` is a result of `position_sums` or a sum of several. Returns arrays [K] by name, one entry per bin, NaN for
+    bins without tokens. `policy_summary` has the metrics over all positions.
 
     >>> names = ("tokens", "weight", "clipped_positive", "clipped_negative", "cumulative", "cumulative_squared")
     >>> sums = {name: jnp.array([x]) for name, x in zip(names, (2.0, 0.5, 0.25, 0.0, 1.0, 1.0))}
@@ -166,10 +164,9 @@ def position_summary(sums: Mapping[str, Float[Array, "K"]]) -> dict[str, Float[A
 def sign_length_gap(advantages: Float[Array, "P G T"], mask: Bool[Array, "P G T"]) -> Float[Array, ""]:
     """Mean length of the completions with A > 0 minus the mean length of those with A < 0 (2605.04077).
 
-    `advantages` is A [P, G, T], and `mask` [P, G, T] is true at the trained tokens; the mean of A decides the sign of a
-    completion. Returns a scalar in tokens; 0 unless both signs are present. `aggregation.token_mean` couples the sign
-    of an update to this gap, and `aggregation.balanced` does not. Raises ValueError if shapes differ, TypeError if the
-    mask is not boolean.
+    `advantages` is A [P, G, T], and `mask` [P, G, T] is true at the trained tokens; the sign of a completion is the
+    sign of its mean A. Returns a scalar in tokens; 0 unless both signs are present. `aggregation.token_mean` couples
+    the sign of an update to this gap, and `aggregation.balanced` does not.
 
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
     >>> float(sign_length_gap(jnp.array([[[1.0, 1.0, 1.0], [-1.0, -1.0, -1.0]]]), lengths_1_and_3))
@@ -193,7 +190,7 @@ def variance_proxies(
         signal S = ‖g‖²,    total P = mean_i Ā_i² W_i,    noise = max(0, (P − S)/(B − 1))
 
     The mean is over the B completions with a trained token; Ā_i is the mean of A over completion i, and W_i the sum of
-    its proxies, floored at 0. Unlike the other metrics, these need the gradient norm of the parameters.
+    its proxies, each at least 0. Unlike the other metrics, these estimates need the gradient norm of the parameters.
 
     Args:
       advantages: A, [P, G, T].
@@ -203,10 +200,6 @@ def variance_proxies(
 
     Returns:
       `signal`, `total` and `noise` by name, scalars.
-
-    Raises:
-      ValueError: If shapes differ.
-      TypeError: If the mask is not boolean.
 
     >>> advantages, proxy = jnp.array([[[2.0], [0.0]]]), jnp.array([[[0.5], [1.0]]])  # P = (4 · ½ + 0)/2
     >>> found = variance_proxies(advantages, jnp.ones((1, 2, 1), bool), proxy=proxy, gradient_norm=jnp.float32(0.5))
@@ -248,13 +241,12 @@ def reward_summary(
 ) -> dict[str, Float[Array, ""]]:
     """The reward metrics of a rollout, over the completions that have a trained token.
 
-    - `reward`, `reward_std`: mean and standard deviation over these completions (divisor N), in units of reward;
+    - `reward`, `reward_std`: mean and standard deviation (divisor N), in units of reward;
     - `length`: mean number of trained tokens;
     - `informative`: share of the groups for which `signal` is true.
 
-    `rewards` is [P, G], `mask` [P, G, T] is true at the trained tokens, and `signal` [P] is by default
-    `rewards.informative`. Returns scalars by name, NaN if no completion is present. `policy_summary` has the metrics of
-    the updates. Raises ValueError if shapes differ, TypeError if the mask is not boolean.
+    `rewards` is [P, G], `mask` [P, G, T] is true at the trained tokens, and `signal` [P] is by default the result of
+    `rewards.informative`. Returns scalars by name. `policy_summary` has the metrics of the updates.
 
     >>> found = reward_summary(jnp.array([[1.0, 0.0], [1.0, 1.0]]), jnp.ones((2, 2, 3), bool))
     >>> {name: float(x) for name, x in found.items()}

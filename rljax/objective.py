@@ -1,8 +1,7 @@
 """The policy-gradient objective: L(θ) = − Σ_t w_t · A_t · exp f(ℓ; A, m)_t, with ℓ_t = log π_θ(y_t) − log π_old(y_t).
 
-The advantage A is computed once per rollout, the weights w (the aggregation) once per optimizer step, and the ratio f
-on every microbatch; m is the mask. Because w is fixed for the optimizer step, the losses of microbatches, shards and
-hosts add up to the loss of the whole step.
+The advantage A is computed once per rollout, the weights w (by an *aggregation*) once per optimizer step, the ratio f
+on every microbatch; m is the mask. Because w is fixed, the losses of microbatches, shards and hosts add up.
 """
 
 import dataclasses
@@ -35,16 +34,16 @@ class Rollouts:
     rewards: Float[Array, "P G"] | Float[Array, "P G T"]  # one per completion, or one per token
     old_logp: Float[Array, "P G T"]  # log π_old, nats: the sampling policy without top-k or top-p truncation
     segment_ids: Int[Array, "P G T"] | None = None  # 1 on prompt and completion, 0 on padding; 0 is never trained
-    sampled_logp: Float[Array, "P G T"] | None = None  # log-probability the sampler drew with, nats; `correction`
-    ref_logp: Float[Array, "P G T"] | None = None  # log π_ref of the reference policy, nats; `penalty`, `regression`
-    proxy: Float[Array, "P G T"] | None = None  # 1 − 2π(y) + Σ_v π(v)², in [0, 2]; `advantage.optimal_token_baseline`
+    sampled_logp: Float[Array, "P G T"] | None = None  # log-probability in the sampler, nats; read by `correction`
+    ref_logp: Float[Array, "P G T"] | None = None  # log π_ref, nats; read by `penalty` and `regression`
+    proxy: Float[Array, "P G T"] | None = None  # 1 − 2π(y) + Σ π², in [0, 2]; read by `optimal_token_baseline`
     entropy: Float[Array, "P G T"] | None = None  # entropy of π_old at each token, nats; read by `carried`
-    values: Float[Array, "P G T"] | None = None  # value function, in units of reward; GAE
-    greedy_rewards: Float[Array, "P"] | None = None  # reward of each prompt's greedy completion; `advantage.remax`
-    components: Float[Array, "P G K"] | None = None  # the K rewards behind `rewards`; `advantage.multi_reward`
-    task: Int[Array, "P"] | None = None  # task id of each prompt; `advantage.task_relative`
+    values: Float[Array, "P G T"] | None = None  # value function, in units of reward; read by GAE
+    greedy_rewards: Float[Array, "P"] | None = None  # reward of each prompt's greedy completion; read by `remax`
+    components: Float[Array, "P G K"] | None = None  # values of K reward functions; read by `advantage.multi_reward`
+    task: Int[Array, "P"] | None = None  # task id of each prompt; read by `advantage.task_relative`
     dropping: Bool[Array, ""] | None = None  # true: drop completions with A < 0; set by `carried.entropy_hysteresis`
-    entropy_coefficient: Float[Array, "P G T"] | None = None  # weight of the bonus; set by `carried.target_entropy`
+    entropy_coefficient: Float[Array, "P G T"] | None = None  # of the entropy bonus; set by `carried.target_entropy`
 
 
 @jax.tree_util.register_dataclass
@@ -62,25 +61,23 @@ class Batch:
     segment_ids: Int[Array, "*B T"] | None = None  # 1, 2, 3, … in packed rows, 0 = not trained; None: one per row
     tokens: Int[Array, "*B T"] | None = None  # token ids, which the trainer's model reads
     ref_logp: Float[Array, "*B T"] | None = None  # log π_ref, nats; read by KL penalties and `regression.a2po`
-    divergence: Float[Array, "*B T"] | None = None  # of π_θ from π_old, ≥ 0; `ratio.cumulative_divergence_mask`
+    divergence: Float[Array, "*B T"] | None = None  # of π_θ from π_old; read by `ratio.cumulative_divergence_mask`
     entropy_coefficient: Float[Array, "*B T"] | None = None  # read by `penalty.adaptive_entropy`
 
 
 @functions
 @dataclasses.dataclass(frozen=True, repr=False)
 class Carried:
-    """State that is carried from one rollout to the next, in the form of an optax transformation: `init` and `update`.
+    """State that is carried from one rollout to the next, with functions `init` and `update` as in optax.
 
-    `update` is called once per rollout, before the advantage is computed. Both fields are functions or
-    `functools.partial`s, as in `PolicyGradient`; `rljax.carried` has ready-made ones.
-
-    Raises TypeError if `init` or `update` is not a function that takes the arguments below.
+    `update` is called once per rollout, before the advantage is computed. `rljax.carried` has ready-made instances.
+    Raises TypeError if `init` or `update` is not a function of the arguments below.
     """
 
     init: Callable[[], Any]
     """Initial state, called as `init() -> state`; a pytree of arrays."""
     update: Callable[..., tuple[Rollouts, Any]]
-    """One update, called as `update(state, rollouts, **fields) -> (rollouts, state)`; fields of Rollouts by name."""
+    """One update, called as `update(state, rollouts, **fields) -> (rollouts, state)`; `fields` as in PolicyGradient."""
 
     def __post_init__(self):
         convert_fields(self)
@@ -96,12 +93,13 @@ class Carried:
 class PolicyGradient:
     """An algorithm: the three functions `advantage` (A), `aggregation` (w) and `ratio` (f) of the objective.
 
-    A PolicyGradient is a value: two are equal, with equal hashes, if their functions and hyper-parameters are equal,
-    and the repr is the expression that builds it. It is also a pytree. The numbers bound to its functions are its
-    leaves, so they can be traced, mapped by `jax.vmap` and differentiated; functions, counts and None are part of the
-    tree structure. `policy_loss` differentiates only the hyper-parameters of the ratio, because A and w are constants.
-    Each function is a plain function or a `functools.partial` of one.
+    Each is a plain function or a `functools.partial`. Its required keyword-only parameters, `fields` below, are read
+    from the fields of the same name of `Rollouts` or, for the ratio, of `Batch`.
 
+    A PolicyGradient is a value: two are equal, with equal hashes, if their functions and hyper-parameters are equal,
+    and the repr is the expression that builds it. It is also a pytree whose leaves are the floating-point numbers bound
+    to its functions, which can be traced, mapped and differentiated; functions, integers and None are part of the tree
+    structure. `policy_loss` differentiates only the hyper-parameters of the ratio, because A and w are constants.
     Raises TypeError if a field is not a function of the arguments below, or if traced hyper-parameters are compared.
 
     >>> from functools import partial
@@ -113,11 +111,11 @@ class PolicyGradient:
     """
 
     advantage: Callable[..., Float[Array, "P G T"]]
-    """A, [P, G, T], called as `f(rewards, mask, **fields)`: rewards [P, G] or [P, G, T], fields of Rollouts by name."""
+    """`advantage(rewards, mask, **fields)` returns A, [P, G, T]; rewards are [P, G] or [P, G, T]."""
     aggregation: Callable[..., Float[Array, "P G T"]]
-    """w, [P, G, T], called as `f(mask, sign, **fields)`: sign [P, G] is −1, 0 or 1 per completion."""
+    """`aggregation(mask, sign, **fields)` returns w, [P, G, T]; sign [P, G] is −1, 0 or 1 per completion."""
     ratio: Callable[..., Float[Array, "*B T"]]
-    """f, [..., T], in nats, called as `f(log_ratio, advantages, segments, **fields)`; fields of Batch by name."""
+    """`ratio(log_ratio, advantages, segments, **fields)` returns f, [..., T], in nats; segments are the mask or ids."""
     carried: Carried | None = None
     """State carried from one rollout to the next, or None; any object with `init` and `update` is accepted."""
     top_k: int | None = None
@@ -159,9 +157,7 @@ def _expression(value) -> str:
 
 
 def required_fields(function: Callable) -> frozenset[str]:
-    """The names of the required keyword-only parameters of `function`.
-
-    A parameter that is bound by `functools.partial` is not required.
+    """The names of the keyword-only parameters of `function` that have no default and are not bound by `partial`.
 
     >>> sorted(required_fields(lambda rewards, mask, *, proxy, gamma=1.0: None))
     ['proxy']
@@ -180,9 +176,9 @@ def requiring(fields: frozenset[str], function: Callable) -> Callable:
 
 
 def bind(function: Callable, source: Rollouts | Batch) -> Callable:
-    """Binds the required keyword-only parameters of `function` to the fields of `source` with the same names.
+    """Binds the required keyword-only parameters of `function` to the fields of `source`, as constants.
 
-    The fields are constants. Raises ValueError if `source` lacks a field or the field is None.
+    Raises ValueError if `source` lacks a field or the field is None.
     """
     name, kind, bound = name_of(function), type(source).__name__, {}
     for field in sorted(required_fields(function)):
@@ -196,7 +192,7 @@ def bind(function: Callable, source: Rollouts | Batch) -> Callable:
 
 
 def trained(mask: Bool[Array, "*B T"], segment_ids: Int[Array, "*B T"] | None) -> Bool[Array, "*B T"]:
-    """True at the trained tokens: `mask` is true and `segment_ids`, unless None, are not 0; all [..., T]."""
+    """True at the trained tokens, [..., T]: `mask` is true and `segment_ids`, if given, is not 0."""
     mask = require_mask(mask)
     if segment_ids is None:
         return mask
@@ -207,14 +203,12 @@ def trained(mask: Bool[Array, "*B T"], segment_ids: Int[Array, "*B T"] | None) -
 def advantages_of(advantage: Callable, rollouts: Rollouts) -> Float[Array, "P G T"]:
     """The advantages A of a whole rollout, without gradient.
 
-        A = advantage(rewards, mask, **fields of Rollouts that it names)
+        A = advantage(rewards, mask, **fields)
 
-    `advantage` has the form of `PolicyGradient.advantage`; `rollouts` holds all completions of each group. Returns A,
-    [P, G, T], in units of reward unless the advantage standardizes them, and 0 at tokens that are not trained.
-    `make_batch` computes A and w together; call `advantages_of` if one rollout is split into several optimizer steps.
-
-    Raises ValueError if a field that the advantage names is missing or shapes do not fit, and TypeError if the mask is
-    not boolean or the advantages are not floating-point numbers.
+    `advantage` is as in `PolicyGradient`; `rollouts` holds all completions of each group. Returns A, [P, G, T], in
+    units of reward unless it is standardized; 0 at tokens that are not trained. `make_batch` computes A and w together;
+    call `advantages_of` if one rollout is split into several optimizer steps. Raises ValueError if a required field is
+    missing or shapes differ, and TypeError if the mask is not boolean or A is not floating-point.
 
     >>> from rljax import advantage
     >>> rollouts = Rollouts(tokens=jnp.zeros((1, 2, 1), int), mask=jnp.ones((1, 2, 1), bool),
@@ -235,12 +229,10 @@ def make_batch(algorithm: PolicyGradient, rollouts: Rollouts) -> Batch:
 
         A = advantage(rewards, mask),    w = aggregation(mask, sign of each completion's mean A)
 
-    `algorithm` is a PolicyGradient and `rollouts` holds all completions of each group. Returns a Batch in which every
-    array is a constant. If the algorithm carries state, call `carried.advance` first. For several optimizer steps per
-    rollout, compute A over the rollout with `advantages_of` and w over each minibatch with `weighted_batch`.
-
-    Raises ValueError if a field that the algorithm names is missing or shapes do not fit, and TypeError if the mask is
-    not boolean or `algorithm` is not a PolicyGradient.
+    `algorithm` is a PolicyGradient and `rollouts` holds all completions of each group. Returns a Batch of constants. If
+    the algorithm carries state, call `carried.advance` first. For several optimizer steps per rollout, compute A over
+    the rollout with `advantages_of` and w over each minibatch with `weighted_batch`. Raises ValueError if a required
+    field is missing or shapes differ, and TypeError if the mask is not boolean or `algorithm` is not a PolicyGradient.
 
     >>> from rljax import algorithms
     >>> rollouts = Rollouts(tokens=jnp.zeros((1, 2, 1), int), mask=jnp.ones((1, 2, 1), bool),
@@ -254,10 +246,9 @@ def make_batch(algorithm: PolicyGradient, rollouts: Rollouts) -> Batch:
 
 
 def weighted_batch(aggregation: Callable, rollouts: Rollouts, advantages: Float[Array, "P G T"]) -> Batch:
-    """The batch of one optimizer step, from `advantages` [P, G, T] that were computed over the whole rollout.
+    """The batch of one optimizer step on the minibatch `rollouts` of whole groups, with `advantages` [P, G, T].
 
-    `aggregation` has the form of `PolicyGradient.aggregation`; `rollouts` holds the minibatch of this step, in whole
-    groups. Returns and raises as `make_batch`.
+    `advantages` are of the whole rollout; `aggregation` is as in `PolicyGradient`. Returns and raises as `make_batch`.
     """
     mask = trained(rollouts.mask, rollouts.segment_ids)
     named = ("tokens", "old_logp", "ref_logp", "entropy_coefficient")
@@ -277,14 +268,14 @@ def weighted_batch(aggregation: Callable, rollouts: Rollouts, advantages: Float[
 
 
 def require_algorithm(argument: str, algorithm: object) -> None:
-    """Raises TypeError unless `algorithm` is a PolicyGradient; `argument` is the name that the message gives it."""
+    """Raises TypeError unless `algorithm` is a PolicyGradient; `argument` is its name in the message."""
     if not isinstance(algorithm, PolicyGradient):
         call = f"; call it, {algorithm.__name__}(…)" if inspect.isfunction(algorithm) else ""
         raise TypeError(f"{argument} = {shown(algorithm)}: expected a PolicyGradient, such as algorithms.grpo(){call}")
 
 
 def _require_result(kind: str, function: Callable, result: Array, mask: Array) -> None:
-    """Raises unless the array that a function returned has the shape of the mask and a floating-point dtype."""
+    """Raises unless the `result` of a function has the shape of the mask and a floating-point dtype."""
     if jnp.shape(result) != mask.shape:
         raise ValueError(f"{kind} {name_of(function)} returned shape {jnp.shape(result)}: expected {mask.shape}, "
                          "the shape of mask")  # fmt: skip
@@ -294,11 +285,11 @@ def _require_result(kind: str, function: Callable, result: Array, mask: Array) -
 
 
 class Terms(NamedTuple):
-    """The arrays of the objective, [..., T], with checked shapes, in float64 if any input is and else in float32."""
+    """The arrays of the objective, [..., T], with checked shapes; in float64 if any input is float64, else float32."""
 
     mask: Bool[Array, "*B T"]
     segments: Array
-    """The argument of ratios: the mask, or the segment ids, set to 0 at masked tokens."""
+    """The mask, or the segment ids with 0 at masked tokens; the argument `segments` of ratios."""
     advantages: Float[Array, "*B T"]
     """A, set to 0 at masked tokens."""
     weights: Float[Array, "*B T"]
@@ -310,12 +301,10 @@ class Terms(NamedTuple):
 
 
 def terms(logp: Float[Array, "*B T"], batch: Batch) -> Terms:
-    """The terms of the objective for `logp`, [..., T], log π_θ in nats; only their log-ratio has a gradient.
+    """The terms of the objective, from `logp` [..., T], log π_θ in nats, and the constants of `batch`.
 
-    A token that contributes nothing to the loss still counts in the pooled ratio of its sequence, unless its ℓ is NaN
-    or infinite. At other tokens ℓ = ±∞ (a policy that gives the token no mass) becomes ±1e30, which has the same e^ℓ
-    but no NaN in a mean. `batch` provides all other arrays, as constants.
-
+    Only the log-ratio has a gradient. At a token that contributes nothing to the loss, ℓ becomes 0 if it is NaN or
+    infinite. At other tokens ℓ = ±∞ (a probability of 0) becomes ±1e30, which has the same e^ℓ but no NaN in a mean.
     Raises ValueError if shapes differ, and TypeError if the mask is not boolean or log-probabilities are not floating.
 
     >>> batch = Batch(mask=jnp.array([True, True, False]), old_logp=jnp.zeros(3), weights=jnp.full(3, 0.5),
@@ -353,15 +342,14 @@ def policy_loss(logp: Float[Array, "*B T"], batch: Batch, ratio: Callable) -> Fl
 
     `logp` [..., T] is log π_θ(tokens[t] | tokens[<t]) in nats. `batch` holds old_logp, A, w and the mask m, all
     constants. `ratio` is f, for instance `algorithm.ratio`. Returns a scalar in units of A·w, in float32, or float64 if
-    an input is float64. The losses of microbatches, shards and hosts are added without dividing, because w was computed
-    over the whole optimizer step. Only `logp` and the hyper-parameters of `ratio` are differentiated.
+    an input is float64. Add the losses of microbatches, shards and hosts without dividing, because w was computed over
+    the whole optimizer step. Only `logp` and the hyper-parameters of `ratio` are differentiated.
 
-    A token with mask false or w·A = 0 adds exactly 0 to the loss and to the gradient, even if it holds NaN. A token
-    with mask true, w·A = 0 and a finite ℓ still counts in the pooled ratio of its sequence. A `penalty` has the same
-    form without A and f.
+    A token with mask false or w·A = 0 adds exactly 0 to the loss and its gradient, even if it holds NaN; if its mask is
+    true and its ℓ finite, it still counts in ratios that pool over its sequence. Penalties have no A and f.
 
-    Raises ValueError if shapes differ or the ratio names a field that the batch lacks, and TypeError if the mask is not
-    boolean or the ratio is not a function that returns floating-point numbers.
+    Raises ValueError if shapes differ or the batch lacks a field that the ratio requires, and TypeError if the mask is
+    not boolean, another array is not floating-point or the ratio is not a function.
 
     >>> from rljax import ratio
     >>> batch = Batch(mask=jnp.ones(2, bool), old_logp=jnp.zeros(2), weights=jnp.array([0.5, 0.5]),

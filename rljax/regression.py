@@ -5,8 +5,8 @@
     weights = aggregation.sequence_mean(mask, aggregation.side(A, mask))
     loss = a2po(logp, Batch(mask=mask, advantages=A, weights=weights, ref_logp=…, …))
 
-`reference_rewards` [P, N] are the rewards of N completions per prompt (N = 8 in TRL), sampled once from π_ref. All
-three functions were read in TRL's code and not checked against a paper.
+`reference_rewards` [P, N] are the rewards of N completions per prompt (N = 8 in TRL), sampled once from π_ref. The
+formulas were read in TRL's code and not checked against a paper.
 """
 
 import jax
@@ -26,15 +26,15 @@ __all__ = ["a2po", "optimal_advantage", "solvable"]
 def optimal_advantage(
     rewards: Rewards, mask: Mask, *, reference_rewards: Float[Array, "P N"], beta: float | Array = 0.5
 ) -> Advantages:
-    """The advantage R − V*, with V* the optimal value of the prompt under a KL penalty with coefficient β.
+    """The advantage R − V*, where V* is the optimal value of the prompt under a KL penalty with coefficient β.
 
         A = R − V*,    V* = β log mean_i e^{R_i/β} over the N samples of π_ref
 
     V* is close to the mean of the R_i for a large β and to their maximum for a small β. Unlike in
-    `advantage.group_relative`, the baseline comes from samples of π_ref, not from the group. Read in TRL's code.
+    `advantage.group_relative`, the baseline comes from samples of π_ref, not from the group.
 
     Args:
-      rewards: R, [P, G], or [P, G, T] whose sum over the trained tokens is R; in units of reward.
+      rewards: R, [P, G], or rewards per token, [P, G, T], with sum R over the trained tokens.
       mask: True at the trained tokens, [P, G, T].
       reference_rewards: R_i, [P, N], in units of reward.
       beta: β, in units of reward; beta > 0.
@@ -65,9 +65,8 @@ def optimal_advantage(
 def solvable(reference_rewards: Float[Array, "P N"]) -> Bool[Array, "P"]:
     """True for the prompts with a sample of π_ref whose reward is above 0, [P]; A2PO trains on these prompts only.
 
-    `reference_rewards` is [P, N]. A prompt with a NaN is kept, so that the loss becomes NaN. Unlike
-    `rewards.informative`, it keeps a prompt whose rewards are all equal and positive. Raises ValueError if
-    `reference_rewards` is not [P, N]. Read in TRL's code.
+    A prompt with a NaN is kept, so that the loss becomes NaN. Unlike `rewards.informative`, `solvable` keeps a prompt
+    whose rewards are all equal and positive. Raises ValueError if `reference_rewards` is not [P, N].
 
     >>> solvable(jnp.array([[0.0, 1.0], [0.0, 0.0]])).tolist()
     [True, False]
@@ -78,16 +77,14 @@ def solvable(reference_rewards: Float[Array, "P N"]) -> Bool[Array, "P"]:
 
 
 def a2po(logp: Tokens, batch: Batch, *, beta: float | Array = 1e-3) -> Float[Array, ""]:
-    """The A2PO loss: squared error between the scaled log-ratio of a completion and its advantage.
+    """The A2PO loss, the squared error between the scaled log-ratio of a completion and its advantage.
 
         Σ_t w_t (β s_t − A_t)²,    s_t = Σ_j (logp_j − ref_logp_j) over the trained tokens of t's sequence
 
-    `logp` [..., T] is log π_θ in nats and has the only gradient; `batch` has w, ref_logp and A from
-    `optimal_advantage`; `beta` > 0, in units of reward per nat, is not the β of `optimal_advantage`. Returns a scalar;
-    with weights of `aggregation.sequence_mean`, the mean over completions of (β log π/π_ref − A)². Unlike in
-    `policy_loss`, there is no ratio to π_old. Raises ValueError if `batch.ref_logp` is None, shapes differ or beta ≤ 0.
-
-    Read in TRL's code. The sum over the completion and the mean over completions are our reading.
+    `logp` [..., T] is log π_θ in nats, which is differentiated. `batch` has w, ref_logp and A from `optimal_advantage`.
+    `beta` > 0, in units of reward per nat, is not the β of `optimal_advantage`. Returns a scalar: with
+    `aggregation.sequence_mean`, the mean over completions of (β s − A)². This mean and s are our reading of TRL's code.
+    Unlike `policy_loss`, it has no ratio to π_old. Raises ValueError if ref_logp is None, shapes differ or beta ≤ 0.
 
     >>> batch = Batch(mask=jnp.ones(2, bool), old_logp=jnp.zeros(2), advantages=jnp.full(2, 0.5),
     ...               weights=jnp.array([0.5, 0.5]), ref_logp=jnp.array([-1.0, -2.0]))

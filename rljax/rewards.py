@@ -1,4 +1,7 @@
-"""Functions of rewards that run before the advantage: dynamic sampling, length penalties, controls. No gradient."""
+"""Functions of rewards that run before the advantage: dynamic sampling, length penalties, controls.
+
+The results have no gradient. Functions raise ValueError if shapes differ and TypeError if a mask is not boolean.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +19,8 @@ def informative(rewards: Real[Array, "P G"], mask: Bool[Array, "P G T"]) -> Bool
     """True for the groups whose rewards differ, [P]: DAPO's dynamic sampling keeps only these groups (2503.14476).
 
     `rewards` [P, G] are in any unit, and `mask` [P, G, T] is true at the trained tokens; completions without a trained
-    token are ignored. All other groups have group-relative advantage 0. Rewards that are equal up to rounding do not
-    differ. A group with a NaN is kept, so that the loss becomes NaN. `regression.solvable` is the selection of A2PO.
-    Raises ValueError if shapes differ, TypeError if the mask is not boolean.
+    token are ignored. In the dropped groups, rewards are equal up to rounding and group-relative advantages are 0. A
+    group with a NaN is kept, so that the loss becomes NaN. `regression.solvable` is A2PO's selection.
 
     >>> informative(jnp.array([[1.0, 0.0], [1.0, 1.0]]), jnp.ones((2, 2, 1), bool)).tolist()
     [True, False]
@@ -33,8 +35,7 @@ def informative(rewards: Real[Array, "P G"], mask: Bool[Array, "P G T"]) -> Bool
 def permute_within_group(rewards: Real[Array, "P G"], key: Array) -> Real[Array, "P G"]:
     """The rewards of each group in random order: a control run with these rewards must not learn.
 
-    `rewards` [P, G] are in any unit; `key` is a random key. Returns [P, G]. Each group keeps its mean and standard
-    deviation, unlike in `length_shaping`. Raises ValueError if `rewards` is not [P, G].
+    `key` is a random key. Returns [P, G]. Unlike in `length_shaping`, the mean and std of a group do not change.
 
     >>> shuffled = permute_within_group(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jax.random.key(0))
     >>> jnp.sort(shuffled, axis=1).tolist()
@@ -71,22 +72,21 @@ def length_shaping(
         1 − α·σ((n − mean n) / std n) if correct, else 0
 
     A completion is correct if its reward is above 0. n is its number of trained tokens; mean and std (divisor N − 1)
-    are over the correct completions of the group, and σ is the sigmoid. If the std is 0, the shaped reward is 1 − α/2.
-    Other groups get rewards 0 and 1. A NaN reward stays NaN. Unlike `overlong_penalty`, it needs no maximal length.
-    From third-party notes, which leave α open; not checked against the paper.
+    are over the group's N correct completions; σ is the sigmoid. If the std is 0, the shaped reward is 1 − α/2. In the
+    other groups, a correct completion has reward 1. A NaN stays NaN. Unlike `overlong_penalty`, it does not need a
+    maximal length. From third-party notes, which leave α open; not checked against the paper.
 
     Args:
       rewards: Rewards, [P, G], positive if correct.
       mask: True at the trained tokens, [P, G, T].
       share: Share of the groups that is shaped, in [0, 1].
-      alpha: α, the greatest reduction, in units of reward, in [0, 1].
+      alpha: α, the greatest reduction of a reward, in [0, 1].
 
     Returns:
       The new rewards, [P, G].
 
     Raises:
-      ValueError: If share or alpha is outside [0, 1] or shapes differ.
-      TypeError: If the mask is not boolean.
+      ValueError: If share or alpha is outside [0, 1].
 
     >>> lengths_1_3_2 = jnp.array([[[1, 0, 0], [1, 1, 1], [1, 1, 0]]], bool)
     >>> print(length_shaping(jnp.array([[1.0, 1.0, 0.0]]), lengths_1_3_2, share=1.0))  # 1 − 0.2 σ(∓1/√2)
@@ -115,14 +115,13 @@ def length_shaping(
 def improvement(
     rewards: Real[Array, "P G"], mask: Bool[Array, "P G T"], history: Float[Array, "K"]
 ) -> Float[Array, ""]:
-    """PIPO's policy improvement ξ: the mean reward of this batch, standardized by the means of the K batches before.
+    """PIPO's policy improvement ξ: the mean reward of a rollout, standardized by the means of the K rollouts before it.
 
         ξ = (mean R − mean history) / std history,    std with divisor K − 1;    0 if the std is 0
 
     `rewards` R are [P, G], `mask` [P, G, T] is true at the trained tokens, and completions without one are ignored.
-    `history` [K] has the earlier means, in units of reward. Returns a scalar without unit for
-    `advantage.policy_improvement`. Unlike `carried.average_reward`, ξ is standardized. Raises ValueError if shapes
-    differ, TypeError if the mask is not boolean. From third-party notes, where K = 8; not checked against the paper.
+    `history` [K] has the earlier mean rewards. Returns a scalar without unit for `advantage.policy_improvement`. Unlike
+    `carried.average_reward`, ξ is standardized. From third-party notes, where K = 8; not checked against the paper.
 
     >>> rewards, mask = jnp.array([[1.0, 0.0]]), jnp.ones((1, 2, 1), bool)
     >>> float(improvement(rewards, mask, jnp.array([0.0, 0.25, 0.5])))  # (½ − ¼)/¼

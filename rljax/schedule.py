@@ -1,8 +1,6 @@
-"""Schedules: numbers that change over training, as functions of the rollout's step, which may be traced.
+"""Schedules of hyper-parameters, as functions of the number of rollouts so far, which may be traced.
 
-    anneal(step) = start + (end − start) · shape(s),    s = min(step/steps, 1)
-
-A shape maps the elapsed share s of the schedule, in [0, 1], to a share of the change, in [0, 1].
+A *shape* maps the elapsed share `s` of a schedule, a scalar in [0, 1], to the share of the change that is done.
 """
 
 from collections.abc import Callable
@@ -19,9 +17,7 @@ Share = Float[Array, ""]
 
 
 def linear(s: Share) -> Share:
-    """The linear shape, s; `cosine` and `cubic` are slower at both ends.
-
-    `s` is the elapsed share, a scalar in [0, 1], as is the result.
+    """The linear shape, `s`; `cosine` and `cubic` are slower at both ends.
 
     >>> float(linear(jnp.float32(0.25)))
     0.25
@@ -30,9 +26,7 @@ def linear(s: Share) -> Share:
 
 
 def cosine(s: Share) -> Share:
-    """The cosine shape, ½(1 − cos πs), flat at both ends; `cubic` is the polynomial shape with the same slopes there.
-
-    `s` is the elapsed share, a scalar in [0, 1], as is the result.
+    """The cosine shape of `s`, ½(1 − cos πs), flat at both ends, as is `cubic`.
 
     >>> float(cosine(jnp.float32(0.25)))
     0.1464
@@ -41,9 +35,7 @@ def cosine(s: Share) -> Share:
 
 
 def cubic(s: Share) -> Share:
-    """The cubic shape, 3s² − 2s³, flat at both ends; `cosine` has the same slopes there.
-
-    `s` is the elapsed share, a scalar in [0, 1], as is the result.
+    """The cubic shape of `s`, 3s² − 2s³, flat at both ends, as is `cosine`.
 
     >>> float(cubic(jnp.float32(0.25)))
     0.15625
@@ -52,9 +44,9 @@ def cubic(s: Share) -> Share:
 
 
 def power(n: float) -> Callable[[Share], Share]:
-    """The shape s^n: for n > 1 most of the change is late, for n < 1 early. `power(1)` is `linear`.
+    """The shape s^n: most of the change is late if `n` > 1 and early if n < 1; `power(1)` is `linear`.
 
-    `n` > 0 is a number without unit. Returns a function of the elapsed share in [0, 1]. Raises ValueError if n ≤ 0.
+    Returns a function of s. Raises ValueError if n ≤ 0.
 
     >>> float(power(2)(jnp.float32(0.25)))
     0.0625
@@ -71,14 +63,14 @@ def anneal(
     steps: int,
     shape: Callable[[Share], Share] = linear,
 ) -> Float[Array, ""]:
-    """The value of a schedule at a step: `start` at step 0, `end` from `steps` on, and in between according to `shape`.
+    """The value of a schedule at a step: `start` at step 0, `end` from step `steps` on, in between as given by `shape`.
 
         start + (end − start) · shape(min(step/steps, 1))
 
-    Unlike an `optax` schedule of the learning rate, it sets a hyper-parameter of an algorithm, once per rollout.
+    Unlike an `optax` schedule, which counts optimizer steps, it counts rollouts.
 
     Args:
-      step: Step of the rollout, from 0; may be traced.
+      step: Number of rollouts so far, from 0; may be traced.
       start: First value, in the unit of the hyper-parameter.
       end: Last value, in the same unit.
       steps: Length of the schedule in rollouts; steps ≥ 1.

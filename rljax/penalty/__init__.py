@@ -3,18 +3,17 @@
     loss = policy_loss(logp, batch, ratio) + 0.001 * kl(logp, batch) + 0.01 * entropy_bonus(entropy, batch)
 
 Every penalty uses `batch.weights`, so the penalties of microbatches and shards add up to the penalty of the whole step.
-`kl_cov` and `clip_cov` are the exceptions: they rank the tokens of the batch that they get, so pass the batch of the
-whole optimizer step. Tokens with weight 0 are not penalized (the aggregation `balanced` gives weight 0 if A = 0), and
-neither are groups that `rewards.informative` has removed from the batch. To penalize them, keep the groups and replace
-`batch.weights`.
+`kl_cov` and the selections `clip_cov` and `top_entropy` instead choose k tokens of the batch, which must be the batch
+of the whole step. Tokens with weight 0 are not penalized (`aggregation.balanced` gives weight 0 if A = 0), nor are
+groups that `rewards.informative` removed: to penalize them, keep the groups and replace `batch.weights`.
 
-Only the first argument (log-probabilities, entropies or values) is differentiated; the batch and all other arguments
-are constants. A token with mask false or segment id 0 is not trained and may hold NaN. A NaN at a trained token makes a
-penalty NaN, and the selections (`clip_cov`, `confident_negatives`, `top_entropy`) keep the token.
+Only the first argument (log-probabilities, entropies or values) is differentiated; the others are constants. A token
+with mask false or segment id 0 is not trained and may hold NaN. A NaN at a trained token makes a penalty NaN, and the
+selections keep the token. Functions raise ValueError if shapes differ and TypeError if a mask is not boolean.
 
 An estimator maps ℓ = log π_θ − log π_ref of a token sampled from π_θ to an estimate of KL(π_θ ‖ π_ref), in nats
-(Schulman 2020, "Approximating KL divergence"). Its gradient is in general not an estimate of the gradient of the KL,
-because the choice of the samples is not differentiated. In expectation over samples of π_θ:
+(Schulman 2020, "Approximating KL divergence"). Its gradient does not in general estimate the gradient of the KL,
+because the sampling is not differentiated. In expectation over samples of π_θ:
 
 | estimator | value | gradient |
 |---|---|---|
@@ -23,7 +22,7 @@ because the choice of the samples is not differentiated. In expectation over sam
 | `k3` | KL(π_θ ‖ π_ref) | of the other direction, KL(π_ref ‖ π_θ) |
 | `straight_through(k3)`, the default | KL(π_θ ‖ π_ref) | of KL(π_θ ‖ π_ref) |
 
-With samples of an older policy, all of these are biased and `kl_corrected` is not.
+With samples of an older policy, all of these are biased, but `kl_corrected` is not.
 """
 
 from rljax.penalty.estimators import k1, k2, k3, kl, kl_corrected, kl_cov, quadratic, straight_through

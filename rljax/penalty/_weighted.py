@@ -17,9 +17,9 @@ def trained(batch: Batch) -> Bool[Array, "*B T"]:
 
 
 def weighted(batch: Batch, **arrays) -> tuple[Array, ...]:
-    """The arrays in the dtype of sums, the weights, and where the weights are not 0; all are 0 at other tokens.
+    """(*arrays, weights, live): live is true at trained tokens of weight ≠ 0, and the arrays are 0 elsewhere.
 
-    Only the first array has a gradient; the others are constants.
+    The arrays are converted to one dtype; only the first has a gradient.
     """
     mask = trained(batch)
     require_shape(mask.shape, "mask", weights=batch.weights, **arrays)
@@ -30,5 +30,4 @@ def weighted(batch: Batch, **arrays) -> tuple[Array, ...]:
 
 
 def weighted_sum(weights: Array, x: Array, live: Array) -> Array:
-    """Σ w x over the tokens where `live` is true."""
     return jnp.sum(weights * jnp.where(live, x, 0.0))

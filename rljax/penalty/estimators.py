@@ -16,8 +16,8 @@ from rljax.penalty.selection import covariance, largest, number_of
 def k1(log_ratio: Tokens) -> Tokens:
     """The estimator k1 = ℓ: unbiased, but negative at some tokens (Schulman 2020).
 
-    `log_ratio` is ℓ [..., T] in nats; returns [..., T] in nats. As a loss its expected gradient is 0, unlike that of
-    `k2`: use k1 in a reward or as the value of `straight_through`.
+    `log_ratio` is ℓ [..., T] in nats; returns [..., T] in nats. Unlike for `k2`, the expected gradient is 0, so use k1
+    in a reward or as the value of `straight_through`, not as a loss.
 
     >>> print(k1(jnp.log(jnp.array([0.5, 1.0, 2.0]))))
     [-0.6931  0.      0.6931]
@@ -40,9 +40,9 @@ def k2(log_ratio: Tokens) -> Tokens:
 def k3(log_ratio: Tokens) -> Tokens:
     """The estimator k3 = e^{−ℓ} − 1 + ℓ: unbiased, never negative (Schulman 2020; used by GRPO, 2402.03300).
 
-    `log_ratio` is ℓ [..., T] in nats; returns [..., T] in nats. The expected gradient is the gradient of the other
-    direction, KL(π_ref ‖ π_θ), so as a loss k3 makes π_θ cover π_ref. `straight_through(k3)` has the same value and the
-    gradient of KL(π_θ ‖ π_ref). k3 is not clamped, because a clamp would set its gradient to 0.
+    `log_ratio` is ℓ [..., T] in nats; returns [..., T] in nats. The expected gradient is that of the other direction,
+    KL(π_ref ‖ π_θ), so as a loss k3 makes π_θ cover π_ref. `straight_through(k3)` has the same value and the gradient
+    of KL(π_θ ‖ π_ref). k3 is not clamped, because a clamp would set its gradient to 0.
 
     >>> print(k3(jnp.log(jnp.array([0.5, 1.0, 2.0]))))  # 2 − 1 − log 2, 0, ½ − 1 + log 2
     [0.307 0.    0.193]
@@ -55,8 +55,7 @@ def straight_through(value: Callable, gradient: Callable = k2) -> Callable:
 
         sg(value(ℓ) − gradient(ℓ)) + gradient(ℓ),    sg = stop-gradient
 
-    `value` and `gradient` map ℓ [..., T] to [..., T], both in nats, as `k1`, `k2` and `k3` do. Returns an estimator of
-    the same form, for `kl(…, estimator=…)`.
+    `value` and `gradient` are estimators, such as `k1`, `k2` and `k3`. Returns an estimator for `kl(…, estimator=…)`.
 
     >>> import jax
     >>> value, gradient = jax.value_and_grad(straight_through(k3))(jnp.log(2.0))
@@ -75,12 +74,10 @@ def kl(logp: Tokens, batch: Batch, *, estimator: Callable = straight_through(k3)
 
         Σ_t w_t · estimator(ℓ)_t,    ℓ_t = logp_t − ref_logp_t
 
-    `logp` [..., T] is log π_θ in nats; `batch` has w and ref_logp; `estimator` maps ℓ to [..., T], in nats. Returns a
-    scalar, an estimate of KL(π_θ ‖ π_ref) in nats if the weights sum to 1. With the default and tokens of π_θ, the
-    value and the gradient are unbiased estimates of this KL and its gradient. For tokens of an older policy use
-    `kl_corrected`; `exact_kl` sums over the vocabulary.
-
-    Raises ValueError if `batch.ref_logp` is None or shapes differ.
+    `logp` [..., T] is log π_θ in nats; `batch` has w and ref_logp; `estimator` is a function such as `k3`. Returns an
+    estimate of KL(π_θ ‖ π_ref) in nats if the weights sum to 1. With the default estimator and tokens of π_θ, value and
+    gradient are unbiased. `kl_corrected` is for tokens of an older policy; `exact_kl` does not sample. Raises
+    ValueError if ref_logp is None.
 
     >>> import jax
     >>> batch = Batch(mask=jnp.ones(2, bool), old_logp=jnp.zeros(2), advantages=jnp.zeros(2),
@@ -94,16 +91,14 @@ def kl(logp: Tokens, batch: Batch, *, estimator: Callable = straight_through(k3)
 
 
 def kl_corrected(logp: Tokens, batch: Batch) -> Float[Array, ""]:
-    """A KL penalty toward a reference policy from tokens of an older policy: k3 with importance weights (2512.02556).
+    """A KL penalty from tokens of an older policy: k3 with importance weights (DeepSeek-V3.2, 2512.02556).
 
         Σ_t w_t · r_t · k3(ℓ_t),    r = e^{logp − old_logp},    ℓ = logp − ref_logp
 
-    `logp` [..., T] is log π_θ in nats; `batch` has w, old_logp and ref_logp. Returns a scalar, an estimate of
-    KL(π_θ ‖ π_ref) in nats if the weights sum to 1. Unlike in `kl`, value and gradient are unbiased per position for
-    samples of π_old, because r is differentiated. r is not clipped, so the variance is large far from π_old. Read in
-    trainers' code, not checked against the paper (DeepSeek-V3.2).
-
-    Raises ValueError if `batch.ref_logp` is None or shapes differ, TypeError if log-probabilities are not floating.
+    `logp` [..., T] is log π_θ in nats; `batch` has w, old_logp and ref_logp. Returns an estimate of KL(π_θ ‖ π_ref) in
+    nats if the weights sum to 1. Unlike in `kl`, value and gradient are unbiased per position for samples of π_old,
+    because r is differentiated. r is not clipped, so the variance may be large. Raises ValueError if ref_logp is None,
+    TypeError if log-probabilities are not floating. Read in trainers' code, not checked against the paper.
 
     >>> import jax
     >>> batch = Batch(mask=jnp.ones(1, bool), old_logp=jnp.log(jnp.array([0.25])), advantages=jnp.zeros(1),
@@ -116,7 +111,7 @@ def kl_corrected(logp: Tokens, batch: Batch) -> Float[Array, ""]:
     ref_logp = _reference(batch)
     logp, ref_logp, old_logp, weights, live = weighted(batch, logp=logp, ref_logp=ref_logp, old_logp=batch.old_logp)
     l, moved = finite(logp - ref_logp), finite(logp - old_logp)
-    down = jnp.minimum(l, 0.0)  # add the exponents of e^{−ℓ} and r: each power alone may overflow
+    down = jnp.minimum(l, 0.0)  # e^{−ℓ} or r alone may overflow, so their exponents are added
     k3_less = jnp.where(l < 0, down * jnp.exp(down) - jnp.expm1(down), jnp.expm1(down - l) + l - down)  # k3 e^down
     value = lax.stop_gradient(jnp.exp(moved - down) * k3_less)
     # In r k3 = π_ref/π_old − r + r ℓ the first term is constant, so ∂(r k3) = r ℓ ∂logp, the gradient of sg(r) k2.
@@ -135,9 +130,8 @@ def quadratic(logp: Tokens, batch: Batch) -> Float[Array, ""]:
         Σ_t w_t · ½ ℓ_t²,    ℓ = logp − old_logp
 
     `logp` [..., T] is log π_θ in nats; `batch` has w and old_logp. Returns a scalar in nats² if the weights sum to 1.
-    DRO minimizes −(A·log π − ½βℓ²): its first term is `policy_loss` with `local_gradient` of a constant ratio, and its
-    second is β times this term. `kl` with `k2` has the same form with ref_logp. Raises ValueError if shapes differ,
-    TypeError if log-probabilities are not floating.
+    DRO minimizes −(A·log π − ½βℓ²): `policy_loss` with `local_gradient` of a constant ratio gives the first term, and β
+    times `quadratic` the second. `kl` with `k2` uses ref_logp. Raises TypeError if log-probabilities are not floating.
 
     >>> batch = Batch(mask=jnp.ones(2, bool), old_logp=jnp.zeros(2), advantages=jnp.zeros(2),
     ...               weights=jnp.array([0.5, 0.5]))
@@ -153,10 +147,9 @@ def kl_cov(logp: Tokens, batch: Batch, *, share: float | Array = 2e-4) -> Float[
 
         Σ_t w_t · |ℓ_t| over the k tokens of largest covariance,    ℓ = logp − old_logp,    k = max(1, ⌊share · tokens⌋)
 
-    `logp` [..., T] is log π_θ in nats; `batch` holds the whole optimizer step, because penalties of microbatches do not
-    add up; `share` in [0, 1] is the share of the trained tokens. Returns a scalar in nats; the paper's coefficient is
-    0.1. Unlike `clip_cov`, the tokens stay in the policy loss. Raises ValueError if share is outside [0, 1] or shapes
-    differ, TypeError if log-probabilities are not floating.
+    `logp` [..., T] is log π_θ in nats; `batch` holds the whole optimizer step; `share` in [0, 1] is the share of the
+    trained tokens. Returns a scalar in nats; the paper's coefficient is 0.1. Unlike with `clip_cov`, the tokens stay in
+    the policy loss. Raises ValueError if share is outside [0, 1], TypeError if log-probabilities are not floating.
 
     >>> batch = Batch(mask=jnp.ones(3, bool), weights=jnp.ones(3), old_logp=jnp.array([-1.5, -2.0, -3.0]),
     ...               advantages=jnp.array([3.0, 0.0, 0.0]))

@@ -1,4 +1,4 @@
-"""Token selections that control the entropy, by covariance with the advantage or by the entropy of the token."""
+"""Selections of tokens by their covariance with the advantage or by their entropy."""
 
 from collections.abc import Callable
 
@@ -19,8 +19,8 @@ def covariance(logp: Tokens, batch: Batch) -> Tokens:
         c_t = (A_t − mean A)(logp_t − mean logp),    means over the trained tokens of the batch
 
     `logp` [..., T] is log π_θ in nats; `batch` has A and the mask. Returns c, [..., T], in nats times the unit of A; 0
-    at tokens that are not trained. A token with a large c lowers the entropy most, because it is likely and rewarded;
-    `kl_cov` and `clip_cov` select such tokens. Raises ValueError if shapes differ.
+    at other tokens. Tokens with a large c, which are likely and rewarded, lower the entropy most; `kl_cov` and
+    `clip_cov` select them.
 
     >>> batch = Batch(mask=jnp.ones(3, bool), weights=jnp.ones(3), old_logp=jnp.array([-1.5, -2.0, -3.0]),
     ...               advantages=jnp.array([3.0, 0.0, 0.0]))
@@ -52,15 +52,15 @@ def clip_cov(
 
         k = max(1, ⌊share · tokens⌋) of the tokens with low < c < high,    c from `covariance`
 
-    Only tokens with a gradient are candidates, so tokens that the ratio clips do not use up k. To apply the result:
-    `dataclasses.replace(batch, weights=jnp.where(kept, batch.weights, 0))`. Unlike `kl_cov`, it adds no penalty.
+    Only tokens with a gradient are candidates, so clipped tokens do not count toward k. To apply the result, call
+    `dataclasses.replace(batch, weights=jnp.where(kept, batch.weights, 0))`. `kl_cov` instead adds a penalty.
 
     Args:
       logp: log π_θ, [..., T], in nats.
       batch: Batch of the whole optimizer step.
       ratio: Ratio f of the policy loss, as in `policy_loss`.
       key: Random key that chooses the k tokens.
-      share: Share of the trained tokens that is removed at most, in [0, 1].
+      share: Greatest share of the trained tokens that is removed, in [0, 1].
       low: Lower bound of c; low ≥ 0.
       high: Upper bound of c; high ≥ 0.
 
@@ -68,7 +68,7 @@ def clip_cov(
       True at the tokens to keep, [..., T].
 
     Raises:
-      ValueError: If share, low or high is out of range or shapes differ.
+      ValueError: If share, low or high is out of range.
 
     >>> batch = Batch(mask=jnp.ones(3, bool), weights=jnp.ones(3), old_logp=jnp.array([-1.5, -2.0, -3.0]),
     ...               advantages=jnp.array([3.0, 0.0, 0.0]))
@@ -86,13 +86,13 @@ def clip_cov(
 
 
 def confident_negatives(entropy: Tokens, batch: Batch, *, threshold: float | Array) -> Bool[Array, "*B T"]:
-    """True at the tokens to keep, [..., T]: drops uncertain tokens with A < 0 (QwenLong-L1.5, 2512.12967).
+    """True at the tokens to keep, [..., T]; high-entropy tokens with A < 0 are dropped (QwenLong-L1.5, 2512.12967).
 
         keep unless A_t < 0 and entropy_t > threshold
 
-    `entropy` [..., T] and `threshold` are in nats; `batch` has A and the mask. Lowering the probability of a token in a
-    flat distribution raises many tokens that no reward has judged. Apply the result as in `clip_cov`. Unlike
-    `advantage.without_negatives`, it drops single tokens, not completions. Raises ValueError if shapes differ.
+    `entropy` [..., T] and `threshold` are in nats; `batch` has A and the mask. Lowering the probability of one token of
+    a flat distribution raises many tokens that no reward has judged. Apply the result as in `clip_cov`. Unlike
+    `advantage.without_negatives`, it drops single tokens, not completions.
 
     >>> batch = Batch(mask=jnp.ones(3, bool), weights=jnp.ones(3), old_logp=jnp.zeros(3),
     ...               advantages=jnp.array([-1.0, -1.0, 1.0]))
@@ -113,11 +113,10 @@ def top_entropy(
         the k tokens of highest entropy,    k = max(1, ⌊share · tokens⌋)
 
     `entropy` [P, G, T] is in nats, `mask` [P, G, T] is true at the trained tokens of the whole optimizer step, and
-    `share` is in [0, 1]. Of equal entropies the earlier token is selected, and NaN before all numbers. Use the result
-    as the mask to train on these tokens only; to count the other tokens in the denominators of w, set their weights to
-    0 instead. Unlike in `confident_negatives`, the number of tokens is fixed. Raises ValueError if share is outside
-    [0, 1] or shapes differ, TypeError if the mask is not boolean. The default share is the paper's as quoted by others;
-    not checked.
+    `share` is in [0, 1]. Of equal entropies the earlier token is selected; NaN counts as the highest. Use the result as
+    the mask; or, to count the other tokens in the denominators of w, set their weights to 0 instead. Unlike in
+    `confident_negatives`, the number of tokens is fixed. Raises ValueError if share is outside [0, 1]. The default
+    share is quoted from other sources, not checked against the paper.
 
     >>> entropy, mask = jnp.array([[[0.1, 2.0, 0.5, 3.0, 9.0]]]), jnp.array([[[True, True, True, True, False]]])
     >>> top_entropy(entropy, mask, share=0.5).tolist()

@@ -1,4 +1,4 @@
-"""The exact KL divergence, the entropy bonus, and the loss of a value function."""
+"""Exact KL penalty, entropy bonuses and the loss of a value function."""
 
 import jax.numpy as jnp
 from jax import Array
@@ -10,10 +10,10 @@ from rljax.penalty._weighted import Tokens, weighted, weighted_sum
 
 
 def entropy_bonus(entropy: Tokens, batch: Batch) -> Float[Array, ""]:
-    """The entropy bonus −Σ_t w_t · H_t: with a positive coefficient, minimizing the loss raises the entropy.
+    """The entropy bonus −Σ_t w_t · H_t; with a positive coefficient, minimizing the loss raises the entropy.
 
     `entropy` [..., T] is H in nats, for instance from `logprobs.token_logps`; `batch` has w. Returns a scalar in nats
-    if the weights sum to 1. The coefficient is fixed, unlike in `adaptive_entropy`. Raises ValueError if shapes differ.
+    if the weights sum to 1. `adaptive_entropy` has a coefficient per token.
 
     >>> batch = Batch(mask=jnp.ones(2, bool), old_logp=jnp.zeros(2), advantages=jnp.zeros(2),
     ...               weights=jnp.array([0.5, 0.5]))
@@ -28,8 +28,7 @@ def adaptive_entropy(entropy: Tokens, batch: Batch) -> Float[Array, ""]:
     """An entropy bonus with a coefficient per token, −Σ_t w_t · c_t · H_t (Skywork-OR1, 2505.22312).
 
     `entropy` [..., T] is H in nats; `batch` has w and c = `batch.entropy_coefficient`, which `carried.target_entropy`
-    sets. Returns a scalar in nats if the weights sum to 1. `entropy_bonus` has a fixed coefficient. Raises ValueError
-    if `batch.entropy_coefficient` is None or shapes differ.
+    sets. Returns a scalar in nats if the weights sum to 1. `entropy_bonus` has c = 1. Raises ValueError if c is None.
 
     >>> batch = Batch(mask=jnp.ones(2, bool), old_logp=jnp.zeros(2), advantages=jnp.ones(2), weights=jnp.full(2, 0.5),
     ...               entropy_coefficient=jnp.full(2, 0.5))
@@ -49,8 +48,7 @@ def exact_kl(kl: Tokens, batch: Batch) -> Float[Array, ""]:
     """A KL penalty from the exact divergence per position, Σ_t w_t · KL(π_θ ‖ π_ref)_t.
 
     `kl` [..., T] is the divergence over the whole vocabulary in nats, from `logprobs.token_kls`; `batch` has w. Returns
-    a scalar in nats if the weights sum to 1. Unlike in `penalty.kl`, no sampled token adds noise. Raises ValueError if
-    shapes differ.
+    a scalar in nats if the weights sum to 1. `penalty.kl` uses sampled tokens only.
 
     >>> batch = Batch(mask=jnp.ones(2, bool), old_logp=jnp.zeros(2), advantages=jnp.zeros(2),
     ...               weights=jnp.array([0.5, 0.5]))
@@ -68,7 +66,7 @@ def value_loss(
 
         Σ_t w_t · ½ max((v − R)², (clip(v, v_old − limit, v_old + limit) − R)²)
 
-    It trains the critic; `advantage.generalized_advantage_estimation` computes A from the values.
+    `advantage.generalized_advantage_estimation` computes A from the values.
 
     Args:
       values: Predicted values v, [..., T], in units of reward; the only argument with a gradient.
@@ -81,7 +79,7 @@ def value_loss(
       The loss, a scalar, in units of reward².
 
     Raises:
-      ValueError: If limit < 0 or shapes differ.
+      ValueError: If limit < 0.
 
     >>> batch = Batch(mask=jnp.ones(2, bool), old_logp=jnp.zeros(2), advantages=jnp.zeros(2),
     ...               weights=jnp.array([0.5, 0.5]))
