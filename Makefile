@@ -69,7 +69,7 @@ test-install: .venv/.ready  # the wheel in new environments: without extras, and
 tpu-compile: .venv/.tpu  # compiles all kernels for all TPU generations, without a TPU
 	$(BIN)/python benchmarks/tpu_compile.py
 
-tpu-compile-all: .venv/.tpu  # also more sizes and the dense programs, for the table in docs/tpu.md
+tpu-compile-all: .venv/.tpu  # also more sizes and the programs that store all logits, for the table in docs/tpu.md
 	$(BIN)/python benchmarks/tpu_compile.py --all
 
 docs: .venv-docs/.ready  # fails on a broken link or an unknown symbol
