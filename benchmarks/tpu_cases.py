@@ -125,7 +125,7 @@ def _to_128(size: int) -> int:
 
 
 def _copy(size) -> float:
-    """MiB of one copy of the weight."""
+    """MiB of one copy of the unembedding in bfloat16, with V padded to a multiple of 128."""
     return 2 * size[1] * _to_128(size[2]) / 2**20
 
 

@@ -94,7 +94,7 @@ def _lower_placed(ctx, x, *, kernel, implementation):
     if not platforms <= set(PLATFORMS[implementation]):
         raise NotImplementedError(
             f"{kernel}: implementation = {implementation!r}: expected {DEVICES[implementation]}, not "
-            f"{', '.join(sorted(platforms))}; None picks the platform's own, and 'chunked' runs on any platform"
+            f"{', '.join(sorted(platforms))}; None picks the platform's default, and 'chunked' runs on any platform"
         )
     return [x]
 

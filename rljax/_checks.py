@@ -50,7 +50,7 @@ def require_segments(segments) -> Array:
     """A boolean mask (one sequence per row) or integer ids (0: not trained), as an array."""
     segments = jnp.asarray(segments)
     if segments.dtype != jnp.bool_ and not jnp.issubdtype(segments.dtype, jnp.integer):
-        raise TypeError(f"segments have dtype {segments.dtype}: expected a bool mask or int32 ids, 0 = not trained")
+        raise TypeError(f"segments has dtype {segments.dtype}: expected a bool mask or integer ids, 0 = not trained")
     return segments
 
 

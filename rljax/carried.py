@@ -86,7 +86,7 @@ def average_reward(*, decay: float | Array = 0.95) -> Carried:
     `decay` in [0, 1) is the weight of the old average. The mean is over the completions that have a trained token, and
     b is in units of reward. Returns a `Carried` that writes `Rollouts.rewards`, which must be [P, G]. Unlike the group
     mean of `advantage.mean_baseline`, b also depends on earlier rollouts. Raises ValueError if decay is outside [0, 1).
-    From third-party notes, not checked against the paper, which keeps one b per agent and role; here all share one b.
+    From third-party notes, not checked against the paper. In the notes each agent has its own b; here all share one b.
 
     >>> rollouts = Rollouts(tokens=jnp.zeros((1, 2, 1), int), mask=jnp.ones((1, 2, 1), bool),
     ...                     rewards=jnp.array([[1.0, 0.0]]), old_logp=jnp.zeros((1, 2, 1)))

@@ -209,8 +209,7 @@ def opsm(mismatch: Mismatch, mask: Mask, sign: Array, *, limit: float | Array, s
 
         keep if A ≥ 0 or mean(−λ) ≤ limit,    −λ_t = log q(y_t) − log p(y_t)
 
-    Unlike `k3`, it keeps sequences with a mean λ ≥ 0. Read in TRL's and slime's code, not checked against the paper,
-    which does not publish a limit.
+    Unlike `k3`, it keeps sequences with a mean λ ≥ 0. Read in TRL's and slime's code, not checked against the paper.
 
     Args:
       mismatch: λ, [..., T], in nats.
@@ -330,7 +329,7 @@ def _of_rollouts(function: Callable, mask, sign, old_logp, sampled_logp) -> Arra
     asks = "sign" in inspect.signature(function).parameters
     if asks and sign is None:
         raise ValueError(f"keep = {name_of(function)}: expected a function of (mismatch, mask), because the sign of "
-                         "the advantage is not known before the advantage")  # fmt: skip
+                         "the advantage is not known yet")  # fmt: skip
     sides = (sign,) if asks else ()
     found = function(old_logp - sampled_logp, mask, *sides)
     return found[..., None] if found.ndim == mask.ndim - 1 else found

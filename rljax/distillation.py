@@ -269,7 +269,7 @@ def logits_at(
     """The logits of a few tokens per row, h·W[ids], differentiable in both arrays.
 
     `hidden` is h [N, D], `unembedding` is W [V, D] and `ids` [N, K] are token ids. Returns [N, K], in float64 if an
-    input is float64, else float32. The gathered rows of W take [N, K, D]. `top_tokens` instead finds the ids.
+    input is float64, else float32. The gathered rows of W are an array [N, K, D]. `top_tokens` instead finds the ids.
 
     >>> hidden, unembedding = jnp.array([[1.0, 0.0]]), jnp.array([[3.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
     >>> logits_at(hidden, unembedding, jnp.array([[2, 0]])).tolist()

@@ -58,7 +58,7 @@ def token_logps(
       mesh: Device mesh, or None for one device.
       split: Sharding of W on the mesh: P("tensor", "fsdp") splits the vocabulary over tensor and the width over fsdp;
         P() or None replicates W. The bias is split as the vocabulary.
-      implementation: Name of a kernel implementation, or None for the best one on the platform.
+      implementation: Name of a kernel implementation, or None for the platform's default.
 
     Returns:
       TokenStats(logp in nats, entropy in nats, proxy), [..., T] each; 0 at masked tokens and at t = 0.
@@ -119,7 +119,7 @@ def token_kls(
       softcap: Soft cap of both, or a pair: the policy's, then the reference's.
       bias: Bias [V] of both, or a pair: the policy's, then the reference's.
       mesh: Device mesh, or None for one device; W is replicated.
-      implementation: Name of a kernel implementation, or None for the best one on the platform.
+      implementation: Name of a kernel implementation, or None for the platform's default.
 
     Returns:
       KL, [..., T], in nats; 0 at masked tokens and at t = 0.

@@ -33,7 +33,7 @@ def policy_sums(logp: Float[Array, "*B T"], batch: Batch, ratio: Callable) -> di
 
     `logp`, `batch` and `ratio` are the arguments of `policy_loss`. Returns scalars by name: `tokens`, `weight` (Σw),
     `clipped` (Σw where w·A ≠ 0 and ∂L/∂logp = 0), `clipped_positive` (its part with A > 0), and `k1`, `k3`, `ratio` and
-    `ratio_squared` (sums of −ℓ, r − 1 − ℓ, r and r²). Raises as `policy_loss`. `position_sums` sums per position.
+    `ratio_squared` (sums of −ℓ, r − 1 − ℓ, r and r²). Errors as in `policy_loss`. `position_sums` sums per position.
 
     >>> from rljax import algorithms
     >>> batch = Batch(mask=jnp.ones(4, bool), old_logp=jnp.zeros(4), weights=jnp.full(4, 0.25), advantages=jnp.ones(4))

@@ -183,11 +183,11 @@ def bind(function: Callable, source: Rollouts | Batch) -> Callable:
     name, kind, bound = name_of(function), type(source).__name__, {}
     for field in sorted(required_fields(function)):
         if field not in {f.name for f in dataclasses.fields(source)}:
-            raise ValueError(f"{name} requires {field!r}, which is not a field of {kind}: bind it with "
+            raise ValueError(f"{name} requires {field!r}: expected a field of {kind}; bind another parameter with "
                              f"partial({name}, {field}=…)")  # fmt: skip
         bound[field] = lax.stop_gradient(getattr(source, field))
         if bound[field] is None:
-            raise ValueError(f"{name} requires {field!r}, and {kind}.{field} is None: pass {kind}({field}=…)")
+            raise ValueError(f"{kind}.{field} = None: expected a value, as {name} requires it; pass {kind}({field}=…)")
     return partial(function, **bound)
 
 
@@ -248,7 +248,7 @@ def make_batch(algorithm: PolicyGradient, rollouts: Rollouts) -> Batch:
 def weighted_batch(aggregation: Callable, rollouts: Rollouts, advantages: Float[Array, "P G T"]) -> Batch:
     """The batch of one optimizer step on the minibatch `rollouts` of whole groups, with `advantages` [P, G, T].
 
-    `advantages` are of the whole rollout; `aggregation` is as in `PolicyGradient`. Returns and raises as `make_batch`.
+    `advantages` are the whole rollout's; `aggregation` is as in `PolicyGradient`, result and errors as in `make_batch`.
     """
     mask = trained(rollouts.mask, rollouts.segment_ids)
     named = ("tokens", "old_logp", "ref_logp", "entropy_coefficient")
@@ -304,7 +304,7 @@ def terms(logp: Float[Array, "*B T"], batch: Batch) -> Terms:
     """The terms of the objective, from `logp` [..., T], log π_θ in nats, and the constants of `batch`.
 
     Only the log-ratio has a gradient. At a token that contributes nothing to the loss, ℓ becomes 0 if it is NaN or
-    infinite. At other tokens ℓ = ±∞ (a probability of 0) becomes ±1e30, which has the same e^ℓ but no NaN in a mean.
+    infinite. At other tokens ℓ = ±∞ (one probability is 0) becomes ±1e30: e^ℓ is the same, and a mean is not NaN.
     Raises ValueError if shapes differ, and TypeError if the mask is not boolean or log-probabilities are not floating.
 
     >>> batch = Batch(mask=jnp.array([True, True, False]), old_logp=jnp.zeros(3), weights=jnp.full(3, 0.5),
@@ -346,7 +346,7 @@ def policy_loss(logp: Float[Array, "*B T"], batch: Batch, ratio: Callable) -> Fl
     the whole optimizer step. Only `logp` and the hyper-parameters of `ratio` are differentiated.
 
     A token with mask false or w·A = 0 adds exactly 0 to the loss and its gradient, even if it holds NaN; if its mask is
-    true and its ℓ finite, it still counts in ratios that pool over its sequence. Penalties have no A and f.
+    true and its ℓ finite, it still counts in ratios that pool over its sequence. Penalties include tokens with A = 0.
 
     Raises ValueError if shapes differ or the batch lacks a field that the ratio requires, and TypeError if the mask is
     not boolean, another array is not floating-point or the ratio is not a function.

@@ -35,7 +35,7 @@ def arguments(function, **replaced) -> dict:
 
 
 def cases(wanted, least):
-    """Each function and matching parameter; asserts a minimum number of them."""
+    """Parametrizes a test over the `wanted` (function, parameter) pairs; asserts that there are at least `least`."""
     found = [(f, p) for f in FUNCTIONS.values() for p in inspect.signature(f).parameters if wanted(f, p)]
     assert len(found) >= least
     return pytest.mark.parametrize(("function", "name"), found, ids=[f"{f.__name__} {p}" for f, p in found])

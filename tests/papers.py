@@ -95,7 +95,7 @@ def soft_gate(positive=1.0, negative=1.05):
 
 
 def total_variation_mask(low, high, q, cap=3.0):
-    """DPPO-TV if every token had probability q."""
+    """DPPO-TV if every token has probability q under the old policy."""
 
     def one(x, x0, a):
         d = q * np.exp(x0) - q
@@ -107,7 +107,7 @@ def total_variation_mask(low, high, q, cap=3.0):
 
 
 def kl_mask(low, high, q, cap=3.0):
-    """DPPO-KL if every token had probability q."""
+    """DPPO-KL if every token has probability q under the old policy."""
 
     def one(x, x0, a):
         p = q * np.exp(x0)

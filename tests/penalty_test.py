@@ -113,7 +113,7 @@ def test_the_gradient_of_the_kl_by_enumeration(name):
 
 
 def test_the_corrected_kl_far_from_either_policy():
-    """r k3 = e^{λ − ℓ} (1 − e^ℓ + ℓ e^ℓ); each factor alone is outside the range of float32."""
+    """With r = e^λ, r k3 = e^{λ − ℓ} (1 − e^ℓ + ℓ e^ℓ); each factor alone is outside the range of float32."""
     batch = Batch(mask=np.ones(3, bool), old_logp=np.float32([0, -100, 0]), advantages=np.ones(3, np.float32),
                   weights=np.ones(3, np.float32), ref_logp=np.float32([0, 0, 5]))  # fmt: skip
     logp = np.float32([-100, -100, 5])
@@ -235,7 +235,7 @@ def test_confident_negatives():
 
 
 def test_the_quadratic_term_is_dros():
-    """With a constant ratio under `local_gradient` the loss is −Σ w (A log π − ½βℓ²), up to a constant."""
+    """With f = 0 under `local_gradient` the gradient is that of −Σ w (A log π − ½βℓ²)."""
     logp, batch, _, w = random_case()
     constant = ratio.local_gradient(partial(ratio.clamp, limit=0.0))
 

@@ -269,7 +269,7 @@ def test_arguments_that_do_not_fit():
         ratio.token(l[0], l, mask)
     with pytest.raises(ValueError, match="segments has shape"):
         ratio.token(l[0, 0], l[0, 0], mask[0, 0])
-    with pytest.raises(TypeError, match="segments have dtype float32"):
+    with pytest.raises(TypeError, match="segments has dtype float32"):
         ratio.cumulative(l, l, l)
 
 

@@ -1,4 +1,4 @@
-"""benchmarks/tpu_compile.py and its cases: what passes and what fails. Nothing here needs libtpu."""
+"""Tests of benchmarks/tpu_compile.py and its cases, without libtpu."""
 
 import importlib
 import re

@@ -13,7 +13,7 @@ EXAMPLE = 8675309.0  # placeholder for hyper-parameters without a default
 
 
 def expression(function) -> str:
-    """The repr of a function with numbers of four digits and … for hyper-parameters without a default."""
+    """The repr of a function, with long numbers rounded to four digits and … for hyper-parameters without a default."""
     text = shown(function).replace(f"={EXAMPLE}", "=…")
     return re.sub(r"\d+\.\d{5,}", lambda number: f"{float(number[0]):.4g}", text)
 

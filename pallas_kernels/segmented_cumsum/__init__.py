@@ -76,7 +76,7 @@ def segmented_cummin(
 
         y_t = min_s x_s   over s ≤ t with id_s = id_t ≠ 0      (s ≥ t if `reverse`; without s = t if `exclusive`)
 
-    Unlike in `segmented_cumsum`, y is +∞ at holes (id 0), and at the first position of a sequence if `exclusive`.
+    Unlike in `segmented_cumsum`, y is +∞ at holes and, if `exclusive`, at a sequence's first position in scan order.
     Differentiable in `x` in reverse mode: the gradient of y_t goes to the position of the minimum, the first one in the
     direction of the scan if several are equal ("reference" divides it among them).
 

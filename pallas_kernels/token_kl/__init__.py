@@ -27,7 +27,7 @@ def token_kl(
     bias: Bias | tuple[Bias, Bias] = None,
     implementation: str | None = None,
 ) -> Float[Array, " N"]:
-    """KL(π ‖ ρ) of every row, the policy π from a reference ρ, without storing the logits [N, V] of either.
+    """KL(π ‖ ρ) of the policy π from a reference ρ, for every row; only "reference" stores logits [N, V].
 
         kl = Σ_v π(v) (log π(v) − log ρ(v)),       π = softmax(x),   ρ = softmax(x')
         x  = (h·Wᵀ + b)/τ,     x' = (h'·W'ᵀ + b')/τ,     both with a soft cap c as in `token_stats`

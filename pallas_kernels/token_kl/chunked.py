@@ -34,7 +34,7 @@ from pallas_kernels._vocabulary.types import ABSENT, ELSEWHERE, Head, Tile, dtyp
 
 
 class _Inputs(NamedTuple):
-    """Array arguments of the custom_vjp; `present` [N] is ABSENT in masked rows and ELSEWHERE in the others."""
+    """Array arguments of the custom_vjp. `present` [N] has ABSENT in masked rows, else ELSEWHERE (no target column)."""
 
     hidden: Array
     unembedding: Array

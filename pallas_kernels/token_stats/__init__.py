@@ -28,7 +28,7 @@ def token_stats(
     tile: tuple[int, int] | None = None,
     implementation: str | None = None,
 ) -> TokenStats:
-    """Log-probability, entropy and gradient energy of every token, without storing the logits [N, V].
+    """Log-probability, entropy and gradient energy of every token; only "reference" stores the logits [N, V].
 
         z = h·Wᵀ + b,     x = z/τ  (with a soft cap, x = c·tanh(z/c)/τ),     π = softmax(x)
 
@@ -62,10 +62,10 @@ def token_stats(
       vocab_size: Number of tokens; rows of W and b from `vocab_size` on are padding. None: every row is a token.
       axis_name: Axis of the surrounding `shard_map` that shards the vocabulary, or None. `unembedding` and `bias` are
         this device's rows; `targets` and `vocab_size` refer to all rows. All devices of the axis get the same outputs.
-      width_axis: Axis of the surrounding `shard_map` that shards D of `unembedding` (gathered in slabs), or None.
+      width_axis: Axis of the surrounding `shard_map` that shards D of `unembedding` (gathered block by block), or None.
       tile: (tokens, vocabulary), the shape of the tile of logits in memory; None is the implementation's default.
-      implementation: "reference" (dense, the definition), "chunked" (any device), "tpu" or "gpu" (only on that
-        platform); None is the default of the platform that the program is lowered for.
+      implementation: "reference" (dense, the definition), "chunked" (any device), "tpu" or "gpu" (that platform only).
+        None is "tpu" on TPUs (bfloat16, float32), "chunked" with large tiles on GPUs (never run there), else "chunked".
 
     Returns:
       `TokenStats` with logp, entropy and proxy, [N] each, in float32 (float64 if `hidden` or `unembedding` is). Rows

@@ -5,17 +5,18 @@ and T tokens; A is 0 at untrained tokens. `mask` [P, G, T] is true at trained to
 token is absent: no statistic of its group includes it. `rewards` is an outcome reward [P, G], which belongs to the
 completion even if its last tokens are masked, or a dense reward [P, G, T], whose values at masked tokens are ignored.
 
-Symbols: R is the reward of a completion, the sum of a dense reward; G_t = Σ_{j≥t} m_j r_j is the reward-to-go; N is the
-number of completions present in the group; n_i is the number of trained tokens of completion i, which t counts from 1.
-Unless noted, mean and std are over the group, and std divides by N − 1. A has the unit of `rewards` unless normalized.
+Symbols: R is the reward of a completion, the sum of a dense reward. G_t is the reward-to-go: R if the reward is an
+outcome, Σ_{j≥t} m_j r_j for a dense reward r and the mask m. N is the number of completions present in the group, and
+n_i the number of trained tokens of completion i; t counts these tokens from 1. Unless noted, mean and std are over the
+group, and std divides by N − 1. A has the unit of `rewards` unless normalized.
 
 Required keyword-only parameters (`proxy`, `values`, …) are filled in from the fields of `Rollouts` with these names.
 Bind hyper-parameters with `functools.partial`. Results are float64 if an input is float64, else float32.
 
-A group whose outcome rewards are equal up to rounding has A = 0 exactly. So has a group of one if the baseline comes
-from the group, except in `max_rl`. This does not hold for discounted returns, GAE, ReMax if the greedy reward differs,
-and whitened advantages, from which the batch's mean is subtracted. A NaN reward, value or proxy of a trained token
-gives NaN. All functions raise ValueError if shapes differ, and TypeError if `mask` is not boolean.
+A is exactly 0 in a group whose outcome rewards are equal up to rounding and, except in `max_rl`, in a group of one.
+Neither holds for discounted returns, GAE, ReMax if the greedy reward differs, or whitened advantages, from which the
+batch's mean is subtracted. A NaN reward, value or proxy of a trained token gives NaN. All functions raise ValueError if
+shapes differ, and TypeError if `mask` is not boolean.
 """
 
 from rljax.advantage.combine import multi_reward, standardized, whiten, whitened, without_negatives

@@ -35,7 +35,7 @@ def totals(rewards: Array, mask: Array) -> Array:
 
 
 def less_greatest(values: Array, members: Array) -> Array:
-    """Members' values minus the group's largest (axis 1); exactly 0 if these are equal up to rounding; 0 for others."""
+    """Members' values minus their maximum (axis 1); exactly 0 if all are equal up to rounding; 0 for nonmembers."""
     largest = jnp.max(values, axis=1, keepdims=True, where=members, initial=-jnp.inf)
     return jnp.where(members & ~alike(values, members, axis=1), values - largest, 0.0)
 

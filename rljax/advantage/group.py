@@ -1,4 +1,4 @@
-"""Advantages whose baseline is computed from the other completions of the prompt."""
+"""Advantages whose baseline is computed from the completions of the same prompt."""
 
 import math
 
@@ -90,7 +90,7 @@ def max_rl(rewards: Rewards, mask: Mask) -> Advantages:
 
     Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. For rewards 0 and 1 this weights a
     prompt by 1/mean R, so a rare success counts more. `group_relative` divides by the std. Read in prime-rl's and
-    SkyRL's code (the group of one: SkyRL's), not checked against the paper.
+    SkyRL's code (A = R in a group of one is SkyRL's), not checked against the paper.
 
     >>> max_rl(jnp.array([[1.0, 0.0, 0.0, 0.0]]), jnp.ones((1, 4, 1), bool))[..., 0].tolist()  # over a mean of ¼
     [[3.0, -1.0, -1.0, -1.0]]
@@ -166,7 +166,7 @@ def policy_improvement(
     `mean_baseline` returns a_i. Read in notes on the paper, not checked against it.
 
     Args:
-      improvement: ξ, a scalar: rise of the mean reward over its history, in std of the history (`rewards.improvement`).
+      improvement: ξ, a scalar: mean reward minus its history's mean, over the history's std (`rewards.improvement`).
       slope: Factor on a negative ξ; at least 0.
 
     >>> policy_improvement(jnp.array([[3.0, 1.0]]), jnp.ones((1, 2, 3), bool), improvement=0.5).tolist()  # ½ · 2 · ±1/2

@@ -15,10 +15,10 @@ def prefix_tree(rewards: Rewards, mask: Mask, *, tokens: Int[Array, "P G T"]) ->
         A_{i,t} = [R_i − mean R + V(y_≤t) − V(y_<t)] / (std R + 1e-6);  V(prefix): mean R of the members that share it
 
     Takes `rewards` [P, G] or [P, G, T], `mask` and `tokens` [P, G, T]; returns A [P, G, T]. V of the empty prefix is
-    mean R, and V of a prefix that only one completion has is its R. Prefixes consist of trained tokens only; `tokens`
-    holds token ids. All pairs are compared, in arrays [P, G, G, T]. `group_relative` has no term V.
+    mean R, and V of a prefix that only one completion has is that completion's R. Prefixes consist of trained tokens
+    only; `tokens` holds token ids. All pairs are compared, in arrays [P, G, G, T]. `group_relative` has no term V.
 
-    >>> tokens = jnp.array([[[5, 6, 8], [5, 7, 8]]])  # V: ½; ½, 1, 1 and ½, 0, 0. The std is √½
+    >>> tokens = jnp.array([[[5, 6, 8], [5, 7, 8]]])  # V: ½ of the empty prefix, then ½, 1, 1 and ½, 0, 0. Std √½
     >>> print(prefix_tree(jnp.array([[1.0, 0.0]]), jnp.ones((1, 2, 3), bool), tokens=tokens))
     [[[ 0.7071  1.4142  0.7071]
       [-0.7071 -1.4142 -0.7071]]]

@@ -1,4 +1,4 @@
-"""Optimal token baselines: one baseline per position, weighted by the realized energy."""
+"""Optimal token baselines: one baseline per position, weighted by the energy W_t of each completion up to it."""
 
 from collections.abc import Callable
 from functools import partial
@@ -23,10 +23,10 @@ def optimal_token_baseline(
         A_{i,t} = G_{i,t} − B_t,    B_t = Σ_i G_{i,t} W_{i,t} / Σ_i W_{i,t},    W_t = Σ_{j≤t} m_j e_j w̄_j²
 
     Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. The sums of B_t are over the
-    completions with n_i ≥ t; if Σ W = 0, B_t is their plain mean. For a completion that is alone in having n_i ≥ t, B_t
-    is the energy-weighted mean of the other completions at their last tokens (the paper's code gives A = 0, or a bonus
-    for being the longest). B_t includes completion i, so A is biased: in groups of 4 much of the low variance is due to
-    a shorter gradient (docs/claims.md). `leave_one_out_token_baseline` is unbiased.
+    completions with n_i ≥ t; if Σ W = 0, B_t is their plain mean. If only one completion has n_i ≥ t, its B_t is the
+    energy-weighted mean of the others at their last tokens (in the paper's code B_t is G_t, so A = 0, or B_t is 0). B_t
+    includes completion i, so A is biased: in groups of 4 its variance is lower than that of `leave_one_out` mostly
+    because its gradient is shorter (docs/claims.md). `leave_one_out_token_baseline` is unbiased.
 
     Args:
       proxy: e_t = 1 − 2π(y_t) + Σ_v π(v)², [P, G, T], the squared norm of ∂ log π/∂ logits; floored at 0.
@@ -96,7 +96,7 @@ def _held(x: Array, mask: Array) -> Array:
 
 
 def _token_baseline(rewards, mask, energy: Callable, sum_over: Callable) -> Array:
-    """`energy(mask)` returns W; `sum_over` sums over the members of the baseline."""
+    """A = G − B, [P, G, T]; `energy(mask)` returns W, and `sum_over` sums over the members of the baseline."""
     rewards, mask = checked(rewards, mask)
     rewards, mask = gathered(rewards, 1), gathered(mask, 1, 2)
     returns = rewards[..., None] if rewards.ndim == 2 else _held(returns_of(rewards, mask), mask)
@@ -122,7 +122,7 @@ def _aligned(mask: Array) -> Array:
 
 
 def _less_mean(returns: Array, energy: Array, alive: Array, sum_over: Callable) -> Array:
-    """G_t minus the energy-weighted mean of the members alive, or of all others if no other member is alive."""
+    """G_t minus the energy-weighted mean of `alive` members (with a token t), or of the others if only one is alive."""
     returns, energy = accumulators(returns=returns, energy=energy)
     present = jnp.any(alive, axis=-1, keepdims=True)
     count = jnp.sum(alive, axis=1, keepdims=True)

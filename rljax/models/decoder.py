@@ -202,7 +202,7 @@ def _require_integers(name: str, x: Array, shape: tuple[int, ...]) -> None:
     if x.shape != shape:
         raise ValueError(f"{name} has shape {x.shape}: expected {shape}")
     if not jnp.issubdtype(x.dtype, jnp.integer):
-        raise TypeError(f"{name} has dtype {x.dtype}: expected int32")
+        raise TypeError(f"{name} has dtype {x.dtype}: expected an integer dtype")
 
 
 def initialize(model: Model, mesh: Mesh, key: Array):

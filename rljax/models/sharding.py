@@ -1,4 +1,4 @@
-"""Mesh axes, the fields of `MeshConfig`, and the axes of parameters and activations that they shard."""
+"""Mesh axes (the fields of `MeshConfig`) and the axes of parameters and activations that they shard."""
 
 import dataclasses
 import math

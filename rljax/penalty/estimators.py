@@ -59,7 +59,7 @@ def straight_through(value: Callable, gradient: Callable = k2) -> Callable:
 
     >>> import jax
     >>> value, gradient = jax.value_and_grad(straight_through(k3))(jnp.log(2.0))
-    >>> print(value, gradient)  # k3's value, and log 2 where k3's own gradient is ½
+    >>> print(value, gradient)  # k3's value, and the gradient log 2 (k3's own is ½)
     0.193 0.693
     """
 
@@ -130,8 +130,8 @@ def quadratic(logp: Tokens, batch: Batch) -> Float[Array, ""]:
         Σ_t w_t · ½ ℓ_t²,    ℓ = logp − old_logp
 
     `logp` [..., T] is log π_θ in nats; `batch` has w and old_logp. Returns a scalar in nats² if the weights sum to 1.
-    DRO minimizes −(A·log π − ½βℓ²): `policy_loss` with `local_gradient` of a constant ratio gives the first term, and β
-    times `quadratic` the second. `kl` with `k2` uses ref_logp. Raises TypeError if log-probabilities are not floating.
+    DRO minimizes −(A·log π − ½βℓ²). `policy_loss` with `local_gradient` of f = 0 has the gradient of the first term; β
+    times `quadratic` is the second. `kl` with `k2` uses ref_logp. Raises TypeError if logp or old_logp is not floating.
 
     >>> batch = Batch(mask=jnp.ones(2, bool), old_logp=jnp.zeros(2), advantages=jnp.zeros(2),
     ...               weights=jnp.array([0.5, 0.5]))

@@ -19,8 +19,8 @@ def covariance(logp: Tokens, batch: Batch) -> Tokens:
         c_t = (A_t − mean A)(logp_t − mean logp),    means over the trained tokens of the batch
 
     `logp` [..., T] is log π_θ in nats; `batch` has A and the mask. Returns c, [..., T], in nats times the unit of A; 0
-    at other tokens. Tokens with a large c, which are likely and rewarded, lower the entropy most; `kl_cov` and
-    `clip_cov` select them.
+    at other tokens. Tokens with a large c (likely with a high A, or unlikely with a low A) lower the entropy most;
+    `kl_cov` and `clip_cov` select them.
 
     >>> batch = Batch(mask=jnp.ones(3, bool), weights=jnp.ones(3), old_logp=jnp.array([-1.5, -2.0, -3.0]),
     ...               advantages=jnp.array([3.0, 0.0, 0.0]))
@@ -91,7 +91,7 @@ def confident_negatives(entropy: Tokens, batch: Batch, *, threshold: float | Arr
         keep unless A_t < 0 and entropy_t > threshold
 
     `entropy` [..., T] and `threshold` are in nats; `batch` has A and the mask. Lowering the probability of one token of
-    a flat distribution raises many tokens that no reward has judged. Apply the result as in `clip_cov`. Unlike
+    a flat distribution raises those of many tokens that no reward has judged. Apply the result as in `clip_cov`. Unlike
     `advantage.without_negatives`, it drops single tokens, not completions.
 
     >>> batch = Batch(mask=jnp.ones(3, bool), weights=jnp.ones(3), old_logp=jnp.zeros(3),

@@ -87,12 +87,12 @@ def position_clip(
     log_dual: float | Array | None = None,
     power: float | Array = 0.5,
 ) -> Tokens:
-    """CTPO's clip of ℓ, with bounds that depend on the position t of the token (2605.07331).
+    """CTPO's clip of ℓ, with bounds that depend on the token's position t, unlike in `clip` (2605.07331).
 
         A ≥ 0: f = min(ℓ, log_high·t^power);    A < 0: f = min(max(ℓ, −log_low·t^power), log_dual·t^power)
 
     Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if a bound is out of range.
-    The std of ℓ grows as t^0.5 after `cumulative` and falls as t^−0.5 after `prefix_mean`. `clip` ignores t.
+    If tokens are independent, std ℓ ∝ t^0.5 after `cumulative` (docs/claims.md) and ∝ t^−0.5 after `prefix_mean`.
 
     Args:
       log_low: Width of the region below ℓ = 0 at t = 1, in nats; log_low ≥ 0.
@@ -120,7 +120,7 @@ def two_sided_clip(
     low: float | Array | None = None,
     high: float | Array,
 ) -> Tokens:
-    """Clip of the ratio that ignores the sign of the advantage; CISPO's under `local_gradient` (2506.13585).
+    """Clip of the ratio that ignores the sign of the advantage; under `local_gradient`, CISPO's clip (2506.13585).
 
         e^f = min(max(r, 1 − low), 1 + high)
 
@@ -193,7 +193,7 @@ def gamma_gate(
 
         f(ℓ) = λ + kℓ − λe^ℓ, so e^f = r^k e^{λ(1 − r)};    ℓ is first clipped to [log 1e-8, 20]
 
-    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if k < 0 or λ < 0. For use on
+    Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if k or λ < 0. For use after
     `sequence_sum`, under `local_gradient`. `taper` truncates at 1. From TRL's code, not checked against the paper.
 
     Args:

@@ -38,7 +38,7 @@ def chain(*ratios: Callable) -> Callable:
 
 @combinator
 def local_gradient(ratio: Callable) -> Callable:
-    """Value of `ratio`, with the gradient of each token's own log-probability.
+    """A ratio with the value of `ratio` and, at each token, the gradient of ℓ at that token only.
 
         sg(f(ℓ) − ℓ) + ℓ
 

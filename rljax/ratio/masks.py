@@ -1,4 +1,4 @@
-"""Trust regions bounded by a divergence: a token outside the region is dropped (f = −∞), whatever its ratio.
+"""Trust regions bounded by a divergence instead of the ratio: a token outside the region is dropped (f = −∞).
 
 The derivative with respect to each hyper-parameter is 0, because each is a threshold or bounds a constant (`cap`).
 """
@@ -111,7 +111,7 @@ def cumulative_divergence_mask(
 
     Args:
       divergence: D ≥ 0, [..., T]; in the paper the total variation over the old policy's top 20 tokens and the rest.
-      limit: Budget δ of a token, in the unit of `divergence`; limit ≥ 0.
+      limit: Budget of a token (δ in the paper), in the unit of `divergence`; limit ≥ 0.
       slack: Growth of the sequence's budget per unit of weight, in the unit of `divergence`; slack ≥ 0.
       least: Weight w of a sequence's last token, in [0, 1].
 

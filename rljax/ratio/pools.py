@@ -29,8 +29,8 @@ def sequence_mean(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> 
 
         f(ℓ) = (1/n) Σ_j m_j ℓ_j
 
-    Maps `log_ratio` (nats), `advantages` and `segments` to f(ℓ), all [..., T]. The gradient spreads Σ_t w_t A_t equally
-    over the tokens of the sequence; if A varies there, use `local_gradient`. `sequence_sum` does not divide by n.
+    Maps `log_ratio` (nats), `advantages` and `segments` to f(ℓ), all [..., T]. `sequence_sum` does not divide by n. The
+    gradient of `policy_loss` spreads Σ_t w_t A_t equally over the sequence; if A varies in it, use `local_gradient`.
 
     >>> ℓ, mask = jnp.array([0.5, -0.25, 0.0, 1.25]), jnp.array([True, True, False, True])
     >>> sequence_mean(ℓ, jnp.ones(4), mask).tolist()
@@ -113,7 +113,7 @@ def power_mean(log_ratio: Tokens, advantages: Tokens, segments: Segments, *, p: 
 
     Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if p is out of range. The
     gradient weights token t by r_t^p / Σ_j r_j^p. By default the paper applies `clip` afterwards. With `clip` first and
-    A constant in each sequence, p = 1 is GRPO and p = 0 is GMPO. Accurate for large |pℓ| and near p = 0.
+    A constant per sequence, p = 1 is GRPO and p = 0 GMPO. Accurate for large |pℓ| and near p = 0 (tests/ratio_test.py).
 
     Args:
       p: Exponent, a number in [-1e30, 1e30); may be traced (a schedule).

@@ -75,8 +75,8 @@ def generate(
       config: Temperature, truncation and `max_new_tokens` (N).
       stop_ids: Tokens that end a completion.
       banned: Tokens with probability 0; π is the softmax over all other tokens.
-      budget: Maximum length of each completion, in tokens, [B] int32; default and upper limit: N.
-      rows: Number of each row, [B] int32, which selects its random numbers; default: index in the batch.
+      budget: Maximum length of each completion, in tokens, [B], integers; default and upper limit: N.
+      rows: Number of each row, [B], integers, which selects its random numbers; default: index in the batch.
 
     Returns:
       `Samples` with rows of T = L + N tokens.
@@ -177,7 +177,7 @@ def _check(model: Model, prompts, segment_ids, config, stop_ids, banned, budget,
                          f"most max_length = {limit} of the model")  # fmt: skip
     for name, x in (("budget", budget), ("rows", rows)):
         if x is not None and (x.shape != (B,) or not jnp.issubdtype(x.dtype, jnp.integer)):
-            raise ValueError(f"{name} has shape {x.shape} and dtype {x.dtype}: expected ({B},) int32")
+            raise ValueError(f"{name} has shape {x.shape} and dtype {x.dtype}: expected ({B},) and an integer dtype")
     for name, ids in (("stop_ids", stop_ids), ("banned", banned)):
         if any(not 0 <= token < model.vocab_size for token in ids):
             raise ValueError(f"{name} = {ids}: expected ids in [0, vocab_size = {model.vocab_size})")

@@ -65,7 +65,7 @@ def _filled(rows: list[list[tuple[list[int], int]]], row_length: int) -> Rows:
 def encode_prompts(problems: Sequence[Problem], tokenizer: Tokenizer, length: int, argument: str = "length") -> Rows:
     """Encodes one prompt per row, padded on the left to `length` columns.
 
-    Raises ValueError if a prompt is empty or longer than `length`; the message names the setting `argument`.
+    Raises ValueError if a prompt is empty or longer than `length`; the message calls `length` by the name `argument`.
     """
     prompts = [_prompt(problem, tokenizer) for problem in problems]
     lengths = [len(ids) for ids in prompts]

@@ -19,12 +19,12 @@ _FOR_A_PERSON = (ValueError, FileNotFoundError, RunError)
 
 
 def train(arguments: Sequence[str] | None = None) -> None:
-    """`tpu_train.py [RECIPE] [--field value …]`: trains a recipe, resuming its run from the newest checkpoint."""
+    """`rljax-train [RECIPE] [--field value …]`: trains a recipe, resuming its run from the newest checkpoint."""
     _as_command(_train, sys.argv[1:] if arguments is None else arguments)
 
 
 def evaluate(arguments: Sequence[str] | None = None) -> None:
-    """`evaluate.py RUN [--field value …]`: evaluates a run's newest checkpoint on the held-out problems."""
+    """`rljax-evaluate RUN [--field value …]`: evaluates a run's newest checkpoint on the held-out problems."""
     _as_command(_evaluate, sys.argv[1:] if arguments is None else arguments)
 
 
@@ -82,8 +82,8 @@ def _train(arguments: list[str]) -> None:
 
 def _evaluate(arguments: list[str]) -> None:
     if not arguments or arguments[0].startswith("-"):
-        raise ValueError(f"arguments = {arguments!r}: expected `evaluate.py RUN [--field value …]`, where RUN is the "
-                         "folder of a training run; `evaluate.py RUN --help` lists the fields")  # fmt: skip
+        raise ValueError(f"arguments = {arguments!r}: expected `rljax-evaluate RUN [--field value …]`, where RUN is "
+                         "the folder of a training run; `rljax-evaluate RUN --help` lists the fields")  # fmt: skip
     run = Path(arguments[0])
     chosen, overrides = RunFolder.command(run)
     join_workers()

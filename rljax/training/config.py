@@ -26,7 +26,7 @@ from rljax.training.optimizer import Optimizer, OptimizerConfig, checked
 
 
 def _cannot_be_parsed(arguments: list[str]) -> Any:
-    raise ValueError("algorithm: expected to be set in the recipe, not on the command line")
+    raise ValueError(f"algorithm = {arguments[0]!r}: expected an algorithm in the recipe, not on the command line")
 
 
 _AS_IT_PRINTS = tyro.constructors.PrimitiveConstructorSpec(  # so that --help shows the algorithm as one field
@@ -49,7 +49,8 @@ class LikelihoodConfig:
     row_length: int = 64
     """Tokens per row. Several demonstrations share a row and are separated by segment ids."""
     microbatches: int = 1
-    """Microbatches per optimizer step. More microbatches need less memory and give the same gradient."""
+    """Microbatches per optimizer step. More microbatches need less memory.
+    The gradient is the same up to rounding (tests/training/accumulation_test.py)."""
     optimizer: Optimizer = OptimizerConfig(learning_rate=1e-3)  # noqa: RUF009 (frozen)
     """AdamW's settings, or any optax.GradientTransformation."""
 
@@ -76,7 +77,7 @@ class RolloutConfig:
     sampling: SamplingConfig = SamplingConfig()  # noqa: RUF009 (frozen)
     """Sampling temperature, top-k, top-p and the token budget of a completion."""
     train_groups: int = 0
-    """Train on at most this many groups per rollout, only on groups whose rewards differ; 0 trains on all groups.
+    """Train on at most this many of a rollout's groups, chosen from those whose rewards differ; 0 trains on all groups.
     Requires an algorithm whose baseline is computed from the group."""
     cut_reward: float | None = None
     """Reward of a completion that is cut off at its token budget.
@@ -89,7 +90,8 @@ class RolloutConfig:
     epochs: int = 1
     """Passes over the rollout."""
     microbatches: int = 1
-    """Microbatches per optimizer step. More microbatches need less memory and give the same gradient."""
+    """Microbatches per optimizer step. More microbatches need less memory.
+    The gradient is the same up to rounding (tests/training/step_test.py)."""
     rescore: bool | None = None
     """Recompute log π_old with the training program, since the sampler's log π differs by rounding errors.
     With one optimizer step per rollout, that step computes log π_old; with more, an extra forward pass does.
@@ -105,9 +107,9 @@ class RolloutConfig:
         check(0 <= self.train_groups <= self.prompts, "rollout.train_groups", self.train_groups,
               f"0 (all) to rollout.prompts = {self.prompts}")  # fmt: skip
         check(self.groups % self.minibatches == 0, "rollout.minibatches", self.minibatches,
-              f"a divisor of the {self.groups} groups trained on")  # fmt: skip
+              f"a divisor of {self.groups}, the number of groups trained on")  # fmt: skip
         check(self.minibatch_rows % self.microbatches == 0, "rollout.microbatches", self.microbatches,
-              f"a divisor of the {self.minibatch_rows} rows of a minibatch")  # fmt: skip
+              f"a divisor of {self.minibatch_rows}, the number of rows of a minibatch")  # fmt: skip
 
     @property
     def groups(self) -> int:
@@ -140,12 +142,12 @@ class RolloutConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CriticConfig:
-    """The value function, a linear head on the policy's hidden states; built only if the advantage needs `values`."""
+    """The value function, a linear head on the policy's hidden states; built only if the algorithm needs `values`."""
 
     coefficient: float = 0.5
     """Weight of the value loss, which is added to the policy's loss."""
     limit: float = 0.2
-    """Change of a value since the start of the rollout above which the value loss is clipped; inf never clips."""
+    """Bound on the change of a value since the rollout, beyond which the value loss is clipped; inf never clips."""
     returns: Annotated[Callable, tyro.conf.Fixed] = discounted_returns
     """Regression target of the values: a function of (rewards, mask) that returns [P, G, T].
     The default, the reward-to-go, is unbiased for any λ of the advantage.

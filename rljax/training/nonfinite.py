@@ -23,7 +23,7 @@ def require_finite(metrics: dict[str, float], stage: str, step: int, batch, fold
     values = ", ".join(f"{name} = {metrics[name]}" for name in bad)
     raise RunError(
         f"{stage} step {step}: {values}: expected finite numbers. The batch of this step is saved in {path}, and the "
-        "last good checkpoint is kept. The same command would fail at the same step: inspect the batch, then start "
-        "another run, for example with a lower learning rate, with "
+        "last good checkpoint is kept. The same command would fail at the same step: inspect the batch, then change "
+        "the settings, for example to a lower learning rate, and start another run with "
         f"--run FOLDER{'' if stage == 'likelihood' else f' --start-from {folder}'}"
     )

@@ -45,6 +45,6 @@ def load(recipe: Path, overrides: Sequence[str] = ()) -> Config:
     spec.loader.exec_module(module)
     config = getattr(module, "config", None)
     if not isinstance(config, Config):
-        raise ValueError(f"recipe = {str(recipe)!r}: config = {config!r}: expected a rljax.training.Config")
+        raise ValueError(f"recipe = {str(recipe)!r}: config = {config!r}: expected an rljax.training.Config")
     command = f"{Path(sys.argv[0]).name} {recipe}"
     return tyro.cli(Config, default=config, args=list(overrides), prog=command, description=module.__doc__)

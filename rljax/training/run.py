@@ -186,7 +186,7 @@ class Run:
         for level, of_level in self.evaluator.levels(params, purpose_key(self.key, "evaluate")):
             figures[level] = of_level
             if self.preemption.asked_alone:
-                self._leave(f"evaluation {moment} interrupted, all training steps are saved")
+                self._leave(f"evaluation {moment} was interrupted; all training steps are saved")
         self.monitor.evaluated(moment, figures)
 
 

@@ -163,7 +163,7 @@ def _zeros(*shape, dtype=np.int32):
     [
         ((_zeros(2, 25),) * 2, ValueError, "25 columns: expected at most max_length = 24"),
         ((_zeros(5),) * 2, ValueError, r"tokens has shape \(5,\): expected \[B, T\]"),
-        ((_zeros(2, 5, dtype=np.float32), _zeros(2, 5)), TypeError, "tokens has dtype float32: expected int32"),
+        ((_zeros(2, 5, dtype=np.float32), _zeros(2, 5)), TypeError, "tokens has dtype float32: expected an int"),
         ((_zeros(2, 5), _zeros(2, 5, dtype=bool)), TypeError, "segment_ids has dtype bool"),
         ((_zeros(2, 5), _zeros(2, 4)), ValueError, r"segment_ids has shape \(2, 4\)"),
     ],

@@ -241,8 +241,8 @@ def test_every_mesh_samples_the_same(shape, rows):
         (6, {"banned": (0, -1)}, r"banned = \(0, -1\): expected ids in \[0, vocab_size = 11\)"),
         (6, {"banned": (0, 1)}, r"banned = \(0, 1\): expected ids that are not in stop_ids = \(1,\), and not all"),
         (6, {"banned": tuple(range(11)), "stop_ids": ()}, "and not all tokens"),
-        (6, {"budget": np.ones(3, np.int32)}, r"budget has shape \(3,\) and dtype int32: expected \(8,\) int32"),
-        (6, {"rows": np.ones(8, np.float32)}, r"rows has shape \(8,\) and dtype float32: expected \(8,\) int32"),
+        (6, {"budget": np.ones(3, np.int32)}, r"budget has shape \(3,\) and dtype int32: expected \(8,\) and an int"),
+        (6, {"rows": np.ones(8, np.float32)}, r"rows has shape \(8,\) and dtype float32: expected \(8,\) and an int"),
     ],
 )  # fmt: skip
 def test_arguments_that_do_not_fit_are_named(columns, others, message):

@@ -44,7 +44,7 @@ from tests.training.tiny import config as tiny
         (lambda: LikelihoodConfig(rows=9, microbatches=2), r"likelihood\.rows = 9"),
         (lambda: RolloutConfig(prompts=0), r"rollout\.prompts = 0"),
         (lambda: RolloutConfig(train_groups=65), r"rollout\.train_groups = 65: expected 0 \(all\) to .* = 64"),
-        (lambda: RolloutConfig(minibatches=3), r"rollout\.minibatches = 3: expected a divisor of the 64"),
+        (lambda: RolloutConfig(minibatches=3), r"rollout\.minibatches = 3: expected a divisor of 64"),
         (lambda: EvaluationConfig(every=-1), r"evaluation\.every = -1"),
         (lambda: EvaluationConfig(temperature=0.0), r"evaluation\.temperature = 0\.0"),
         (lambda: EvaluationConfig(samples=0), r"evaluation\.samples = 0"),
@@ -65,7 +65,7 @@ from tests.training.tiny import config as tiny
         (lambda: ShardingRules(rows=("rows",)), r"sharding\.rows = \('rows',\)"),
         (
             lambda: dataclasses.replace(tiny.rollout, microbatches=3),
-            r"rollout\.microbatches = 3: expected a divisor of the 16 rows",
+            r"rollout\.microbatches = 3: expected a divisor of 16, the number of rows",
         ),
         (
             lambda: dataclasses.replace(tiny, rollout=dataclasses.replace(tiny.rollout, prompt_length=60)),

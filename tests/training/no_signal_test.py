@@ -27,7 +27,7 @@ ADAMW = make_optimizer(dataclasses.replace(config_of(GRPO).optimizer, learning_r
 
 
 def steps_on(config, batches, sizes=MESHES[0], optimizer=ADAMW):
-    """(host states before and after each step, sums) of consecutive optimizer steps, one per batch."""
+    """(states on the host: initial, then after each step; metric sums of each step), one optimizer step per batch."""
     scorer = scorer_of(config, sizes)
     prepare, update = make_prepare(config, scorer), make_update(config, scorer, optimizer)
     params = params_of(scorer)

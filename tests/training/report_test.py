@@ -220,7 +220,7 @@ def test_learning_curve_is_a_picture(tmp_path, suffix):
 
 
 def test_learning_curve_without_rl_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="rows hold no reward"):
+    with pytest.raises(ValueError, match="rows: expected at least one with phase"):
         figures.learning_curve(fake_run.metrics(5, 0), tmp_path / "curve.png")
 
 

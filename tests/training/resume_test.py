@@ -157,7 +157,7 @@ def test_sigterm_while_evaluating_leaves_at_once_and_loses_nothing(undisturbed, 
         sigterm_after(patch, "say", lambda text: text == "evaluating after RL")
         code, output = run_tiny(run, data)
     assert code == 143, output
-    assert "evaluation after RL interrupted, all training steps are saved" in output
+    assert "evaluation after RL was interrupted; all training steps are saved" in output
     assert not (run / "finished.json").exists()
     code, output = run_tiny(run, data)
     assert code == 0, output

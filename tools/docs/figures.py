@@ -43,7 +43,7 @@ REGIONS = {  # (ratio, ordinal t of the token, its old probability q); a ratio a
 
 
 def curves(f, t: int, q: float, sign: float, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """e^f and the weight of ∇log π of token t at each ratio in r, if all earlier tokens have ratio 1."""
+    """e^f of token t and the factor of its ∇log π, for each ratio in `r`; all earlier tokens have ratio 1."""
     old_logp = jnp.full((len(r), t), jnp.log(q))
     logp = old_logp.at[:, -1].add(jnp.log(jnp.asarray(r)))
     last = jnp.zeros_like(logp).at[:, -1].set(1.0)

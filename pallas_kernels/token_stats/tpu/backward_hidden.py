@@ -1,7 +1,7 @@
 """TPU kernel for ∂hidden: for each tile of tokens, one pass over tiles of columns. See `backward_tile`.
 
 VMEM holds double-buffered blocks of h, W and ∂h, the `scratch` of `backward_tile`, and the targets and up to six
-coefficients as columns that are broadcast over all lanes; `_bytes` counts them.
+coefficients as columns that are broadcast over all lanes; `_bytes` is the total size.
 """
 
 from functools import partial

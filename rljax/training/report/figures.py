@@ -93,7 +93,7 @@ def learning_curve(rows: Sequence[Mapping], path: Path, headline: str | None = N
 
     rollouts, rewards = series(rows, "rl", "reward")
     if not len(rollouts):
-        raise ValueError('rows hold no reward of phase "rl": expected the rows of a run that has started stage 2')
+        raise ValueError('rows: expected at least one with phase "rl" and a reward, as in a run that reached stage 2')
     colors = level_colors(list(by_level(rows)), headline)
     with matplotlib.rc_context({"svg.fonttype": "path", "font.size": 10}):
         figure = Figure(figsize=(9.6, 3.4), layout="constrained", dpi=200)

@@ -139,5 +139,5 @@ def _summary_writer():
         from tensorboardX import SummaryWriter
     except ImportError:
         raise ValueError("tensorboard = True: expected tensorboardX to be installed; install the extra `tb` "
-                         "(from a checkout, `pip install -e '.[tb]'`), or set it to False") from None  # fmt: skip
+                         "(from a checkout, `pip install -e '.[tb]'`), or set tensorboard=False") from None  # fmt: skip
     return SummaryWriter
