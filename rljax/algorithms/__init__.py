@@ -1,13 +1,14 @@
 """Published algorithms: functions that return a `PolicyGradient`, with the paper's hyper-parameters as defaults.
 
 Symbols in the docstrings: A, w, f and ℓ are as in `rljax.objective`. R is the reward of a completion, R_t the reward of
-a token, G_t the reward-to-go, and Z = (R − mean R)/(std R + 1e-6) the reward standardized over a group of G
+a token and G_t the reward-to-go. Z = (R − mean R)/(std R + 1e-6) is the reward standardized over a group of G
 completions. n is the number of trained tokens of a sequence, N the number of sequences and M the number of trained
-tokens in the optimizer step. r = e^ℓ is a token's ratio; clip_A(r) is min(r, 1 + high) if A ≥ 0, else max(r, 1 − low).
+tokens in the optimizer step. r = e^ℓ is the ratio of a token, and clip_A(r) is min(r, 1 + high) if A ≥ 0 and max(r, 1 −
+low) if A < 0. sg stops the gradient, σ is the logistic function, and whiten subtracts the mean over the batch's tokens
+and divides by their standard deviation.
 
-Each docstring names the defaults that are our choice and what was not checked against the paper. KL penalties, sampling
-rules and reward shaping are not included: see `penalty` and `rewards`. A hyper-parameter out of range raises
-ValueError.
+Each docstring names our own defaults and what was not checked against the paper. KL penalties, sampling rules and
+reward shaping are not included: see `penalty` and `rewards`. A hyper-parameter out of range raises ValueError.
 
 To define another algorithm, build a `PolicyGradient`. To schedule a hyper-parameter, use a function of the step:
 `lambda step: holder_po(p=holder_schedule(step))`. Each file is one family, with a page in docs/algorithms.

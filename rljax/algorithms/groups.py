@@ -96,7 +96,7 @@ def max_rl(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGrad
 
         A = (R − mean R)/mean R, 0 if the mean is 0,    w = 1/M,    e^f = clip_A(r)
 
-    For rewards ≥ 0; a group of one has A = R. `low` and `high` (default 0.2) are the widths of the clip region. Read in
+    For rewards ≥ 0; a group of one has A = R. `low` and `high` (default 0.2) are the widths of the clip region. From
     prime-rl's and SkyRL's code, not checked against the paper; w and f are our choice. `grpo` divides by the std.
 
     >>> import jax.numpy as jnp

@@ -46,8 +46,8 @@ def minpro(*, low: float | Array = 0.2, high: float | Array = 0.28) -> PolicyGra
 
         A = Z,    w = 1/M,    e^f = clip_A(r_t · sg min_{j<t} r_j)
 
-    `low` (default 0.2) and `high` (default 0.28) are the widths of the clip region. The ratio is from notes, not
-    checked against the paper; the clip and the aggregation are our choice. `minpro_cispo` has a constant weight.
+    `low` (default 0.2) and `high` (default 0.28) are the widths of the clip region. The ratio is from third-party
+    notes, not checked against the paper; its clip and w are our choice. The weight of `minpro_cispo` has no gradient.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([0.5, 1.2, 2.0]), jnp.ones(3), jnp.ones(3, bool)
@@ -66,8 +66,8 @@ def minpro_cispo(*, high: float | Array = 0.28) -> PolicyGradient:
 
         A = Z,    w = 1/M,    e^f = min(r_t · min_{j<t} r_j, 1 + high), as a constant that multiplies ∇log π
 
-    `high` (default 0.28) is the width of the region above 1. The ratio is from notes, not checked against the paper;
-    `high` and the aggregation are as in `cispo`. `minpro` has PPO's clip.
+    `high` (default 0.28) is the width of the region above 1. The ratio is from third-party notes, not checked against
+    the paper; `high` and the aggregation are as in `cispo`. `minpro` has PPO's clip.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([2.0, 1.2, 0.5]), jnp.ones(3), jnp.ones(3, bool)

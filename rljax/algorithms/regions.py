@@ -76,12 +76,12 @@ def cppo(
 ) -> PolicyGradient:
     """CPPO (2606.10968): a budget of divergence per sequence, spent token by token.
 
-        A = Z,    w = 1/M,    e^f = r if A(r − 1) ≤ 0, or c_t D_t ≤ limit and S_t ≤ limit + slack·C_{t−1};  otherwise 0
-        c_t from 1 down to `least`,  S_t = Σ_{j≤t} c_j D_j,  C_t = Σ_{j≤t} c_j
+        A = Z,    w = 1/M,    e^f = r if A(r − 1) ≤ 0 or (c_t D_t ≤ limit and S_t ≤ limit + slack·C_{t−1}), else 0
+        c_t falls linearly from 1 to `least`,  S_t = Σ_{j≤t} c_j D_j,  C_t = Σ_{j≤t} c_j
 
-    `limit` (default 0.15), `slack` (default 0.02; the paper has 0.015 to 0.02) and `least` (default 0.8) are
-    thresholds. Requires `Batch.divergence`, which is D: `divergence.total_variation` over the `top_k` (default 20)
-    likeliest tokens of the old policy. A and w are our choice. `dppo` bounds each token separately.
+    `limit` (default 0.15) and `slack` (default 0.02; the paper has 0.015 to 0.02) are thresholds, `least` (default 0.8)
+    is the coefficient c of the last token. Requires `Batch.divergence`, which is D: `divergence.total_variation` over
+    the `top_k` (default 20) likeliest tokens of the old policy. A and w are our choice. `dppo` bounds single tokens.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.full(3, 1.1), jnp.ones(3), jnp.ones(3, bool)
@@ -102,8 +102,8 @@ def topr() -> PolicyGradient:
         A = R − mean R,    w = 1/N,    e^f = 1 if A ≥ 0, min(1, (Π_t r_t)^{1/n}) if A < 0, as a constant that
         multiplies ∇log π
 
-    Read in ROLL's code, not checked against the paper; the equation quoted there has Π_t r_t instead of its n-th root,
-    and the sign of the reward instead of the sign of A. A and w are our choice. `vespo` has a smooth weight.
+    From ROLL's code, not checked against the paper; the paper's equation, as quoted in ROLL, has Π_t r_t instead of its
+    n-th root and the sign of the reward instead of A's. A and w are our choice. `vespo` has a smooth weight.
 
     >>> import jax.numpy as jnp
     >>> r, mask = jnp.array([[0.25, 1.0], [0.25, 1.0]]), jnp.ones((2, 2), bool)
@@ -131,7 +131,7 @@ def vespo(
         each ℓ is clipped to [−20, 20], log R to [log 1e-8, 20]
 
     k and λ are `k_positive` (default 2) and `lam_positive` (default 3) if A ≥ 0, `k_negative` (default 3) and
-    `lam_negative` (default 2) if A < 0. Read in TRL's code, not checked against the paper. `topr` truncates the weight.
+    `lam_negative` (default 2) if A < 0. From TRL's code, not checked against the paper. `topr` truncates the weight.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([4.0, 0.5]), jnp.ones(2), jnp.ones(2, bool)

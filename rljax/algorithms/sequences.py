@@ -58,7 +58,7 @@ def luspo(*, low: float | Array = 2e-3, high: float | Array = 2.5e-3) -> PolicyG
         A = Z,    w = 1/N,    e^f = clip_A((Π_t r_t)^{1/n})
 
     `low` (default 2e-3) and `high` (default 2.5e-3) are the widths of the clip region. Not checked against the paper:
-    read in TRL's code, the bounds (section 5.1) in TRL's index of papers.
+    from TRL's code, and the bounds (the paper's section 5.1) from TRL's index of papers.
 
     >>> import jax.numpy as jnp
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)

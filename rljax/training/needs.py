@@ -14,7 +14,7 @@ ROLLOUTS: Mapping[str, str] = MappingProxyType({
     "segment_ids": "1 for prompt and completion, 0 for padding",
     "old_logp": "log-probabilities under the policy before the rollout's optimizer steps",
     "sampled_logp": "log-probabilities under the sampling distribution (with temperature, top-k and top-p)",
-    "ref_logp": "log-probabilities under the parameters at the start of stage 2, from an extra forward pass",
+    "ref_logp": "log-probabilities under the parameters at the start of stage 2 (RL), from an extra forward pass",
     "proxy": "the gradient-norm proxy of `TokenStats`, from an extra forward pass per rollout",
     "entropy": "the policy's entropy at each token, from the same forward pass as `proxy`",
     "values": "values from a value head on the policy (`Config.critic`)",
@@ -33,13 +33,13 @@ CARRIED: Mapping[str, str] = MappingProxyType({
 BATCH: Mapping[str, str] = MappingProxyType({
     "tokens": "token ids of prompt and completion",
     "old_logp": "log-probabilities under the policy before the rollout's optimizer steps",
-    "ref_logp": "log-probabilities under the parameters at the start of stage 2, from an extra forward pass",
+    "ref_logp": "log-probabilities under the parameters at the start of stage 2 (RL), from an extra forward pass",
     "divergence": "total variation from the sampling policy, on that policy's `PolicyGradient.top_k` top tokens",
 })  # fmt: skip
 """Fields of `Batch` available to a ratio."""
 
 PENALTY: Mapping[str, str] = MappingProxyType({
-    "kl": "exact KL divergence from the policy at the start of stage 2, from an extra forward pass per optimizer step",
+    "kl": "exact KL divergence from the policy before RL, from an extra forward pass per optimizer step",
 })  # fmt: skip
 """Keyword-only parameters available to a penalty, in addition to its arguments (TokenStats, Batch)."""
 

@@ -125,5 +125,8 @@ def test_the_rules_change_where_parameters_are_and_nothing_else():
 
 
 def test_a_mesh_that_does_not_divide_is_named():
-    with pytest.raises(ValueError, match=r"mesh \(data, fsdp, tensor.*\) = \(3, 1, 1.*\): expected axis sizes that multiply to 8 devices"):
+    with pytest.raises(
+        ValueError,
+        match=r"mesh \(data, fsdp, tensor.*\) = \(3, 1, 1.*\): expected axis sizes that multiply to 8 devices",
+    ):
         make_mesh(MeshConfig(data=3))
