@@ -4,8 +4,8 @@
 
 This benchmark has never run on a GPU. Inputs are bfloat16, and the loss uses all three outputs. TFLOP/s count 2·N·D·V
 operations forward and 8·N·D·V with gradients, even if a program executes more. A time is the median after two warm-up
-runs. Memory is the compiler's temporaries, and the rise of the device's peak if the candidate needs more than all
-before it. The error of a failed candidate is in the table. No candidate starts after M minutes.
+runs. Memory is the compiler's temporaries, and the rise of the device's peak if a candidate needs more than all
+candidates before it. A failed candidate's line holds its error. No candidate starts after M minutes.
 """
 
 import json

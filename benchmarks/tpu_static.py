@@ -33,7 +33,7 @@ from pallas_kernels.token_stats.tpu.generations import GENERATIONS
 COMPILERS = 2  # concurrent compilations
 OUTER, INNER = (1, 2), (2, 3)  # tiles per grid axis, on each core for the outer axis
 SIDES = (256, 512, 1024)
-HEAD = ("kernel", "chip", "tile", "cycles per step", "MXU %", "spills per step", "ms", "limit", "share of floor %")
+HEAD = ("kernel", "chip", "tile", "cycles per step", "MXU %", "spills per step", "ms", "limit", "floor / time %")
 
 
 class Estimate(NamedTuple):

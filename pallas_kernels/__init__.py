@@ -1,7 +1,7 @@
 """Kernels for LLM-RL losses: statistics over the vocabulary from hidden states, and scans within sequences.
 
-Each kernel is a package: its module `reference` is the definition, and `chunked` is for any device. The platform
-determines `implementation=None`; a named implementation runs or raises. The package imports only jax and jaxtyping.
+Each kernel is a package: its module `reference` is the definition, and `chunked` is for any device. By default the
+platform selects the implementation; a named one runs or raises. The package imports only jax and jaxtyping.
 """
 
 from pallas_kernels.segmented_cumsum import segmented_cummin, segmented_cumsum

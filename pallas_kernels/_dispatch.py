@@ -70,7 +70,7 @@ _placed.def_abstract_eval(lambda x, **named: x)
 def only_on(kernel: str, implementation: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, whose first argument is an array, in a named scope; lowering it for another platform raises.
 
-    Pallas' interpreter runs TPU kernels on any platform, so nothing is checked in it.
+    Pallas' interpreter runs TPU kernels on any platform, so there the platform is not checked.
     """
     scoped = jax.named_scope(f"{kernel}_{implementation}")(function)
 

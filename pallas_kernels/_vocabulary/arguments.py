@@ -85,7 +85,7 @@ def columns_of(kernel: str, vocab_size: int | None, unembedding, axis_name: str 
 def inputs_of(hidden, unembedding, targets, bias, mask, scalars, vocabulary: int, axis_name: str | None) -> Inputs:
     """The arguments as `Inputs`, cast to vary over every `shard_map` axis over which any of them varies."""
     accumulator = dtypes(hidden, unembedding)[1]
-    if targets.dtype.itemsize < 4:  # a narrower dtype cannot hold every `vocabulary`
+    if targets.dtype.itemsize < 4:  # a narrower dtype may be unable to hold `vocabulary`
         targets = targets.astype(jnp.int32)
     present = (targets >= 0) & (targets < vocabulary)
     present = present if mask is None else present & mask

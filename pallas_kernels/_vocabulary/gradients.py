@@ -3,7 +3,7 @@
     ∂h = ∂z·W,    ∂W = ∂zᵀ·h,    ∂b = Σ_n ∂z
 
 The outer loop over tiles of the vocabulary carries ∂h. The inner loop over tiles of tokens carries ∂W and ∂b of one
-vocabulary tile. Sums are in the accumulators' dtype. By default products are too, since a bfloat16 ∂z loses digits.
+vocabulary tile. Sums and, by default, the factors of products have the accumulators' dtype: a bfloat16 ∂z loses digits.
 """
 
 from collections.abc import Callable

@@ -16,7 +16,7 @@ For the cotangents g, k, q of logp, entropy and proxy, with a = g − 2 q π_y,
 
     ∂L/∂x_v = a 1[v=y] + π_v (−a − k H − 2 q Q − k log π_v + 2 q π_v).
 
-The logits z = h·Wᵀ + b are scaled, x = βz. With a soft cap c, x = β c tanh(z/c) and ∂x/∂z = β (1 − tanh²(z/c)).
+The logits z = h·Wᵀ + b are scaled, x = βz, β = 1/τ. With a soft cap c, x = βc tanh(z/c) and ∂x/∂z = β (1 − tanh²(z/c)).
 
 A token with βz ≤ `BANNED`, which includes −∞, is banned: its π is exactly 0. Its x is set to `BANNED` to avoid ∞ − ∞
 and 0·∞. If y is banned, logp is the constant −∞. If all tokens are banned, every π is 0, the entropy 0 and the proxy 1.

@@ -41,7 +41,7 @@ def even(size: int, limit: int) -> int:
 def cover(size: int, tile: int, body, carry) -> Any:
     """Scans carry = body(start, fresh, carry) over tiles that cover range(size).
 
-    The last tile starts at size − tile. `fresh` [tile] is false where it overlaps the one before; None without overlap.
+    The last tile starts at size − tile. `fresh` [tile] is false at rows of the tile before it; None without overlap.
     """
     if tile == size:
         return body(0, None, carry)

@@ -17,7 +17,7 @@ class TokenStats(NamedTuple):
     """Statistics of every token, returned by `token_stats` and `token_topk`; 0 in rows without a target.
 
     `logp` is log π(y) in nats, `entropy` is − Σ π log π in nats, and `proxy` is 1 − 2π(y) + Σπ², the squared norm of
-    the gradient of logp in the logits. Each is [N], in float32 (float64 if hidden states or unembedding are).
+    the gradient of logp with respect to the logits. Each is [N], float32 (float64 if `hidden` or `unembedding` is).
     """
 
     logp: Float[Array, "*N"]

@@ -66,7 +66,7 @@ def _forward(plan: Plan, inputs: Inputs):
         more = plan.passes.sums(inputs.hidden, slab, y, plan.tile)
         return more if plan.width_axis is None else joined(found, more)
 
-    nothing = no_columns(inputs.hidden[:, 0], inputs.beta.dtype)  # from hidden, to vary over the axes of the sums
+    nothing = no_columns(inputs.hidden[:, 0], inputs.beta.dtype)  # from hidden, so it varies over the sums' axes
     found = _over_slabs(plan, inputs, add, nothing)
     return finish(found if plan.axis_name is None else joined_over(found, plan.axis_name), inputs.targets)
 

@@ -1,7 +1,7 @@
 """Choice between the TPU kernel and the chunked loop when a program is lowered, since its devices are known only then.
 
-Until lowering, the kernel is a primitive on [*B, T]. The compiler cannot partition a Mosaic kernel over several TPUs:
-outside of a `shard_map` over all axes of the mesh, `implementation=None` takes the loop there, and "tpu" raises.
+Until lowering, the kernel is a primitive on [*B, T]. The compiler cannot partition a Mosaic kernel. With several
+TPUs, outside of a `shard_map` over all axes of the mesh, `implementation=None` uses the loop and "tpu" raises.
 """
 
 from functools import partial

@@ -1,8 +1,8 @@
 """Segmented scans by a loop over tokens, all rows at once, for any device.
 
 The carry is reset at the first token of each sequence, so that large values or NaN in another sequence have no effect.
-On a CPU one loop over T is the fastest (`python benchmarks/segmented_cumsum.py`). Other devices (not run there) launch
-a program per step, so √T chunks of √T tokens are scanned in parallel and then their totals: 2√T steps.
+On a CPU one loop over T is the fastest (`python benchmarks/segmented_cumsum.py`). Other devices, where this has never
+run, launch a program per step, so √T chunks of √T tokens are scanned in parallel and then their totals: 2√T steps.
 """
 
 import math

@@ -10,7 +10,7 @@ Within a block the scan is a Hillis-Steele tree. In round k every token combines
 the token before it, so it neither adds nor resets. Sums are compensated across blocks: log₂ 1024 roundings within a
 block, and about two for all blocks of a row together. The kernel has never run on a TPU, only in Pallas' interpreters.
 
-VMEM: a third of a MiB for x, ids and y (double-buffered), the carry, and the tree's arrays with their shifted copies.
+VMEM, by arithmetic: 1/3 MiB for x, ids and y (double-buffered), the carry, the tree's arrays and their shifted copies.
 """
 
 import math

@@ -45,8 +45,8 @@ def token_kl(
       ref_hidden: h', [N, E], the reference's hidden states; E may differ from D.
       ref_unembedding: W', [V, E], the reference's unembedding.
       mask: [N], bool; rows where it is false give 0, have no gradient, and may hold anything.
-      temperature: τ > 0, a scalar, of both policies; may be traced.
-      softcap: c > 0, a scalar in units of logits, or None, of both; or the pair (policy's, reference's).
+      temperature: τ > 0, a scalar, for both policies; may be traced.
+      softcap: c > 0, a scalar in units of logits, or None, for both; or the pair (policy's, reference's).
       bias: b = b', [V], or None for 0; or the pair (policy's, reference's). Only the policy's has a gradient.
       implementation: "reference" (dense, the definition) or "chunked" (tiles under XLA); None is "chunked".
 

@@ -130,7 +130,7 @@ def _kernel(grid: Grid, block: Tile, width: int, y_ref, h_ref, head, *found_refs
         if head.bias is not None:
             z = z + _part(head.bias, first, columns)[None].astype(accumulator)
         x, _ = scaled(z, beta, softcap)
-        # Padding counts as banned: it adds e^−∞ = 0 as soon as m is the logit of a token that is not banned.
+        # Padding counts as banned: it adds e^(BANNED − m) = 0 as soon as m is the logit of a token that is not banned.
         x = jnp.where((v_here < size)[None], x, BANNED)
         return absorbed(found, x, y[:, None] == v_here[None])
 

@@ -34,10 +34,10 @@ def token_topk(
 ) -> tuple[TokenStats, TopTokens]:
     """`token_stats` and the k most likely tokens of every row, from one pass over the vocabulary.
 
-        ids  = the k tokens v with the largest π(v), largest first; of equal ones the lower id first
+        ids  = the k tokens v with the largest π(v), largest first; ties in order of id
         logp = log π(ids), normalized over the whole vocabulary, so Σ_k e^logp ≤ 1
 
-    π is the policy of `token_stats`. Unlike there, all outputs are constants (stop_gradient). Banned tokens come last,
+    π is the policy of `token_stats`, but all outputs are constants here (stop_gradient). Banned tokens come last,
     with logp −∞; padding is never among the ids. Both implementations are XLA programs, never run on a TPU or GPU.
 
     Args:

@@ -40,7 +40,7 @@ class TransformerConfig(DecoderConfig):
     head_dim: int = 32
     """Features per head. Must be even, because rotary positions rotate pairs of features."""
     mlp: int = 344
-    """Features inside the gated MLP. It has three matrices, so 8/3 · width has the size of a plain 4 · width MLP."""
+    """Features inside the gated MLP. Its 3 matrices at 8/3 · width are as large as a plain MLP's 2 at 4 · width."""
     rope_base: float = 100.0
     """Base of the rotary frequencies. Longer contexts need a larger base (10,000 for thousands of tokens)."""
     qk_norm: bool = False

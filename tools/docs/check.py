@@ -1,4 +1,4 @@
-"""MkDocs hook: fails a strict build if a page is not valid HTML, or has a broken link or an image without a text.
+"""MkDocs hook: fails a strict build if a page is not valid HTML, or has a broken link or an image without alt text.
 
 `python tools/docs/check.py build/site` checks a site that is already built.
 """

@@ -1,7 +1,7 @@
 """25 functions f0 … f24 on strings of 1 to 7 of the letters s … z; longer outputs are truncated to 7 letters.
 
-The functions use 20 operations, and any two differ on some test string. Composing separately learned functions follows
-2509.25123, with other functions.
+The functions use 20 operations, and any two functions differ on some test string. Composing separately learned
+functions follows 2509.25123, with other functions.
 """
 
 from collections.abc import Callable, Sequence

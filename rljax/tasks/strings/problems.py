@@ -79,8 +79,8 @@ def make_problem(names: Sequence[str], text: str, level: str) -> Problem:
 def single_step(before: str, name: str, text: str, level: str) -> Problem:
     """A problem that continues a solution in which function `before` gave `text`: the output of function `name`.
 
-    A problem of one function names it twice, in the prompt and in the solution, so a model might learn to use the first
-    name. In a later step of a solution, the first name is that of the previous step.
+    A problem of one function names it before and after the string, so a model might learn to use the name before it. In
+    the later steps of a solution, the name before the string is that of the previous step.
 
     >>> single_step("f3", "f9", "stuv", "level 1")
     Problem(prompt='f3 stuv;f9 ', answer='vuts', solution='vuts', level='level 1', info={})

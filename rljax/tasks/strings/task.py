@@ -11,7 +11,7 @@ from rljax.tasks.tokenizer import Tokenizer
 
 
 def string_tokenizer() -> Tokenizer:
-    """Tokenizer with one token per function name and its space, per letter, and for `;`; other text becomes bytes."""
+    """Tokenizer with a token for each function name with its space, each letter and `;`; other text becomes bytes."""
     symbols = [*(f"{name} " for name in FUNCTIONS), *LETTERS, ";"]
     texts = (p.prompt + p.solution for p in islice(problems.demonstrations(0, 1000), 1000))
     return Tokenizer.train(texts, symbols=symbols, vocab_size=4 + 256 + len(symbols) + 1)  # + 1: the space

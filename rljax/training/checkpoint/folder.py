@@ -51,7 +51,7 @@ class RunFolder:
                              "choose another folder with --run FOLDER") from None  # fmt: skip
 
     def claim(self, config: Config, recipe: Path, overrides: list[str]) -> None:
-        """Records the config; raises ValueError (RunError) if the folder has checkpoints of another config (format)."""
+        """Records the config; raises ValueError if the checkpoints have another config, RunError if another format."""
         owner = read_json(self.path / "config.json", None)
         if owner is not None and any((self.path / "checkpoints").glob("[0-9]*")):  # without checkpoints nothing is lost
             require_same_version(owner, f"run = {str(self.path)!r}")
