@@ -77,7 +77,7 @@ def absent(checkpoint: Path) -> bool:
 
 
 def find_fault(checkpoint: Path, share: int = 0, shares: int = 1) -> str:
-    """Path and fault of the first damaged file, or ""; verifies the digest of every `shares`-th file from `share` on."""
+    """Path and fault of the first damaged file, or ""; verifies every `shares`-th digest from index `share` on."""
     for item in ITEMS:
         folder = checkpoint / item
         try:
