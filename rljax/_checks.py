@@ -71,7 +71,7 @@ def require_shape(shape: tuple[int, ...], like: str, **arrays) -> None:
 def ranges(**intervals: tuple[float, float]) -> Callable:
     """Declares the ranges of hyper-parameters, `name=(low, high)` for low ≤ value < high.
 
-    They are checked in each call and when an algorithm is built from the function. None and traced values pass.
+    Values are checked in each call and when an algorithm is built from the function. None and traced values pass.
     """
 
     def declare(function):

@@ -20,7 +20,7 @@ from rljax._checks import require_range
 
 
 class _Number:
-    """Placeholder of a leaf in a template."""
+    """Placeholder for a leaf in a template."""
 
     def __repr__(self):
         return "…"
@@ -81,7 +81,7 @@ class Bound:
         return args, dict(zip(self.names, values, strict=True))
 
     def made(self) -> Callable:
-        """The function that a call of this value calls."""
+        """The function that `__call__` applies to its arguments."""
         args, keywords = self._arguments()
         return functools.partial(self.function, *args, **keywords)
 
@@ -243,7 +243,7 @@ def _rebuilt(cls, function, names, template, leaves):
 
 
 def _canonical(function: Callable, keywords: dict[str, Any]) -> dict[str, Any]:
-    """Keywords in one form: in the signature's order, floats if declared so, without a None that is the default."""
+    """Keywords in canonical form: in the signature's order, floats if annotated so, without None defaults."""
     parameters = inspect.signature(function).parameters
     order, found = list(parameters), {}
     for name in sorted(keywords, key=lambda name: (order.index(name) if name in order else len(order), name)):

@@ -27,9 +27,9 @@ def rounding_of(x: Array) -> Array:
 
 
 def alike(x: Array, members: Array, axis: int | None = None) -> Array:
-    """True if the members' values along the axis (default: all axes, kept as 1) are equal up to rounding.
+    """True if the members' values along the axis (default: all axes) are equal up to rounding.
 
-    True without members; false if a member is NaN.
+    True without members; false if a member is NaN. Reduced axes are kept with size 1.
     """
     highest = jnp.max(x, axis=axis, keepdims=True, where=members, initial=-jnp.inf)
     lowest = jnp.min(x, axis=axis, keepdims=True, where=members, initial=jnp.inf)

@@ -29,7 +29,7 @@ def cumulative(x: Float[Array, "*B T"], segments: Segments) -> Float[Array, "*B 
 
 def total(x: Float[Array, "*B T"], segments: Segments) -> Float[Array, "*B T"]:
     """Σ_j x_j over the sequence, at each of its tokens; `[*B, 1]` for a mask, whose rows are one sequence each."""
-    if segments.dtype == jnp.bool_:  # a plain sum is faster than a scan
+    if segments.dtype == jnp.bool_:  # a row is one sequence, so no scan is needed
         return jnp.sum(x, axis=-1, keepdims=True, where=segments)
     return segmented_cumsum(x, segments) + segmented_cumsum(x, segments, reverse=True, exclusive=True)
 

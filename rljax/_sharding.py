@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec as P
 
 
 def gathered(x: Array, *axes: int) -> Array:
-    """x without sharding over explicit mesh axes along `axes` (default: all), as sorts, scans and gathers require."""
+    """x, not split along `axes` (default: all) over explicit mesh axes, as sorts, scans and gathers require."""
     if not _explicit(x):
         return x
     sharding = jax.typeof(x).sharding

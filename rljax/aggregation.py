@@ -2,8 +2,8 @@
 
 An aggregation is called as `f(mask, sign)` and returns weights w [P, G, T] for P prompts, G completions per prompt (a
 group) and T tokens; w is 0 at untrained tokens. `mask` [P, G, T] is true at trained tokens. It covers the whole
-optimizer step, not a microbatch or a shard, in whole groups. Completions and groups without a trained token are not
-counted. `sign` [P, G] is −1, 0 or 1, the sign of the completion's mean advantage, from `side`.
+optimizer step, not a microbatch or a shard, with all completions of each group. Completions and groups without a
+trained token are not counted. `sign` [P, G] is −1, 0 or 1, the sign of the completion's mean advantage, from `side`.
 
 Other required keyword-only parameters are filled in from the fields of `Rollouts` with these names. The weights are
 float64 if `sign` is, else float32. All functions raise ValueError if shapes differ, and TypeError if `mask` is not
@@ -94,8 +94,8 @@ def constant(mask: Mask, sign: Sign, *, max_length: float | Array) -> Weights:
         w = 1/(max_length · number of sequences)
 
     Takes `mask` [P, G, T] and `sign` [P, G]; returns w [P, G, T]. Raises ValueError if max_length < 1. `max_length` is
-    the budget of trained tokens per sequence; with 1 the loss is the mean over sequences of token sums. The weights do
-    not sum to 1: a long sequence counts more than under `sequence_mean`.
+    the budget of trained tokens per sequence; with 1 the loss is the mean over sequences of token sums. The weights
+    need not sum to 1. Long sequences count more, relative to short ones, than under `sequence_mean`.
 
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
     >>> constant(lengths_1_and_3, jnp.array([[1, -1]]), max_length=4).tolist()
@@ -113,8 +113,8 @@ def balanced(mask: Mask, sign: Sign) -> Weights:
 
     Takes `mask` [P, G, T] and `sign` [P, G]; returns w [P, G, T]. n_side is the number of completions on the token's
     side, G the number in the group and P the number of groups. A completion with A = 0 counts in G only and has w = 0.
-    A NaN in `sign` makes the weights of its group NaN. Within a group, w is 1/(G·n_i) if lengths are equal on each
-    side, and as in `group_mean` if the mean lengths of both sides are equal and no A is 0.
+    A NaN in `sign` makes the weights of its group NaN. If lengths are equal within each side, w is 1/(P·G·n_i); if the
+    mean lengths of both sides are equal and no A is 0, w is as in `group_mean`.
 
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
     >>> print(balanced(lengths_1_and_3, jnp.array([[1, -1]])))  # half over one token, half over three

@@ -1,6 +1,6 @@
 """Rollout correction: weights and rejections for tokens that a slightly different policy has sampled.
 
-The sampler runs other kernels than the trainer, possibly at another precision, so its policy q differs from the trained
+The sampler's kernels, and possibly its precision, differ from the trainer's, so its policy q differs from the trained
 policy p even if the parameters are equal. The mismatch of a token is λ_t = log p(y_t) − log q(y_t), in nats:
 `Rollouts.old_logp − Rollouts.sampled_logp`. A *weight* w̄ [P, G, T] multiplies the weights w of the aggregation. A
 *rejection* is a boolean [P, G], true for the sequences that are kept. The results have no gradient.
@@ -340,7 +340,7 @@ def report(
 ) -> dict[str, Float[Array, ""]]:
     """Statistics of a correction over the trained tokens of unpacked rows, with ρ = e^λ.
 
-    - `rejected`: share of the sequences with a trained token that are not kept;
+    - `rejected`: among the sequences with a trained token, the share that is not kept;
     - `effective_samples`: 1/mean((w̄/mean w̄)²) over the kept tokens, in [0, 1];
     - `chi_squared`: mean ρ² − 1, the χ² divergence of the trained policy p from the sampler q;
     - `kl`: mean(ρ − λ − 1), an estimate of KL(q ‖ p) in nats.
@@ -350,7 +350,7 @@ def report(
     Args:
       mismatch: λ, [..., T], in nats.
       mask: True at the trained tokens, [..., T].
-      weights: Weights w̄ of the correction, [..., T]; None takes ρ.
+      weights: Weights w̄ of the correction, [..., T]; None for ρ.
       kept: Sequences that are kept, [...]; None keeps all.
 
     Returns:

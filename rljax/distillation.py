@@ -8,8 +8,8 @@ directly. π̂ and q̂ are the two distributions renormalized over a *support* S
     student, teacher = logits_at(hidden, unembedding, ids), logits_at(teacher_hidden, teacher_unembedding, ids)
     loss = support_loss(student, teacher, weights, support=teachers(ids))
 
-`teachers`, `students`, `intersection` and `union` return a support, `ordinary` the mask for the weights. Only the
-student is differentiated. Functions raise ValueError if shapes differ and TypeError if a mask is not boolean.
+`teachers`, `students`, `intersection` and `union` return a support; `ordinary` returns the mask for the weights. Only
+the student is differentiated. Functions raise ValueError if shapes differ and TypeError if a mask is not boolean.
 """
 
 from typing import NamedTuple
@@ -57,8 +57,8 @@ def sampled_token(
         A_t = log q(y_t) − log π_old(y_t)
 
     `old_logp` and `teacher_logp` [P, G, T] are log π_old and log q of the sampled tokens, in nats; `mask` [P, G, T] is
-    true at the trained tokens. Returns A, [P, G, T], in nats, not standardized; 0 at other tokens. Its policy gradient
-    is the gradient of −KL(π ‖ q) per token. `support_loss` uses several tokens per position.
+    true at the trained tokens. Returns A, [P, G, T], in nats, not standardized; 0 at other tokens. If π = π_old, its
+    expected policy gradient is the gradient of −KL(π ‖ q) per token. `support_loss` uses several tokens per position.
 
     >>> old_logp, teacher_logp = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.25, 1.0]))
     >>> print(sampled_token(old_logp, teacher_logp, jnp.ones(2, bool)))

@@ -44,7 +44,7 @@ def token_logps(
     `pallas_kernels.token_stats` defines the three statistics, soft caps and banned tokens, for rows that are already
     aligned with their tokens; `token_kls` compares two models. A masked token, and the hidden state that predicts it,
     may hold anything. On a mesh (axes of AxisType.Auto), tokens are divided over all axes except the axis of the
-    vocabulary; values and gradients are those of one device (tests/logprobs_test.py).
+    vocabulary; values and gradients equal those on one device (tests/logprobs_test.py).
 
     Args:
       hidden: Hidden states, [..., T, D].
@@ -57,7 +57,7 @@ def token_logps(
       vocab_size: Number of tokens; further rows of W are padding. None means all V rows.
       mesh: Device mesh, or None for one device.
       split: Sharding of W on the mesh: P("tensor", "fsdp") splits the vocabulary over tensor and the width over fsdp;
-        P() or None replicates W. The bias is split as the vocabulary.
+        P() or None replicates W. The bias is split like the vocabulary.
       implementation: Name of a kernel implementation, or None for the platform's default.
 
     Returns:
@@ -284,7 +284,7 @@ def _check(caller: str, hidden, unembedding, tokens, mask, of: str = "") -> None
     if not shape or jnp.shape(hidden)[:-1] != shape:
         raise ValueError(
             f"{caller}: {of}hidden has shape {jnp.shape(hidden)}: expected [*B, T, D] "
-            f"with [*B, T] = {shape}, as in tokens"
+            f"with [*B, T] = {shape}, one per token"
         )
     if jnp.shape(mask) != shape:
         raise ValueError(f"{caller}: mask has shape {jnp.shape(mask)}: expected {shape}, as tokens")

@@ -140,7 +140,7 @@ def position_summary(sums: Mapping[str, Float[Array, "K"]]) -> dict[str, Float[A
     """The metrics per bin of positions, from `position_sums`.
 
     - `clip_share_positive`, `clip_share_negative`: as in `policy_summary`, divided by the Σw of the bin;
-    - `drift`, `spread`: mean and standard deviation of Σ_{j≤t} ℓ_j in nats, the quantity that prefix ratios clip.
+    - `drift`, `spread`: mean and standard deviation of Σ_{j≤t} ℓ_j in nats, the value of `ratio.cumulative`.
 
     `sums` is a result of `position_sums` or a sum of several. Returns arrays [K] by name, one entry per bin, NaN for
     bins without tokens. `policy_summary` has the metrics over all positions.
@@ -190,13 +190,13 @@ def variance_proxies(
         signal S = ‖g‖²,    total P = mean_i Ā_i² W_i,    noise = max(0, (P − S)/(B − 1))
 
     The mean is over the B completions with a trained token; Ā_i is the mean of A over completion i, and W_i the sum of
-    its proxies, each at least 0. Unlike the other metrics, these estimates need the gradient norm of the parameters.
+    its proxies, floored at 0. Unlike the other metrics, these estimates need the gradient norm of the parameters.
 
     Args:
       advantages: A, [P, G, T].
       mask: True at the trained tokens, [P, G, T].
       proxy: Squared norm of the logit gradient, [P, G, T], in [0, 2]; `TokenStats.proxy`.
-      gradient_norm: ‖g‖, the norm of the gradient of the loss in the parameters, a scalar.
+      gradient_norm: ‖g‖, the norm of the gradient of the loss with respect to the parameters, a scalar.
 
     Returns:
       `signal`, `total` and `noise` by name, scalars.

@@ -1,7 +1,7 @@
 """The policy-gradient objective: L(θ) = − Σ_t w_t · A_t · exp f(ℓ; A, m)_t, with ℓ_t = log π_θ(y_t) − log π_old(y_t).
 
-The advantage A is computed once per rollout, the weights w (by an *aggregation*) once per optimizer step, the ratio f
-on every microbatch; m is the mask. Because w is fixed, the losses of microbatches, shards and hosts add up.
+The advantage A is computed once per rollout, the weights w (by an *aggregation*) once per optimizer step, and the
+ratio f on every microbatch; m is the mask. Because w is fixed, the losses of microbatches, shards and hosts add up.
 """
 
 import dataclasses
@@ -100,7 +100,7 @@ class PolicyGradient:
     and the repr is the expression that builds it. It is also a pytree whose leaves are the floating-point numbers bound
     to its functions, which can be traced, mapped and differentiated; functions, integers and None are part of the tree
     structure. `policy_loss` differentiates only the hyper-parameters of the ratio, because A and w are constants.
-    Raises TypeError if a field is not a function of the arguments below, or if traced hyper-parameters are compared.
+    Raises TypeError if a field other than `top_k` is not as described below, or if traced values are compared.
 
     >>> from functools import partial
     >>> from rljax import advantage, aggregation, ratio
@@ -248,7 +248,7 @@ def make_batch(algorithm: PolicyGradient, rollouts: Rollouts) -> Batch:
 def weighted_batch(aggregation: Callable, rollouts: Rollouts, advantages: Float[Array, "P G T"]) -> Batch:
     """The batch of one optimizer step on the minibatch `rollouts` of whole groups, with `advantages` [P, G, T].
 
-    `advantages` are the whole rollout's; `aggregation` is as in `PolicyGradient`, result and errors as in `make_batch`.
+    Compute `advantages` over the whole rollout. `aggregation` is as in `PolicyGradient`, and errors as in `make_batch`.
     """
     mask = trained(rollouts.mask, rollouts.segment_ids)
     named = ("tokens", "old_logp", "ref_logp", "entropy_coefficient")

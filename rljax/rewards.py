@@ -74,7 +74,7 @@ def length_shaping(
     A completion is correct if its reward is above 0. n is its number of trained tokens; mean and std (divisor N − 1)
     are over the group's N correct completions; σ is the sigmoid. If the std is 0, the shaped reward is 1 − α/2. In the
     other groups, a correct completion has reward 1. A NaN stays NaN. Unlike `overlong_penalty`, it does not need a
-    maximal length. From third-party notes, which leave α open; not checked against the paper.
+    maximum length. From third-party notes, which leave α open; not checked against the paper.
 
     Args:
       rewards: Rewards, [P, G], positive if correct.
@@ -117,7 +117,7 @@ def improvement(
 ) -> Float[Array, ""]:
     """PIPO's policy improvement ξ: the mean reward of a rollout, standardized by the means of the K rollouts before it.
 
-        ξ = (mean R − mean history) / std history,    std with divisor K − 1;    0 if the std is 0
+        ξ = (mean R − mean history) / std history,    std with divisor K − 1;    ξ = 0 if the std is 0
 
     `rewards` R are [P, G], `mask` [P, G, T] is true at the trained tokens, and completions without one are ignored.
     `history` [K] has the earlier mean rewards. Returns a scalar without unit for `advantage.policy_improvement`. Unlike

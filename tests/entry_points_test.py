@@ -1,4 +1,4 @@
-"""The commands configure malloc to keep freed memory, only for CPU runs without other malloc settings."""
+"""The commands configure malloc to keep freed memory, but only in CPU runs without other malloc settings."""
 
 import ctypes
 import platform

@@ -72,7 +72,7 @@ def test_jit_shard_map_vmap_grad_and_checkpoint_with_a_donated_buffer(name):
 
 @every_ratio
 def test_a_psum_is_differentiated_from_outside(name):
-    """Every ratio as a traced program (types must match); numbers for one ratio with a scan."""
+    """Traces every ratio, whose types must match, and compares the numbers of one ratio that uses a scan."""
     logp, batch = random_rows()
     f = RATIOS[name]
     total = jax.value_and_grad(over_devices(partial(policy_loss, ratio=f), P("data"), P("data")))

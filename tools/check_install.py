@@ -1,7 +1,7 @@
 """Test of the built distribution: `make test-install`.
 
 Builds the sdist and, from the sdist, the wheel. Installs and runs the wheel outside the checkout in two environments:
-without extras in the versions of requirements.lock, and with `train` in the oldest versions that pyproject.toml allows.
+without extras at the versions in requirements.lock, and with `train` at the oldest versions that pyproject.toml allows.
 """
 
 import os

@@ -105,7 +105,7 @@ def without_negatives(advantage: Callable) -> Callable:
 def multi_reward(
     rewards: Rewards, mask: Mask, *, components: Float[Array, "P G K"], coefficients: Float[Array, "K"] | None = None
 ) -> Advantages:
-    """GDPO's sum of several rewards, each standardized within its group and the sum whitened over the batch.
+    """GDPO's advantage: several rewards are standardized within the group, and their sum is whitened over the batch.
 
         A = whiten(Σ_k c_k · (R_k − mean R_k)/std R_k)
 

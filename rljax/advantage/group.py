@@ -68,7 +68,7 @@ def leave_one_out(rewards: Rewards, mask: Mask) -> Advantages:
 
 
 def length_weighted(rewards: Rewards, mask: Mask) -> Advantages:
-    """OPO's advantage: the reward minus the mean reward of the group weighted by length (2505.23585).
+    """OPO's advantage: the reward minus the length-weighted mean reward of the group (2505.23585).
 
         A_i = R_i − Σ_j n_j R_j / Σ_j n_j
 

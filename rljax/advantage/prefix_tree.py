@@ -18,7 +18,7 @@ def prefix_tree(rewards: Rewards, mask: Mask, *, tokens: Int[Array, "P G T"]) ->
     mean R, and V of a prefix that only one completion has is that completion's R. Prefixes consist of trained tokens
     only; `tokens` holds token ids. All pairs are compared, in arrays [P, G, G, T]. `group_relative` has no term V.
 
-    >>> tokens = jnp.array([[[5, 6, 8], [5, 7, 8]]])  # V: ½ of the empty prefix, then ½, 1, 1 and ½, 0, 0. Std √½
+    >>> tokens = jnp.array([[[5, 6, 8], [5, 7, 8]]])  # V: ½ for the empty prefix, then ½, 1, 1 and ½, 0, 0. Std √½
     >>> print(prefix_tree(jnp.array([[1.0, 0.0]]), jnp.ones((1, 2, 3), bool), tokens=tokens))
     [[[ 0.7071  1.4142  0.7071]
       [-0.7071 -1.4142 -0.7071]]]

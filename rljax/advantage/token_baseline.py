@@ -1,4 +1,4 @@
-"""Optimal token baselines: one baseline per position, weighted by the energy W_t of each completion up to it."""
+"""Optimal token baselines: one per position, weighted by the energy W_t of each completion up to that position."""
 
 from collections.abc import Callable
 from functools import partial
@@ -24,9 +24,9 @@ def optimal_token_baseline(
 
     Takes `rewards` [P, G] or [P, G, T] and `mask` [P, G, T]; returns A [P, G, T]. The sums of B_t are over the
     completions with n_i ≥ t; if Σ W = 0, B_t is their plain mean. If only one completion has n_i ≥ t, its B_t is the
-    energy-weighted mean of the others at their last tokens (in the paper's code B_t is G_t, so A = 0, or B_t is 0). B_t
-    includes completion i, so A is biased: in groups of 4 its variance is lower than that of `leave_one_out` mostly
-    because its gradient is shorter (docs/claims.md). `leave_one_out_token_baseline` is unbiased.
+    energy-weighted mean of the others at their last tokens (in the paper's code, B_t is either G_t, so A = 0, or 0).
+    B_t includes completion i, so A is biased: in groups of 4 its variance is lower than that of `leave_one_out` mostly
+    because the bias shrinks the gradient (docs/claims.md). `leave_one_out_token_baseline` is unbiased.
 
     Args:
       proxy: e_t = 1 − 2π(y_t) + Σ_v π(v)², [P, G, T], the squared norm of ∂ log π/∂ logits; floored at 0.

@@ -115,7 +115,7 @@ def cumulative_divergence_mask(
       slack: Growth of the sequence's budget per unit of weight, in the unit of `divergence`; slack ≥ 0.
       least: Weight w of a sequence's last token, in [0, 1].
 
-    >>> cumulative_divergence_mask(  # S = 0.125, 0.25, 0.375 against 0.125, 0.25, 0.3125
+    >>> cumulative_divergence_mask(  # S = 0.125, 0.25, 0.375 against 0.1875, 0.25, 0.3125
     ...     jnp.ones(3), jnp.ones(3), jnp.ones(3, bool),
     ...     divergence=jnp.full(3, 0.125), limit=0.1875, slack=0.0625, least=1.0).tolist()
     [1.0, 1.0, -inf]

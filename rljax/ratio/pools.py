@@ -77,8 +77,8 @@ def prefix_mean(log_ratio: Tokens, advantages: Tokens, segments: Segments) -> To
 
         f(ℓ)_t = (1/t) Σ_{j≤t} m_j ℓ_j
 
-    Maps `log_ratio` (nats), `advantages` and `segments` to f(ℓ), all [..., T]. A variant in CTPO's code, clipped by
-    `position_clip` with power = −0.5. `cumulative` does not divide by t.
+    Maps `log_ratio` (nats), `advantages` and `segments` to f(ℓ), all [..., T]. It is a variant in CTPO's code, clipped
+    by `position_clip` with power = −0.5. `cumulative` does not divide by t.
 
     >>> ℓ, mask = jnp.array([0.5, -0.25, 0.0, 1.25]), jnp.array([True, True, False, True])
     >>> prefix_mean(ℓ, jnp.ones(4), mask).tolist()

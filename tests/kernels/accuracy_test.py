@@ -115,7 +115,7 @@ def of_head(kernel: str, form: str) -> dict[str, list[float]]:
 
 
 def of_scan(name: str, form: str) -> dict[str, list[float]]:
-    """The errors of a scan over rows of T tokens, of sums relative to the running Σ|x|; gradients are scans themselves.
+    """The errors of a scan over T tokens, of sums relative to the running Σ|x|; 0 for gradients, which are scans too.
 
     Inputs rounded to bfloat16 are passed as float32, since they are summed in float32.
     """

@@ -71,7 +71,7 @@ UNCOMPENSATED = SUM._replace(absorb=lambda total, error, x: (total + x, error))
 
 @pytest.mark.parametrize("scan", SCANS.values(), ids=SCANS)
 def test_a_plain_carry_does_not(scan, monkeypatch):
-    """Not even in chunks. This also shows that XLA does not optimize the compensation away."""
+    """A plain carry loses accuracy even in chunks. This also shows that XLA does not optimize the compensation away."""
     monkeypatch.setattr(tpu, "TOKENS", 128)
     assert errors(scan, UNCOMPENSATED, False)["constant"] > BOUND
 

@@ -93,7 +93,7 @@ def test_an_advantage_that_reads_old_logp_reads_the_new_one():
 
 
 def test_the_divergence_from_oneself_is_zero():
-    """With one step CPPO needs no forward pass; with two, one forward pass gives likeliest tokens and old_logp."""
+    """With one optimizer step CPPO needs no forward pass; with two, one pass gives the top tokens and old_logp."""
     algorithm = algorithms.cppo(limit=0.0, slack=0.0)
     found, prepared, *_ = first_step(config(algorithm))
     assert prepared.extra.likeliest is None

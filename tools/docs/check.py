@@ -33,7 +33,7 @@ def on_post_build(config, **_) -> None:
 
 
 def faults(site: Path) -> Iterator[str]:
-    """Yields a line per fault of the site's pages."""
+    """Yields one line per fault on the site's pages."""
     pages, errors = {}, {}
     for path in sorted(site.rglob("*.html")):
         parser = html5lib.HTMLParser(html5lib.getTreeBuilder("etree"), namespaceHTMLElements=False)
