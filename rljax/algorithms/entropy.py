@@ -25,7 +25,7 @@ def aepo(
     H is the mean entropy of the rollout's trained tokens. `entropy_low` and `entropy_high` are in nats and have no
     defaults, since the paper does not publish them. `low` (default 0.2) and `high` (default 0.28) are the widths of the
     clip region. Requires `Rollouts.task` and `Rollouts.entropy`. `grpo` keeps all completions. The advantage is the
-    paper's; the aggregation, the clip, and that dropped completions count in the denominators are ours.
+    paper's; the aggregation, the clip, and counting dropped completions in the denominators are our choice.
 
     >>> import jax.numpy as jnp
     >>> algorithm, mask = aepo(entropy_low=0.2, entropy_high=0.6), jnp.ones((1, 2, 1), bool)

@@ -16,7 +16,7 @@ def cispo(*, low: float | Array | None = None, high: float | Array = 0.28) -> Po
         A = Z,    w = 1/M,    e^f = min(r, 1 + high), as a constant that multiplies ∇log π
 
     `low` (default None, as in the paper) adds a lower bound 1 − low. `high` (default 0.28) is a default of trainers;
-    the paper tunes it, and its value was not checked. In `dapo`, tokens outside the region lose their gradient.
+    the paper tunes it, but we did not check its value. In `dapo`, tokens outside the region lose their gradient.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask = jnp.array([0.5, 1.0, 2.0]), jnp.ones(3), jnp.ones(3, bool)
@@ -57,7 +57,7 @@ def dppo(*, low: float | Array = 0.15, high: float | Array = 0.15, cap: float | 
 
     p = π_θ(y) and q = π_old(y). `low` and `high` (default 0.15) bound the change of probability and `cap` (default 3)
     the weight. The paper's other form bounds a KL divergence: `ratio.kl_mask` with low = high = 0.05. The ratio and its
-    defaults are as in verl, A and w are our choice. `cppo` bounds the divergence of the sequence.
+    defaults are as in verl; A and w are our choice. `cppo` bounds the divergence of the sequence.
 
     >>> import jax.numpy as jnp
     >>> r, A, mask, q = jnp.array([0.5, 1.0, 2.0]), jnp.ones(3), jnp.ones(3, bool), jnp.array([0.5, 0.5, 0.4])

@@ -11,7 +11,7 @@ __all__ = ["opo", "reinforce_plus_plus", "remax", "rloo"]
 
 
 def rloo(*, low: float | Array = 0.2, high: float | Array = 0.2) -> PolicyGradient:
-    """RLOO (2402.14740): a leave-one-out baseline, a mean over sequences of token sums, the clipped sequence ratio.
+    """RLOO (2402.14740): a leave-one-out baseline, a mean over sequences of token sums, and the clipped sequence ratio.
 
         A = R_i − mean_{j≠i} R_j,    w = 1/N,    e^f = clip_A(Π_t r_t), with each token's own gradient
 
@@ -70,7 +70,7 @@ def opo() -> PolicyGradient:
 
 
 def remax() -> PolicyGradient:
-    """ReMax (2310.10505): the reward of the greedy completion as the baseline, a mean over sequences of token sums.
+    """ReMax (2310.10505): the reward of the greedy completion as the baseline, and a mean over sequences of token sums.
 
         A = G_t − R_greedy,    w = 1/N,    e^f = r
 

@@ -57,8 +57,8 @@ def luspo(*, low: float | Array = 2e-3, high: float | Array = 2.5e-3) -> PolicyG
 
         A = Z,    w = 1/N,    e^f = clip_A((Π_t r_t)^{1/n})
 
-    `low` (default 2e-3) and `high` (default 2.5e-3) are the widths of the clip region. Not checked against the paper:
-    from TRL's code, and the bounds (the paper's section 5.1) from TRL's index of papers.
+    `low` (default 2e-3) and `high` (default 2.5e-3) are the widths of the clip region. The loss is from TRL's
+    code and the bounds (the paper's section 5.1) are from TRL's index of papers, neither checked against the paper.
 
     >>> import jax.numpy as jnp
     >>> lengths_1_and_3 = jnp.array([[[1, 0, 0], [1, 1, 1]]], bool)
@@ -141,7 +141,7 @@ def holder_po_two_sided(
     low: float | Array = 0.2,
     high: float | Array = 0.2,
 ) -> PolicyGradient:
-    """HölderPO's two-sided clip (2605.12058): each ℓ is clipped to ±log(1 + limit), followed by `holder_po`.
+    """HölderPO's two-sided clip (2605.12058): `holder_po` after clipping each ℓ to ±log(1 + limit).
 
         A = Z,    w = 1/(N n),    e^f = clip_A(((1/n) Σ_t c_t^p)^{1/p}),  c = r clipped to [1/(1 + limit), 1 + limit]
 
@@ -173,9 +173,9 @@ def holder_schedule(
         p(step) = start + (end − start) · shape(min(step/steps, 1))
 
     `step` counts from 0, and may be traced. p goes from `start` (default 2) to `end` (default −2) over `steps` (default
-    500), and stays there. `shape` maps [0, 1] to [0, 1]; its default, `schedule.linear`, is the paper's main run (from
-    1 to −1 for ALFWorld). The paper also names cosine, power and cubic shapes; their formulas in `schedule` are ours.
-    Returns a scalar. Raises ValueError if steps < 1. `schedule.anneal` is the same function without defaults.
+    500) and stays there. `shape` maps [0, 1] to [0, 1]; its default, `schedule.linear`, is that of the paper's main run
+    (for ALFWorld, p goes from 1 to −1). The paper also names cosine, power and cubic shapes; their formulas in
+    `schedule` are ours. Returns a scalar. Raises ValueError if steps < 1. `schedule.anneal` has no defaults.
 
     >>> [float(holder_schedule(step)) for step in (0, 125, 250, 500, 900)]
     [2.0, 1.0, 0.0, -2.0, -2.0]
