@@ -66,7 +66,7 @@ test-lowest: .venv-lowest/.ready  # the core on the oldest jax and jaxtyping tha
 test-install: .venv/.ready  # the wheel in new environments: without extras, and with the oldest `train`
 	$(BIN)/python tools/check_install.py
 
-tpu-compile: .venv/.tpu  # compiles all kernels for all TPU generations, without a TPU
+tpu-compile: .venv/.tpu  # compiles all kernels for TPU v5e, v5p, v6e and tpu7x, without a TPU
 	$(BIN)/python benchmarks/tpu_compile.py
 
 tpu-compile-all: .venv/.tpu  # also more sizes and the programs that store all logits, for the table in docs/tpu.md

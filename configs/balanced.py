@@ -1,4 +1,4 @@
-"""GRPO with Balanced Aggregation (2605.04077) on the string task; about 7 minutes on 2 CPU cores."""
+"""GRPO with Balanced Aggregation (2605.04077) on the string task."""
 
 import dataclasses
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Control experiment: the string task with rewards permuted within each group.
 
-The permuted rewards carry no information, but the updates keep their size. Any gain has causes other than the rewards.
+The permuted rewards carry no information, but each group keeps its set of advantages. Any gain has other causes.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""CTPO (2605.07331: cumulative ratios, clip bounds ∝ √t) on the string task; about 7 minutes on 2 CPU cores."""
+"""CTPO (2605.07331: cumulative ratios, clip bounds ∝ √t) on the string task."""
 
 import dataclasses
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""HölderPO (2605.12058) on the string task, with p annealed from 2 to −2; about 7 minutes on 2 CPU cores.
+"""HölderPO (2605.12058) on the string task, with p annealed from 2 to −2.
 
-The annealing takes the number of rollouts of the default recipe; with another `--steps`, change `annealed` too.
+The annealing lasts as many rollouts as the default recipe; with another `--steps`, change `annealed` too.
 """
 
 import dataclasses

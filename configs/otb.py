@@ -1,4 +1,4 @@
-"""The optimal token baseline (2602.07078) on the string task; about 7 minutes on 2 CPU cores.
+"""The optimal token baseline (2602.07078) on the string task.
 
 The baseline needs an extra forward pass per rollout.
 """

@@ -1,6 +1,6 @@
 """The string task with DAPO, the default recipe: `make train` takes about 7 minutes on 2 CPU cores.
 
-A transformer of 0.6 M parameters learns 25 functions from demonstrations (stage 1, with 60 of the 400 pairs), then
+A transformer of 0.6 M parameters learns 25 functions and 60 pairs of them from demonstrations (stage 1), then
 learns to compose functions from outcome rewards (stage 2, on 204 other pairs). See docs/benchmarks.md for results.
 """
 

@@ -1,4 +1,4 @@
-"""Hyper-parameter sweep in one compiled step: HölderPO at eight p, `python examples/sweep.py`, under a minute on a CPU.
+"""Sweep over eight values of HölderPO's p in one compiled step: `python examples/sweep.py`, under a minute on a CPU.
 
 An algorithm is a pytree whose leaves are its hyper-parameters, so `jax.vmap` over stacked algorithms and parameters
 trains eight policies in one program, on the task of `bare_jax.py`. Writes `runs/sweep.png`.

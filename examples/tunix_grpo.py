@@ -139,7 +139,7 @@ def tiny_qwen3():
         **size, vocab_size=2 + len(DIGITS), rope_theta=100, norm_eps=1e-6, use_tied_embedding=True
     )
     model = qwen3.Qwen3(config, rngs=nnx.Rngs(0))
-    model.embedder.input_embedding[...] *= 20  # Tunix initializes weights to be replaced by a checkpoint
+    model.embedder.input_embedding[...] *= 20  # Tunix expects a checkpoint to replace its initial weights
     draws = nnx.Rngs(1)
     for layer in model.layers:
         for part in (layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj):

@@ -1,4 +1,4 @@
-"""Trains from a recipe on one host or as one worker of a pod: `python launch/tpu_train.py [RECIPE] [--field value]`."""
+"""Trains from a recipe: `python launch/tpu_train.py [RECIPE] [--field value]`; it has not run on a TPU pod yet."""
 
 from rljax._entry_points import train
 
