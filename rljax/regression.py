@@ -94,7 +94,9 @@ def a2po(logp: Tokens, batch: Batch, *, beta: float | Array = 1e-3) -> Float[Arr
     require_between("beta", beta, 1e-30)
     mask = trained(batch)
     if batch.ref_logp is None:
-        raise ValueError("Batch.ref_logp = None: expected log π_ref of the batch's tokens; pass Batch(ref_logp=…)")
+        raise ValueError(
+            "Batch.ref_logp = None: expected log π_ref of the batch's tokens; pass Rollouts(ref_logp=…) to make_batch"
+        )
     arrays = {"ref_logp": batch.ref_logp, "advantages": batch.advantages, "weights": batch.weights}
     require_shape(mask.shape, "mask", logp=logp, **arrays)
     logp, *constants = (jnp.where(mask, x, 0.0) for x in accumulators(logp=logp, **arrays))

@@ -120,7 +120,9 @@ def kl_corrected(logp: Tokens, batch: Batch) -> Float[Array, ""]:
 
 def _reference(batch: Batch) -> Array:
     if batch.ref_logp is None:
-        raise ValueError("Batch.ref_logp = None: expected log π_ref of the batch's tokens; pass Batch(ref_logp=…)")
+        raise ValueError(
+            "Batch.ref_logp = None: expected log π_ref of the batch's tokens; pass Rollouts(ref_logp=…) to make_batch"
+        )
     return batch.ref_logp
 
 
