@@ -10,8 +10,8 @@ policy p even if the parameters are equal. The mismatch of a token is λ_t = log
 An algorithm takes a correction through one of three combinators, which differ in what they change:
 
     weighted(token_mean, token_truncated)      # multiplies w; the denominators of w do not change
-    aggregation_of_kept(token_mean, veto)      # rejected sequences do not count in the denominators of w either
-    advantage_of_kept(group_relative, veto)    # rejected sequences do not count in their group's baseline; A = 0
+    aggregation_of_kept(token_mean, veto)      # also leaves rejected sequences out of the denominators
+    advantage_of_kept(group_relative, veto)    # leaves them out of their group's baseline; their A is 0
 
 `report` measures the correction. Each row is one sequence if `segment_ids` is None. In packed rows, tokens with equal
 non-zero ids are one sequence, id 0 is not trained, and a rejection is [..., T]. Rejections drop a sequence with a NaN

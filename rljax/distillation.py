@@ -5,7 +5,8 @@ advantage `sampled_token`. With more of the teacher's distribution, the loss is 
 directly. π̂ and q̂ are the two distributions renormalized over a *support* S of a few tokens per position:
 
     ids, _ = top_tokens(teacher_hidden, teacher_unembedding, k=32)          # [N, K], no [N, V] logits
-    student, teacher = logits_at(hidden, unembedding, ids), logits_at(teacher_hidden, teacher_unembedding, ids)
+    student = logits_at(hidden, unembedding, ids)
+    teacher = logits_at(teacher_hidden, teacher_unembedding, ids)
     loss = support_loss(student, teacher, weights, support=teachers(ids))
 
 `teachers`, `students`, `intersection` and `union` return a support; `ordinary` returns the mask for the weights. Only

@@ -12,7 +12,8 @@ from rljax.advantage._outcomes import Advantages, Mask, Rewards, checked, deviat
 def prefix_tree(rewards: Rewards, mask: Mask, *, tokens: Int[Array, "P G T"]) -> Advantages:
     """Outcome advantage plus the change in value that each token made, from prefixes shared in the group (TEMPO, P2T).
 
-        A_{i,t} = [R_i − mean R + V(y_≤t) − V(y_<t)] / (std R + 1e-6);  V(prefix): mean R of the members that share it
+        A_{i,t} = [R_i − mean R + V(y_≤t) − V(y_<t)] / (std R + 1e-6)
+        V(prefix) = mean R of the members that share it
 
     Takes `rewards` [P, G] or [P, G, T], `mask` and `tokens` [P, G, T]; returns A [P, G, T]. V of the empty prefix is
     mean R, and V of a prefix that only one completion has is that completion's R. Prefixes consist of trained tokens

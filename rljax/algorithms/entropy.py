@@ -19,7 +19,8 @@ def aepo(
 ) -> PolicyGradient:
     """AEPO (2512.12967): drops completions with A < 0 once the entropy is too high, until it is low again.
 
-        A = (R − mean R)/(std of the task's R + 1e-6), or 0 if A < 0 and dropping,    w = 1/M,    e^f = clip_A(r)
+        A = (R − mean R)/(std of the task's R + 1e-6), or 0 if A < 0 and dropping
+        w = 1/M,    e^f = clip_A(r)
         dropping ← H > entropy_high, or dropping and H ≥ entropy_low
 
     H is the mean entropy of the rollout's trained tokens. `entropy_low` and `entropy_high` are in nats and have no

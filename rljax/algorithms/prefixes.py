@@ -20,7 +20,8 @@ def ctpo(
     """CTPO (2605.07331): the cumulative ratio of the prefix, clipped to bounds that widen as t^power.
 
         A = Z,    w = 1/M,    e^f = Π_{j≤t} r_j with each token's own gradient, clipped to
-        at most e^{log_high·t^power} if A ≥ 0; at least e^{−log_low·t^power}, at most e^{log_dual·t^power} if A < 0
+        at most e^{log_high·t^power} if A ≥ 0;
+        at least e^{−log_low·t^power}, at most e^{log_dual·t^power} if A < 0
 
     `log_low` (default 0.025), `log_high` (default 0.05) and `log_dual` (default 0.05; None for no bound) are in nats at
     t = 1; `power` (default 0.5) is the exponent of t. These defaults and the token mean are from the authors' code; the

@@ -52,8 +52,8 @@ def sapo(*, positive: float | Array = 1.0, negative: float | Array = 1.05) -> Po
 def dppo(*, low: float | Array = 0.15, high: float | Array = 0.15, cap: float | Array = 3.0) -> PolicyGradient:
     """DPPO (2602.04879): a trust region bounded by the change of the token's probability, not of its ratio.
 
-        A = Z,    w = 1/M,    e^f = 0 if A > 0 and p − q > high, or A < 0 and p − q < −low;  otherwise min(r, cap),
-        as a constant that multiplies ∇log π
+        A = Z,    w = 1/M,    e^f = 0 if A > 0 and p − q > high, or A < 0 and p − q < −low;
+        otherwise min(r, cap), as a constant that multiplies ∇log π
 
     p = π_θ(y) and q = π_old(y). `low` and `high` (default 0.15) bound the change of probability and `cap` (default 3)
     the weight. The paper's other form bounds a KL divergence: `ratio.kl_mask` with low = high = 0.05. The ratio and its
@@ -76,7 +76,8 @@ def cppo(
 ) -> PolicyGradient:
     """CPPO (2606.10968): a budget of divergence per sequence, spent token by token.
 
-        A = Z,    w = 1/M,    e^f = r if A(r − 1) ≤ 0 or (c_t D_t ≤ limit and S_t ≤ limit + slack·C_{t−1}), else 0
+        A = Z,    w = 1/M
+        e^f = r if A(r − 1) ≤ 0 or (c_t D_t ≤ limit and S_t ≤ limit + slack·C_{t−1}), else 0
         c_t falls linearly from 1 to `least`,  S_t = Σ_{j≤t} c_j D_j,  C_t = Σ_{j≤t} c_j
 
     `limit` (default 0.15) and `slack` (default 0.02; the paper has 0.015 to 0.02) are thresholds, `least` (default 0.8)

@@ -143,7 +143,8 @@ def holder_po_two_sided(
 ) -> PolicyGradient:
     """HölderPO's two-sided clip (2605.12058): `holder_po` after clipping each ℓ to ±log(1 + limit).
 
-        A = Z,    w = 1/(N n),    e^f = clip_A(((1/n) Σ_t c_t^p)^{1/p}),  c = r clipped to [1/(1 + limit), 1 + limit]
+        A = Z,    w = 1/(N n),    e^f = clip_A(((1/n) Σ_t c_t^p)^{1/p})
+        c = r clipped to [1/(1 + limit), 1 + limit]
 
     The first clip keeps a single token from dominating the mean at large |p|; tokens beyond `limit` (default 0.2) have
     no gradient. `p` (default 2), `low` and `high` (default 0.2) are as in `holder_po`.

@@ -1,6 +1,7 @@
 """Penalties: weighted sums over the tokens of a batch that are added to the policy loss.
 
-    loss = policy_loss(logp, batch, ratio) + 0.001 * kl(logp, batch) + 0.01 * entropy_bonus(entropy, batch)
+    added = 0.001 * kl(logp, batch) + 0.01 * entropy_bonus(entropy, batch)
+    loss = policy_loss(logp, batch, ratio) + added
 
 Every penalty uses `batch.weights`, so the penalties of microbatches and shards add up to the penalty of the whole step.
 `kl_cov` and the selections `clip_cov` and `top_entropy` instead choose k tokens of the batch, which must be the batch

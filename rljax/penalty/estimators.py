@@ -147,7 +147,8 @@ def quadratic(logp: Tokens, batch: Batch) -> Float[Array, ""]:
 def kl_cov(logp: Tokens, batch: Batch, *, share: float | Array = 2e-4) -> Float[Array, ""]:
     """KL-Cov: a penalty on the tokens whose covariance with the advantage is largest (2505.22617).
 
-        Σ_t w_t · |ℓ_t| over the k tokens of largest covariance,    ℓ = logp − old_logp,    k = max(1, ⌊share · tokens⌋)
+        Σ_t w_t · |ℓ_t| over the k tokens of largest covariance
+        ℓ = logp − old_logp,    k = max(1, ⌊share · tokens⌋)
 
     `logp` [..., T] is log π_θ in nats; `batch` holds the whole optimizer step; `share` in [0, 1] is the share of the
     trained tokens. Returns a scalar in nats; the paper's coefficient is 0.1. Unlike with `clip_cov`, the tokens stay in

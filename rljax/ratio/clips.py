@@ -156,7 +156,8 @@ def soft_gate(
 ) -> Tokens:
     """SAPO's smooth gate, used instead of a clip (2511.20347).
 
-        f(ℓ) = log( (4/τ) σ(τ(r − 1)) ),    τ = positive if A > 0, negative otherwise;  σ is the logistic function
+        f(ℓ) = log( (4/τ) σ(τ(r − 1)) ),    τ = positive if A > 0, negative otherwise
+        σ is the logistic function
 
     Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if τ is out of range. e^f is
     2/τ and ∂e^f/∂ℓ is 1 at ℓ = 0. The derivative falls smoothly to 0 on both sides; `clip` cuts it off.

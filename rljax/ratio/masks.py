@@ -66,7 +66,8 @@ def kl_mask(
     """DPPO's trust region, bounded by the KL divergence of the sampled token (2602.04879).
 
         D = q log(q/p) + (1 − q) log((1 − q + 1e-8)/(1 − p + 1e-8))
-        f = −∞ if A > 0, p > q and D > high, or A < 0, p < q and D > low;  otherwise sg(min(ℓ, log cap) − ℓ) + ℓ
+        f = −∞ if A > 0, p > q and D > high, or A < 0, p < q and D > low;
+        otherwise sg(min(ℓ, log cap) − ℓ) + ℓ
 
     Maps `log_ratio`, `advantages` and `segments` to f(ℓ), all [..., T]. Raises ValueError if a bound is out of range.
     Here p = π_θ(y) = q·e^ℓ and q = π_old(y), so `log_ratio` must not be pooled. `total_variation_mask` bounds |p − q|.
