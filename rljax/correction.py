@@ -398,5 +398,5 @@ def _sequences(mask: Array, segment_ids: Ids) -> Array:
 
 
 def _kept(holds: Array, segment_ids: Ids) -> Array:
-    """[...] from [..., 1] if each row is one sequence; [..., T] if rows are packed."""
+    """`holds` [..., T] for packed rows; otherwise without its last axis, which has size 1."""
     return holds[..., 0] if segment_ids is None else holds

@@ -1,7 +1,7 @@
 """The papers' formulas as plain NumPy loops in float64, and random ragged batches to test them on.
 
-A ratio is `f(l, A, l0) -> f(l)` over the trained tokens of one sequence; `l0` is ℓ where the paper stops the gradient.
-Loops also accept complex numbers, for gradients by complex steps.
+A ratio maps (l, A, l0) of one sequence's trained tokens to the list f(ℓ); `l` is ℓ, and `l0` is ℓ where the paper stops
+the gradient. Loops also accept complex numbers, for gradients by complex steps.
 """
 
 from functools import partial

@@ -181,7 +181,7 @@ def test_a_schedule_in_the_step_compiles_once():
 
 
 def equations(jaxpr) -> int:
-    """The number of equations in a jaxpr and its sub-jaxprs, plus the elements of its constants."""
+    """The number of equations in a jaxpr and its sub-jaxprs, plus the number of elements of all their constants."""
     inner = [x for eqn in jaxpr.eqns for x in jax.tree.leaves(list(eqn.params.values())) if hasattr(x, "eqns")]
     return len(jaxpr.eqns) + sum(map(np.size, getattr(jaxpr, "consts", ()))) + sum(map(equations, inner))
 

@@ -34,7 +34,7 @@ from pallas_kernels._vocabulary.types import ABSENT, ELSEWHERE, Head, Tile, dtyp
 
 
 class _Inputs(NamedTuple):
-    """Array arguments of the custom_vjp. `present` [N] is ELSEWHERE (no target column), or ABSENT if mask is false."""
+    """Array arguments of the custom_vjp. `present` [N] is ABSENT if mask is false, else ELSEWHERE."""
 
     hidden: Array
     unembedding: Array

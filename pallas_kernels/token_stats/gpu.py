@@ -9,16 +9,17 @@ The kernel has never run on a GPU, only in Pallas' interpreter, so every time be
        ↓    │ (1, 0) →│ (1, 1) →│      and adds them to its sums, [nt] each.
             └─────────┴─────────┘
 
-XLA joins the splits by rescaling their sums to the greatest m. Programs are ordered so that the tiles of `GROUP` tokens
-visit all splits together: their hidden states stay in L2, and a tile of W is read from memory once per group.
+XLA joins the splits by rescaling their sums to the greatest maximum m. A group of tiles, `GROUP` tokens in all, visits
+the splits together, so that its hidden states can stay in L2 and W be read from memory once per group.
 
 The backward pass is `gpu_xla`. ∂h is summed over the vocabulary and ∂W over the tokens, so kernels without atomic
-additions would compute the logits twice: four products of 2·N·D·V instead of three. At (N, D, V) = (8192, 4096, 151936)
-on an H100 they would save 14 bytes of memory traffic per logit (17 GB, about 5 ms) and add a product (10 ms at peak).
+additions would compute the logits twice: four products of 2·N·D·V FLOP instead of three. At (N, D, V) = (8192, 4096,
+151936) on an H100 they would save 14 bytes of memory traffic per logit (17 GB, about 5 ms) and add a product (10 ms at
+peak).
 
-Registers in bytes: nt·vt·4 = 128 KiB of logits, which is 128 of the 255 registers of each thread in 8 warps, and 5·nt·4
-of sums. Shared memory: 3 pipeline stages of (nt + vt)·128 bytes, 144 KiB of an H100's 227 KiB. jax 0.12 deprecates
-Pallas' Triton backend in favor of Mosaic GPU: lowering this kernel emits a warning.
+With `TILE` (nt = 128, vt = 256), the logits take nt·vt·4 bytes = 128 KiB of registers (128 of the 255 per thread in 8
+warps), and the sums 5·nt·4 bytes. Shared memory: 3 pipeline stages of (nt + vt)·128 bytes, 144 KiB of an H100's 227
+KiB. jax 0.12 deprecates Pallas' Triton backend in favor of Mosaic GPU: lowering this kernel emits a warning.
 """
 
 from functools import partial

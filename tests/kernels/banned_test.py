@@ -229,7 +229,7 @@ def kl_loss(implementation, tile, tau, softcap):
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("implementation", ["reference", "chunked"])
 def test_token_kl_is_that_of_the_other_tokens(implementation, case):
-    """The policy bans more tokens than the reference, both have a bias, and only the policy has a soft cap."""
+    """The policy bans more tokens than the reference, both have a bias, and the reference has no soft cap."""
     _, tau, cap = case
     ref_bias = bans(case, 1, np.r_[0:8])
     gradients, kl = kl_loss(implementation, Tile(4, 8), tau, (cap, None))(*head()[:2], bans(case), ref_bias)

@@ -186,7 +186,7 @@ def test_gradients_of_some_of_the_outputs(monkeypatch, wanted):
 
 
 def test_one_shard_of_a_vocabulary_and_a_dtype_for_the_sum(monkeypatch):
-    """The passes with targets ELSEWHERE, a traced size (also 0), and coefficients `log_pi` and `pi` of None."""
+    """The passes with targets ELSEWHERE, a traced size (100, then 0), and a slope whose `log_pi` and `pi` are None."""
     rng = np.random.default_rng(0)
     hidden, unembedding = (rng.normal(size=(rows, 24)).astype(jnp.bfloat16) for rows in (140, 150))
     targets = np.int32(rng.integers(ABSENT, 100, 140))

@@ -1,4 +1,4 @@
-"""Checkpoints of another format version or of other task data are refused with the differences."""
+"""Checkpoints of another format version or of other task data are refused; the error names the differences."""
 
 import dataclasses
 

@@ -1,7 +1,7 @@
 """TPU kernel for ∂unembedding and ∂bias: for each tile of columns, one pass over tiles of tokens. See `backward_tile`.
 
-VMEM holds double-buffered blocks of W, h and ∂W, the `scratch` of `backward_tile`, and the targets, the bias and the
-accumulator of ∂bias as columns that are broadcast over all lanes; `_bytes` is the total size.
+VMEM holds double-buffered blocks of W, h and ∂W, the `scratch` of `backward_tile`, the targets and the bias as columns
+broadcast over all lanes, and a partial sum of ∂bias per lane; `_bytes` is their total size.
 """
 
 from functools import partial
