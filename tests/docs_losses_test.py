@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from rljax import advantage, make_batch, policy_loss, ratio
 from rljax.objective import required_fields
+from tests.pages import blocks
 from tools.imports import ROOT
 
 PAGES = {path.stem: path for path in sorted((ROOT / "docs/losses").glob("*.md"))}
@@ -23,25 +24,21 @@ THIRD_PARTY = re.compile(r"^(?:import|from) (?:equinox|flax|optax)\b", flags=re.
 
 
 @cache
-def code(name: str) -> str:
-    parts = re.split(r"```python\n(.*?)```", PAGES[name].read_text(), flags=re.S)
-    return "".join("\n" * part.count("\n") if i % 2 == 0 else f"\n{part}" for i, part in enumerate(parts))
-
-
-@cache
 def run(name: str) -> dict:
     names = {"__name__": name}
-    exec(compile(code(name), PAGES[name], "exec"), names)
+    for block in blocks(PAGES[name]):
+        exec(block, names)
     return names
 
 
 def marked(name: str):
-    other = [pytest.mark.standard_promotion] if THIRD_PARTY.search(code(name)) else []
+    other = [pytest.mark.standard_promotion] if THIRD_PARTY.search(PAGES[name].read_text(encoding="utf-8")) else []
     return pytest.param(name, marks=other)
 
 
 @pytest.mark.parametrize("name", [marked(name) for name in PAGES])
 def test_the_code_of_a_page_runs(name):
+    assert blocks(PAGES[name])
     run(name)
 
 

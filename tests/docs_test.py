@@ -15,22 +15,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-import pallas_kernels
 import rljax
 from rljax import algorithms
+from tests.pages import blocks
+from tests.public import PUBLIC, TRAINER
 from tools.imports import ROOT
 
-TRAINER = ("configs", "models", "rollout", "tasks", "training")  # these packages need the extra `train`
-CORE = [
-    importlib.import_module(f"rljax.{module.name}")
-    for module in pkgutil.iter_modules(rljax.__path__)
-    if module.name not in TRAINER and not module.name.startswith("_")
-]
-PUBLIC = {module.__name__: module for module in CORE} | {
-    f"{module.__name__}.{name}": getattr(module, name)
-    for module in (rljax, pallas_kernels, *CORE)
-    for name in getattr(module, "__all__", ())
-}
 NUMBER = re.compile(r"-?\d+\.?(\d*)(?:e([-+]?\d+))?")
 DIRECTIVE = re.compile(r"^::: (\S+)((?:\n +.*)*)", flags=re.M)
 
@@ -178,10 +168,10 @@ PAGES = [
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_code_of_a_page_runs(page):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
-    assert blocks
+    samples = blocks(ROOT / "docs" / page)
+    assert samples
     names = on_the_pages()
-    for block in blocks:
+    for block in samples:
         if block.startswith(">>> "):
             test = doctest.DocTestParser().get_doctest(block, names, page, None, 0)
             assert not doctest.DocTestRunner(checker=Rounded()).run(test, clear_globs=False).failed

@@ -2,31 +2,17 @@
 
 import ast
 import doctest
-import importlib
 import inspect
-import pkgutil
 import re
 import textwrap
 from collections.abc import Callable, Iterator
 
 import pytest
 
-import pallas_kernels
-import rljax
 from rljax._checks import ranges
+from tests.public import PUBLIC
 
-TRAINER = ("configs", "models", "rollout", "tasks", "training")
-MODULES = [rljax, pallas_kernels] + [
-    importlib.import_module(f"rljax.{module.name}")
-    for module in pkgutil.iter_modules(rljax.__path__)
-    if module.name not in TRAINER and not module.name.startswith("_")
-]
-FUNCTIONS = {
-    f"{module.__name__}.{name}": function
-    for module in MODULES
-    for name in getattr(module, "__all__", ())
-    if inspect.isfunction(function := getattr(module, name))
-}
+FUNCTIONS = {name: value for name, value in PUBLIC.items() if inspect.isfunction(value)}
 ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|cf|vs|[Ee]qs?|[Ss]ec|[Ff]ig)$")
 
 
@@ -78,8 +64,7 @@ CHECKS = (wrong_opening, missing_parameters, missing_example, missing_errors)
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_the_docstring_of_every_public_function_is_complete(check):
     faults = [f"{name}: {fault}" for name, function in FUNCTIONS.items() for fault in check(function)]
-    if faults:
-        pytest.fail("\n".join([f"{len(faults)} faults:", *faults]), pytrace=False)
+    assert not faults, "\n".join(faults)
 
 
 def test_the_functions_of_every_module_are_checked():

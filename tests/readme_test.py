@@ -11,12 +11,13 @@ import pytest
 import rljax
 from rljax import algorithms
 from rljax.training import commands
+from tests.pages import blocks
 from tests.training.in_process import call
 from tests.training.subprocesses import metrics
 from tools.imports import ROOT
 
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+BLOCKS = blocks(ROOT / "README.md")
 
 
 def block(mark: str) -> str:
@@ -84,7 +85,7 @@ def test_a_task_of_ten_lines_trains(tmp_path):
 @pytest.mark.standard_promotion
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
 def test_the_recipe_of_getting_started_trains(tmp_path, monkeypatch):
-    task, recipe = re.findall(r"```python\n(.*?)```", (ROOT / "docs/getting_started.md").read_text(), flags=re.S)
+    task, recipe = blocks(ROOT / "docs/getting_started.md")
     monkeypatch.chdir(tmp_path)
     exec(task, {})
     (tmp_path / "my_task.py").write_text(recipe)
