@@ -89,7 +89,7 @@ def _kernel(operation, reverse, exclusive, length, x_ref, ids_ref, y_ref, total_
 
 
 def _tree(operation, reverse, ids, x):
-    """(id, result) at each token of a block: those of the latest token that is not a hole; id 0 if there is none."""
+    """For each token of a block, the id and result of the latest token that is not a hole; id 0 if all are holes."""
     distance = 1
     while distance < TOKENS:
         id_before, before = _earlier(reverse, distance, ids, x)

@@ -18,7 +18,7 @@ Rows = dict[str, Int[np.ndarray, "R T"] | Bool[np.ndarray, "R T"]]
 def pack(problems: Sequence[Problem], tokenizer: Tokenizer, row_length: int, *, end: int = EOS) -> Rows:
     """Packs demonstrations `[prompt | solution | end]` into rows of `row_length` tokens by best fit.
 
-    Raises ValueError if there is no problem, or if a problem has no solution or is longer than a row.
+    Raises ValueError if there are no problems, or if a problem has no solution or is longer than a row.
     """
     if not problems:
         raise ValueError("problems is empty: expected at least one problem to pack")

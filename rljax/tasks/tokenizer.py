@@ -47,7 +47,7 @@ class Tokenizer:
 
         Each of `symbols` is always one token and is never merged. `vocab_size` is an upper bound on the number of
         tokens: 4 special tokens, 256 bytes, the symbols, the characters of the texts, then merges. Raises ValueError
-        if there is no text or if `vocab_size` is too small.
+        if there are no texts or if `vocab_size` is too small.
         """
         written = io.BytesIO()
         try:

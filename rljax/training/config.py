@@ -136,7 +136,7 @@ class RolloutConfig:
         return self.minibatches * self.epochs
 
     def rescores(self, dtype) -> bool:
-        """Whether log π_old is recomputed if the model computes in `dtype`."""
+        """True if log π_old is recomputed if the model computes in `dtype`."""
         return jnp.finfo(dtype).bits < 32 if self.rescore is None else self.rescore
 
 

@@ -107,7 +107,7 @@ def _name(function) -> str:
 
 
 def _is_global(value) -> bool:
-    """Whether `value` is an attribute of its module under its own name, so that the name identifies it."""
+    """True if `value` is an attribute of its module under its own name, so that the name identifies it."""
     module = sys.modules.get(getattr(value, "__module__", None) or "")
     return callable(value) and module is not None and getattr(module, _name(value), None) is value
 

@@ -16,5 +16,5 @@ class PreemptedError(RunError):
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """Whether an error means a full disk; RESOURCE_EXHAUSTED does not, since XLA raises it for device memory."""
+    """True if an error means a full disk. RESOURCE_EXHAUSTED does not: XLA raises it when device memory is full."""
     return "No space left" in str(error) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)

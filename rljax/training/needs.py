@@ -94,7 +94,7 @@ def check_groups(algorithm: PolicyGradient, completions: int, train_groups: int)
 
 
 def vanishes_alone(advantage: Callable) -> bool:
-    """Whether the advantage of a single completion per group is always 0.
+    """True if the advantage of a single completion per group is always 0.
 
     >>> from rljax import advantage
     >>> vanishes_alone(advantage.mean_baseline), vanishes_alone(advantage.reinforce_plus_plus)

@@ -33,7 +33,7 @@ def join_workers() -> None:
 
 
 def _on_tpu_host(pci: Path = Path("/sys/bus/pci/devices")) -> bool:
-    """Whether a PCI device has Google's vendor id 0x1ae0 and is not Google's network card, device id 0x0042."""
+    """True if a PCI device has Google's vendor id 0x1ae0 and is not Google's network card, device id 0x0042."""
     if os.environ.get("JAX_PLATFORMS", "") == "cpu":
         return False
     return any(
@@ -73,9 +73,9 @@ class Preemption:
 
     @property
     def asked_alone(self) -> bool:
-        """Whether a single-process run received SIGTERM; False with several processes, which stop only at a step."""
+        """True if a single-process run received SIGTERM; False with several processes, which stop only at a step."""
         return self._asked
 
     def asked(self, step: int) -> bool:
-        """Whether to stop at `step`; equal on every process."""
+        """True if the run must stop at `step`; equal on every process."""
         return self._asked if jax.process_count() == 1 else multihost_utils.reached_preemption_sync_point(step)

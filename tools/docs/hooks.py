@@ -1,4 +1,4 @@
-"""MkDocs hooks: algorithms on the pages of their families, links to papers, formulas as MathML, a check of the HTML."""
+"""MkDocs hooks: algorithms on the pages of their families, links to papers, formulas as MathML."""
 
 import ast
 import html

@@ -97,7 +97,7 @@ class Visits(NamedTuple):
     scale: Float[Array, " 3"]  # β, c (1 without a soft cap), and the logit z of a banned token
 
     def computes(self, i, first):
-        """Whether the tile of tokens i × columns from `first` on is computed."""
+        """True if the tile (tokens i, columns from `first` on) must be computed."""
         return (self.present[i] > 0) & (first < self.size[0])
 
     def tokens(self, i):
@@ -133,7 +133,7 @@ def bias_row(head: Head, columns: int):
 
 
 def is_ragged(head: Head, columns: int) -> bool:
-    """Whether a tile of `columns` may contain padding or rows past the end of the weight."""
+    """True if a tile of `columns` may contain padding or rows past the end of the weight."""
     return not isinstance(head.size, int) or head.size % columns > 0
 
 

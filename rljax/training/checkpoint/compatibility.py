@@ -103,7 +103,7 @@ def require_same_data(record: dict, data: TaskData, where: str) -> None:
 
 
 def read_params(folder: Path, abstract: Params, data: TaskData, where: str) -> Restored | None:
-    """Parameters and record of the newest undamaged checkpoint in `folder`; None if there is no checkpoint.
+    """Parameters and record of the newest undamaged checkpoint in `folder`, or None if it has no checkpoint.
 
     Raises RunError if the checkpoint has another format version, model (`abstract`) or tokenizer (`data`).
     """

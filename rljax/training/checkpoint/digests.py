@@ -72,7 +72,7 @@ def handlers() -> DefaultCheckpointHandlerRegistry:
 
 
 def absent(checkpoint: Path) -> bool:
-    """Whether a checkpoint has no digests, as in format version 1."""
+    """True if a checkpoint was written without digests (format version 1)."""
     return not any(checkpoint.glob(f"*/{_name('*')}"))
 
 
@@ -115,7 +115,7 @@ def _files(folder: Path) -> set[str]:
 
 
 def _is_of(path: str, process: int) -> bool:
-    """Whether `process` wrote the file, according to Orbax's naming of files and folders."""
+    """True if `process` wrote the file, according to Orbax's naming of files and folders."""
     return any(part in (f"ocdbt.process_{process}", f"process_{process}") for part in path.split("/"))
 
 

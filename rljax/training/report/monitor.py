@@ -82,7 +82,7 @@ class Monitor:
             self.progress.update(stage, step, metrics)
 
     def looked_at(self, step: int) -> bool:
-        """Whether the quick evaluation before rollout `step` was already recorded, before an interruption."""
+        """True if the quick evaluation before rollout `step` was already recorded, before an interruption."""
         return bool(multihost_utils.broadcast_one_to_all(np.int32(step in self._looks)))  # equal on every process
 
     def look(self, step: int, accuracy: dict[str, float], reward: dict[str, float], more: dict[str, float]) -> None:
