@@ -21,6 +21,7 @@ LAYERS = (
     {"rljax.regression"},
     {"rljax.logprobs", "rljax.metrics", "rljax.algorithms"},
     {"rljax"},
+    {"rljax.text"},
     {"rljax.models", "rljax.tasks"},
     {"rljax.rollout"},
     {"rljax.training.errors", "rljax.training.keys", "rljax.training.description", "rljax.training.needs",

@@ -1,7 +1,7 @@
 """Language models as pure functions of a pytree of parameters."""
 
-from rljax.models.decoder import Cache, Decoder, DecoderConfig, create, initialize
-from rljax.models.protocol import Head, Model, ModelConfig, Params, without_value_head
+from rljax.models.decoder import Cache, Decoder, DecoderConfig, create
+from rljax.models.protocol import Head, Model, ModelConfig, Params, initialize, without_value_head
 from rljax.models.sharding import MeshConfig, ShardingRules, make_mesh
 from rljax.models.transformer import TransformerConfig
 

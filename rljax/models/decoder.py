@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 
 from rljax._checks import check
 from rljax.models.attention import accumulator, causal_mask, positions_of
-from rljax.models.protocol import Head, Model, ModelConfig
+from rljax.models.protocol import Head, ModelConfig, initialize
 from rljax.models.sharding import RULES, ShardingRules, keep_split, param_shardings, split_rows
 
 Precision = Literal["float32", "bfloat16", "float64"]
@@ -203,16 +203,6 @@ def _require_integers(name: str, x: Array, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} has shape {x.shape}: expected {shape}")
     if not jnp.issubdtype(x.dtype, jnp.integer):
         raise TypeError(f"{name} has dtype {x.dtype}: expected an integer dtype")
-
-
-def initialize(model: Model, mesh: Mesh, key: Array):
-    """Random parameters of `model`, created with their shardings on `mesh`.
-
-    The values for a `key` are equal on every mesh, up to rounding (`tests/models/sharding_test.py`).
-    """
-    shardings = jax.tree.map(lambda x: x.sharding, model.abstract_params(mesh))
-    with jax.disable_jit(False):  # without jit there are no shardings
-        return jax.jit(model.initialize, out_shardings=shardings)(key)
 
 
 def create(config: DecoderConfig, mesh: Mesh, key: Array, rules: ShardingRules = RULES):

@@ -3,12 +3,14 @@
 import abc
 from typing import Any, NamedTuple, Protocol
 
+import jax
 from jax import Array
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Int
 
 from rljax.models.sharding import ShardingRules
+from rljax.text import TextTokenizer
 
 Params = dict[str, Any]
 """Nested dict of arrays. The entries `value` and `value_bias` are the value head; all other entries are the policy."""
@@ -102,6 +104,24 @@ class ModelConfig(abc.ABC):
     @abc.abstractmethod
     def build(self, *, vocab_size: int, value_head: bool, rules: ShardingRules) -> Model:
         """The model for `vocab_size` tokens, sharded by `rules`; `value_head` adds the critic's value head."""
+
+    def tokenizer(self) -> TextTokenizer | None:
+        """The tokenizer that belongs to the model's parameters; None if the model accepts the task's tokenizer."""
+        return None
+
+    def parameters(self, model: Model, mesh: Mesh, key: Array) -> Params:
+        """The initial parameters of `model`, a result of `build`, with their shardings on `mesh`; by default random."""
+        return initialize(model, mesh, key)
+
+
+def initialize(model: Model, mesh: Mesh, key: Array) -> Params:
+    """Random parameters of `model`, created with their shardings on `mesh`.
+
+    The values for a `key` are equal on every mesh, up to rounding (`tests/models/sharding_test.py`).
+    """
+    shardings = jax.tree.map(lambda x: x.sharding, model.abstract_params(mesh))
+    with jax.disable_jit(False):  # without jit there are no shardings
+        return jax.jit(model.initialize, out_shardings=shardings)(key)
 
 
 def without_value_head(params: Params) -> Params:

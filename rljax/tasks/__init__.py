@@ -3,7 +3,7 @@
 from rljax.tasks.jsonl import JsonlTask
 from rljax.tasks.strings import StringsTask
 from rljax.tasks.task import Problem, Task, TaskData
-from rljax.tasks.tokenizer import Tokenizer
 from rljax.tasks.verifier import exact_match
+from rljax.text import Tokenizer
 
 __all__ = ["JsonlTask", "Problem", "StringsTask", "Task", "TaskData", "Tokenizer", "exact_match"]

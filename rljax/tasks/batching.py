@@ -10,18 +10,20 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from rljax.tasks.task import Problem
-from rljax.tasks.tokenizer import EOS, Tokenizer
+from rljax.text import TextTokenizer
 
 Rows = dict[str, Int[np.ndarray, "R T"] | Bool[np.ndarray, "R T"]]
 
 
-def pack(problems: Sequence[Problem], tokenizer: Tokenizer, row_length: int, *, end: int = EOS) -> Rows:
+def pack(problems: Sequence[Problem], tokenizer: TextTokenizer, row_length: int, *, end: int | None = None) -> Rows:
     """Packs demonstrations `[prompt | solution | end]` into rows of `row_length` tokens by best fit.
 
+    `end` is by default the first of the tokenizer's stop tokens.
     Raises ValueError if there are no problems, or if a problem has no solution or is longer than a row.
     """
     if not problems:
         raise ValueError("problems is empty: expected at least one problem to pack")
+    end = tokenizer.stop_ids[0] if end is None else end
     room: list[list[int]] = [[] for _ in range(row_length + 1)]  # indices of rows, by the number of free tokens
     rows: list[list[tuple[list[int], int]]] = []
     for problem in problems:
@@ -37,7 +39,7 @@ def pack(problems: Sequence[Problem], tokenizer: Tokenizer, row_length: int, *, 
     return _filled(rows, row_length)
 
 
-def _demonstration(problem: Problem, tokenizer: Tokenizer, row_length: int, end: int) -> tuple[list[int], int]:
+def _demonstration(problem: Problem, tokenizer: TextTokenizer, row_length: int, end: int) -> tuple[list[int], int]:
     """(tokens, index of the first token of the solution)."""
     if not problem.solution:
         raise ValueError(f"problems: {problem.prompt!r} has no solution: expected a solution in every problem")
@@ -62,7 +64,9 @@ def _filled(rows: list[list[tuple[list[int], int]]], row_length: int) -> Rows:
     return {"tokens": tokens, "segment_ids": segment_ids, "mask": mask}
 
 
-def encode_prompts(problems: Sequence[Problem], tokenizer: Tokenizer, length: int, argument: str = "length") -> Rows:
+def encode_prompts(
+    problems: Sequence[Problem], tokenizer: TextTokenizer, length: int, argument: str = "length"
+) -> Rows:
     """Encodes one prompt per row, padded on the left to `length` columns.
 
     Raises ValueError if a prompt is empty or longer than `length`; the message calls `length` by the name `argument`.
@@ -80,8 +84,8 @@ def encode_prompts(problems: Sequence[Problem], tokenizer: Tokenizer, length: in
     return {"tokens": tokens, "segment_ids": segment_ids}
 
 
-def _prompt(problem: Problem, tokenizer: Tokenizer) -> list[int]:
-    ids = tokenizer.encode(problem.prompt)
+def _prompt(problem: Problem, tokenizer: TextTokenizer) -> list[int]:
+    ids = tokenizer.chat(problem.messages) if problem.messages else tokenizer.encode(problem.prompt)
     if not ids:
         raise ValueError("problems: a prompt is empty: expected at least one token, to predict the next token from")
     return ids

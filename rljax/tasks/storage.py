@@ -18,6 +18,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from rljax.tasks.task import Problem
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Problem))
+_JSON = ("info", "messages")  # stored as JSON
 
 
 def problem_info(builder: tfds.core.DatasetBuilder, description: str) -> tfds.core.DatasetInfo:
@@ -28,7 +29,11 @@ def problem_info(builder: tfds.core.DatasetBuilder, description: str) -> tfds.co
 
 def examples(problems: Iterable[Problem]) -> Iterator[tuple[int, dict[str, str]]]:
     """The (key, features) pairs that a builder's `_generate_examples` yields for the problems."""
-    return ((key, {**vars(problem), "info": json.dumps(dict(problem.info))}) for key, problem in enumerate(problems))
+
+    def encoded(problem: Problem) -> dict[str, str]:
+        return {**vars(problem), **{name: json.dumps(getattr(problem, name), default=dict) for name in _JSON}}
+
+    return ((key, encoded(problem)) for key, problem in enumerate(problems))
 
 
 def prepare(
@@ -71,4 +76,5 @@ def read(builder: tfds.core.DatasetBuilder, split: str) -> list[Problem]:
 def _problem(record: bytes) -> Problem:
     feature = tf_example_pb2.Example.FromString(record).features.feature  # pyright: ignore[reportAttributeAccessIssue]
     fields: dict = {name: feature[name].bytes_list.value[0].decode() for name in _FIELDS}
-    return Problem(**{**fields, "info": json.loads(fields["info"])})
+    stored = {name: json.loads(fields[name]) for name in _JSON}
+    return Problem(**{**fields, **stored, "messages": tuple(stored["messages"])})

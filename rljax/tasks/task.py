@@ -9,7 +9,7 @@ from typing import Any
 from rljax._checks import check
 from rljax._expression import name_of
 from rljax.objective import required_fields
-from rljax.tasks.tokenizer import BOS, EOS, PAD, Tokenizer
+from rljax.text import Message, TextTokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +26,14 @@ class Problem:
     """Level under which the problem is reported."""
     info: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     """Further data for the reward function, as JSON values by name."""
+    messages: tuple[Message, ...] = dataclasses.field(default=(), hash=False)
+    """The prompt as a chat, to which the model adds the assistant's next message. If it is empty, the model completes
+    `prompt`; otherwise `prompt` is only passed to the reward function and shown in reports."""
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """The same as `info`: for a generated problem, the generator's entry."""
+        return self.info
 
 
 def full_reward(reward: float) -> bool:
@@ -39,7 +47,7 @@ class TaskData:
     Raises ValueError if `stop_ids` is empty or `headline` is not a level of `held_out`.
     """
 
-    tokenizer: Tokenizer
+    tokenizer: TextTokenizer
     """Converts text to token ids and back."""
     demonstrations: list[Problem]
     """Problems with solutions, used in stage 1."""
@@ -60,18 +68,20 @@ class TaskData:
     """The held-out level that a report shows first; by default, the first level of `held_out`."""
     checks: Mapping[str, Callable[[str, str], bool]] = dataclasses.field(default_factory=dict)
     """Further checks `check(prompt, completion) -> bool`, by name; an evaluation reports the share of True for each."""
-    stop_ids: tuple[int, ...] = (EOS,)
-    """Tokens that end a completion; demonstrations end with the first of these tokens."""
+    stop_ids: tuple[int, ...] = ()
+    """Tokens that end a completion, by default the tokenizer's; demonstrations end with the first of these tokens."""
 
     @property
     def banned_ids(self) -> tuple[int, ...]:
         """Tokens that are never sampled: the tokenizer's PAD and BOS, unless they are among `stop_ids`."""
-        ids = (getattr(self.tokenizer, "pad_id", PAD), getattr(self.tokenizer, "bos_id", BOS))  # -1: none
-        return tuple(sorted({i for i in ids if i >= 0} - set(self.stop_ids)))
+        ids = {self.tokenizer.pad_id, self.tokenizer.bos_id} - {None, *self.stop_ids}
+        return tuple(sorted(i for i in ids if i is not None))
 
     def __post_init__(self):
         if self.headline is None and self.held_out:
             object.__setattr__(self, "headline", next(iter(self.held_out)))
+        if not self.stop_ids:
+            object.__setattr__(self, "stop_ids", self.tokenizer.stop_ids)
         check(len(self.stop_ids) > 0, "stop_ids", self.stop_ids, "at least one token, such as the tokenizer's EOS")
         check(not self.held_out or self.headline in self.held_out, "headline", self.headline,
               f"a held-out level, one of {list(self.held_out)}")  # fmt: skip
@@ -81,8 +91,12 @@ class Task(abc.ABC):
     """Base class of a recipe's `task`, a frozen dataclass of settings; `JsonlTask` reads problems from a file."""
 
     @abc.abstractmethod
-    def load(self) -> TaskData:
-        """Prepares the dataset if necessary and reads it. Equal settings must return equal data."""
+    def load(self, *, tokenizer: TextTokenizer | None = None) -> TaskData:
+        """Prepares the dataset if necessary and reads it. Equal settings must return equal data.
+
+        `tokenizer` is the tokenizer of a pretrained model, which the task must use; a task that brings its own
+        tokenizer may omit the parameter, but then cannot train a pretrained model.
+        """
 
 
 def as_paths(task: Task, *fields: str) -> None:

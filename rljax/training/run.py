@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from rljax.models import initialize, without_value_head
+from rljax.models import without_value_head
 from rljax.training.checkpoint.checkpoints import Checkpoints
 from rljax.training.checkpoint.compatibility import (
     VERSION,
@@ -74,7 +74,7 @@ class Run:
         if self.history is not None:
             self.history.clear()
         mesh, model = self.parts.mesh, self.parts.model
-        params = initialize(model, mesh, purpose_key(self.key, "initialize"))
+        params = self.config.model.parameters(model, mesh, purpose_key(self.key, "initialize"))
         if self.config.start_from is None:
             return params
         return {**params, **stage_one_params(self.config.start_from, self.parts)}

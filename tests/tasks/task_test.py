@@ -5,7 +5,7 @@ import pytest
 
 from rljax.tasks import JsonlTask, Problem, StringsTask, TaskData, Tokenizer
 from rljax.tasks.task import require_task
-from rljax.tasks.tokenizer import BOS, EOS, PAD
+from rljax.text.sentencepiece import BOS, EOS, PAD
 
 TOKENIZER = Tokenizer.train(["ab"], vocab_size=270)
 HELD_OUT = {"easy": [Problem("a", "b")], "hard": [Problem("b", "a")]}

@@ -10,7 +10,7 @@ import pytest
 
 from rljax import algorithms
 from rljax.tasks import Problem, Task, TaskData, Tokenizer
-from rljax.tasks.tokenizer import BOS, PAD
+from rljax.text.sentencepiece import BOS, PAD
 from rljax.training import OptimizerConfig, RolloutConfig
 from rljax.training.components import make_components
 from rljax.training.stages import PolicyStage

@@ -10,7 +10,7 @@ from rich.console import Console
 from rljax.tasks import Problem, Task, TaskData, Tokenizer
 from rljax.tasks.batching import encode_prompts
 from rljax.tasks.task import full_reward
-from rljax.tasks.tokenizer import BOS, PAD
+from rljax.text.sentencepiece import BOS, PAD
 from rljax.training.collect import draw
 from rljax.training.components import make_components
 from rljax.training.errors import RunError

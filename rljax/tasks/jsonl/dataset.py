@@ -25,7 +25,7 @@ class JsonlProblems(tfds.core.GeneratorBasedBuilder):
     """Dataset with one split, `train`: the problems in file order."""
 
     builder_config: JsonlConfig
-    VERSION = tfds.core.Version("1.1.0")  # increase if the stored fields change
+    VERSION = tfds.core.Version("1.2.0")  # increase if the stored fields change
 
     def _info(self) -> tfds.core.DatasetInfo:
         return problem_info(self, "Problems of a local jsonl file.")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rljax.tasks.jsonl.reader import read_jsonl
 from rljax.tasks.task import Problem, Task, TaskData, as_paths, full_reward, require_reward
-from rljax.tasks.tokenizer import Tokenizer
 from rljax.tasks.verifier import exact_match
+from rljax.text import TextTokenizer, Tokenizer
 
 
 def split_problems(problems: list[Problem], share: float, seed: int) -> tuple[list[Problem], list[Problem]]:
@@ -63,7 +63,7 @@ class JsonlTask(Task):
         if not 0 <= self.held_out_share < 1:
             raise ValueError(f"task.held_out_share = {self.held_out_share}: expected a number in [0, 1)")
 
-    def load(self) -> TaskData:
+    def load(self, *, tokenizer: TextTokenizer | None = None) -> TaskData:
         from rljax.tasks import storage  # imported here so that recipes do not need tensorflow_datasets
         from rljax.tasks.jsonl import dataset
 
@@ -73,7 +73,7 @@ class JsonlTask(Task):
         problems = storage.read(builder, "train")
         training, held_out = split_problems(problems, self.held_out_share, self.seed)
         return TaskData(
-            tokenizer=self._tokenizer(problems),
+            tokenizer=tokenizer or self._tokenizer(problems),
             demonstrations=[problem for problem in training if problem.solution],
             prompts=training,
             held_out={"held out": held_out} if held_out else {},

@@ -31,7 +31,7 @@ class StringFunctions(tfds.core.GeneratorBasedBuilder):
     """Dataset with the splits `train` (demonstrations), `prompts`, and one split per evaluation level."""
 
     builder_config: StringFunctionsConfig
-    VERSION = tfds.core.Version("1.2.0")  # increase if functions, splits, random draws or fields change
+    VERSION = tfds.core.Version("1.3.0")  # increase if functions, splits, random draws or fields change
 
     def _info(self) -> tfds.core.DatasetInfo:
         return problem_info(self, "Compositions of 25 string functions, after arXiv 2509.25123.")

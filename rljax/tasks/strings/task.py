@@ -7,7 +7,7 @@ from pathlib import Path
 from rljax.tasks.strings import problems, verifier
 from rljax.tasks.strings.functions import FUNCTIONS, LETTERS
 from rljax.tasks.task import Task, TaskData, as_paths
-from rljax.tasks.tokenizer import Tokenizer
+from rljax.text import TextTokenizer, Tokenizer
 
 
 def string_tokenizer() -> Tokenizer:
@@ -44,7 +44,7 @@ class StringsTask(Task):
         if self.seed < 0:
             raise ValueError(f"task.seed = {self.seed}: expected 0 or more")
 
-    def load(self) -> TaskData:
+    def load(self, *, tokenizer: TextTokenizer | None = None) -> TaskData:
         from rljax.tasks import storage
         from rljax.tasks.strings import dataset
 
@@ -54,7 +54,7 @@ class StringsTask(Task):
         builder = storage.prepare(dataset.StringFunctions, config, self.data_dir)
         levels = {level: storage.read(builder, dataset.split_name(level)) for level in problems.LEVELS}
         return TaskData(
-            tokenizer=string_tokenizer(),
+            tokenizer=tokenizer or string_tokenizer(),
             demonstrations=storage.read(builder, "train"),
             prompts=storage.read(builder, "prompts"),
             held_out=levels,

@@ -13,7 +13,7 @@ from rljax.tasks import Problem, TaskData
 from rljax.training.checkpoint.checkpoints import Checkpoints, Restored
 from rljax.training.errors import RunError
 
-VERSION = 2
+VERSION = 3
 """Version of the checkpoint format: records, trees and digests."""
 
 
@@ -26,10 +26,10 @@ def require_same_version(record: dict, where: str) -> None:
 
 
 def encode_data(data: TaskData) -> dict:
-    """The tokenizer, the stop tokens and a short digest of every problem, in order."""
+    """A digest of the tokenizer, the stop tokens and a short digest of every problem, in order."""
     held_out = ((level, problem) for level, problems in data.held_out.items() for problem in problems)
     return {
-        "tokenizer": base64.b64encode(data.tokenizer.model_proto).decode(),
+        "tokenizer": data.tokenizer.digest,
         "stop tokens": list(data.stop_ids),
         "demonstrations": _encode_problems(data.demonstrations),
         "prompts": _encode_problems(data.prompts),
@@ -60,7 +60,7 @@ def _problem_changes(kind: str, theirs: str, ours: str) -> list[str]:
 
 def require_same_tokenizer(record: dict, data: TaskData, where: str) -> None:
     """Raises RunError if the parameters in `where` were trained with another tokenizer."""
-    if base64.b64decode(record["task"]["tokenizer"]) != data.tokenizer.model_proto:
+    if record["task"]["tokenizer"] != data.tokenizer.digest:
         raise RunError(
             f"{where} was trained with another tokenizer. Restore the task's data and tokenizer settings, "
             "or start another run with --run FOLDER"

@@ -1,10 +1,15 @@
 """A SentencePiece tokenizer with an exact round trip: decode(encode(text)) == text for any Unicode text."""
 
+import hashlib
 import io
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import sentencepiece
 
+from rljax.text.protocol import Message
+
+FILE = "tokenizer.model"
 PAD, EOS, UNK, BOS = range(4)
 
 _SPACE = "\u2581"  # SentencePiece's symbol for a space; the character itself is encoded as bytes
@@ -71,6 +76,22 @@ class Tokenizer:
         """Number of tokens; token ids are 0 … vocab_size − 1."""
         return self._model.vocab_size()
 
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        return (EOS,)
+
+    @property
+    def pad_id(self) -> int:
+        return PAD
+
+    @property
+    def bos_id(self) -> int:
+        return BOS
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.model_proto).hexdigest()
+
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without bos and eos. Raises ValueError if the text contains a lone surrogate."""
         try:
@@ -91,3 +112,11 @@ class Tokenizer:
         if wrong := [i for i in ids if not 0 <= i < self.vocab_size]:
             raise ValueError(f"ids contains {wrong[0]}: expected token ids in 0 … {self.vocab_size - 1}")
         return self._model.decode(ids)
+
+    def chat(self, messages: Sequence[Message], *, generate: bool = True) -> list[int]:
+        """Raises ValueError, since a SentencePiece model has no chat template."""
+        raise ValueError(f"messages ({len(messages)}): expected a tokenizer with a chat template, but this "
+                         "SentencePiece model has none; write the prompt as text")  # fmt: skip
+
+    def save(self, folder: Path) -> None:
+        (folder / FILE).write_bytes(self.model_proto)

@@ -1,0 +1,6 @@
+"""Tokenizers: the interface `TextTokenizer`, SentencePiece models, and the tokenizers of Hugging Face folders."""
+
+from rljax.text.protocol import Message, TextTokenizer
+from rljax.text.sentencepiece import Tokenizer
+
+__all__ = ["Message", "TextTokenizer", "Tokenizer"]

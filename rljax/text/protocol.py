@@ -1,0 +1,56 @@
+"""The tokenizer interface used by tasks, training and the commands."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+Message = Mapping[str, Any]
+"""A chat message, such as `{"role": "user", "content": "What is 1 + 2?"}`."""
+
+
+class TextTokenizer(Protocol):
+    """Interface of a tokenizer; `rljax.tasks.Tokenizer` (SentencePiece) implements it."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens; token ids are 0 … vocab_size − 1."""
+        ...
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end a completion; the first of them ends demonstrations."""
+        ...
+
+    @property
+    def pad_id(self) -> int | None:
+        """The padding token; None if the tokenizer has none."""
+        ...
+
+    @property
+    def bos_id(self) -> int | None:
+        """The token at the beginning of a text; None if the tokenizer has none."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 digest, in hexadecimal, of everything that determines token ids and chat prompts."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`. No special tokens are added, and control tokens written in `text` stay text."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`, without control tokens. Raises ValueError if an id is out of range."""
+        ...
+
+    def chat(self, messages: Sequence[Message], *, generate: bool = True) -> list[int]:
+        """Token ids of a chat; with `generate`, they end where the assistant's next message begins.
+
+        Raises ValueError if the tokenizer has no chat template or the template fails.
+        """
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Writes the tokenizer's files into an existing folder, from which `load_tokenizer` reads them."""
+        ...
