@@ -70,7 +70,7 @@ def test_the_core_imports_what_the_base_requires():
     """The trainer imports only requirements of `train`, or checks for them first."""
     third_party = {}
     for file in files("pallas_kernels", "rljax"):
-        area = file.split("/")[1] in ("models", "rollout", "tasks", "training")
+        area = file.split("/")[1] in ("models", "rollout", "tasks", "text", "training")
         modules = {name.split(".")[0] for name in imported(file)} - {*sys.stdlib_module_names, *FOLDERS}
         third_party.setdefault(area, set()).update(modules)
     assert third_party[False] - {"numpy"} == {"jax", "jaxtyping"}  # NumPy is required by jax
