@@ -70,7 +70,7 @@ def test_the_core_imports_what_the_base_requires():
     """The trainer imports only requirements of `train`, or checks for them first."""
     third_party = {}
     for file in files("pallas_kernels", "rljax"):
-        area = file.split("/")[1] in ("models", "rollout", "tasks", "training")
+        area = file.split("/")[1] in ("models", "rollout", "tasks", "text", "training")
         modules = {name.split(".")[0] for name in imported(file)} - {*sys.stdlib_module_names, *FOLDERS}
         third_party.setdefault(area, set()).update(modules)
     assert third_party[False] - {"numpy"} == {"jax", "jaxtyping"}  # NumPy is required by jax
@@ -79,7 +79,8 @@ def test_the_core_imports_what_the_base_requires():
         for node in ast.parse((ROOT / "rljax/training/__init__.py").read_text()).body
         if isinstance(node, ast.Assign) and node.targets[0].id == "_NEEDED"
     )
-    assert set(needed) == third_party[True] - {"jax", "jaxtyping", "tensorboardX"}  # tensorboardX: extra `tb`
+    other = {distribution(needed).replace("-", "_") for extra in ("hf", "gym", "tb") for needed in all_of(extra)}
+    assert set(needed) == {name for name in third_party[True] if name.lower() not in {"jax", "jaxtyping", *other}}
     named = {"orbax": "orbax-checkpoint", "tensorflow_datasets": "tensorflow-datasets"}
     assert {named.get(name, name) for name in needed} <= {distribution(needed) for needed in all_of("train")}
 

@@ -76,7 +76,7 @@ def test_a_run_of_another_version_is_named_before_its_config_is_compared(tmp_pat
     folder.claim(tiny.config, recipe, [])
     owner = read_json(folder.path / "config.json", None)
     write_json(folder.path / "config.json", {**owner, "version": 1, "identity": {}})
-    with pytest.raises(RunError, match=r"saved by another version of rljax .* version 1, expected 2"):
+    with pytest.raises(RunError, match=rf"saved by another version of rljax .* version 1, expected {VERSION}"):
         folder.claim(tiny.config, recipe, [])
     assert read_json(folder.path / "config.json", None)["version"] == 1
 
@@ -91,5 +91,5 @@ def test_parameters_of_another_version_are_named(tmp_path):
     assert read_params(tmp_path / str(VERSION), abstract, DATA, "run = 'r'").tree["params"]["w"].sum() == 3
     for path in (tmp_path / "1").rglob("digests.*"):
         path.unlink()  # version 1 had no digests
-    with pytest.raises(RunError, match=r"run = 'r' was saved by another version of rljax .* version 1, expected 2"):
+    with pytest.raises(RunError, match=rf"run = 'r' was saved by another version of rljax .* version 1, expected {VERSION}"):
         read_params(tmp_path / "1", abstract, DATA, "run = 'r'")
