@@ -69,7 +69,7 @@ def draw(
     compiled shape and get neither a text nor a reward. `cut_reward` is as in `verify`.
     """
     check_left_padded(rows["segment_ids"])
-    run = _sampling_program(parts.model, sampling, parts.data.stop_ids, parts.data.banned_ids)
+    run = _sampling_program(parts.model, sampling, parts.data.stop_ids, parts.banned_ids)
     prompts = parts.rows_to_devices((rows["tokens"], rows["segment_ids"]))
     samples = to_host(run(params, *prompts, key))
     texts = completions(samples, rows["tokens"].shape[1], parts.data)[: len(problems)]

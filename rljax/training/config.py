@@ -74,6 +74,9 @@ class RolloutConfig:
     """Completions per prompt (G, the group size)."""
     prompt_length: int = 16
     """Columns for the prompt, in tokens. Shorter prompts are padded on the left."""
+    leave_out_long: bool = True
+    """Leave out and count prompts longer than `prompt_length`, demonstrations longer than `likelihood.row_length`, and
+    held-out problems that are too long for `model.max_length`. False raises an error for each of them."""
     sampling: SamplingConfig = SamplingConfig()  # noqa: RUF009 (frozen)
     """Sampling temperature, top-k, top-p and the token budget of a completion."""
     train_groups: int = 0
@@ -201,7 +204,8 @@ class Config:
     steps: int = 100
     """Rollouts of stage 2."""
     model: ModelConfig = TransformerConfig()  # noqa: RUF009 (frozen)
-    """The model. Its vocabulary size comes from the task's tokenizer."""
+    """The model, such as `TransformerConfig()`, whose vocabulary size comes from the task's tokenizer, or
+    `PretrainedModel("FOLDER")`, which brings its tokenizer and parameters."""
     mesh: MeshConfig = MeshConfig()  # noqa: RUF009 (frozen)
     """Number of devices along each mesh axis; one axis may have -1, for all remaining devices."""
     sharding: ShardingRules = ShardingRules()  # noqa: RUF009 (frozen)

@@ -28,6 +28,7 @@ from rljax.training.step.likelihood import make_update as make_likelihood_update
 from rljax.training.step.policy import make_update as make_policy_update
 from rljax.training.step.policy import summarize
 from rljax.training.step.scoring import Scorer, make_prepare, make_score
+from rljax.training.validation import LeftOut
 
 SAMPLES_SHOWN = 12
 
@@ -50,6 +51,7 @@ class Stage:
     def __init__(self, optimizer: Optimizer, iterator, parts: Components):
         self.optimizer, self.iterator, self.parts = make_optimizer(optimizer), iterator, parts
         self.samples: list[dict] = []  # completions of the newest rollout, for the report
+        self.left_out: dict[str, LeftOut] = {}  # problems that are too long for this stage
         self.state: State
 
     def begin(self, params) -> None:
@@ -91,8 +93,12 @@ class LikelihoodStage(Stage):
         if not data.demonstrations:
             raise ValueError(f"likelihood.steps = {settings.steps}: expected 0, since the task has no demonstrations "
                              "(a JSONL task takes them from `solution`)")  # fmt: skip
-        rows = pack(data.demonstrations, data.tokenizer, settings.row_length, end=data.stop_ids[0])
+        rows = pack(data.demonstrations, data.tokenizer, settings.row_length, end=data.stop_ids[0],
+                    leave_out_long=config.rollout.leave_out_long)  # fmt: skip
         super().__init__(settings.optimizer, batches(rows, settings.rows, config.seed), parts)
+        total, packed = len(data.demonstrations), int(rows["segment_ids"].max(axis=1).sum())
+        limit = f"likelihood.row_length = {settings.row_length}"
+        self.left_out = {"demonstrations": LeftOut(total - packed, total, limit)}
         self.steps, self.checkpoint_every, self.first_checkpoint = settings.steps, 10 * config.checkpoint_every, 0
         scorer = Scorer(parts.model, parts.mesh)  # no banned tokens: a demonstration may contain them
         self._update = make_likelihood_update(settings.microbatches, scorer, self.optimizer)
@@ -110,7 +116,7 @@ class PolicyStage(Stage):
 
     def __init__(self, config: Config, parts: Components):
         super().__init__(config.optimizer, batches(parts.prompts, config.rollout.prompts, config.seed), parts)
-        self.config, self.needs = config, config.needs
+        self.config, self.needs, self.left_out = config, config.needs, parts.left_out
         self.steps, self.checkpoint_every = config.steps, config.checkpoint_every
         self.first_checkpoint = config.likelihood.steps + 1
         self.look_every = config.evaluation.every
@@ -118,7 +124,7 @@ class PolicyStage(Stage):
         self.carried: Any = ()  # state that the algorithm carries between rollouts
         self._start: tuple[Any, Any] | None = None
         """log π − log π_start and the mask of the rollout before a quick evaluation."""
-        scorer = Scorer(parts.model, parts.mesh, config.rollout.sampling.temperature, parts.data.banned_ids)
+        scorer = Scorer(parts.model, parts.mesh, config.rollout.sampling.temperature, parts.banned_ids)
         self._score = jax.jit(make_score(scorer, config.rollout.microbatch_rows))
         self._prepare = make_prepare(config, scorer)
         self._update = make_policy_update(config, scorer, self.optimizer)

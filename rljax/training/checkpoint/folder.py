@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from rljax.training.checkpoint.compatibility import VERSION, require_same_version
+from rljax.text import TextTokenizer
+from rljax.training.checkpoint.compatibility import TOKENIZER, VERSION, require_same_version
 from rljax.training.config import Config
 from rljax.training.description import describe, differences
 
@@ -23,6 +25,16 @@ def write_json(path: Path, value) -> None:
 
 def read_json(path: Path, default):
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+
+
+def save_tokenizer(run: Path, tokenizer: TextTokenizer) -> None:
+    """Writes the tokenizer's files into the run's folder `tokenizer`, atomically; replaces those of an earlier run."""
+    folder, partial = run / TOKENIZER, run / f"{TOKENIZER}.partial"
+    shutil.rmtree(partial, ignore_errors=True)  # from an interrupted attempt
+    partial.mkdir(parents=True)
+    tokenizer.save(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
 
 
 def identity(config: Config) -> dict:

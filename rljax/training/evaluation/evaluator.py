@@ -9,13 +9,11 @@ import numpy as np
 from rljax._checks import check
 from rljax.rollout import SamplingConfig
 from rljax.tasks import Problem
-from rljax.tasks.batching import encode_prompts
 from rljax.training.collect import draw, repeated
 from rljax.training.components import Components
 from rljax.training.config import Config
 from rljax.training.errors import RunError
 from rljax.training.evaluation.intervals import REWARD, mean_interval, pass_at_k, reward_interval, wilson_interval
-from rljax.training.validation import evaluation_shape
 
 
 class Scores(NamedTuple):
@@ -54,9 +52,9 @@ class Evaluator:
         Raises RunError unless the rewards are finite numbers, and the results of `solved` and the checks are bools.
         """
         settings = self.config.evaluation
-        length, budget = evaluation_shape(self.config.rollout, self.data, problems)
+        encoded, budget = self.parts.held_out.rows(problems)
         sampling = SamplingConfig(max_new_tokens=budget, temperature=0.0 if greedy else settings.temperature)
-        rows = repeated(encode_prompts(problems, self.data.tokenizer, length), samples)
+        rows = repeated(encoded, samples)
         asked = [problem for problem in problems for _ in range(samples)]
         rewards, texts = [], []
         for start in range(0, len(asked), settings.batch):
