@@ -1,4 +1,4 @@
-"""Entry points of the commands `rljax-train` and `rljax-evaluate`, and of the scripts in `launch`."""
+"""Entry points of the commands `rljax-train`, `rljax-evaluate` and `rljax-export`, and of the scripts in `launch`."""
 
 import ctypes
 import os
@@ -17,6 +17,12 @@ def evaluate() -> None:
     """`rljax-evaluate RUN [--field value …]`: evaluates a run's newest checkpoint on the held-out problems."""
     keep_freed_memory()
     _commands().evaluate()
+
+
+def export() -> None:
+    """`rljax-export RUN --out FOLDER [--dtype DTYPE]`: writes a run's newest parameters as a Hugging Face folder."""
+    keep_freed_memory()
+    _commands().export()
 
 
 def _commands() -> ModuleType:

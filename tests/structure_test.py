@@ -30,7 +30,7 @@ LAYERS = (
     {"rljax.training.held_out", "rljax.training.validation", "rljax.training.checkpoint", "rljax.training.step",
      "rljax.training.nonfinite"},
     {"rljax.training.components"},
-    {"rljax.training.collect"},
+    {"rljax.training.collect", "rljax.training.export"},
     {"rljax.training.evaluation", "rljax.training.stages"},
     {"rljax.training.report"},
     {"rljax.training.run"},

@@ -1,5 +1,6 @@
-"""The training and evaluation commands."""
+"""The commands that train, evaluate and export."""
 
+import argparse
 import io
 import logging
 import os
@@ -15,7 +16,7 @@ from rljax.training.checkpoint.folder import RunFolder, read_json
 from rljax.training.errors import RunError, disk_is_full
 from rljax.training.processes import join_workers
 
-_FOR_A_PERSON = (ValueError, FileNotFoundError, RunError)
+_FOR_A_PERSON = (ValueError, FileNotFoundError, NotADirectoryError, RunError)
 
 
 def train(arguments: Sequence[str] | None = None) -> None:
@@ -26,6 +27,11 @@ def train(arguments: Sequence[str] | None = None) -> None:
 def evaluate(arguments: Sequence[str] | None = None) -> None:
     """`rljax-evaluate RUN [--field value …]`: evaluates a run's newest checkpoint on the held-out problems."""
     _as_command(_evaluate, sys.argv[1:] if arguments is None else arguments)
+
+
+def export(arguments: Sequence[str] | None = None) -> None:
+    """`rljax-export RUN --out FOLDER [--dtype DTYPE]`: writes a run's newest parameters as a Hugging Face folder."""
+    _as_command(_export, sys.argv[1:] if arguments is None else arguments)
 
 
 def _as_command(command: Callable[[list[str]], None], arguments: Sequence[str]) -> None:
@@ -44,7 +50,8 @@ def _as_command(command: Callable[[list[str]], None], arguments: Sequence[str]) 
 
 def _tell(error: Exception) -> None:
     """Prints the message of an expected error, and the traceback of any other error or if RLJAX_TRACEBACK is set."""
-    if os.environ.get("RLJAX_TRACEBACK") or not (isinstance(error, _FOR_A_PERSON) or disk_is_full(error)):
+    expected = isinstance(error, _FOR_A_PERSON) or disk_is_full(error) or _names_an_extra(error)
+    if os.environ.get("RLJAX_TRACEBACK") or not expected:
         traceback.print_exception(error)
     elif disk_is_full(error) and not isinstance(error, RunError):
         print(f"error: disk full ({error}): free some space and run the same command again", file=sys.stderr)
@@ -52,6 +59,10 @@ def _tell(error: Exception) -> None:
         hint = "" if isinstance(error, RunError) else " (set RLJAX_TRACEBACK=1 to see the traceback)"
         print(f"error: {error}{hint}", file=sys.stderr)
     sys.stderr.flush()
+
+
+def _names_an_extra(error: Exception) -> bool:
+    return isinstance(error, ImportError) and "pip install 'rljax-llm[" in str(error)
 
 
 def _train(arguments: list[str]) -> None:
@@ -91,3 +102,17 @@ def _evaluate(arguments: list[str]) -> None:
     from rljax.training.evaluation.command import evaluate_run
 
     evaluate_run(config)
+
+
+def _export(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="rljax-export", allow_abbrev=False, description="Writes a run's newest parameters and its tokenizer as a "
+        "Hugging Face folder, which transformers, vLLM and `launch/chat.py` read. Further options override fields of "
+        "the recipe, such as --model.folder.")  # fmt: skip
+    parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write: new or empty")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="dtype of the weights; default: the run's")
+    chosen, overrides = parser.parse_known_args(arguments)
+    from rljax.training.export import export_run
+
+    print(export_run(chosen.run, chosen.out, dtype=chosen.dtype, overrides=overrides))
