@@ -179,6 +179,9 @@ class EvaluationConfig:
     """Rows sampled at a time."""
     temperature: float = 1.0
     """Sampling temperature in evaluations, which use neither top-k nor top-p."""
+    kl_start: bool = False
+    """Record the KL from the start of stage 2 in quick evaluations.
+    Keeps a copy of the parameters at the start of stage 2, which otherwise exists only for a penalty or `ref_logp`."""
 
     def __post_init__(self):
         check(self.every >= 0, "evaluation.every", self.every, "0 (only at the end of stage 2) or more")

@@ -114,7 +114,7 @@ class Run:
             require_same_version(record, where)
             require_same_data(record, self.parts.data, where)
             stage = STAGES[record["phase"]](self.config, self.parts)
-            return stage.abstract_tree()
+            return stage.abstract_tree(record)
 
         restored = self.checkpoints.restore(target, self.monitor.say)
         if restored is None:
