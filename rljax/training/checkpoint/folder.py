@@ -7,6 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from rljax.models import PretrainedModel
 from rljax.text import TextTokenizer
 from rljax.training.checkpoint.compatibility import TOKENIZER, VERSION, require_same_version
 from rljax.training.config import Config
@@ -38,8 +39,15 @@ def save_tokenizer(run: Path, tokenizer: TextTokenizer) -> None:
 
 
 def identity(config: Config) -> dict:
-    """The part of a config that must stay equal when the run is resumed."""
-    described = describe(config)
+    """The part of a config that must stay equal when the run is resumed.
+
+    Of a pretrained model it holds the options in config.json instead of the folder, which may move. The run's own
+    checkpoints replace the weights in the folder.
+    """
+    described, model = describe(config), config.model
+    if isinstance(model, PretrainedModel):
+        built = model.build(vocab_size=0, value_head=False, rules=config.sharding)
+        described["model"] = describe(built.config)
     described["task"].pop("data_dir", None)
     described["rollout"].pop("microbatches")
     described["likelihood"].pop("microbatches")
