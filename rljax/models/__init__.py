@@ -1,6 +1,7 @@
 """Language models as pure functions of a pytree of parameters."""
 
 from rljax.models.decoder import Cache, Decoder, DecoderConfig, create
+from rljax.models.huggingface import load
 from rljax.models.protocol import Head, Model, ModelConfig, Params, initialize, without_value_head
 from rljax.models.sharding import MeshConfig, ShardingRules, make_mesh
 from rljax.models.transformer import TransformerConfig
@@ -18,6 +19,7 @@ __all__ = [
     "TransformerConfig",
     "create",
     "initialize",
+    "load",
     "make_mesh",
     "without_value_head",
 ]
