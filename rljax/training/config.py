@@ -93,8 +93,9 @@ class RolloutConfig:
     epochs: int = 1
     """Passes over the rollout."""
     microbatches: int = 1
-    """Microbatches per optimizer step. More microbatches need less memory.
-    The gradient is the same up to rounding (tests/training/step_test.py)."""
+    """Microbatches per optimizer step. More microbatches need less memory, and completions that are masked, such as
+    those of groups that `train_groups` adds without a signal, are skipped in whole microbatches; a single microbatch
+    is always computed. The gradient is the same up to rounding (tests/training/step_test.py)."""
     rescore: bool | None = None
     """Recompute log π_old with the training program, since the sampler's log π differs by rounding errors.
     With one optimizer step per rollout, that step computes log π_old; with more, an extra forward pass does.

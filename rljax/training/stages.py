@@ -167,8 +167,9 @@ class PolicyStage(Stage):
         settings = self.config.rollout
         prompts = next(self.iterator)
         problems = [self.parts.data.prompts[i] for i in prompts["index"]]
-        drawn = draw(self.parts, settings.sampling, self.state.params, prompts, problems, purpose_key(key, "rollout", n),
-                     completions=settings.completions, cut_reward=settings.cut_reward)  # fmt: skip
+        drawn = draw(self.parts, settings.sampling, self.state.params, prompts, problems,
+                     purpose_key(key, "rollout", n), completions=settings.completions,
+                     cut_reward=settings.cut_reward)  # fmt: skip
         self._show(drawn, problems)
         sampled = rollouts_of(drawn, prompts["task"])
         rollouts = self._rewarded(sampled, drawn, prompts, problems, n, key)
