@@ -2,21 +2,26 @@
 
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+_PRIVATE = 0xF900 - 0xE000
+"""Number of the private-use characters that begin at U+E000."""
 
 
 class Controls:
     """The control tokens of a tokenizer, by the text that stands for them, such as `<|im_end|>`.
 
-    `rename` gives each of them a name with 64 random bits in a tokenizer.json, so that its usual text is encoded as any
+    `rename` gives each of them a random name of private-use characters in a tokenizer.json, so that its usual text is encoded as any
     other text. `mark` breaks up that text in messages, and `reveal` writes the names in a rendered chat.
     """
 
-    def __init__(self, tokens: Iterable[str]):
-        nonce = secrets.token_hex(8)
-        self._names = {token: f"\ue000{nonce}{i:06d}\ue001" for i, token in enumerate(tokens)}
-        self._mark = f"\ue000{nonce}mark\ue001"
+    def __init__(self, tokens: Sequence[str]):
+        nonce = "".join(_private(secrets.randbelow(_PRIVATE)) for _ in range(8))
+        self._mark, *names = (
+            f"{nonce}{_private(i // _PRIVATE)}{_private(i % _PRIVATE)}" for i in range(len(tokens) + 1)
+        )
+        self._names = dict(zip(tokens, names, strict=True))
         alternatives = (
             re.escape(x) if len(x) > 1 else f"{re.escape(x)}(?!{self._mark})" for x in self._longest_first()
         )
@@ -81,3 +86,8 @@ class Controls:
     def reveal(self, rendered: str) -> str:
         """`rendered`, a chat of marked messages, with names for the template's control tokens, and without marks."""
         return self._found.sub(lambda match: self._names[match[0]], rendered).replace(self._mark, "")
+
+
+def _private(i: int) -> str:
+    """The private-use character number `i`."""
+    return chr(0xE000 + i)

@@ -58,7 +58,7 @@ TURNS = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_excep
 
 
 def byte_level(vocab_size: int = 400) -> Tokenizer:
-    """A byte-level BPE tokenizer; its control tokens are in its vocabulary, and `<think>` is an ordinary added token."""
+    """A byte-level BPE tokenizer with control tokens in its vocabulary, and `<think>` as an ordinary added token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

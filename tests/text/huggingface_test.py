@@ -132,8 +132,8 @@ class TestChat:
         """The text is written by hand, and encoded by the library, which reads control tokens."""
         tokenizer = load_tokenizer(with_template(write(tmp_path), template))
         expected = {
-            CHATML: "<|start|>system\nBe helpful<|end|>\n<|start|>user\n What? <|end|>\n<|start|>assistant\n1\n<|end|>\n"
-                    "<|start|>user\n東京<|end|>\n" + "<|start|>assistant\n" * generate,
+            CHATML: "<|start|>system\nBe helpful<|end|>\n<|start|>user\n What? <|end|>\n<|start|>assistant\n1\n"
+                    "<|end|>\n<|start|>user\n東京<|end|>\n" + "<|start|>assistant\n" * generate,
             THINKING: "<|start|>user\n What? <|end|>\n<|start|>assistant\n1\n<|end|>\n<|start|>user\n東京<|end|>\n"
                       + "<|start|>assistant\n" * generate,
             TRIMMED: "<s><|start|>user<|stop|>\n\nWhat?<|end|><|start|>assistant<|stop|>\n\n1<|end|>"
