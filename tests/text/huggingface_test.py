@@ -115,6 +115,12 @@ class TestStopTokens:
         assert think not in tokenizer.encode("<think>")
         assert tokenizer.decode(tokenizer.encode("<think>")) == "<think>"
 
+    def test_a_stop_token_that_is_ordinary_text_stays_text(self, tmp_path):
+        newline = byte_level().token_to_id("Ċ")
+        tokenizer = load_tokenizer(write(tmp_path, generation_config={"eos_token_id": [newline]}))
+        assert tokenizer.stop_ids == (newline, 0)
+        assert tokenizer.decode(tokenizer.encode("a\nb")) == "a\nb"
+
     @pytest.mark.parametrize("generation", [{}, {"eos_token_id": N}, {"eos_token_id": [0, -1]}, {"eos_token_id": "x"}])
     def test_none_or_an_unknown_one_is_refused(self, tmp_path, generation):
         write(tmp_path, tokenizer_config={}, generation_config=generation)
@@ -165,12 +171,12 @@ class TestChat:
 
     def test_keys_and_overlapping_control_tokens_are_text(self, tmp_path):
         more = byte_level()
-        more.add_special_tokens(["ab", "bc", "%"])
+        more.add_special_tokens(["ab", "bc"])
         tokenizer = load_tokenizer(with_template(write(tmp_path, more), THINKING))
-        calls = [{"function": {"<|end|>": "abc %"}}]
-        ids = tokenizer.chat([{"role": "user", "content": "abc% abab", "tool_calls": calls}])
+        calls = [{"function": {"<|end|>": "abc"}}]
+        ids = tokenizer.chat([{"role": "user", "content": "abc abab", "tool_calls": calls}])
         assert [i for i in ids if i < len(CONTROL) or i >= N] == [1, 0, 1]
-        assert tokenizer.decode(ids) == 'user\nabc% abab\n<tool>{"<|end|>": "abc %"}</tool>\nassistant\n'
+        assert tokenizer.decode(ids) == 'user\nabc abab\n<tool>{"<|end|>": "abc"}</tool>\nassistant\n'
 
     def test_a_template_sees_what_is_no_control_token(self, tmp_path):
         tokenizer = load_tokenizer(with_template(write(tmp_path), THINKING))
