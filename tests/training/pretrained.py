@@ -68,7 +68,7 @@ class ChatTask(JsonlTask):
 config = Config(
     run=Path("runs/pretrained"),
     task=ChatTask(Path("problems.jsonl"), held_out_share=0.2),
-    model=PretrainedModel("model"),
+    model=PretrainedModel(Path("model"), max_length=64),
     likelihood=LikelihoodConfig(steps=0),
     algorithm=algorithms.dapo(),
     reward_map=some_right,

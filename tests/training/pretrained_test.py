@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import rljax.models
-from rljax.models import PretrainedModel, without_value_head
+from rljax.models import without_value_head
 from rljax.text import load_tokenizer
 from rljax.training import commands
 from rljax.training.checkpoint.folder import identity
@@ -38,8 +38,8 @@ def differ(ours, theirs) -> bool:
 
 def config_of(place, run="run", model="model", **changes):
     task = dataclasses.replace(pretrained.config.task, path=place / "problems.jsonl", data_dir=place / "data")
-    return dataclasses.replace(pretrained.config, run=place / run, task=task, model=PretrainedModel(place / model),
-                               **changes)  # fmt: skip
+    settings = dataclasses.replace(pretrained.config.model, folder=place / model)
+    return dataclasses.replace(pretrained.config, run=place / run, task=task, model=settings, **changes)
 
 
 @pytest.fixture(scope="module")
