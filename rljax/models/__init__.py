@@ -1,7 +1,7 @@
 """Language models as pure functions of a pytree of parameters."""
 
 from rljax.models.decoder import Cache, Decoder, DecoderConfig, create
-from rljax.models.huggingface import load
+from rljax.models.huggingface import PretrainedModel, load, save
 from rljax.models.protocol import Head, Model, ModelConfig, Params, initialize, without_value_head
 from rljax.models.sharding import MeshConfig, ShardingRules, make_mesh
 from rljax.models.transformer import TransformerConfig
@@ -15,11 +15,13 @@ __all__ = [
     "Model",
     "ModelConfig",
     "Params",
+    "PretrainedModel",
     "ShardingRules",
     "TransformerConfig",
     "create",
     "initialize",
     "load",
     "make_mesh",
+    "save",
     "without_value_head",
 ]

@@ -14,6 +14,8 @@ from rljax.models.layers import gelu_tanh
 from rljax.models.rope import LinearScaling, Llama3Scaling
 from rljax.models.transformer import TransformerConfig
 
+Ignore = Collection[str] | None
+
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": gelu_tanh}
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
 
@@ -27,6 +29,8 @@ _HARMLESS = frozenset({
     "num_return_sequences", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty",
     "diversity_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
 })  # fmt: skip
+
+_DEFAULT = {"attention_dropout": 0, "pretraining_tp": 1, "partial_rotary_factor": 1}  # harmless with these values
 
 # The outer keys of a multimodal config, which describe images.
 _IMAGES = frozenset({
@@ -68,9 +72,8 @@ class Keys:
     absent or null has its default.
     """
 
-    def __init__(self, values: Mapping[str, Any], where: str, *, defaults: Mapping[str, Any], ignore: Collection[str]):
-        self.values = {key: value for key, value in values.items() if key not in ignore}
-        self.where, self.defaults, self.ignore = where, defaults, ignore
+    def __init__(self, values: Mapping[str, Any], where: str, *, defaults: Mapping[str, Any], ignore: Ignore):
+        self.values, self.where, self.defaults, self.ignore = dict(values), where, defaults, ignore
 
     def fail(self, key: str, value: object, wanted: str) -> NoReturn:
         raise ValueError(f"{self.where}: {key} = {value!r}: expected {wanted}")
@@ -116,24 +119,27 @@ class Keys:
         return Keys(values, f"{self.where}: {key}", defaults={}, ignore=self.ignore)
 
     def finish(self, harmless: Collection[str] = ()) -> None:
-        """Raises ValueError if a key remains that is not harmless, unless it is null or false."""
+        """Raises ValueError if a key remains that is neither null nor false, harmless or to be ignored."""
+        if self.ignore is None:
+            return
         for key, value in self.values.items():
-            if value is not None and value is not False and key not in harmless:
+            empty = value is None or value is False or (key in _DEFAULT and value == _DEFAULT[key])
+            if not empty and key not in harmless and key not in self.ignore:
                 raise ValueError(f"{self.where}: unknown key {key!r} = {value!r}: expected a key that rljax knows. If "
                                  f"this key does not change the model, add `--model.ignore {key}` (in Python, "
                                  f"`ignore=({key!r},)`)")  # fmt: skip
 
 
-def read_config(folder: Path, ignore: Collection[str] = ()) -> TransformerConfig:
+def read_config(folder: Path, ignore: Ignore = ()) -> TransformerConfig:
     """The transformer of the config.json in a folder, in float32 and with the `max_length` of the checkpoint.
 
     Raises ValueError if the config asks for anything that the transformer does not have, and for unknown keys, unless
-    they are null, false or in `ignore`.
+    they are null, false or in `ignore` (None ignores all of them).
     """
     return transformer(read_json(folder, "config.json"), str(folder / "config.json"), ignore)
 
 
-def transformer(values: Mapping[str, Any], where: str = "config.json", ignore: Collection[str] = ()):
+def transformer(values: Mapping[str, Any], where: str = "config.json", ignore: Ignore = ()) -> TransformerConfig:
     """As `read_config`, from the contents of a config.json."""
     quantization = values.get("quantization_config")
     if quantization is not None:
@@ -168,7 +174,6 @@ def _sizes(keys: Keys, activation: str = "hidden_act") -> dict[str, Any]:
         keys.fail(activation, act, f"one of {', '.join(ACTIVATIONS)}")
     keys.only("attention_bias", False, "biases of all projections of attention are not supported")
     keys.only("mlp_bias", False, "biases of the MLP are not supported")
-    keys.only("attention_dropout", 0, "dropout is not supported")
     return {
         "vocab_size": keys.count("vocab_size"),
         "max_length": keys.count("max_position_embeddings"),
@@ -187,7 +192,6 @@ def _sizes(keys: Keys, activation: str = "hidden_act") -> dict[str, Any]:
 def _frequencies(rope: Keys, base: float) -> tuple[float, Callable | None]:
     """Base and scaling of rotary frequencies; `base` is used if `rope` does not name one."""
     kind = rope.take("rope_type", rope.take("type", "default"))  # `type` is the old name
-    rope.only("partial_rotary_factor", 1, "all features of a head are rotated")
     base = rope.number("rope_theta", base)
     if kind == "default":
         scaling = None
@@ -218,7 +222,6 @@ def _all_global(keys: Keys) -> None:
 
 
 def _llama(keys: Keys) -> dict[str, Any]:
-    keys.only("pretraining_tp", 1, "split matrix products are not supported")
     return _sizes(keys) | _rope(keys)
 
 

@@ -1,7 +1,6 @@
 """Models and parameters from Hugging Face folders."""
 
 import dataclasses
-import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -14,12 +13,9 @@ from rljax._checks import check
 from rljax.models.decoder import Decoder, Precision
 from rljax.models.huggingface.config import read_config
 from rljax.models.huggingface.files import DTYPES, Tensor, read_tensors, require_folder
-from rljax.models.huggingface.weights import EMBEDDING, Prefixes, Weight, leaves, prefixes, weights
-from rljax.models.protocol import Params
+from rljax.models.huggingface.weights import EMBEDDING, Prefixes, Weight, is_apart, leaves, prefixes, weights
+from rljax.models.protocol import Model, Params
 from rljax.models.sharding import MeshConfig, make_mesh
-
-_BUFFERS = re.compile(r".*\.rotary_emb\.inv_freq")  # written by old versions of transformers, computed from rope_theta
-_IMAGES = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\..*")
 
 
 def load(
@@ -52,7 +48,7 @@ def load(
     return model, read_parameters(folder, model, mesh)
 
 
-def read_parameters(folder: Path, model: Decoder, mesh: Mesh) -> Params:
+def read_parameters(folder: Path, model: Model, mesh: Mesh) -> Params:
     """The parameters of `model` from the tensors in a folder, sharded over `mesh`; a value head is 0.
 
     The tensors are checked against the model before the first one is read.
@@ -60,8 +56,8 @@ def read_parameters(folder: Path, model: Decoder, mesh: Mesh) -> Params:
     tensors, shapes = read_tensors(folder), model.abstract_params(mesh)
     prefix = prefixes(tensors)
     table = weights(model.vocab_size, shapes, prefix)
-    _check(folder, model, tensors, table, prefix)
-    if model.config.tied and prefix.head in tensors:
+    _check(folder, tensors, table, prefix)
+    if "unembedding" not in shapes and prefix.head in tensors:
         _check_tied(folder, tensors[prefix.head], tensors[table["embedding"].names[0]])
     flat = [_read(x, table.get(path), tensors) for path, x in leaves(shapes).items()]
     return jax.tree.unflatten(jax.tree.structure(shapes), flat)
@@ -86,17 +82,15 @@ def _read(x: jax.ShapeDtypeStruct, weight: Weight | None, tensors: Mapping[str, 
     return jax.make_array_from_callback(x.shape, x.sharding, part, dtype=x.dtype)
 
 
-def _check(
-    folder: Path, model: Decoder, tensors: Mapping[str, Tensor], table: Mapping[str, Weight], prefix: Prefixes
-) -> None:
+def _check(folder: Path, tensors: Mapping[str, Tensor], table: Mapping[str, Weight], prefix: Prefixes) -> None:
     """Raises ValueError unless the tensors are those of the model, apart from buffers, images and a tied table."""
     wanted = {name: weight.shape for weight in table.values() for name in weight.names}
-    optional = {prefix.head: wanted[prefix.body + EMBEDDING]} if model.config.tied else {}
+    optional = {prefix.head: wanted[prefix.body + EMBEDDING]}  # in some checkpoints with tied tables
     for name in wanted:
         if name not in tensors:
             raise ValueError(f"{folder}: tensor {name!r} is missing: expected the {len(wanted)} tensors of config.json")
     for name, tensor in tensors.items():
-        if _BUFFERS.fullmatch(name) or (prefix.body != "model." and _IMAGES.fullmatch(name)):
+        if is_apart(name, prefix):
             continue
         shape = wanted.get(name, optional.get(name))
         where = f"{tensor.path}: tensor {name!r}"

@@ -1,6 +1,7 @@
 """Names and layouts of the tensors in a checkpoint, for each parameter of the transformer."""
 
 import math
+import re
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
@@ -22,6 +23,9 @@ PREFIXES = (
     Prefixes("model.language_model.", "lm_head.weight"),  # multimodal, as older versions of transformers wrote it
 )
 EMBEDDING = "embed_tokens.weight"
+
+_BUFFERS = re.compile(r".*\.rotary_emb\.inv_freq")  # written by old versions of transformers, computed from rope_theta
+_IMAGES = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\..*")
 
 # Name of a tensor, and the number of leading axes of the parameter that a linear map reads (see `Weight`).
 _BLOCK = {
@@ -80,6 +84,11 @@ class Weight(NamedTuple):
 def prefixes(tensors: Collection[str]) -> Prefixes:
     """The convention by which a checkpoint names its tensors."""
     return next((prefix for prefix in PREFIXES if prefix.body + EMBEDDING in tensors), TEXT)
+
+
+def is_apart(name: str, prefix: Prefixes) -> bool:
+    """True if a tensor is not part of the text model: images in a multimodal checkpoint, and buffers."""
+    return bool(_BUFFERS.fullmatch(name) or (prefix != TEXT and _IMAGES.fullmatch(name)))
 
 
 def weights(vocab_size: int, params: Mapping, prefix: Prefixes) -> dict[str, Weight]:
