@@ -23,10 +23,8 @@ class Controls:
             f"{nonce}{_private(i // _PRIVATE)}{_private(i % _PRIVATE)}" for i in range(len(tokens) + 1)
         )
         self._names = dict(zip(tokens, names, strict=True))
-        alternatives = (
-            re.escape(x) if len(x) > 1 else f"{re.escape(x)}(?!{self._mark})" for x in self._longest_first()
-        )
-        self._found = re.compile("|".join(alternatives) or "(?!)")  # (?!) matches nothing
+        longest_first = sorted(tokens, key=len, reverse=True)
+        self._found = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")  # (?!) matches nothing
         self._begins = re.compile(f"(?={self._found.pattern})")  # also if two of them overlap
         self._starts = {x[:n] for x in self._names for n in range(1, len(x))}
         self._ends = {x[n:] for x in self._names for n in range(1, len(x))}
