@@ -123,7 +123,7 @@ PathFinder.find_spec = lambda name, *rest: None if name in ("flax", "grain") els
     return subprocess.run([sys.executable, "-c", hide + code], capture_output=True, text=True, cwd=ROOT)
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "export"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "export", "chat"])
 def test_a_command_without_its_packages_says_what_to_install(command):
     done = without_flax_and_grain(f"from rljax import _entry_points; _entry_points.{command}()")
     assert done.returncode == 1

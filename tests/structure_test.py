@@ -31,7 +31,7 @@ LAYERS = (
      "rljax.training.nonfinite"},
     {"rljax.training.components"},
     {"rljax.training.collect", "rljax.training.export"},
-    {"rljax.training.evaluation", "rljax.training.stages"},
+    {"rljax.training.chat", "rljax.training.evaluation", "rljax.training.stages"},
     {"rljax.training.report"},
     {"rljax.training.run"},
     {"rljax.training.commands"},

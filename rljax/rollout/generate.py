@@ -97,8 +97,8 @@ def generate(
     budget = jnp.full(B, N, jnp.int32) if budget is None else jnp.minimum(budget, N)
 
     def advance(hidden, cache, state: _Progress) -> _Progress:
-        logits = _without(split_rows(_logits(hidden, unembedding, softcap), model.rules), banned)
-        token, *logps = choose(logits, _keys_at(keys, state.n), config)
+        logits = without(split_rows(next_logits(hidden, unembedding, softcap), model.rules), banned)
+        token, *logps = choose(logits, keys_at(keys, state.n), config)
         token = jnp.where(state.active, token, 0)
         stopped = state.active & jnp.isin(token, jnp.array(stop_ids, jnp.int32))
         column = (token, state.active, *(jnp.where(state.active, logp, 0) for logp in logps))
@@ -129,11 +129,11 @@ def _repeated(x: Array, times: int, rules: ShardingRules) -> Array:
     return x if times == 1 or jnp.ndim(x) == 0 else split_rows(jnp.repeat(x, times, axis=0), rules)
 
 
-def _keys_at(keys: Array, n: Int[Array, ""]) -> Array:
+def keys_at(keys: Array, n: Int[Array, ""]) -> Array:
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, n)
 
 
-def _logits(
+def next_logits(
     hidden: Float[Array, "B D"], unembedding: Float[Array, "V D"], softcap: float | None
 ) -> Float[Array, "B V"]:
     """h · Wᵀ, accumulated in at least float32 and soft-capped, as in training."""
@@ -141,7 +141,7 @@ def _logits(
     return softcapped(z, softcap)
 
 
-def _without(logits: Float[Array, "B V"], banned: tuple[int, ...]) -> Float[Array, "B V"]:
+def without(logits: Float[Array, "B V"], banned: tuple[int, ...]) -> Float[Array, "B V"]:
     return jnp.where(np.isin(np.arange(logits.shape[-1]), banned)[None], -jnp.inf, logits) if banned else logits
 
 

@@ -10,7 +10,7 @@ import tokenizers
 
 from rljax.text.controls import Controls
 from rljax.text.files import GENERATION, TOKENIZER, TokenizerFiles, as_list, blank_token
-from rljax.text.protocol import Message
+from rljax.text.protocol import Message, NoTemplateError
 from rljax.text.template import ChatTemplate
 
 
@@ -118,7 +118,7 @@ class HuggingFaceTokenizer:
         ValueError if a message is not of this form, or if the folder has no chat template, or if the template fails.
         """
         if self._chat is None:
-            raise ValueError(f"messages ({len(messages)}): expected a tokenizer with a chat template, but "
+            raise NoTemplateError(f"messages ({len(messages)}): expected a tokenizer with a chat template, but "
                              f"{self._files.folder} has none; write the prompt as text")  # fmt: skip
         variables = {"messages": self._controls.mark(_plain_messages(messages)), "tools": None, "documents": None,
                      "add_generation_prompt": generate, **self._named}  # fmt: skip

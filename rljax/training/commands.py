@@ -1,4 +1,4 @@
-"""The commands that train, evaluate and export."""
+"""The commands that train, evaluate, export and chat."""
 
 import argparse
 import io
@@ -32,6 +32,11 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
 def export(arguments: Sequence[str] | None = None) -> None:
     """`rljax-export RUN --out FOLDER [--dtype DTYPE]`: writes a run's newest parameters as a Hugging Face folder."""
     _as_command(_export, sys.argv[1:] if arguments is None else arguments)
+
+
+def chat(arguments: Sequence[str] | None = None) -> None:
+    """`rljax-chat FOLDER_OR_RUN [--option value …]`: talks to a model in the terminal."""
+    _as_command(_chat, sys.argv[1:] if arguments is None else arguments)
 
 
 def _as_command(command: Callable[[list[str]], None], arguments: Sequence[str]) -> None:
@@ -116,3 +121,24 @@ def _export(arguments: list[str]) -> None:
     from rljax.training.export import export_run
 
     print(export_run(chosen.run, chosen.out, dtype=chosen.dtype, overrides=overrides))
+
+
+def _chat(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="rljax-chat", allow_abbrev=False, description="Talks to a model in the terminal. Ctrl-C stops an answer, "
+        "Ctrl-D ends the conversation. Without a chat template, the model continues each line.")  # fmt: skip
+    parser.add_argument("model", type=Path, help="a Hugging Face folder or the folder of a run")
+    parser.add_argument("--temperature", type=float, default=0.7, help="0 is greedy; default: 0.7")
+    parser.add_argument("--max-new-tokens", type=int, default=512, help="length of an answer; default: 512")
+    parser.add_argument("--system", help="system message at the start of the conversation")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random numbers; default: 0")
+    chosen = parser.parse_args(arguments)
+    from rljax.rollout import SamplingConfig
+    from rljax.training.chat import converse, load_speaker
+
+    sampling = SamplingConfig(max_new_tokens=chosen.max_new_tokens, temperature=chosen.temperature)
+    speaker = load_speaker(chosen.model, sampling)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # a line may not be UTF-8
+    prompt = "> " if sys.stdin.isatty() else ""
+    converse(speaker, jax.random.key(chosen.seed), lambda: input(prompt), sys.stdout, chosen.system)
