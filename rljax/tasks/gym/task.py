@@ -11,7 +11,7 @@ from typing import Any
 from rljax._checks import check
 from rljax.tasks.baselines import FUNCTIONS, constants
 from rljax.tasks.gym.generator import Request, decode_entry, make_dataset
-from rljax.tasks.gym.scorer import EntryScore, Pairs
+from rljax.tasks.gym.scorer import EntryScore
 from rljax.tasks.task import Problem, Task, TaskData, as_paths
 from rljax.text import Message, TextTokenizer, Tokenizer
 
@@ -54,8 +54,9 @@ class ReasoningGymTask(Task):
     """Weight of each category, by the names that reasoning-gym uses, such as `{"gcd": 1.0}`; stored as pairs. Prompts
     and demonstrations are divided in proportion to the weights."""
     _: dataclasses.KW_ONLY
-    settings: Mapping[str, Mapping[str, Any]] | tuple[tuple[str, Pairs], ...] = ()
-    """Settings of the categories' generators by name, such as `{"gcd": {"max_value": 20}}`; stored as pairs."""
+    settings: Any = ()
+    """Mapping from categories to the settings of their generators, such as `{"gcd": {"max_value": 20}}`; stored as
+    pairs."""
     untrained: tuple[str, ...] = ()
     """Further categories, which are evaluated but never trained on."""
     prompts: int = 2000

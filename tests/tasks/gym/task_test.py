@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+import tyro
 
 from rljax.tasks import ReasoningGymTask
 from rljax.tasks.batching import encode_prompts, pack
@@ -189,6 +190,18 @@ def test_the_settings_are_a_value():
     described = json.loads(json.dumps(describe(TASK)))
     assert described["categories"] == [["gcd", 2], ["isomorphic_strings", 1]]
     assert described["settings"][0] == ["gcd", [["max_value", 30]]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changed"),
+    [
+        (["--prompts", "50", "--instruction", ""], {"prompts": 50, "instruction": ""}),
+        (["--untrained", "lcm", "word_sorting"], {"untrained": ("lcm", "word_sorting")}),
+        (["--categories", "gcd", "3", "lcm", "1"], {"categories": {"gcd": 3, "lcm": 1}}),
+    ],
+)
+def test_fields_on_the_command_line(arguments, changed):
+    assert tyro.cli(ReasoningGymTask, default=TASK, args=arguments) == dataclasses.replace(TASK, **changed)
 
 
 def test_constant_strategies_are_measured_beside_the_model(data):
