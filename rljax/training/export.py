@@ -10,6 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from rljax.models import MeshConfig, Model, Params, make_mesh, without_value_head
+from rljax.models.decoder import Decoder, Precision
 from rljax.text import TextTokenizer, load_tokenizer
 from rljax.training import recipe
 from rljax.training.checkpoint.compatibility import TOKENIZER, read_params
@@ -39,7 +40,7 @@ def load_run(run: Path, overrides: Sequence[str] = (), *, mesh: Mesh | None = No
     return trained
 
 
-def export_run(run: Path, out: Path, *, dtype: str | None = None, overrides: Sequence[str] = ()) -> str:
+def export_run(run: Path, out: Path, *, dtype: Precision | None = None, overrides: Sequence[str] = ()) -> str:
     """Writes a run's newest parameters and its tokenizer as a Hugging Face folder; returns a summary of the folder.
 
     Args:
@@ -52,7 +53,7 @@ def export_run(run: Path, out: Path, *, dtype: str | None = None, overrides: Seq
       A text for the terminal: what was exported, and the commands that use the folder.
 
     Raises:
-      ValueError: If `out` is a file or a folder that is not empty.
+      ValueError: If `out` is a file or a folder that is not empty, or if no Hugging Face architecture equals the model.
       FileNotFoundError, RunError: As in `load_run`, and RunError if the disk is full; then nothing is written.
     """
     from rljax.models import save  # needs the extra `hf`
@@ -61,6 +62,8 @@ def export_run(run: Path, out: Path, *, dtype: str | None = None, overrides: Seq
         raise ValueError(f"out = {str(out)!r}: expected a folder that does not exist or is empty")
     config = _config(run, overrides)
     trained, record = _load(run, config, None)
+    if not isinstance(trained.model, Decoder):
+        raise ValueError(f"model = {config.model!r}: expected a TransformerConfig or a PretrainedModel to export")
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # from an interrupted export
     try:
