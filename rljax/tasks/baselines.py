@@ -7,7 +7,6 @@ included, since they solve tasks that ask for exactly that.
 
 import collections
 import dataclasses
-import functools
 import inspect
 import math
 import re
@@ -125,8 +124,8 @@ def best_baseline(data: TaskData, level: str, training: int = 256) -> Baseline |
         chosen = max(data.baselines, key=lambda name: _accuracy(data, data.baselines[name], seen))
         names[kind] = chosen
         solved += _accuracy(data, data.baselines[chosen], problems) * len(problems)
-    name = ", ".join(f"{kind}: {name}" for kind, name in names.items()) if len(names) > 1 else next(iter(names.values()))
-    return Baseline(name, solved / len(data.held_out[level]))
+    by_kind = [f"{kind}: {name}" for kind, name in names.items()] if len(names) > 1 else list(names.values())
+    return Baseline(", ".join(by_kind), solved / len(data.held_out[level]))
 
 
 def _accuracy(data: TaskData, strategy: Strategy, problems: Sequence[Problem]) -> float:

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import tyro
 
 from rljax._checks import check
-from rljax._expression import shown
 from rljax.advantage import discounted_returns
 from rljax.models import MeshConfig, ModelConfig, ShardingRules, TransformerConfig
 from rljax.objective import PolicyGradient, require_algorithm
@@ -23,19 +22,6 @@ from rljax.tasks import Task
 from rljax.tasks.task import require_task
 from rljax.training.needs import check_groups, check_needs, needs_of
 from rljax.training.optimizer import Optimizer, OptimizerConfig, checked
-
-
-def _cannot_be_parsed(arguments: list[str]) -> Any:
-    raise ValueError(f"algorithm = {arguments[0]!r}: expected an algorithm in the recipe, not on the command line")
-
-
-_AS_IT_PRINTS = tyro.constructors.PrimitiveConstructorSpec(  # so that --help shows the algorithm as one field
-    nargs=1,
-    metavar="",
-    instance_from_str=_cannot_be_parsed,
-    is_instance=lambda value: True,
-    str_from_instance=lambda value: [shown(value)],
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +184,7 @@ class Config:
 
     task: Task
     """The task: problems, tokenizer and reward function."""
-    algorithm: Annotated[Any, _AS_IT_PRINTS, tyro.conf.Fixed]
+    algorithm: Annotated[Any, tyro.conf.Fixed]
     """Objective of stage 2: a PolicyGradient, or a function that maps a rollout's index to a PolicyGradient.
     The algorithm must need the same fields in every rollout."""
     run: Path = Path("runs/default")

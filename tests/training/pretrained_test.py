@@ -104,6 +104,29 @@ def test_an_exported_run_is_loaded_again(place):
     assert [path.name for path in (place / "exported").iterdir()] == ["one"]
 
 
+def test_an_export_in_bfloat16_is_rounded(place):
+    code, output = call(commands.export, "run", "--out", "rounded", "--dtype", "bfloat16", cwd=place)
+    assert code == 0, output
+    _, params = rljax.models.load(place / "rounded", dtype="bfloat16")
+    trained = load_run(place / "run", ("--model.folder", str(place / "model")))
+    assert_equal(params, jax.tree.map(lambda x: x.astype("bfloat16"), trained.params))
+    assert json.loads((place / "rounded" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+def test_the_value_head_is_left_out(place):
+    changed = "config = dataclasses.replace(config, algorithm=algorithms.ppo())"
+    recipe = place / "critic.py"
+    recipe.write_text(f"import dataclasses\nfrom rljax import algorithms\n{RECIPE.read_text()}\n{changed}\n")
+    code, output = call(commands.train, recipe, "--run", "critic", "--steps", "1", "--evaluation.samples", 1, cwd=place)
+    assert code == 0, output
+    trained = load_run(place / "critic", ("--model.folder", str(place / "model")))
+    assert not trained.params.keys() & {"value", "value_bias"}
+    code, output = call(commands.export, "critic", "--out", "actor", cwd=place)
+    assert code == 0, output
+    _, params = rljax.models.load(place / "actor")
+    assert_equal(params, trained.params)
+
+
 def test_a_run_on_a_mesh_is_resumed_and_exported(place):
     mesh = ("--mesh.data", 2, "--mesh.fsdp", 2, "--mesh.tensor", 2)
     shutil.copytree(place / "run", place / "meshed")

@@ -16,8 +16,7 @@ from rljax.training.optimizer import init_state
 from rljax.training.placement import to_devices
 from rljax.training.step.accumulation import State, accumulate
 from rljax.training.step.policy import make_update, summarize
-from rljax.training.step.scoring import Scorer, make_score
-from tests.models.small import mesh_of
+from rljax.training.step.scoring import make_score
 from tests.training.one_step import assert_same_step, config_of, params_of, prepare, rollouts_of, scorer_of
 
 pytestmark = pytest.mark.standard_promotion

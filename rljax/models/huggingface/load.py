@@ -1,7 +1,9 @@
 """Models and parameters from Hugging Face folders."""
 
 import dataclasses
-from collections.abc import Collection, Mapping
+import math
+import mmap
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -70,7 +72,7 @@ def _read(x: jax.ShapeDtypeStruct, weight: Weight | None, tensors: Mapping[str, 
     def part(index: Any) -> np.ndarray:
         spans = tuple(range(*s.indices(n)) for s, n in zip(index, x.shape, strict=True))
         if spans not in done:
-            done[spans] = out = np.zeros([len(span) for span in spans], x.dtype)
+            done[spans] = out = _zeros([len(span) for span in spans], x.dtype)
             if weight is not None and weight.stacked:
                 for row, name in zip(out, weight.names[index[0]], strict=True):
                     row[...] = weight.from_tensor(tensors[name].array())[index[1:]]
@@ -79,7 +81,18 @@ def _read(x: jax.ShapeDtypeStruct, weight: Weight | None, tensors: Mapping[str, 
                 out[: len(values)] = values  # the other rows are padding
         return done[spans]
 
-    return jax.make_array_from_callback(x.shape, x.sharding, part, dtype=x.dtype)
+    sharding = x.sharding
+    parts = [
+        jax.device_put(part(index), device, may_alias=False)  # without an alias, the array can be donated
+        for device, index in sharding.addressable_devices_indices_map(x.shape).items()
+    ]
+    return jax.make_array_from_single_device_arrays(x.shape, sharding, parts, dtype=x.dtype)
+
+
+def _zeros(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+    """Zeros in memory of their own, which returns to the system; memory of `malloc` may stay with the process."""
+    size = math.prod(shape)
+    return np.frombuffer(mmap.mmap(-1, max(1, size * dtype.itemsize)), dtype, size).reshape(shape)
 
 
 def _check(folder: Path, tensors: Mapping[str, Tensor], table: Mapping[str, Weight], prefix: Prefixes) -> None:

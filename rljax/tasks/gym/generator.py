@@ -30,9 +30,9 @@ class Request(NamedTuple):
 
 def make_dataset(name: str, settings: Mapping[str, Any], seed: int = 0, size: int = 1):
     """The generator and scorer of a category."""
-    import reasoning_gym
+    from reasoning_gym import create_dataset
 
-    return reasoning_gym.create_dataset(name, **settings, seed=seed, size=size)
+    return create_dataset(name, **settings, seed=seed, size=size)
 
 
 def distinct(request: Request) -> list[dict[str, Any]]:

@@ -35,10 +35,9 @@ class EntryScore:
     def __call__(self, prompt: str, completion: str, answer: str, *, info: Mapping[str, Any]) -> float:
         name = info["metadata"]["source_dataset"]
         dataset = _dataset(name, dict(self.settings).get(name, ()))
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")  # some scorers evaluate the completion as an expression
-            try:
-                score = float(dataset.score_answer(completion.strip(), info))
+        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
+            try:  # some scorers evaluate the completion as an expression, which can print and warn
+                score = float(dataset.score_answer(completion.strip(), dict(info)))
             except Exception:
                 return 0.0
         return score if math.isfinite(score) else 0.0

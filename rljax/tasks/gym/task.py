@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import random
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from rljax._checks import check
 from rljax.tasks.baselines import FUNCTIONS, constants
 from rljax.tasks.gym.generator import Request, decode_entry, make_dataset
-from rljax.tasks.gym.scorer import EntryScore, Pairs
+from rljax.tasks.gym.scorer import EntryScore
 from rljax.tasks.task import Problem, Task, TaskData, as_paths
 from rljax.text import Message, TextTokenizer, Tokenizer
 
@@ -53,8 +54,9 @@ class ReasoningGymTask(Task):
     """Weight of each category, by the names that reasoning-gym uses, such as `{"gcd": 1.0}`; stored as pairs. Prompts
     and demonstrations are divided in proportion to the weights."""
     _: dataclasses.KW_ONLY
-    settings: Mapping[str, Mapping[str, Any]] | tuple[tuple[str, Pairs], ...] = ()
-    """Settings of the categories' generators by name, such as `{"gcd": {"max_value": 20}}`; stored as pairs."""
+    settings: Any = ()
+    """Mapping from categories to the settings of their generators, such as `{"gcd": {"max_value": 20}}`; stored as
+    pairs."""
     untrained: tuple[str, ...] = ()
     """Further categories, which are evaluated but never trained on."""
     prompts: int = 2000
@@ -110,7 +112,8 @@ class ReasoningGymTask(Task):
 
     def load(self, *, tokenizer: TextTokenizer | None = None) -> TaskData:
         check(tokenizer is not None or self.as_text is not None, "task.as_text", None,
-              "a function such as rljax.tasks.gym.transcript, since the model has no tokenizer with a chat template")  # fmt: skip
+              "a function such as rljax.tasks.gym.transcript, since the model has no tokenizer with a chat "
+              "template")  # fmt: skip
         for name in self._names:
             _check_category(name, dict(dict(self.settings).get(name, ())))
         parts = {name: self._divided(name, problems) for name, problems in self._questions().items()}
@@ -137,18 +140,22 @@ class ReasoningGymTask(Task):
             for name in self._names
         }  # fmt: skip
 
+    def _requests(self) -> list[Request]:
+        """The questions to generate, per category. Their seeds are far apart, since entry i depends on seed + i."""
+        settings = dict(self.settings)
+        return [
+            Request(name, dict(settings.get(name, ())), random.Random(f"{name} {self.seed}").randrange(2**31),
+                    sum(counts.values()))
+            for name, counts in self._counts().items()
+        ]  # fmt: skip
+
     def _questions(self) -> dict[str, list[Problem]]:
         """The questions of each category, shuffled."""
         from rljax.tasks import storage  # imported here so that recipes do not need tensorflow_datasets
         from rljax.tasks.gym import dataset
 
-        counts, settings = self._counts(), dict(self.settings)
-        requests = [
-            Request(name, dict(settings.get(name, ())), random.Random(f"{name} {self.seed}").randrange(2**31),
-                    sum(counts[name].values()))
-            for name in self._names
-        ]  # fmt: skip
-        builder = storage.prepare(dataset.GymQuestions, dataset.GymConfig.of(requests), self.data_dir)
+        config = dataset.GymConfig.of(self._requests())
+        builder = storage.prepare(dataset.GymQuestions, config, self.data_dir)
         found = {name: storage.read(builder, name) for name in self._names}
         for name, problems in found.items():  # common questions come first: an unshuffled split would be biased
             random.Random(f"split {name} {self.seed}").shuffle(problems)
@@ -204,7 +211,8 @@ def _fixed(value: Any) -> Any:
 def _check_category(name: str, settings: dict[str, Any]) -> None:
     """Raises ValueError if reasoning-gym is not installed, or has no such category or setting."""
     try:
-        from reasoning_gym.factory import DATASETS
+        with warnings.catch_warnings(action="ignore"):  # a dependency of reasoning-gym has invalid comparisons
+            from reasoning_gym.factory import DATASETS
     except ImportError as error:
         raise ValueError(f"task: ReasoningGymTask needs the package reasoning-gym ({error}): "
                          "pip install 'rljax-llm[gym]'") from error  # fmt: skip
