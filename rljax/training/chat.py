@@ -15,7 +15,7 @@ from rljax.training.export import load_run
 
 
 class Speaker(NamedTuple):
-    """What draws the answers."""
+    """A model with its tokenizer and the settings that its answers are drawn with."""
 
     model: Model
     params: Params
@@ -46,6 +46,16 @@ def converse(speaker: Speaker, key: jax.Array, read: Callable[[], str], out: Tex
 
     With a chat template, a prompt is the whole conversation, after the message `system` if there is one; without one, a
     line is completed on its own. If the conversation leaves no room for an answer, a new one starts.
+
+    Args:
+      speaker: What answers.
+      key: Random key of the conversation.
+      read: Returns the next line that the user typed.
+      out: Where the answers are written.
+      system: Text of the system message; none if it is None or empty.
+
+    Raises:
+      ValueError: If the chat template fails, or if there is none for the system message.
     """
     opening = [{"role": "system", "content": system}] if system else []
     messages: list[Message] = list(opening)

@@ -140,5 +140,6 @@ def _chat(arguments: list[str]) -> None:
     speaker = load_speaker(chosen.model, sampling)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # a line may not be UTF-8
-    prompt = "> " if sys.stdin.isatty() else ""
+    prompt, end = ("> ", "\n") if sys.stdin.isatty() else ("", "")
     converse(speaker, jax.random.key(chosen.seed), lambda: input(prompt), sys.stdout, chosen.system)
+    print(end=end)  # the shell's prompt begins on a new line
