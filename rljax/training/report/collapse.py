@@ -4,13 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 
 ROLLOUTS = 5
-"""Rollouts averaged at the start and at the end of stage 2 so far; there is no warning before 2 · ROLLOUTS."""
+"""Rollouts averaged at the start and at the end of stage 2 so far; warnings need at least 2 · ROLLOUTS."""
 FALL = 0.1
 """A metric has collapsed if its mean over the last rollouts is below this multiple of its mean over the first ones."""
 FEW_GROUPS = 0.05
 """The share of groups with a signal has also collapsed if it is below this value."""
 SOLVED = 0.9
-"""There is no warning if at least this share of the last completions solved their problem."""
+"""The task counts as solved, and nothing is reported, if at least this share of the last completions is correct."""
 
 
 def collapses(rollouts: Sequence[Mapping]) -> dict[str, str]:
@@ -19,7 +19,7 @@ def collapses(rollouts: Sequence[Mapping]) -> dict[str, str]:
         collapsed = last < FALL · first,   and for groups with a signal also   last < FEW_GROUPS
 
     `first` and `last` are means over ROLLOUTS rollouts at each end. A policy that solves its problems is certain of its
-    answers and has no groups with a signal either; there is no warning then. An absent `solved` counts as 0.
+    answers and has no groups with a signal either, so the result is empty then. An absent `solved` counts as 0.
 
     >>> rows = [{"entropy": 0.5, "informative": 0.6, "solved": 0.2}] * 5
     >>> list(collapses([*rows, *[{"entropy": 0.01, "informative": 0.5, "solved": 0.3}] * 5]))

@@ -67,7 +67,8 @@ def diagnostics(rows: Sequence[Mapping]) -> str:
 
 def _times(rows: Sequence[Mapping], window: int) -> list[str]:
     """The panel of the parts of a rollout's time, smoothed; none if they were not measured."""
-    curves, colors = {}, dict(zip(PARTS, SERIES[1:], strict=False))
+    curves: dict[str, Curve] = {}
+    colors: dict[str, str] = dict(zip(PARTS, SERIES[1:], strict=False))
     for part in PARTS:
         x, y = series(rows, "rl", f"seconds_{part}")
         if np.isfinite(y).any():

@@ -89,7 +89,7 @@ class Monitor:
                 self._warn(metrics)
 
     def _warn(self, metrics: dict) -> None:
-        """Says once if a metric of stage 2 has collapsed."""
+        """Prints one warning per metric of stage 2 that has collapsed."""
         self._rollouts.append(metrics)
         for name, warning in collapses(self._rollouts).items():
             if name not in self._warned:
