@@ -6,6 +6,7 @@ import functools
 import inspect
 import math
 import numbers
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -31,6 +32,10 @@ class Drawn(NamedTuple):
     """Text of each completion, without its stop token."""
     components: np.ndarray
     """The numbers that the reward function returned, [R, K] float32; the reward is their sum."""
+    seconds_sampling: float = 0.0
+    """Time to the arrival of the decoded completions on the host."""
+    seconds_verification: float = 0.0
+    """Time of the reward function."""
 
     @property
     def rewards(self) -> np.ndarray:
@@ -71,18 +76,23 @@ def draw(
     """Samples completions of left-padded prompts and computes their rewards.
 
     `prompts` holds `tokens` and `segment_ids`, [P, L]; problem p belongs to prompt p. Prompts after the last problem
-    fill the compiled shape; their completions get neither a text nor a reward. A number of prompts that the row shards
-    do not divide is replicated; its completions are sharded nevertheless. `cut_reward` is as in `verify`.
+    fill the compiled shape; their completions get neither a text nor a reward. The completions of a prompt share one
+    forward pass over it, or as few as the row shards allow, which must divide P · `completions`. `cut_reward` is as in
+    `verify`.
     """
-    arrays = prompts["tokens"], prompts["segment_ids"]
-    check_left_padded(arrays[1])
-    whole = len(arrays[0]) % parts.model.rules.row_shards(parts.mesh)
-    run = _sampling_program(parts.model, sampling, completions, parts.data.stop_ids, parts.banned_ids)
-    samples = to_host(run(params, *(parts.to_devices if whole else parts.rows_to_devices)(arrays), key))
+    check_left_padded(prompts["segment_ids"])
+    shards = parts.model.rules.row_shards(parts.mesh)
+    times = shards // math.gcd(shards, len(prompts["tokens"]))  # divides `completions` if the rows fill the shards
+    arrays = [np.repeat(prompts[name], times, axis=0) for name in ("tokens", "segment_ids")]
+    started = time.perf_counter()
+    run = _sampling_program(parts.model, sampling, completions // times, parts.data.stop_ids, parts.banned_ids)
+    samples = to_host(run(params, *parts.rows_to_devices(arrays), key))
     asked = [problem for problem in problems for _ in range(completions)]
-    texts = decoded(samples, arrays[0].shape[1], parts.data)[: len(asked)]
+    texts = decoded(samples, prompts["tokens"].shape[1], parts.data)[: len(asked)]
+    sampled = time.perf_counter()
     unrewarded = Drawn(samples, texts, np.zeros((len(texts), 1), np.float32))
-    return unrewarded._replace(components=verify(asked, unrewarded, parts.data, cut_reward=cut_reward))
+    components = verify(asked, unrewarded, parts.data, cut_reward=cut_reward)
+    return Drawn(samples, texts, components, sampled - started, time.perf_counter() - sampled)
 
 
 def decoded(samples: Any, prompt_length: int, data: TaskData) -> list[str]:

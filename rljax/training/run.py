@@ -29,6 +29,7 @@ from rljax.training.keys import decode_key, encode_key, purpose_key
 from rljax.training.nonfinite import require_finite
 from rljax.training.placement import to_host
 from rljax.training.processes import Preemption
+from rljax.training.report.memory import peak_memory_gib
 from rljax.training.report.monitor import Monitor
 from rljax.training.stages import STAGES, Stage
 
@@ -138,7 +139,8 @@ class Run:
             metrics = {name: float(value) for name, value in to_host(metrics).items()}
             seconds = time.perf_counter() - started
             require_finite(metrics, stage.name, n, batch, self.config.run)
-            metrics |= {"seconds": seconds, "tokens_per_second": metrics.pop("tokens") / seconds}
+            metrics |= {"seconds": seconds, **stage.durations(seconds), "peak_memory_gib": peak_memory_gib(),
+                        "tokens_per_second": metrics.pop("tokens") / seconds}  # fmt: skip
             self.monitor.step(stage.name, n, metrics)
             if n == 0:
                 self.monitor.samples("start", stage.samples)

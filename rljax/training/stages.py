@@ -62,6 +62,10 @@ class Stage:
         """Runs step n and returns (metrics, batch); `metrics["tokens"]` is the number of trained or sampled tokens."""
         raise NotImplementedError
 
+    def durations(self, seconds: float) -> dict[str, float]:
+        """The parts of the `seconds` that the newest step took, as metrics."""
+        return {}
+
     def look(self) -> dict[str, float]:
         """Metrics that a quick evaluation records in addition to accuracy and reward."""
         return {}
@@ -123,6 +127,7 @@ class PolicyStage(Stage):
         self.look_every = config.evaluation.every
         self.reference: Any = None  # parameters at the start of stage 2, if something needs them
         self.carried: Any = ()  # state that the algorithm carries between rollouts
+        self._drawn: list[Drawn] = []  # of the newest step
         self._start: tuple[Any, Any] | None = None
         """log π − log π_start and the mask of the rollout before a quick evaluation, with `evaluation.kl_start`."""
         scorer = Scorer(parts.model, parts.mesh, config.rollout.sampling.temperature, parts.banned_ids)
@@ -170,6 +175,7 @@ class PolicyStage(Stage):
         drawn = draw(self.parts, settings.sampling, self.state.params, prompts, problems,
                      purpose_key(key, "rollout", n), completions=settings.completions,
                      cut_reward=settings.cut_reward)  # fmt: skip
+        self._drawn = [drawn]
         self._show(drawn, problems)
         sampled = rollouts_of(drawn, prompts["task"])
         rollouts = self._rewarded(sampled, drawn, prompts, problems, n, key)
@@ -183,8 +189,17 @@ class PolicyStage(Stage):
             chosen = with_signal_first(rollouts, learned, settings.train_groups)
         metrics = self._learn(chosen, n)
         about = reward_summary(sampled.rewards, sampled.mask, signal)
-        about |= {"finished": drawn.samples.finished.mean(), "tokens": sampled.mask.sum()}
+        solved = [bool(self.parts.data.solved(float(reward))) for reward in drawn.rewards]
+        about |= {"finished": drawn.samples.finished.mean(), "solved": np.mean(solved), "tokens": sampled.mask.sum()}
         return {**metrics, **about}, chosen
+
+    def durations(self, seconds: float) -> dict[str, float]:
+        """Seconds of sampling (with greedy completions), of the reward function, and of all the rest, the learning."""
+        sampling, verification = (
+            sum(getattr(drawn, name) for drawn in self._drawn) for name in ("seconds_sampling", "seconds_verification")
+        )
+        return {"seconds_sampling": sampling, "seconds_verification": verification,
+                "seconds_learning": seconds - sampling - verification}  # fmt: skip
 
     def _rewarded(self, rollouts, drawn: Drawn, prompts: dict, problems: list[Problem], n: int, key: jax.Array):
         """Applies `reward_map` and, if the algorithm needs greedy rewards, samples and adds them."""
@@ -203,6 +218,7 @@ class PolicyStage(Stage):
         budget = self.config.rollout.sampling.max_new_tokens
         greedy = draw(self.parts, SamplingConfig(max_new_tokens=budget, temperature=0.0), self.state.params, prompts,
                       problems, purpose_key(key, "greedy", n), cut_reward=self.config.rollout.cut_reward)  # fmt: skip
+        self._drawn.append(greedy)
         return dataclasses.replace(rollouts, greedy_rewards=trained_on(greedy.rewards[:, None], greedy)[:, 0])
 
     def _learn(self, rollouts, n: int) -> dict:

@@ -130,3 +130,23 @@ def test_a_check_has_a_name_of_its_own():
     for name in ("reward", "pass@2", "samples"):
         with pytest.raises(ValueError, match=rf"checks = \['{name}'\]: expected names other than"):
             evaluator_of(checks={name: lambda prompt, text: True})
+
+
+def test_the_best_constant_strategy_is_reported_beside_the_greedy_accuracy():
+    held_out = {"short": [Problem("a", "b", level="short")] * 3 + [Problem("a", "c", level="short")] * 2,
+                "endless": [Problem("c", "d", level="endless")] * 4}  # fmt: skip
+    baselines = {"always b": lambda problem: "b", "always d": lambda problem: "d"}
+    evaluator, params = evaluator_of(baselines=baselines, held_out=held_out)  # evaluates 4 problems per level
+    found = evaluator.evaluate(params, jax.random.key(0))
+    assert {level: figures["best constant"][0] for level, figures in found.items()} == {"short": 0.75, "endless": 1.0}
+    assert {level: figures["strategy"] for level, figures in found.items()} == {
+        "short": "always b",
+        "endless": "always d",
+    }
+    names = list(found["short"])
+    assert names.index("best constant") == names.index("greedy") + 1
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(table("run", found))
+    assert "Best constant strategies: always b (short); always d (endless)." in shown.getvalue()
+    evaluator, params = evaluator_of()
+    assert not {"best constant", "strategy"} & evaluator.evaluate(params, jax.random.key(0))["short"].keys()

@@ -45,6 +45,9 @@ def metrics(likelihood_steps: int, rollouts: int) -> list[dict]:
                 "grad_norm": 0.4 + 0.1 * draw.normal() ** 2,
                 "clip_share": 0.01 + 0.004 * draw.random(), "length": 13.1 + 0.4 * draw.normal(), "loss": -0.01,
                 "finished": 0.985 + 0.01 * draw.random(), "tokens_per_second": 17500.0, "seconds": 0.66,
+                "seconds_sampling": 0.38 + 0.02 * draw.normal(), "seconds_verification": 0.03 + 0.002 * draw.normal(),
+                "seconds_learning": 0.25 + 0.02 * draw.normal(), "peak_memory_gib": 1.2 + 0.002 * n,
+                "solved": 0.3 + 0.45 * rise,
             })  # fmt: skip
     return rows
 
@@ -58,6 +61,7 @@ def evaluation(rates) -> dict:
         figures[level] = {
             "problems": 256, "samples": 8, "pass@1": mean_interval(pass_at_k(8, solved, 1)),
             "pass@8": mean_interval(pass_at_k(8, solved, 8)), "greedy": wilson_interval(int(256 * rate), 256),
+            "best constant": wilson_interval(30, 256), "strategy": "always 'a b'",
             "reward": reward_interval(0.8 * solved / 8 - 0.1), "right chain": mean_interval(0.9 * solved / 8),
         }  # fmt: skip
     return figures

@@ -1,4 +1,6 @@
 import dataclasses
+import time
+from unittest import mock
 
 import jax
 import numpy as np
@@ -8,6 +10,7 @@ from rljax import algorithms
 from rljax.training.errors import RunError
 from rljax.training.stages import needs_reference
 from tests.training.in_process import train
+from tests.training.subprocesses import metrics
 from tests.training.tiny import config as tiny
 
 pytestmark = [pytest.mark.standard_promotion, pytest.mark.filterwarnings("ignore:Sharding info not provided")]
@@ -40,6 +43,24 @@ def test_a_resumed_run_measures_the_kl_from_the_same_parameters(tmp_path, data):
     assert any(np.any(a != b) for a, b in moved)
     assert again.look()["kl_start"] > 0
     assert train(short(tmp_path, data, 3)).reference is None
+
+
+def test_the_time_of_a_rollout_is_split(tmp_path, data):
+    def slow(prompt, text, answer):
+        time.sleep(0.002)
+        return 0.0
+
+    config = short(tmp_path, data, 2, algorithm=algorithms.remax())  # samples 8 · 4 and 8 greedy completions
+    data = dataclasses.replace(config.task.load(), reward=slow)
+    with mock.patch.object(type(config.task), "load", return_value=data):
+        train(config)
+    for row in metrics(tmp_path, "rl"):
+        parts = [row[f"seconds_{part}"] for part in ("sampling", "verification", "learning")]
+        assert min(parts) > 0
+        assert sum(parts) == pytest.approx(row["seconds"])
+        assert row["seconds_verification"] > 0.002 * 40
+        assert 0.05 < row["peak_memory_gib"] < 64
+        assert row["solved"] == 0
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_a_whole_run_has_every_section(whole):
                  "optimizer.learning_rate", "0.10.2", fake_run.DEVICE, "Entropy", "KL to the start", "Gradient norm",
                  "Clip fraction", "Completion length", "moving mean over 17 rollouts"):  # fmt: skip
         assert part in page.text, part
-    assert sum(tag == "svg" for tag, _ in page.tags) == 3 + 8 + 3
+    assert sum(tag == "svg" for tag, _ in page.tags) == 3 + 9 + 3
 
 
 def test_the_headline_is_held_out_level_2_before_and_after(whole):

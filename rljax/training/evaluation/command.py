@@ -2,6 +2,7 @@
 
 import jax
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from rljax.training.checkpoint.compatibility import read_params
@@ -10,7 +11,7 @@ from rljax.training.components import make_components
 from rljax.training.config import Config
 from rljax.training.errors import RunError
 from rljax.training.evaluation.evaluator import Evaluator
-from rljax.training.evaluation.intervals import as_text
+from rljax.training.evaluation.intervals import as_text, figure_names, strategies
 from rljax.training.keys import decode_key, purpose_key
 
 
@@ -35,11 +36,12 @@ def evaluate_run(config: Config) -> dict[str, dict]:
 
 
 def table(title: str, figures: dict[str, dict]) -> Table:
-    shown = Table(title=title, caption="in percent (reward: mean), with the 95 % interval over problems in brackets")
-    names = [name for name in next(iter(figures.values()), {}) if name not in ("problems", "samples")]
+    caption = "in percent (reward: mean), with the 95 % interval over problems in brackets"
+    shown = Table(title=title, caption=escape("\n".join(filter(None, (caption, strategies(figures))))))
+    names = figure_names(figures.values())
     for column in ("level", "problems", "samples", *names):
         shown.add_column(column, justify="left" if column == "level" else "right")
     for level, row in figures.items():
-        cells = [" ".join(as_text(name, row[name])) for name in names]
+        cells = [" ".join(as_text(name, row[name])) if name in row else "" for name in names]
         shown.add_row(level, str(row["problems"]), str(row["samples"]), *cells)
     return shown

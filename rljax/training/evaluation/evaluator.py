@@ -1,5 +1,7 @@
-"""Evaluation on held-out problems: pass@1, pass@k, greedy accuracy, mean reward and the task's checks."""
+"""Evaluation on held-out problems: pass@k, greedy accuracy, best constant strategy, mean reward and checks."""
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -10,11 +12,20 @@ import numpy as np
 from rljax._checks import check
 from rljax.rollout import SamplingConfig
 from rljax.tasks import Problem
+from rljax.tasks.baselines import best_baseline
 from rljax.training.collect import draw
 from rljax.training.components import Components
 from rljax.training.config import Config
 from rljax.training.errors import RunError
-from rljax.training.evaluation.intervals import REWARD, mean_interval, pass_at_k, reward_interval, wilson_interval
+from rljax.training.evaluation.intervals import (
+    CONSTANT,
+    REWARD,
+    STRATEGY,
+    mean_interval,
+    pass_at_k,
+    reward_interval,
+    wilson_interval,
+)
 
 
 class Scores(NamedTuple):
@@ -44,7 +55,8 @@ class Evaluator:
         self.config, self.parts, self.data = config, parts, parts.data
         unknown = set(config.evaluation.watch) - set(parts.data.held_out)
         check(not unknown, "evaluation.watch", config.evaluation.watch, f"levels among {list(parts.data.held_out)}")
-        own = {"problems", "samples", "pass@1", f"pass@{config.evaluation.samples}", "greedy", REWARD}
+        own = {"problems", "samples", "pass@1", f"pass@{config.evaluation.samples}", "greedy", CONSTANT, STRATEGY,
+               REWARD}  # fmt: skip
         check(not own & set(parts.data.checks), "checks", list(parts.data.checks), f"names other than {sorted(own)}")
 
     def scores(self, params, problems: Sequence[Problem], samples: int, key, *, greedy: bool = False) -> Scores:
@@ -102,11 +114,26 @@ class Evaluator:
         """Yields the results of `evaluate` level by level."""
         for level, problems in self.data.held_out.items():
             if problems:
-                yield level, self._level(params, problems, key)
+                yield level, self._level(params, level, key)
 
-    def _level(self, params, problems: Sequence[Problem], key) -> dict:
-        settings = self.config.evaluation
-        problems, k = problems[: settings.problems], settings.samples
+    @functools.cached_property
+    def constants(self) -> dict[str, dict]:
+        """Accuracy and name of each level's best constant strategy; no entries if the task has none."""
+        return {level: self._constant(level) for level in self.data.held_out}
+
+    def _constant(self, level: str) -> dict:
+        problems = self._problems(level)
+        best = best_baseline(dataclasses.replace(self.data, held_out={**self.data.held_out, level: problems}), level)
+        if best is None:
+            return {}
+        return {CONSTANT: wilson_interval(round(best.accuracy * len(problems)), len(problems)), STRATEGY: best.name}
+
+    def _problems(self, level: str) -> Sequence[Problem]:
+        """The problems of a full evaluation."""
+        return self.data.held_out[level][: self.config.evaluation.problems]
+
+    def _level(self, params, level: str, key) -> dict:
+        problems, k = self._problems(level), self.config.evaluation.samples
         rewards, solved, checks = self.scores(params, problems, k, key)
         greedy = self.scores(params, problems, 1, key, greedy=True).solved
         right = solved.sum(axis=1)
@@ -116,6 +143,7 @@ class Evaluator:
             "pass@1": mean_interval(pass_at_k(k, right, 1)),
             f"pass@{k}": mean_interval(pass_at_k(k, right, k)),
             "greedy": wilson_interval(int(greedy.sum()), len(problems)),
+            **self.constants[level],
             REWARD: reward_interval(rewards.mean(axis=1, dtype=np.float64)),
             **{name: mean_interval(held.mean(axis=1)) for name, held in checks.items()},
         }

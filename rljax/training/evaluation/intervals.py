@@ -1,7 +1,7 @@
 """pass@k, and 95 % intervals over problems: only the results of different problems are treated as independent."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -11,6 +11,32 @@ Z = 1.959963984540054
 
 REWARD = "reward"
 """Name of the mean reward among the figures; all other figures are shares in [0, 1]."""
+
+CONSTANT = "best constant"
+"""Name of the accuracy of the best constant strategy among the figures."""
+
+STRATEGY = "strategy"
+"""Name of that strategy in a level's results."""
+
+
+def figure_names(rows: Iterable[Mapping]) -> list[str]:
+    """Names of the figures [value, low, high] in the results of several levels."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return [name for name in names if name not in ("problems", "samples", STRATEGY)]
+
+
+def strategies(levels: Mapping[str, Mapping]) -> str:
+    """A sentence that names the best constant strategy of each level; empty if the task has none.
+
+    >>> strategies({"sums": {"strategy": "a + b"}, "words": {"strategy": "last word"}, "rest": {}})
+    'Best constant strategies: a + b (sums); last word (words).'
+    """
+    named: dict[str, list[str]] = {}
+    for level, row in levels.items():
+        if STRATEGY in row:
+            named.setdefault(row[STRATEGY], []).append(level)
+    shown = "; ".join(f"{strategy} ({', '.join(of)})" for strategy, of in named.items())
+    return f"Best constant strategies: {shown}." if shown else ""
 
 
 def pass_at_k(n: int, c: Int[np.ndarray, "*B"], k: int) -> Float[np.ndarray, "*B"]:

@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rljax.training.report.figures import Curve, level_curves, noisy, panel, smoothing_window
+from rljax.training.report.figures import Curve, level_curves, noisy, panel, smooth, smoothing_window
 from rljax.training.report.levels import SERIES, by_level
 from rljax.training.report.metrics_log import series
 from rljax.training.report.template import text
 
 _NUMBER, _PERCENT, _SHARE = {}, {"percent": True}, {"percent": True, "top": 1.0}
+PARTS = "sampling", "verification", "learning"
+"""Parts of the time of a rollout; the metric of a part is `seconds_PART`."""
 _DIAGNOSTICS = (
     # metric, title, caption, axis
     ("entropy", "Entropy", "of the policy, nats per token", _NUMBER),
@@ -57,9 +59,26 @@ def diagnostics(rows: Sequence[Mapping]) -> str:
         if curves:
             label = f"{title.lower()} over rollouts"
             figures.append(_figure(title, what, _panel(curves, label, **axis)))
+    figures += _times(rows, window)
     note = f"Per rollout of stage 2. Thin: each rollout; bold: moving mean over {window} rollouts." if window > 1 else (
         "Per rollout of stage 2.")  # fmt: skip
     return f'<h2>Policy diagnostics</h2><p class="note">{note}</p><div class="small">{"".join(figures)}</div>'
+
+
+def _times(rows: Sequence[Mapping], window: int) -> list[str]:
+    """The panel of the parts of a rollout's time, smoothed; none if they were not measured."""
+    curves: dict[str, Curve] = {}
+    colors: dict[str, str] = dict(zip(PARTS, SERIES[1:], strict=False))
+    for part in PARTS:
+        x, y = series(rows, "rl", f"seconds_{part}")
+        if np.isfinite(y).any():
+            curves[part] = Curve(x, smooth(y, window), colors[part])
+    if not curves:
+        return []
+    means = {part: float(np.nanmean(curve.y)) for part, curve in curves.items()}
+    return [_figure("Time per rollout", "in seconds; mean in the legend",
+                    _panel(list(curves.values()), "seconds per rollout over rollouts"),
+                    _legend(means, colors, "{:.3g} s"))]  # fmt: skip
 
 
 def likelihood(rows: Sequence[Mapping]) -> str:

@@ -15,6 +15,7 @@ from jax.experimental import multihost_utils
 from rljax.training.checkpoint.folder import read_json, write_json
 from rljax.training.config import Config
 from rljax.training.description import describe
+from rljax.training.report.collapse import collapses
 from rljax.training.report.metrics_log import MetricsLog, read
 from rljax.training.report.page import write_report
 from rljax.training.report.progress import Progress
@@ -52,6 +53,8 @@ class Monitor:
         self.progress = Progress(totals, headline=headline, enabled=self.writes)
         self._log: MetricsLog | None = None
         self._looks: set[int] = set()
+        self._rollouts: list[dict] = []  # rows of stage 2
+        self._warned: set[str] = set()
         self._reported = -math.inf
 
     def __enter__(self):
@@ -76,12 +79,24 @@ class Monitor:
     def _open(self, kept: dict[str, int]) -> None:
         if self.writes:
             self._log = MetricsLog(self.folder, tensorboard=self.config.tensorboard, resume_from=kept)
-            self._looks = {row["step"] for row in read(self.folder) if row["phase"] == "eval"}
+            rows = read(self.folder)
+            self._looks = {row["step"] for row in rows if row["phase"] == "eval"}
+            self._rollouts = [row for row in rows if row["phase"] == "rl"]
 
     def step(self, stage: str, step: int, metrics: dict) -> None:
         if self._log is not None:
             self._log.write(stage, step, metrics)
             self.progress.update(stage, step, metrics)
+            if stage == "rl":
+                self._warn(metrics)
+
+    def _warn(self, metrics: dict) -> None:
+        """Prints one warning per metric of stage 2 that has collapsed."""
+        self._rollouts.append(metrics)
+        for name, warning in collapses(self._rollouts).items():
+            if name not in self._warned:
+                self._warned.add(name)
+                self.say(f"warning: {warning}")
 
     def looked_at(self, step: int) -> bool:
         """True if the quick evaluation before rollout `step` was already recorded, before an interruption."""

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from rljax.training.report.curves import diagnostics, learning_curves, likelihood
+from rljax.training.evaluation.intervals import figure_names
+from rljax.training.report.collapse import collapses
+from rljax.training.report.curves import PARTS, diagnostics, learning_curves, likelihood
 from rljax.training.report.levels import by_level, level_colors
 from rljax.training.report.metrics_log import series
 from rljax.training.report.progress import duration
-from rljax.training.report.results import evaluation, figure_names, learned, sampled
+from rljax.training.report.results import evaluation, learned, sampled
 from rljax.training.report.settings import header, name_of, settings
 from rljax.training.report.template import page, text
 
@@ -55,6 +57,7 @@ def write_report(
         section
         for section in (
             header(title, config, status),
+            _warnings(metrics),
             learned(evaluations, headline),
             _facts(metrics, device),
             learning_curves(metrics, config, colors),
@@ -73,6 +76,11 @@ def write_report(
     partial.write_text(page(title, body), encoding="utf-8")
     os.replace(partial, path)
     return path
+
+
+def _warnings(metrics: Sequence[Mapping]) -> str:
+    found = collapses([row for row in metrics if row["phase"] == "rl"]).values()
+    return "".join(f'<p class="card warning"><b>Warning</b> {text(f"{w[0].upper()}{w[1:]}.")}</p>' for w in found)
 
 
 def _check(evaluations: Mapping[str, Mapping]) -> None:
@@ -95,14 +103,22 @@ def _facts(metrics: Sequence[Mapping], device: str) -> str:
         about = []
         _, seconds = series(metrics, phase, "seconds")
         if len(seconds):
-            about.append(f"in {duration(float(np.nansum(seconds)))}")
+            about.append(f"in {duration(float(np.nansum(seconds)))}{_split(metrics, phase)}")
         _, rates = series(metrics, phase, "tokens_per_second")
         if np.isfinite(rates).any():
             about.append(f"{np.nanmedian(rates[np.isfinite(rates)]):,.0f} tokens/s (median)")
         done = max(steps) + 1
         facts.append((title, f"{done:,} {unit}{'s' * (done != 1)}", ", ".join(about)))
-    facts.append(("Device", device, ""))
+    peaks = [row["peak_memory_gib"] for row in metrics if row.get("peak_memory_gib") is not None]
+    facts.append(("Device", device, f"peak memory {max(peaks):.2f} GiB" if peaks else ""))
     shown = "".join(
         f"<div><dt>{text(title)}</dt><dd><b>{text(what)}</b>{text(about)}</dd></div>" for title, what, about in facts
     )
     return f'<dl class="facts card">{shown}</dl>'
+
+
+def _split(metrics: Sequence[Mapping], phase: str) -> str:
+    """The shares of sampling, verification and learning in the time of a stage; empty if they were not measured."""
+    spent = {part: float(np.nansum(series(metrics, phase, f"seconds_{part}")[1])) for part in PARTS}
+    total = sum(spent.values())
+    return f" ({', '.join(f'{part} {x / total:.0%}' for part, x in spent.items())})" if total > 0 else ""

@@ -1,14 +1,10 @@
 """Results in a report: evaluation figures with their intervals, and sampled completions."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from rljax.training.evaluation.intervals import REWARD, as_text, difference_interval
+from rljax.training.evaluation.intervals import REWARD, as_text, difference_interval, figure_names, strategies
 from rljax.training.report.levels import SERIES, leading
 from rljax.training.report.template import text
-
-
-def figure_names(rows: Iterable[Mapping]) -> list[str]:
-    return [name for name in dict.fromkeys(name for row in rows for name in row) if name not in ("problems", "samples")]
 
 
 def learned(evaluations: Mapping[str, Mapping], headline: str | None) -> str:
@@ -54,7 +50,7 @@ def evaluation(evaluations: Mapping[str, Mapping], colors: Mapping[str, str]) ->
     return (
         f"<h2>Evaluation by level</h2>{_ranges(moments, levels, names[0], colors)}"
         f'<div class="card scroll">{_table(moments, levels, names)}<p class="note">In percent (except for the mean '
-        f"reward), with 95% intervals over problems{drawn}.</p></div>"
+        f"reward), with 95% intervals over problems{drawn}. {text(strategies(list(moments.values())[-1]))}</p></div>"
     )
 
 

@@ -58,6 +58,8 @@ code, .mono { font-family: var(--mono); font-size: 0.92em; overflow-wrap: anywhe
 .algorithm { margin: 0; padding: 0; list-style: none; color: var(--muted); font-size: 14px; }
 .algorithm code { color: var(--ink); }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 18px 20px; }
+.warning { margin: 20px 0 0; max-width: none; padding: 12px 20px; background: var(--partly-tint); }
+.warning b { margin-right: 6px; }
 .learned { margin: 24px 0 16px; padding: 22px 24px; }
 .learned .figure { font-size: 44px; font-weight: 650; line-height: 1.15; letter-spacing: -0.02em;
   font-variant-numeric: tabular-nums; margin: 2px 0 6px; }
