@@ -27,6 +27,9 @@ class EntryScore:
     give a small score to any answer, and scores may be negative. A completion that was cut off at its token budget is
     scored as it is. The reward is 0 if the scorer raises an exception, since many scorers raise on malformed answers,
     or returns NaN or an infinity.
+
+    Some scorers, such as that of countdown, evaluate the completion as a Python expression, without limits on time or
+    on what it may do.
     """
 
     settings: tuple[tuple[str, Pairs], ...] = ()

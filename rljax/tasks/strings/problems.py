@@ -66,7 +66,7 @@ def make_problem(names: Sequence[str], text: str, level: str) -> Problem:
     """The problem, with solution, of applying the functions `names` to `text`.
 
     >>> make_problem(["f6", "f9"], "stuv", "level 2")
-    Problem(prompt='f6 f9 stuv;', answer='vutsw', solution='f9 vuts;f6 vutsw', level='level 2', info={})
+    Problem(prompt='f6 f9 stuv;', answer='vutsw', solution='f9 vuts;f6 vutsw', level='level 2', info={}, messages=())
     """
     prompt = "".join(f"{name} " for name in names) + f"{text};"
     steps = []
@@ -83,7 +83,7 @@ def single_step(before: str, name: str, text: str, level: str) -> Problem:
     the later steps of a solution, the name before the string is that of the previous step.
 
     >>> single_step("f3", "f9", "stuv", "level 1")
-    Problem(prompt='f3 stuv;f9 ', answer='vuts', solution='vuts', level='level 1', info={})
+    Problem(prompt='f3 stuv;f9 ', answer='vuts', solution='vuts', level='level 1', info={}, messages=())
     """
     answer = apply([name], text)
     return Problem(f"{before} {text};{name} ", answer, answer, level)

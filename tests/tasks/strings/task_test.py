@@ -8,6 +8,7 @@ import tensorflow_datasets as tfds
 
 from rljax.tasks import StringsTask, storage
 from rljax.tasks.strings import dataset, problems
+from tests.tasks.chats import chat_tokenizer
 
 SMALL = {"demonstrations": 300, "prompts": 100, "problems": 20}
 
@@ -20,6 +21,13 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def data(folder):
     return StringsTask(**SMALL, data_dir=folder).load()
+
+
+def test_a_model_brings_its_tokenizer(folder, data):
+    tokenizer = chat_tokenizer()
+    found = StringsTask(**SMALL, data_dir=folder).load(tokenizer=tokenizer)
+    assert found.tokenizer is tokenizer
+    assert (found.stop_ids, found.prompts) == (tokenizer.stop_ids, data.prompts)
 
 
 def test_what_is_read_is_what_was_generated_in_order(data):
