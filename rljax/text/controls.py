@@ -1,0 +1,82 @@
+"""Control tokens under secret names, so that no text of a user can contain one."""
+
+import re
+import secrets
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+class Controls:
+    """The control tokens of a tokenizer, by the text that stands for them, such as `<|im_end|>`.
+
+    `rename` gives each of them a name with 64 random bits in a tokenizer.json, so that its usual text is encoded as any
+    other text. `mark` breaks up that text in messages, and `reveal` writes the names in a rendered chat.
+    """
+
+    def __init__(self, tokens: Iterable[str]):
+        nonce = secrets.token_hex(8)
+        self._names = {token: f"\ue000{nonce}{i:06d}\ue001" for i, token in enumerate(tokens)}
+        self._mark = f"\ue000{nonce}mark\ue001"
+        alternatives = (
+            re.escape(x) if len(x) > 1 else f"{re.escape(x)}(?!{self._mark})" for x in self._longest_first()
+        )
+        self._found = re.compile("|".join(alternatives) or "(?!)")  # (?!) matches nothing
+        self._starts = {x[:n] for x in self._names for n in range(1, len(x))}
+        self._ends = {x[n:] for x in self._names for n in range(1, len(x))}
+        self._longest = max(map(len, self._names), default=0)
+
+    def _longest_first(self) -> list[str]:
+        return sorted(self._names, key=len, reverse=True)
+
+    def rename(self, spec: dict[str, Any]) -> dict[str, Any]:
+        """`spec`, a tokenizer.json, with the secret names in its added tokens and in its model, without post-processing.
+
+        A merge of a BPE model that makes a control token is removed.
+        """
+        names, model = self._names, dict(spec["model"])
+        if isinstance(vocab := model.get("vocab"), Mapping):
+            model["vocab"] = {names.get(piece, piece): i for piece, i in vocab.items()}
+        elif isinstance(vocab, list):
+            model["vocab"] = [[names.get(piece, piece), score] for piece, score in vocab]
+        if "merges" in model:
+            pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+            model["merges"] = [list(pair) for pair in pairs if names.keys().isdisjoint((*pair, "".join(pair)))]
+        if model.get("unk_token") in names:
+            model["unk_token"] = names[model["unk_token"]]
+        added = [
+            {**token, "content": names[token["content"]], "special": True} if token["content"] in names else token
+            for token in spec["added_tokens"]
+        ]
+        return {
+            **spec,
+            "model": model,
+            "added_tokens": added,
+            "post_processor": None,
+            "truncation": None,
+            "padding": None,
+        }
+
+    def mark(self, value: Any) -> Any:
+        """`value`, a tree of messages, with a mark in each text of a control token and in each beginning or end of one.
+
+        Beginnings at the end of a string and ends at its start are marked because a template may join strings.
+        """
+        if isinstance(value, str):
+            return self._mark_text(value)
+        if isinstance(value, dict):
+            return {key: self.mark(x) for key, x in value.items()}
+        return [self.mark(x) for x in value] if isinstance(value, list) else value
+
+    def _mark_text(self, text: str) -> str:
+        at = {match.start() + 1 for match in self._found.finditer(text)}
+        kept = text.rstrip()
+        at |= {len(kept) - n + 1 for n in range(1, self._longest) if len(kept) >= n and kept[-n:] in self._starts}
+        start = len(text) - len(text.lstrip())
+        at |= {start + n - 1 for n in range(1, self._longest) if text[start : start + n] in self._ends}
+        for i in sorted(at, reverse=True):
+            text = text[:i] + self._mark + text[i:]
+        return text
+
+    def reveal(self, rendered: str) -> str:
+        """`rendered`, a chat of marked messages, with names for the template's control tokens, and without marks."""
+        return self._found.sub(lambda match: self._names[match[0]], rendered).replace(self._mark, "")

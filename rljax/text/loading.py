@@ -1,0 +1,36 @@
+"""Loading of the tokenizer that belongs to a folder."""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+from rljax.text import sentencepiece
+from rljax.text.protocol import TextTokenizer
+
+_NEEDED = ("jinja2", "tokenizers")
+
+
+def load_tokenizer(folder: str | os.PathLike[str]) -> TextTokenizer:
+    """The tokenizer of `folder`: that of tokenizer.json, or else the SentencePiece model in tokenizer.model.
+
+    Raises ValueError if the folder has neither or a file has a fault, FileNotFoundError if there is no such folder, and
+    ImportError if a tokenizer.json needs the extra `hf`.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"folder = {str(folder)!r}: expected a folder with a tokenizer; this command downloads "
+                                f"a model into it: hf download ORG/NAME --local-dir {folder}")  # fmt: skip
+    if (folder / "tokenizer.json").is_file():
+        return _huggingface(folder)
+    if (folder / sentencepiece.FILE).is_file():
+        return sentencepiece.Tokenizer((folder / sentencepiece.FILE).read_bytes())
+    raise ValueError(f"folder = {str(folder)!r}: expected tokenizer.json or {sentencepiece.FILE} in it")
+
+
+def _huggingface(folder: Path) -> TextTokenizer:
+    if missing := [name for name in _NEEDED if find_spec(name) is None]:
+        raise ImportError(f"{folder / 'tokenizer.json'} needs {', '.join(missing)}: pip install 'rljax-llm[hf]'",
+                          name="rljax.text.huggingface")  # fmt: skip
+    from rljax.text.huggingface import HuggingFaceTokenizer  # its packages may be absent
+
+    return HuggingFaceTokenizer(folder)
