@@ -1,8 +1,7 @@
-"""Rotary positions and grouped-query attention as functions of arrays."""
+"""Masks and grouped-query attention as functions of arrays."""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
@@ -33,35 +32,40 @@ def causal_mask(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
     return (t[:, None] >= t[None, :])[None] & same & (segment_ids != 0)[:, None, :]
 
 
-def rotation(
-    positions: Int[Array, "B T"], dtype, *, head_dim: int, base: float, max_length: int
-) -> tuple[Array, Array]:
-    """cos and sin of position · base^(−2i / head_dim), each `[B, T, 1, head_dim / 2]`."""
-    # Read from a table, because XLA would repeat the computation at every use.
-    frequency = base ** (-np.arange(0, head_dim, 2) / head_dim)
-    angle = np.arange(max_length)[:, None] * frequency
-    cos, sin = (jnp.asarray(table, dtype)[positions][:, :, None] for table in (np.cos(angle), np.sin(angle)))
-    return cos, sin
+def last_keys(mask: Bool[Array, "B T S"], window: int) -> Bool[Array, "B T S"]:
+    """The mask of keys, restricted for each token to the last `window` key slots, of which the last is its own.
+
+    >>> last_keys(jnp.array([[[False, True, True, True, False]]]), 2)[0, 0].tolist()
+    [False, False, True, True, False]
+    """
+    s = lax.broadcasted_iota(jnp.int32, mask.shape, 2)
+    own = jnp.max(jnp.where(mask, s, 0), axis=-1, keepdims=True)
+    return mask & (s > own - window)
 
 
-def rotate(x: Float[Array, "B T H C"], cos: Float[Array, "B T 1 C//2"], sin: Float[Array, "B T 1 C//2"]) -> Array:
-    """Rotates each pair (x_i, x_{i + C/2}) by its angle, so that q·k depends only on the difference of positions."""
-    a, b = jnp.split(x.astype(cos.dtype), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+def softcapped(x: Array, cap: float | None) -> Array:
+    """cap · tanh(x / cap), or x if `cap` is None."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def attend(
-    q: Float[Array, "B H T C"], k: Float[Array, "B K S C"], v: Float[Array, "B K S C"], mask: Bool[Array, "B T S"]
+    q: Float[Array, "B H T C"],
+    k: Float[Array, "B K S C"],
+    v: Float[Array, "B K S C"],
+    mask: Bool[Array, "B T S"],
+    scale: float | None = None,
+    softcap: float | None = None,
 ) -> Float[Array, "B H T C"]:
-    """softmax(q·kᵀ / √C) v over the keys that the mask allows; each of the K key heads serves H / K query heads.
+    """softmax(q·kᵀ · scale) v over the keys that the mask allows; each of the K key heads serves H / K query heads.
 
+    `scale` is 1/√C if None. The scaled logits are soft-capped (`softcapped`) before the mask is applied.
     Logits and softmax use at least float32. A query whose mask is all False gets a finite but meaningless average.
     More than QUERIES queries are processed in blocks, and the backward pass recomputes the weights of each block.
     """
     T = q.shape[2]
     blocks = -(-T // QUERIES)
     if blocks <= 1:
-        return _attend(q, k, v, mask)
+        return _attend(q, k, v, mask, scale, softcap)
     rows = -(-T // blocks)
     short = blocks * rows - T
     q = jnp.pad(q, ((0, 0), (0, 0), (0, short), (0, 0)))
@@ -72,7 +76,7 @@ def attend(
     @jax.checkpoint
     def of_block(block):
         q, mask = block
-        return _attend(q, wide_k.astype(k.dtype), wide_v.astype(v.dtype), mask)
+        return _attend(q, wide_k.astype(k.dtype), wide_v.astype(v.dtype), mask, scale, softcap)
 
     out = lax.map(of_block, (_split(q, 2, blocks), _split(mask, 1, blocks)))
     return jnp.moveaxis(out, 0, 2).reshape(q.shape)[:, :, :T]
@@ -83,10 +87,11 @@ def _split(x: Array, axis: int, blocks: int) -> Array:
     return jnp.moveaxis(x.reshape(*x.shape[:axis], blocks, -1, *x.shape[axis + 1 :]), axis, 0)
 
 
-def _attend(q: Array, k: Array, v: Array, mask: Array) -> Array:
+def _attend(q: Array, k: Array, v: Array, mask: Array, scale: float | None, softcap: float | None) -> Array:
     (B, H, T, C), (K, S) = q.shape, k.shape[1:3]
     dtype = accumulator(q.dtype)
-    logits = jnp.einsum("bkqc,bksc->bkqs", q.reshape(B, K, -1, C), k, preferred_element_type=dtype) * C**-0.5
+    logits = jnp.einsum("bkqc,bksc->bkqs", q.reshape(B, K, -1, C), k, preferred_element_type=dtype)
+    logits = softcapped(logits * (C**-0.5 if scale is None else scale), softcap)
     logits = jnp.where(mask[:, None], logits.reshape(B, H, T, S), jnp.finfo(dtype).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype).reshape(B, K, -1, S)
     return jnp.einsum("bkqs,bksc->bkqc", weights, v).reshape(B, H, T, C)

@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import functools
+import math
 from typing import Literal, NamedTuple, get_args
 
 import jax
@@ -36,12 +37,19 @@ class DecoderConfig(ModelConfig):
     value_head: bool = False
     """Add a linear map from hidden states to values; the trainer sets it if the algorithm needs a critic."""
     dtype: Precision = "float32"
-    """Dtype of the computation; the parameters are stored in float32."""
+    """Dtype of the computation."""
+    param_dtype: Precision = "float32"
+    """Dtype of the parameters."""
+    softcap: float | None = None
+    """Soft cap c of the logits z, which become c · tanh(z / c); None leaves them as they are."""
 
     def __post_init__(self):
         check(self.vocab_size >= 0, "vocab_size", self.vocab_size, "0 or more tokens")
         check(self.max_length >= 1, "max_length", self.max_length, "1 or more")
-        check(self.dtype in get_args(Precision), "dtype", self.dtype, f"one of {', '.join(get_args(Precision))}")
+        for name in ("dtype", "param_dtype"):
+            value = getattr(self, name)
+            check(value in get_args(Precision), name, value, f"one of {', '.join(get_args(Precision))}")
+        check(self.softcap is None or 0 < self.softcap < math.inf, "softcap", self.softcap, "None or a positive number")
 
     @property
     def padded_vocab(self) -> int:
@@ -81,7 +89,7 @@ def _definition(config: DecoderConfig, rules: ShardingRules) -> tuple[nnx.GraphD
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-    """The `Model` of a `DecoderConfig`: functions of `params`, a nested dict of float32 arrays.
+    """The `Model` of a `DecoderConfig`: functions of `params`, a nested dict of arrays in `config.param_dtype`.
 
     The functions raise ValueError at trace time if shapes do not fit, and TypeError if tokens or segment ids are not
     integers. `create` returns a decoder together with its parameters.
@@ -103,11 +111,13 @@ class Decoder:
         return self.config.max_length
 
     def initialize(self, key: Array) -> dict:
-        return nnx.to_pure_dict(nnx.state(self.config.network(nnx.Rngs(params=key), self.rules)))
+        params = nnx.to_pure_dict(nnx.state(self.config.network(nnx.Rngs(params=key), self.rules)))
+        return jax.tree.map(lambda x: x.astype(self.config.param_dtype), params)
 
     def abstract_params(self, mesh: Mesh) -> dict:
         shapes, shardings = nnx.to_pure_dict(self._abstract), param_shardings(self._abstract, mesh, self.rules)
-        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+        dtype = jnp.dtype(self.config.param_dtype)
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype, sharding=s), shapes, shardings)
 
     def hidden(self, params: dict, tokens: Int[Array, "B T"], segment_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Hidden states after the final norm, in the compute dtype; positions restart at 0 in each segment."""
@@ -119,7 +129,8 @@ class Decoder:
 
     def head(self, params: dict) -> Head:
         table = self._kept(params)["embedding" if self.config.tied else "unembedding"]
-        return Head(table.astype(self.config.dtype), self.vocab_size, self.rules.spec("vocab", "embed"))
+        split = self.rules.spec("vocab", "embed")
+        return Head(table.astype(self.config.dtype), self.vocab_size, split, self.config.softcap)
 
     def values(self, params: dict, hidden: Float[Array, "B T D"]) -> Float[Array, "B T"]:
         """Values h·v + b of the state after each token, in at least float32; requires `config.value_head`."""

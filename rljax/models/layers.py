@@ -1,5 +1,7 @@
 """Layers: parameters with logical axes, linear maps, RMSNorm and the gated MLP."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -23,27 +25,33 @@ def linear(x: Array, weight: Array) -> Array:
     return (x.reshape(-1, x.shape[-1]) @ weight.astype(x.dtype)).reshape(*x.shape[:-1], weight.shape[-1])
 
 
-class RMSNorm(nnx.Module):
-    """x / √(mean x² + ε) · scale over the last axis, in at least float32."""
+def gelu_tanh(x: Array) -> Array:
+    """The tanh approximation of GELU, x · (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2."""
+    return jax.nn.gelu(x, approximate=True)
 
-    def __init__(self, size: int, eps: float):
-        self.scale = constant(1.0, layer_norm=size)
-        self.eps = eps
+
+class RMSNorm(nnx.Module):
+    """x / √(mean x² + ε) · (shift + scale) over the last axis, in at least float32; shift + scale starts at 1."""
+
+    def __init__(self, size: int, eps: float, shift: float):
+        self.scale = constant(1.0 - shift, layer_norm=size)
+        self.eps, self.shift = eps, shift
 
     def __call__(self, x: Array) -> Array:
         wide = x.astype(accumulator(x.dtype))
         unit = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        scale = jnp.expand_dims(self.scale[...].astype(wide.dtype), range(x.ndim - 1))
+        scale = jnp.expand_dims(self.shift + self.scale[...].astype(wide.dtype), range(x.ndim - 1))
         return (unit * scale).astype(x.dtype)
 
 
-class SwiGLU(nnx.Module):
-    """W_down (silu(W_gate x) · W_up x), with D features outside and M inside; W_down starts at scale ∝ 1/√layers."""
+class GatedMLP(nnx.Module):
+    """W_down (activation(W_gate x) · W_up x), with D features outside and M inside; W_down starts at std `std`."""
 
-    def __init__(self, D: int, M: int, layers: int, rngs: nnx.Rngs):
+    def __init__(self, D: int, M: int, activation: Callable, std: float, rngs: nnx.Rngs):
         self.gate = weight(rngs, D**-0.5, embed=D, mlp=M)
         self.up = weight(rngs, D**-0.5, embed=D, mlp=M)
-        self.down = weight(rngs, (2 * layers * M) ** -0.5, mlp=M, embed=D)
+        self.down = weight(rngs, std, mlp=M, embed=D)
+        self.activation = activation
 
     def __call__(self, x: Array) -> Array:
-        return linear(jax.nn.silu(linear(x, self.gate[...])) * linear(x, self.up[...]), self.down[...])
+        return linear(self.activation(linear(x, self.gate[...])) * linear(x, self.up[...]), self.down[...])

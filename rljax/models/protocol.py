@@ -25,6 +25,8 @@ class Head(NamedTuple):
     """Number of tokens."""
     split: P
     """Mesh axes over which the table is sharded."""
+    softcap: float | None = None
+    """Soft cap c of the logits z, which are c · tanh(z / c); None if they are not capped."""
 
 
 class Model(Protocol):
@@ -65,7 +67,7 @@ class Model(Protocol):
     ) -> Float[Array, "B T D"]:
         """Hidden states in the compute dtype; `hidden[t] · unembeddingᵀ` are the logits of token t + 1.
 
-        Each token of `tokens` attends to itself and the earlier tokens with its id in `segment_ids`; id 0 is padding.
+        If `Head.softcap` is set, these logits must be soft-capped. Each token of `tokens` attends to itself and the earlier tokens with its id in `segment_ids`; id 0 is padding.
         """
         ...
 

@@ -71,6 +71,8 @@ class ShardingRules:
     """Key and value heads."""
     mlp: str | None = "tensor"
     """Features inside the MLP."""
+    experts: str | None = None
+    """Experts of a mixture of experts."""
     head_dim: str | None = None
     """Features of a head."""
     layer_norm: str | None = None

@@ -9,7 +9,7 @@ from jax import Array, core, lax
 from jaxtyping import Bool, Float, Int
 
 from rljax.models import Model
-from rljax.models.attention import accumulator
+from rljax.models.attention import accumulator, softcapped
 from rljax.models.sharding import split_rows
 from rljax.rollout.sampling import SamplingConfig, choose, row_keys
 
@@ -87,12 +87,12 @@ def generate(
       TypeError: If `prompts` or `segment_ids` are not integers.
     """
     B, N = _check(model, prompts, segment_ids, config, stop_ids, banned, budget, rows)
-    unembedding = model.unembedding(params)
+    unembedding, softcap = model.unembedding(params), model.head(params).softcap
     keys = row_keys(key, jnp.arange(B, dtype=jnp.int32) if rows is None else rows)
     budget = jnp.full(B, N, jnp.int32) if budget is None else jnp.minimum(budget, N)
 
     def advance(hidden, cache, state: _Progress) -> _Progress:
-        logits = _without(split_rows(_logits(hidden, unembedding), model.rules), banned)
+        logits = _without(split_rows(_logits(hidden, unembedding, softcap), model.rules), banned)
         token, *logps = choose(logits, _keys_at(keys, state.n), config)
         token = jnp.where(state.active, token, 0)
         stopped = state.active & jnp.isin(token, jnp.array(stop_ids, jnp.int32))
@@ -120,9 +120,12 @@ def _keys_at(keys: Array, n: Int[Array, ""]) -> Array:
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, n)
 
 
-def _logits(hidden: Float[Array, "B D"], unembedding: Float[Array, "V D"]) -> Float[Array, "B V"]:
-    """h · Wᵀ, accumulated in at least float32, as in training."""
-    return jnp.einsum("bd,vd->bv", hidden, unembedding, preferred_element_type=accumulator(hidden.dtype))
+def _logits(
+    hidden: Float[Array, "B D"], unembedding: Float[Array, "V D"], softcap: float | None
+) -> Float[Array, "B V"]:
+    """h · Wᵀ, accumulated in at least float32 and soft-capped, as in training."""
+    z = jnp.einsum("bd,vd->bv", hidden, unembedding, preferred_element_type=accumulator(hidden.dtype))
+    return softcapped(z, softcap)
 
 
 def _without(logits: Float[Array, "B V"], banned: tuple[int, ...]) -> Float[Array, "B V"]:

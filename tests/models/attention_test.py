@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from rljax.models import attention
-from rljax.models.attention import attend, causal_mask, positions_of, rotate, rotation
+from rljax.models.attention import attend, causal_mask, positions_of
+from rljax.models.rope import frequencies, rotate, rotation
 from tests.models.small import CONFIG, packed_rows
 
-SIZES = {"head_dim": CONFIG.head_dim, "base": CONFIG.rope_base, "max_length": CONFIG.max_length}
+THETA = frequencies(CONFIG.rope_base, CONFIG.head_dim)
 
 
 def test_positions_and_mask_are_those_of_each_segment():
@@ -28,7 +29,7 @@ def test_positions_and_mask_are_those_of_each_segment():
 @jax.jit
 def _logit(q, k, t, s):
     q, k = (
-        rotate(x[None, None, None], *rotation(position[None, None], jnp.float32, **SIZES))
+        rotate(x[None, None, None], *rotation(position[None, None], THETA, CONFIG.max_length, jnp.float32))
         for x, position in ((q, t), (k, s))
     )
     return jnp.sum(q * k)
@@ -46,7 +47,7 @@ def test_rotation_turns_each_pair_by_position_times_frequency():
     x = np.array([1.0, 2.0, 3.0, 4.0])
     angle = 3 * 50.0 ** -np.array([0, 0.5])
     pairs = (x[:2] + 1j * x[2:]) * np.exp(1j * angle)
-    run = jax.jit(lambda x, positions: rotate(x, *rotation(positions, jnp.float32, **SIZES)))
+    run = jax.jit(lambda x, positions: rotate(x, *rotation(positions, THETA, CONFIG.max_length, jnp.float32)))
     turned = run(np.float32(x)[None, None, None], np.array([[3]]))
     np.testing.assert_allclose(turned[0, 0, 0], np.concatenate([pairs.real, pairs.imag]), rtol=1e-5)
 

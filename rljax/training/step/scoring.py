@@ -33,7 +33,8 @@ class Likeliest(NamedTuple):
 class Scorer:
     """π_t = softmax(hidden[t−1] · Wᵀ/τ) of a model at `temperature` τ, from hidden states sharded over `mesh`.
 
-    As in sampling, the softmax is over all tokens that are not `banned`.
+    The logits are soft-capped before the division by τ if the model's head has a soft cap. As in sampling, the softmax
+    is over all tokens that are not `banned`.
     """
 
     model: Model
@@ -49,9 +50,9 @@ class Scorer:
 
     def stats(self, params, hidden: Float[Array, "B T D"], tokens: Int[Array, "B T"], mask: Array) -> TokenStats:
         """log π_t(tokens[t]), entropy and proxy, each [B, T]; 0 at positions with a False mask."""
-        table, vocab_size, split = self.model.head(params)
-        options = {"temperature": self.temperature, "bias": self._bias(table.shape[0]), "mesh": self.mesh}
-        logps = partial(token_logps, **options, vocab_size=vocab_size, split=split)
+        table, vocab_size, split, softcap = self.model.head(params)
+        options = {"temperature": self.temperature, "softcap": softcap, "bias": self._bias(table.shape[0])}
+        logps = partial(token_logps, **options, vocab_size=vocab_size, mesh=self.mesh, split=split)
         return _compiled(logps)(hidden, table, tokens, mask)
 
     def values(self, params, hidden: Float[Array, "B T D"]) -> Float[Array, "B T"]:
@@ -60,28 +61,30 @@ class Scorer:
 
     def likeliest(self, params, hidden, tokens, logp: Float[Array, "B T"], k: int) -> Likeliest:
         """The k likeliest tokens at each position; `logp` is the log-probability of `tokens`."""
-        rows, unembedding = preceding(hidden), self.model.unembedding(params)
+        rows, unembedding, softcap = preceding(hidden), self.model.unembedding(params), self.model.head(params).softcap
         size = self.model.vocab_size
         with jax.default_matmul_precision("highest"):
             _, top = token_topk(rows, unembedding, jnp.zeros(len(rows), jnp.int32), k=min(k, size - len(self.banned)),
-                                bias=self._bias(size), tile=(max(len(rows), 1), 512))  # fmt: skip
+                                softcap=softcap, bias=self._bias(size), tile=(max(len(rows), 1), 512))  # fmt: skip
         ids = top.ids.reshape(*tokens.shape, -1)
-        return Likeliest(ids, self._logps_at(hidden, unembedding, ids, tokens, logp))
+        return Likeliest(ids, self._logps_at(params, hidden, ids, tokens, logp))
 
     def divergence(self, params, hidden, tokens, logp, likeliest: Likeliest) -> Float[Array, "B T"]:
         """Total variation between π_t and the sampling policy, over `likeliest` and one class for all other tokens."""
-        now = self._logps_at(hidden, self.model.unembedding(params), likeliest.ids, tokens, logp)
+        now = self._logps_at(params, hidden, likeliest.ids, tokens, logp)
         return total_variation(now, likeliest.logp)
 
-    def _logps_at(self, hidden, unembedding, ids, tokens, logp) -> Float[Array, "B T K"]:
-        bias = self._bias(self.model.vocab_size)
-        return logps_at(hidden, unembedding, ids, tokens, logp, temperature=self.temperature, bias=bias)
+    def _logps_at(self, params, hidden, ids, tokens, logp) -> Float[Array, "B T K"]:
+        options = {"softcap": self.model.head(params).softcap, "bias": self._bias(self.model.vocab_size)}
+        unembedding = self.model.unembedding(params)
+        return logps_at(hidden, unembedding, ids, tokens, logp, temperature=self.temperature, **options)
 
     def kl(self, params, hidden, reference, tokens, segment_ids, mask) -> Float[Array, "B T"]:
         """KL(π_t ‖ π_ref) over the whole vocabulary, in nats; π_ref has the parameters `reference`."""
         theirs = self.model.hidden(reference, tokens, segment_ids)
         unembeddings = (self.model.unembedding(p) for p in (params, reference))
-        options = {"temperature": self.temperature, "bias": self._bias(self.model.vocab_size), "mesh": self.mesh}
+        options = {"temperature": self.temperature, "softcap": self.model.head(params).softcap,
+                   "bias": self._bias(self.model.vocab_size), "mesh": self.mesh}  # fmt: skip
         return _compiled(partial(token_kls, **options))(hidden, next(unembeddings), theirs, next(unembeddings), mask)
 
 
