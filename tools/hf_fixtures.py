@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from transformers.models.gemma3 import modeling_gemma3
 
 FIXTURES = pathlib.Path(__file__).parent.parent / "tests" / "models" / "huggingface" / "fixtures"
 LENGTHS = 19, 12, 7
@@ -119,8 +118,7 @@ FAMILIES = {
                             old_moe_keys),
     "gemma3": Family("Gemma3ForCausalLM", gemma("sliding", "sliding", "full", "sliding", "sliding")),
     "gemma3_old": Family("Gemma3ForCausalLM", gemma("sliding", "full", "sliding"), old_gemma_keys),
-    "gemma3_caps": Family("Gemma3ForCausalLM", gemma("full", "sliding", attn_logit_softcapping=2.0,
-                                                     final_logit_softcapping=3.0)),
+    "gemma3_cap": Family("Gemma3ForCausalLM", gemma("full", "sliding", final_logit_softcapping=3.0)),
     "gemma3_vision": Family("Gemma3ForConditionalGeneration", gemma("sliding", "full"), brief_text, shard="16KB"),
 }  # fmt: skip
 
@@ -187,25 +185,10 @@ def left_padded(tokens: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return padded, np.stack([np.arange(width) >= width - len(row) for row in tokens])
 
 
-class _SoftCap:
-    """Within `with`, attention of Gemma 3 uses the config's soft cap, which `transformers` reads but does not use."""
-
-    def __init__(self, model: torch.nn.Module):
-        self.cap = getattr(model.config, "attn_logit_softcapping", None)
-
-    def __enter__(self):
-        self.plain = modeling_gemma3.eager_attention_forward
-        modeling_gemma3.eager_attention_forward = partial(self.plain, softcap=self.cap)
-
-    def __exit__(self, *_):
-        modeling_gemma3.eager_attention_forward = self.plain
-
-
 @torch.no_grad()
 def log_probabilities(model: torch.nn.Module, tokens: list[np.ndarray]) -> list[np.ndarray]:
     """log π [T, V] of each row of tokens, computed alone."""
-    with _SoftCap(model):
-        logits = [model(input_ids=torch.tensor(row[None])).logits[0] for row in tokens]
+    logits = [model(input_ids=torch.tensor(row[None])).logits[0] for row in tokens]
     return [torch.log_softmax(row.to(torch.promote_types(row.dtype, torch.float32)), -1).numpy() for row in logits]
 
 
@@ -214,8 +197,7 @@ def padded_log_probabilities(model: torch.nn.Module, tokens: list[np.ndarray]) -
     """log π [T, V] of each row of tokens, computed together, padded on the left."""
     ids, mask = map(torch.tensor, left_padded(tokens))
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    with _SoftCap(model):
-        logits = model(input_ids=ids, attention_mask=mask.long(), position_ids=positions).logits
+    logits = model(input_ids=ids, attention_mask=mask.long(), position_ids=positions).logits
     found = torch.log_softmax(logits, -1)
     return [row[-len(own) :].numpy() for row, own in zip(found, tokens, strict=True)]
 
@@ -224,9 +206,9 @@ def padded_log_probabilities(model: torch.nn.Module, tokens: list[np.ndarray]) -
 def greedy(model: torch.nn.Module, tokens: list[np.ndarray], new_tokens: int = NEW_TOKENS) -> np.ndarray:
     """The most probable continuation [B, new_tokens] of each row of tokens."""
     ids, mask = map(torch.tensor, left_padded(tokens))
-    with _SoftCap(model):
-        found = model.generate(input_ids=ids, attention_mask=mask.long(), do_sample=False,
-                               max_new_tokens=new_tokens, pad_token_id=0)  # fmt: skip
+    found = model.generate(
+        input_ids=ids, attention_mask=mask.long(), do_sample=False, max_new_tokens=new_tokens, pad_token_id=0
+    )
     return found[:, ids.shape[1] :].numpy().astype(np.int32)
 
 

@@ -1,5 +1,7 @@
 """Random checkpoints of every family, other than the fixtures, compared with `transformers` (make test-hf)."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -82,3 +84,12 @@ def test_transformers_reads_what_we_save_without_a_folder_to_follow(checkpoint, 
     rows = hf_fixtures.rows(seed, vocab)
     before, after = (hf_fixtures.log_probabilities(hf_fixtures.read(x), rows) for x in (folder, tmp_path / "saved"))
     assert hf_fixtures.difference(before, after) < 1e-6
+
+
+def test_gemma_3_has_no_soft_cap_of_attention(tmp_path):
+    capped = dataclasses.replace(FAMILIES["gemma3"], rewrite=lambda config: config | {"attn_logit_softcapping": 1.0})
+    hf_fixtures.write(tmp_path / "capped", capped, 0)
+    with pytest.warns(UserWarning, match="attn_logit_softcapping = 1.0 has no effect"):
+        model, params = load(tmp_path / "capped")
+    golden = _golden(tmp_path / "capped", 0, hf_fixtures.SIZES["vocab_size"])
+    np.testing.assert_array_less(differences(model, params, golden), TOLERANCE)

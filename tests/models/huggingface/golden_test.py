@@ -39,8 +39,7 @@ FAULTS = [
     ("gemma3_old", "rope_scaling", None),
     ("gemma3_old", "local_rope_base", 10000.0),
     ("gemma3_old", "local_layers", (True, True, False)),
-    ("gemma3_caps", "attention_softcap", None),
-    ("gemma3_caps", "softcap", None),
+    ("gemma3_cap", "softcap", None),
     ("gemma3_vision", "window", 0),
 ]
 
