@@ -40,7 +40,7 @@ FAULTS = [
     ("gemma3_old", "local_rope_base", 10000.0),
     ("gemma3_old", "local_layers", (True, True, False)),
     ("gemma3_cap", "softcap", None),
-    ("gemma3_vision", "window", 0),
+    ("gemma3_vision", "window", 64),
 ]
 
 
