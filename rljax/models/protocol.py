@@ -65,9 +65,9 @@ class Model(Protocol):
     def hidden(
         self, params: Params, tokens: Int[Array, "B T"], segment_ids: Int[Array, "B T"]
     ) -> Float[Array, "B T D"]:
-        """Hidden states in the compute dtype; `hidden[t] · unembeddingᵀ` are the logits of token t + 1.
+        """Hidden states in the compute dtype; `hidden[t] · unembeddingᵀ` are the logits of token t + 1, not yet capped.
 
-        If `Head.softcap` is set, these logits must be soft-capped. Each token of `tokens` attends to itself and the earlier tokens with its id in `segment_ids`; id 0 is padding.
+        Each token of `tokens` attends to itself and the earlier tokens with its id in `segment_ids`; id 0 is padding.
         """
         ...
 

@@ -151,7 +151,7 @@ class Attention(nnx.Module):
         q, k, v = (self._heads(x, kernel[...]) for kernel in (self.query, self.key, self.value))
         if self.config.qkv_bias:
             biases = (self.query_bias, self.key_bias, self.value_bias)
-            q, k, v = (heads + bias[...].astype(x.dtype) for heads, bias in zip((q, k, v), biases, strict=True))
+            q, k, v = (heads + bias[None, None].astype(x.dtype) for heads, bias in zip((q, k, v), biases, strict=True))
         if self.config.qk_norm:
             q, k = self.query_norm(q), self.key_norm(k)
         q, k, v = (heads.swapaxes(1, 2) for heads in (rotate(q, *turn), rotate(k, *turn), v))

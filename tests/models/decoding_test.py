@@ -34,7 +34,7 @@ def _full(model, params, tokens, segment_ids):
     return np.asarray(hidden_of(model, params, tokens, ids))[:, segment_ids.shape[1] - 1 :]
 
 
-@pytest.mark.parametrize("name", ["plain", "tied", "qk_norm", "multi-head"])
+@pytest.mark.parametrize("name", ["plain", "tied", "qk_norm", "multi-head", "llama3 and biases", "gemma", "experts"])
 def test_prefill_and_decode_give_the_full_forward_pass(name):
     model, params = make(VARIANTS[name])
     tokens, segment_ids = _prompts()

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rljax.models import Decoder, MeshConfig, TransformerConfig, make_mesh
+from rljax.models.layers import gelu_tanh
+from rljax.models.rope import LinearScaling, Llama3Scaling
 
 CONFIG = TransformerConfig(
     vocab_size=11, width=16, layers=2, heads=4, kv_heads=2, head_dim=4, mlp=24, max_length=24, rope_base=50.0
@@ -19,6 +21,28 @@ VARIANTS = {
     "qk_norm": dataclasses.replace(CONFIG, qk_norm=True),
     "multi-head": dataclasses.replace(CONFIG, kv_heads=4),
     "remat": dataclasses.replace(CONFIG, remat=True),
+    "llama3 and biases": dataclasses.replace(CONFIG, rope_scaling=Llama3Scaling(4.0, 0.1, 1.5, 10), qkv_bias=True),
+    "gemma": dataclasses.replace(
+        CONFIG,
+        layers=3,
+        tied=True,
+        qk_norm=True,
+        norm_shift=1.0,
+        post_norm=True,
+        embedding_scale=4.0,
+        query_scale=0.7,
+        activation=gelu_tanh,
+        attention_softcap=2.0,
+        softcap=3.0,
+        local_layers=(True, False, True),
+        window=3,
+        local_rope_base=7.0,
+        rope_scaling=LinearScaling(3.0),
+    ),
+    "experts": dataclasses.replace(CONFIG, qk_norm=True, experts=4, experts_per_token=2, expert_mlp=6),
+    "experts without renormalization": dataclasses.replace(
+        CONFIG, experts=4, experts_per_token=3, expert_mlp=6, renormalize_experts=False, dense_layers=(1,)
+    ),
 }
 MESHES = [(1, 1, 1), (8, 1, 1), (2, 2, 2)]
 
@@ -54,5 +78,7 @@ def log_softmax_at(model, params, tokens, segment_ids, temperature=1.0):
     """log π(tokens[t] | tokens[<t]) [B, T] from the full forward pass; column 0 is 0."""
     hidden = model.hidden(params, tokens, segment_ids)
     logits = jnp.einsum("btd,vd->btv", hidden, model.unembedding(params), preferred_element_type=jnp.float32)
+    if cap := model.config.softcap:
+        logits = cap * jnp.tanh(logits / cap)
     log_pi = jax.nn.log_softmax(logits[:, :-1] / temperature, axis=-1)
     return jnp.pad(jnp.take_along_axis(log_pi, tokens[:, 1:, None], axis=-1)[..., 0], ((0, 0), (1, 0)))

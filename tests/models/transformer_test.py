@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -6,46 +7,10 @@ import numpy as np
 import pytest
 
 from rljax.models import Decoder
-from tests.models.small import CONFIG, VARIANTS, hidden_of, make, packed_rows, some_tokens
+from tests.models.equations import hidden_states
+from tests.models.small import CONFIG, VARIANTS, hidden_of, make, mesh_of, packed_rows, some_tokens
 
 enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
-
-
-def _norm(x, scale, eps):
-    return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * scale
-
-
-def _reference(config, params, tokens):
-    """Hidden states [T, D] of one sequence in NumPy float64, with loops over heads and tokens."""
-    p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-    x, T, C = p["embedding"][tokens], len(tokens), config.head_dim
-    angle = np.arange(T)[:, None] * config.rope_base ** (-np.arange(0, C, 2) / C)
-    turn = np.exp(1j * angle)
-
-    def rotate(y):
-        z = (y[:, : C // 2] + 1j * y[:, C // 2 :]) * turn
-        return np.concatenate([z.real, z.imag], -1)
-
-    for i in range(config.layers):
-        block = p["blocks"][i]
-        attention, mlp = block["attention"], block["mlp"]
-        y, mixed = _norm(x, block["attention_norm"]["scale"], config.norm_eps), np.zeros_like(x)
-        for h in range(config.heads):
-            kv = h // (config.heads // config.kv_heads)
-            q, k, v = y @ attention["query"][:, h], y @ attention["key"][:, kv], y @ attention["value"][:, kv]
-            if config.qk_norm:
-                q = _norm(q, attention["query_norm"]["scale"], config.norm_eps)
-                k = _norm(k, attention["key_norm"]["scale"], config.norm_eps)
-            q, k = rotate(q), rotate(k)
-            for t in range(T):
-                logits = k[: t + 1] @ q[t] / np.sqrt(C)
-                weights = np.exp(logits - logits.max())
-                mixed[t] += (weights / weights.sum()) @ v[: t + 1] @ attention["out"][h]
-        x = x + mixed
-        y = _norm(x, block["mlp_norm"]["scale"], config.norm_eps)
-        gate = y @ mlp["gate"]
-        x = x + (gate / (1 + np.exp(-gate)) * (y @ mlp["up"])) @ mlp["down"]
-    return _norm(x, p["norm"]["scale"], config.norm_eps)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -56,17 +21,17 @@ def test_every_packed_sequence_has_the_hidden_states_of_its_equations(name):
     for b in range(tokens.shape[0]):
         for segment in set(segment_ids[b]) - {0}:
             where = segment_ids[b] == segment
-            expected = _reference(model.config, params, tokens[b][where])
+            expected = hidden_states(model.config, params, tokens[b][where])
             np.testing.assert_allclose(hidden[b][where], expected, rtol=2e-4, atol=2e-5)
 
 
 def test_float64_parameters_and_dtype_compute_in_float64():
     with enable_x64(True):
-        model, params = make(dataclasses.replace(CONFIG, dtype="float64"))
+        model, params = make(dataclasses.replace(CONFIG, dtype="float64", param_dtype="float64"))
         params = jax.tree.map(np.float64, params)
         tokens = np.int32([[3, 5, 9, 2, 4]])
         hidden = hidden_of(model, params, tokens, np.ones_like(tokens))
-        np.testing.assert_allclose(hidden[0], _reference(model.config, params, tokens[0]), rtol=1e-11)
+        np.testing.assert_allclose(hidden[0], hidden_states(model.config, params, tokens[0]), rtol=1e-11)
 
 
 def test_the_future_changes_nothing():
@@ -78,7 +43,7 @@ def test_the_future_changes_nothing():
     assert (np.abs(before[6:] - after[6:]).max(axis=-1) > 1e-3).all()
 
 
-@pytest.mark.parametrize("name", ["plain", "remat"])
+@pytest.mark.parametrize("name", ["plain", "remat", "gemma", "experts"])
 def test_packing_changes_neither_values_nor_gradients(name):
     model, params = make(VARIANTS[name])
     tokens, segment_ids = packed_rows()
@@ -103,15 +68,16 @@ def test_packing_changes_neither_values_nor_gradients(name):
         np.testing.assert_allclose(found[path], leaf, rtol=1e-4, atol=1e-5 * float(np.abs(leaf).max() + 1e-3))
 
 
-def test_padding_changes_nothing_whatever_it_holds():
-    model, params = make()
-    tokens = np.int32([[5, 3, 8, 2]])
+@pytest.mark.parametrize("name", ["plain", "gemma", "experts"])
+def test_padding_changes_nothing_whatever_it_holds(name):
+    model, params = make(VARIANTS[name])
+    tokens = np.int32([[5, 3, 8, 2, 7, 6]])
     hidden = hidden_of(model, params, tokens, np.ones_like(tokens))
     for left, right, filler in ((1, 0, 0), (3, 2, 7), (0, 5, 10)):
         pad = ((0, 0), (left, right))
         padded, ids = np.pad(tokens, pad, constant_values=filler), np.pad(np.ones_like(tokens), pad)
         again = np.asarray(hidden_of(model, params, padded, ids))
-        np.testing.assert_allclose(again[:, left : left + 4], hidden, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(again[:, left : left + 6], hidden, rtol=1e-5, atol=1e-5)
         assert np.isfinite(again).all()
 
 
@@ -141,6 +107,36 @@ def test_bfloat16_computes_in_bfloat16_from_float32_masters():
     error = np.where(segment_ids[..., None] != 0, np.float32(low) - exact, 0)
     assert 1e-4 < np.sqrt(np.mean(error**2)) < 0.05
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
+
+
+def test_parameters_are_created_in_their_dtype():
+    model = Decoder(dataclasses.replace(VARIANTS["gemma"], param_dtype="bfloat16"))
+    wide = jax.jit(Decoder(VARIANTS["gemma"]).initialize)(jax.random.key(0))
+    params = jax.jit(model.initialize)(jax.random.key(0))
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y.astype(jnp.bfloat16), strict=True), params, wide)
+    abstract = model.abstract_params(mesh_of((1, 1, 1)))
+    assert {x.dtype for x in jax.tree.leaves(abstract)} == {jnp.dtype("bfloat16")}
+    tokens, segment_ids = packed_rows()
+    assert jax.eval_shape(lambda p: model.hidden(p, tokens, segment_ids), params).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", ["gemma", "experts"])
+def test_every_norm_starts_as_the_identity_on_normalized_features(name):
+    model = Decoder(VARIANTS[name])
+    params = jax.jit(model.initialize)(jax.random.key(0))
+    scales = [x for path, x in jax.tree.leaves_with_path(params) if "scale" in str(path)]
+    assert len(scales) == 1 + model.config.layers * (6 if name == "gemma" else 4)
+    assert {float(x) for scale in scales for x in scale} == {1.0 - model.config.norm_shift}
+
+
+def test_the_constants_of_a_program_have_the_length_of_its_rows():
+    tokens = np.zeros((1, 12), np.int32)
+    sizes = []
+    for max_length in (24, 131_072):
+        model, params = make(dataclasses.replace(VARIANTS["gemma"], max_length=max_length))
+        program = jax.make_jaxpr(functools.partial(model.prefill, cache_length=20))(params, tokens, tokens + 1)
+        sizes.append(sum(np.size(x) for x in program.consts))
+    assert sizes == [2 * 2 * 12 * 2] * 2  # cos and sin, of global and local layers, for 12 positions and 2 frequencies
 
 
 def test_remat_keeps_no_activation_of_the_blocks():
