@@ -2,25 +2,31 @@
 
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+_PRIVATE = 0xF900 - 0xE000
+"""Number of the private-use characters that begin at U+E000."""
 
 
 class Controls:
     """The control tokens of a tokenizer, by the text that stands for them, such as `<|im_end|>`.
 
-    `rename` gives each of them a name with 64 random bits in a tokenizer.json, so that its usual text is encoded as any
+    `rename` gives each of them a random name of private-use characters in a tokenizer.json, so that its usual text is encoded as any
     other text. `mark` breaks up that text in messages, and `reveal` writes the names in a rendered chat.
     """
 
-    def __init__(self, tokens: Iterable[str]):
-        nonce = secrets.token_hex(8)
-        self._names = {token: f"\ue000{nonce}{i:06d}\ue001" for i, token in enumerate(tokens)}
-        self._mark = f"\ue000{nonce}mark\ue001"
+    def __init__(self, tokens: Sequence[str]):
+        nonce = "".join(_private(secrets.randbelow(_PRIVATE)) for _ in range(8))
+        self._mark, *names = (
+            f"{nonce}{_private(i // _PRIVATE)}{_private(i % _PRIVATE)}" for i in range(len(tokens) + 1)
+        )
+        self._names = dict(zip(tokens, names, strict=True))
         alternatives = (
             re.escape(x) if len(x) > 1 else f"{re.escape(x)}(?!{self._mark})" for x in self._longest_first()
         )
         self._found = re.compile("|".join(alternatives) or "(?!)")  # (?!) matches nothing
+        self._begins = re.compile(f"(?={self._found.pattern})")  # also if two of them overlap
         self._starts = {x[:n] for x in self._names for n in range(1, len(x))}
         self._ends = {x[n:] for x in self._names for n in range(1, len(x))}
         self._longest = max(map(len, self._names), default=0)
@@ -28,10 +34,10 @@ class Controls:
     def _longest_first(self) -> list[str]:
         return sorted(self._names, key=len, reverse=True)
 
-    def rename(self, spec: dict[str, Any]) -> dict[str, Any]:
-        """`spec`, a tokenizer.json, with the secret names in its added tokens and in its model, without post-processing.
+    def rename(self, spec: Mapping[str, Any]) -> dict[str, Any]:
+        """`spec`, a tokenizer.json, with the secret names in its added tokens and its model, without post-processing.
 
-        A merge of a BPE model that makes a control token is removed.
+        Merges of a BPE model that make a control token are removed.
         """
         names, model = self._names, dict(spec["model"])
         if isinstance(vocab := model.get("vocab"), Mapping):
@@ -64,15 +70,15 @@ class Controls:
         if isinstance(value, str):
             return self._mark_text(value)
         if isinstance(value, dict):
-            return {key: self.mark(x) for key, x in value.items()}
+            return {self._mark_text(key) if self._found.search(key) else key: self.mark(x) for key, x in value.items()}
         return [self.mark(x) for x in value] if isinstance(value, list) else value
 
     def _mark_text(self, text: str) -> str:
-        at = {match.start() + 1 for match in self._found.finditer(text)}
-        kept = text.rstrip()
-        at |= {len(kept) - n + 1 for n in range(1, self._longest) if len(kept) >= n and kept[-n:] in self._starts}
-        start = len(text) - len(text.lstrip())
-        at |= {start + n - 1 for n in range(1, self._longest) if text[start : start + n] in self._ends}
+        at = {match.start() + 1 for match in self._begins.finditer(text)}
+        begin, end = len(text) - len(text.lstrip()), len(text.rstrip())
+        for n in range(1, min(self._longest, end - begin + 1)):
+            at |= {end - n + 1} if text[end - n : end] in self._starts else set()
+            at |= {begin + n - 1} if text[begin : begin + n] in self._ends else set()
         for i in sorted(at, reverse=True):
             text = text[:i] + self._mark + text[i:]
         return text
@@ -80,3 +86,8 @@ class Controls:
     def reveal(self, rendered: str) -> str:
         """`rendered`, a chat of marked messages, with names for the template's control tokens, and without marks."""
         return self._found.sub(lambda match: self._names[match[0]], rendered).replace(self._mark, "")
+
+
+def _private(i: int) -> str:
+    """The private-use character number `i`."""
+    return chr(0xE000 + i)

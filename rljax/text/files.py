@@ -53,7 +53,7 @@ class TokenizerFiles:
             yield from map(content, tokens.values() if isinstance(tokens, dict) else tokens)
 
     def stop_ids(self, eos: int | None) -> tuple[int, ...]:
-        """The distinct stop tokens of generation_config.json, of config.json and the tokenizer's `eos`, in this order."""
+        """The distinct stop tokens of generation_config.json, then of config.json, then the tokenizer's `eos`."""
         nested = self._config.get("text_config") or {}
         listed = (as_list(x.get("eos_token_id")) for x in (self.generation(), self._config, nested))
         return tuple(dict.fromkeys(itertools.chain(*listed, as_list(eos))))

@@ -39,7 +39,7 @@ class HuggingFaceTokenizer:
         self._stop_ids = files.stop_ids(ids.get(named.get("eos_token", "")))
         self._check_stops()
         added = _with_controls(added, ids, {*self._stop_ids, *(ids[text] for text in named.values() if text in ids)})
-        self._controls = Controls(token["content"] for token in added if token["special"])
+        self._controls = Controls([token["content"] for token in added if token["special"]])
         self._tokenizer = self._build({**files.spec, "added_tokens": added})
         self._named, self._template = named, files.template()
         self._chat = None if self._template is None else ChatTemplate(self._template, name=str(files.folder))

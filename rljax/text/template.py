@@ -22,7 +22,7 @@ BYTES = 2**30
 class ChatTemplate:
     """A Jinja template that may be hostile: it runs in a sandbox, in a process that ends if it exceeds a limit.
 
-    The process starts with the first call of `render` and stays for the next calls. `name` names the template in errors.
+    The process starts with the first call of `render` and stays for the next ones. `name` is written in errors.
     """
 
     def __init__(self, source: str, *, name: str, seconds: float = SECONDS):
@@ -42,11 +42,7 @@ class ChatTemplate:
         line = json.dumps({"template": self.source, "variables": variables, **self._limits})
         with self._lock:
             process = self._running()
-            assert process.stdin is not None and process.stdout is not None
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.write(line + "\n")
-                process.stdin.flush()
-            answer = process.stdout.readline()
+            answer = _ask(process, line)
             if not answer.endswith("\n"):
                 fault = self._death(process)
                 self._process = self._stop()
@@ -57,7 +53,7 @@ class ChatTemplate:
         return answer["text"]
 
     def _running(self) -> subprocess.Popen[str]:
-        """The rendering process; a new one if there is none, or if this process is a fork of the one that started it."""
+        """The rendering process; a new one if there is none, or if this process is a fork of its owner."""
         if self._process is None or self._owner != os.getpid():
             self._process, self._owner = _start(), os.getpid()
             self._stop = weakref.finalize(self, _stop, self._process, self._owner)
@@ -78,6 +74,16 @@ def _start() -> subprocess.Popen[str]:
     command = [sys.executable, "-P", str(_SCRIPT)]  # -P: do not import from the script's folder
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="ascii",
                             stderr=subprocess.DEVNULL, env=environment)  # fmt: skip
+
+
+def _ask(process: subprocess.Popen[str], line: str) -> str:
+    """The answer to `line`; without a newline at its end if the process has ended."""
+    if process.stdin is None or process.stdout is None:
+        raise TypeError("process: expected pipes")
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(line + "\n")
+        process.stdin.flush()
+    return process.stdout.readline()
 
 
 def _stop(process: subprocess.Popen[str], owner: int) -> None:
