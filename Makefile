@@ -137,7 +137,7 @@ lock: .venv/.ready
 	$(PYTHON) -m venv .venv-hf
 	grep -v -e '--hash' requirements.lock | sed 's/ \\$$//' > .venv-hf/constraints.txt
 	UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(BIN)/uv pip install --quiet --python .venv-hf/bin/python \
-		-c .venv-hf/constraints.txt -r tools/hf_requirements.txt
+		-c .venv-hf/constraints.txt -r tools/hf_requirements.txt -r pyproject.toml --extra train --extra hf
 	touch $@
 
 .venv-docs/.ready: tools/docs/requirements.txt

@@ -23,6 +23,7 @@ SIZES = [
     {"vocab_size": 131, "hidden_size": 32, "intermediate_size": 40, "num_key_value_heads": 1},
     {"vocab_size": 256, "hidden_size": 40, "head_dim": 10, "num_attention_heads": 2, "max_position_embeddings": 128},
 ]
+greedily = jax.jit(generate, static_argnames=("model", "config", "stop_ids"))
 CASES = [(name, size) for name in FAMILIES for size in range(len(SIZES))]
 
 
@@ -55,7 +56,7 @@ def test_greedy_tokens(checkpoint):
     expected = hf_fixtures.greedy(theirs, rows, 12)
     tokens, segment_ids = (x[:3] for x in layouts(rows))
     sampling = SamplingConfig(temperature=0.0, max_new_tokens=12)
-    found = generate(model, params, tokens, segment_ids, jax.random.key(0), sampling, stop_ids=())
+    found = greedily(model, params, tokens, segment_ids, jax.random.key(0), sampling, stop_ids=())
     for row, (ours, other) in enumerate(zip(np.asarray(found.tokens[:, LENGTHS[0] :]), expected, strict=True)):
         same = np.cumprod(ours == other).sum()  # tokens before the first that differs, which must be nearly a tie
         if same < len(other):
