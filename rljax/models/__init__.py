@@ -1,6 +1,9 @@
 """Language models as pure functions of a pytree of parameters."""
 
 from rljax.models.decoder import Cache, Decoder, DecoderConfig, create
+from rljax.models.huggingface.load import load
+from rljax.models.huggingface.pretrained import PretrainedModel
+from rljax.models.huggingface.save import save
 from rljax.models.protocol import Head, Model, ModelConfig, Params, initialize, without_value_head
 from rljax.models.sharding import MeshConfig, ShardingRules, make_mesh
 from rljax.models.transformer import TransformerConfig
@@ -14,10 +17,13 @@ __all__ = [
     "Model",
     "ModelConfig",
     "Params",
+    "PretrainedModel",
     "ShardingRules",
     "TransformerConfig",
     "create",
     "initialize",
+    "load",
     "make_mesh",
+    "save",
     "without_value_head",
 ]

@@ -1,0 +1,1 @@
+"""Hugging Face folders: models read from them and written to them."""
