@@ -243,7 +243,7 @@ def main() -> None:
         logps = log_probabilities(model, tokens)
         padded = difference(logps, padded_log_probabilities(model, tokens))
         double = difference(logps, log_probabilities(read(folder, torch.float64), tokens))
-        np.savez(FIXTURES / f"{name}.npz", tokens=np.concatenate(tokens), lengths=np.int32(LENGTHS),
+        np.savez(FIXTURES / f"{name}.npz", tokens=np.concatenate(tokens), lengths=np.array(LENGTHS, np.int32),
                  logps=np.concatenate(logps), greedy=continuation)  # fmt: skip
         size = sum(path.stat().st_size for path in FIXTURES.glob(f"{name}*/*")) / 1000
         print(f"{name}: {size:.0f} kB, left-padded {padded:.1e}, float64 {double:.1e}")
