@@ -148,7 +148,7 @@ def randomize(model: torch.nn.Module, seed: int) -> None:
         elif x.ndim == 1:
             x.copy_(0.7 * noise)
         elif "embed_tokens" in name or "lm_head" in name:
-            x.copy_(0.4 * noise)
+            x.copy_(1.6 * x.shape[-1] ** -0.5 * noise)
         else:
             x.copy_(1.2 * x.shape[-1] ** -0.5 * noise)
 
