@@ -73,7 +73,7 @@ def _in_blocks(queries, dtype):
     mask = np.tril(np.ones((43, 50), bool), 7)[None].repeat(2, 0)
 
     def run(q, k, v, weight):
-        out, back = jax.vjp(lambda q, k, v: attend(q, k, v, mask), q, k, v)
+        out, back = jax.vjp(lambda q, k, v: attend(q, k, v, mask, 0.5, 2.0), q, k, v)
         return out, *back(weight)
 
     with mock.patch.object(attention, "QUERIES", queries):

@@ -58,8 +58,9 @@ def test_a_cache_that_is_off_by_one_shows(change):
     assert np.abs(wrong - _full(model, params, tokens, segment_ids)).max() > 1e-2
 
 
-def test_decoding_goes_on_in_the_last_segment_of_a_packed_prompt():
-    model, params = make()
+@pytest.mark.parametrize("name", ["plain", "gemma"])
+def test_decoding_goes_on_in_the_last_segment_of_a_packed_prompt(name):
+    model, params = make(VARIANTS[name])
     tokens = some_tokens((1, 12)).repeat(3, axis=0)
     segment_ids = np.int32([[1, 1, 1, 1, 2, 2], [0, 0, 0, 0, 1, 1], [1, 1, 1, 1, 1, 1]])
     packed, alone, whole = _decoded(model, params, tokens, segment_ids)

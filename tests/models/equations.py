@@ -17,7 +17,11 @@ def hidden_states(config, params, tokens):
         )
         x = x + (_norm(config, y, block["attention_post_norm"]) if config.post_norm else y)
         y = _norm(config, x, block["mlp_norm"])
-        y = _experts(config, block["mlp"], y) if "router" in block["mlp"] else _mlp(config, y, **block["mlp"])
+        y = (
+            _experts(config, block["mlp"], y)
+            if config.experts and i not in config.dense_layers
+            else _mlp(config, y, **block["mlp"])
+        )
         x = x + (_norm(config, y, block["mlp_post_norm"]) if config.post_norm else y)
     return _norm(config, x, p["norm"])
 

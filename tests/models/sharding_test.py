@@ -8,9 +8,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rljax.models import Decoder, create
+from rljax.models import Decoder, ShardingRules, create
 from rljax.models.sharding import RULES, split_rows
-from tests.models.small import CONFIG, mesh_of, packed_rows
+from tests.models.small import CONFIG, VARIANTS, mesh_of, packed_rows
 
 
 def _rows(mesh):
@@ -20,9 +20,9 @@ def _rows(mesh):
 
 
 @functools.cache
-def _loss_and_gradient(shape):
+def _loss_and_gradient(shape, config=CONFIG, rules=RULES):
     mesh = mesh_of(shape)
-    model, params = create(CONFIG, mesh, jax.random.key(0))
+    model, params = create(config, mesh, jax.random.key(0), rules)
 
     def loss(params, tokens, segment_ids):
         hidden = model.hidden(params, tokens, segment_ids)
@@ -41,6 +41,19 @@ def test_values_loss_and_gradients_are_the_same_on_every_mesh(shape):
     params, *rest = found
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-9), params, expected[0])
     for got, wanted in zip(jax.tree.leaves(rest), jax.tree.leaves(expected[1:]), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize(
+    ("name", "rules"), [("gemma", RULES), ("experts", RULES), ("experts", ShardingRules(experts="data"))]
+)
+def test_every_family_is_the_same_on_a_mesh(name, rules):
+    config = dataclasses.replace(VARIANTS[name], qkv_bias=True)
+    expected, found = _loss_and_gradient((1, 1, 1), config), _loss_and_gradient((2, 2, 2), config, rules)
+    if name == "experts":
+        assert found[0]["blocks"][0]["mlp"]["gate"].sharding.spec == P(rules.experts, "fsdp", "tensor")
+    for got, wanted in zip(*(jax.tree.leaves(jax.device_get(x[1:])) for x in (found, expected)), strict=True):
+        assert np.abs(wanted).max() > 1e-4
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
 
 

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from rljax.models import Decoder
 from rljax.rollout import SamplingConfig, check_left_padded, generate
-from tests.models.small import CONFIG, hidden_of, log_softmax_at, make, mesh_of, some_tokens
+from tests.models.small import CONFIG, VARIANTS, hidden_of, log_softmax_at, make, mesh_of, some_tokens
 
 SAMPLING = SamplingConfig(max_new_tokens=10)
 
@@ -44,6 +44,19 @@ def test_old_logp_is_what_training_recomputes():
         np.testing.assert_allclose(samples.old_logp, np.where(samples.mask, recomputed, 0), atol=1e-5)
         np.testing.assert_array_equal(samples.old_logp, samples.sampled_logp)
         assert np.where(samples.mask, samples.old_logp, -1).max() < 0
+
+
+def test_old_logp_is_what_training_recomputes_with_windows_soft_caps_and_experts():
+    for name in ("gemma", "experts"):
+        model, params = make(VARIANTS[name])
+        samples = _run(model, params, _prompts(), dataclasses.replace(SAMPLING, temperature=0.6))
+        recomputed = log_softmax_at(model, params, samples.tokens, samples.segment_ids, 0.6)
+        np.testing.assert_allclose(samples.old_logp, np.where(samples.mask, recomputed, 0), atol=3e-5)
+    uncapped = Decoder(dataclasses.replace(VARIANTS["gemma"], softcap=None))
+    model, params = make(VARIANTS["gemma"])
+    samples = _run(model, params, _prompts())
+    other = log_softmax_at(uncapped, params, samples.tokens, samples.segment_ids)
+    assert np.abs(np.where(samples.mask, samples.old_logp - other, 0)).max() > 1e-2
 
 
 class _LatePosition(Decoder):
