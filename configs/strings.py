@@ -33,5 +33,7 @@ config = Config(
         minibatches=2,
     ),
     optimizer=OptimizerConfig(learning_rate=2e-4, warmup_steps=10, decay_steps=400),  # two per rollout
-    evaluation=EvaluationConfig(every=20, watch=("level 1", "level 2 trained pairs", "level 2 held-out pairs")),
+    evaluation=EvaluationConfig(
+        every=20, watch=("level 1", "level 2 trained pairs", "level 2 held-out pairs"), kl_start=True
+    ),
 )

@@ -1,4 +1,4 @@
-"""Entry points of the commands `rljax-train` and `rljax-evaluate`, and of the scripts in `launch`."""
+"""Entry points of the commands, such as `rljax-train`, and of the scripts in `launch`."""
 
 import ctypes
 import os
@@ -17,6 +17,18 @@ def evaluate() -> None:
     """`rljax-evaluate RUN [--field value …]`: evaluates a run's newest checkpoint on the held-out problems."""
     keep_freed_memory()
     _commands().evaluate()
+
+
+def export() -> None:
+    """`rljax-export RUN --out FOLDER [--dtype DTYPE]`: writes a run's newest parameters as a Hugging Face folder."""
+    keep_freed_memory()
+    _commands().export()
+
+
+def chat() -> None:
+    """`rljax-chat FOLDER_OR_RUN [--option value …]`: talks to a model in the terminal."""
+    keep_freed_memory()
+    _commands().chat()
 
 
 def _commands() -> ModuleType:

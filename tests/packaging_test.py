@@ -70,7 +70,7 @@ def test_the_core_imports_what_the_base_requires():
     """The trainer imports only requirements of `train`, or checks for them first."""
     third_party = {}
     for file in files("pallas_kernels", "rljax"):
-        area = file.split("/")[1] in ("models", "rollout", "tasks", "training")
+        area = file.split("/")[1] in ("models", "rollout", "tasks", "text", "training")
         modules = {name.split(".")[0] for name in imported(file)} - {*sys.stdlib_module_names, *FOLDERS}
         third_party.setdefault(area, set()).update(modules)
     assert third_party[False] - {"numpy"} == {"jax", "jaxtyping"}  # NumPy is required by jax
@@ -79,7 +79,9 @@ def test_the_core_imports_what_the_base_requires():
         for node in ast.parse((ROOT / "rljax/training/__init__.py").read_text()).body
         if isinstance(node, ast.Assign) and node.targets[0].id == "_NEEDED"
     )
-    assert set(needed) == third_party[True] - {"jax", "jaxtyping", "tensorboardX"}  # tensorboardX: extra `tb`
+    other = {distribution(needed).replace("-", "_") for extra in ("hf", "gym", "tb") for needed in all_of(extra)}
+    other |= {"jax", "jaxtyping", "ml_dtypes"}  # ml_dtypes is required by jax
+    assert set(needed) == {name for name in third_party[True] if name.lower() not in other}
     named = {"orbax": "orbax-checkpoint", "tensorflow_datasets": "tensorflow-datasets"}
     assert {named.get(name, name) for name in needed} <= {distribution(needed) for needed in all_of("train")}
 
@@ -122,7 +124,7 @@ PathFinder.find_spec = lambda name, *rest: None if name in ("flax", "grain") els
     return subprocess.run([sys.executable, "-c", hide + code], capture_output=True, text=True, cwd=ROOT)
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "export", "chat"])
 def test_a_command_without_its_packages_says_what_to_install(command):
     done = without_flax_and_grain(f"from rljax import _entry_points; _entry_points.{command}()")
     assert done.returncode == 1

@@ -6,7 +6,7 @@ import pkgutil
 import pallas_kernels
 import rljax
 
-TRAINER = ("configs", "models", "rollout", "tasks", "training")  # these packages need the extra `train`
+TRAINER = ("configs", "models", "rollout", "tasks", "text", "training")  # these packages need the extra `train`
 CORE = [
     importlib.import_module(f"rljax.{module.name}")
     for module in pkgutil.iter_modules(rljax.__path__)

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 from tools.imports import FOLDERS, ROOT, files, graph, imported
 
-TRAINER = ("_entry_points", "models", "rollout", "tasks", "training")  # parts of rljax with separate targets
+TRAINER = ("_entry_points", "models", "rollout", "tasks", "text", "training")  # parts of rljax with separate targets
 DISTRIBUTION = {"orbax": "orbax_checkpoint", "tensorboardX": "tensorboardx"}  # names that differ from the module
 UNSEEN = {  # dependencies that are not imported
     ":rljax/tasks": ("@pypi//array_record", "@pypi//importlib_resources"),  # required by tensorflow_datasets

@@ -108,7 +108,7 @@ def check_base(wheel: Path, folder: Path) -> None:
     commands = environment(folder)
     install(commands, wheel)
     print(run(folder, commands / "python", "-c", f"REMEDY = {REMEDY!r}\n{BASE}"), end="")
-    for command in ("rljax-train", "rljax-evaluate"):
+    for command in ("rljax-train", "rljax-evaluate", "rljax-export"):
         output = run(folder, commands / command, "--help", fails=True)
         assert REMEDY in output, output
         assert "Traceback" not in output, output

@@ -14,6 +14,7 @@ from rljax.text import TextTokenizer
 
 Params = dict[str, Any]
 """Nested dict of arrays. The entries `value` and `value_bias` are the value head; all other entries are the policy."""
+_VALUE_HEAD = ("value", "value_bias")
 
 
 class Head(NamedTuple):
@@ -126,6 +127,19 @@ def initialize(model: Model, mesh: Mesh, key: Array) -> Params:
         return jax.jit(model.initialize, out_shardings=shardings)(key)
 
 
+def initialize_value_head(model: Model, mesh: Mesh, key: Array) -> Params:
+    """The entries `value` and `value_bias` of `initialize`; empty if the model has no value head."""
+
+    def head(params: Params) -> Params:
+        return {name: x for name, x in params.items() if name in _VALUE_HEAD}
+
+    shardings = jax.tree.map(lambda x: x.sharding, head(model.abstract_params(mesh)))
+    if not shardings:
+        return {}
+    with jax.disable_jit(False):  # without jit all parameters would be created
+        return jax.jit(lambda key: head(model.initialize(key)), out_shardings=shardings)(key)
+
+
 def without_value_head(params: Params) -> Params:
     """The entries of `params` that belong to the policy, i.e. all except `value` and `value_bias`."""
-    return {name: x for name, x in params.items() if name not in ("value", "value_bias")}
+    return {name: x for name, x in params.items() if name not in _VALUE_HEAD}

@@ -8,14 +8,15 @@ import numpy as np
 from jax import Array, core, lax
 from jaxtyping import Bool, Float, Int
 
+from rljax._checks import check
 from rljax.models import Model
 from rljax.models.attention import accumulator, softcapped
-from rljax.models.sharding import split_rows
+from rljax.models.sharding import ShardingRules, split_rows
 from rljax.rollout.sampling import SamplingConfig, choose, row_keys
 
 
 class Samples(NamedTuple):
-    """B prompts of L columns with completions of at most N tokens, as rows of T = L + N columns."""
+    """B rows of T = L + N columns: a prompt of L columns and a completion of at most N tokens each."""
 
     tokens: Int[Array, "B T"]
     """Columns [left padding | prompt | completion | right padding]."""
@@ -48,52 +49,56 @@ class _Progress(NamedTuple):
 def generate(
     model: Model,
     params: Any,
-    prompts: Int[Array, "B L"],
-    segment_ids: Int[Array, "B L"],
+    prompts: Int[Array, "P L"],
+    segment_ids: Int[Array, "P L"],
     key: Array,
     config: SamplingConfig,
     *,
     stop_ids: tuple[int, ...],
+    completions: int = 1,
     banned: tuple[int, ...] = (),
     budget: Int[Array, " B"] | None = None,
     rows: Int[Array, " B"] | None = None,
 ) -> Samples:
-    """Samples one completion y per left-padded prompt x.
+    """Samples G completions y per left-padded prompt x, in B = P·G rows; completion g of prompt p is row p·G + g.
 
         y ~ Π_t π(y_t | x, y_<t)
 
-    At temperature 0 the completion is greedy, `old_logp` is computed at temperature 1 and `sampled_logp` is 0. The
-    random numbers of a token depend only on `key`, its row's number and its index in the completion, not on padding or
-    other rows. Under `jax.jit`, mark `model`, `config`, `stop_ids` and `banned` as static.
+    The G completions share one forward pass over their prompt. At temperature 0 a completion is greedy, `old_logp` is
+    computed at temperature 1 and `sampled_logp` is 0. The random numbers of a token depend only on `key`, its row's
+    number and its index in the completion, not on padding or other rows. Under `jax.jit`, mark `model`, `config`,
+    `stop_ids`, `completions` and `banned` as static.
 
     Args:
       model: The functions of the model.
       params: Parameters of `model`.
-      prompts: Token ids, [B, L], padded on the left.
-      segment_ids: 0 on padding, the segment's id elsewhere, [B, L].
+      prompts: Token ids, [P, L], padded on the left.
+      segment_ids: 0 on padding, the segment's id elsewhere, [P, L].
       key: Random key of the rollout.
       config: Temperature, truncation and `max_new_tokens` (N).
       stop_ids: Tokens that end a completion.
+      completions: Completions per prompt (G).
       banned: Tokens with probability 0; π is the softmax over all other tokens.
       budget: Maximum length of each completion, in tokens, [B], integers; default and upper limit: N.
       rows: Number of each row, [B], integers, which selects its random numbers; default: index in the batch.
 
     Returns:
-      `Samples` with rows of T = L + N tokens.
+      `Samples` with P·G rows of T = L + N tokens.
 
     Raises:
-      ValueError: If shapes do not fit, L + N exceeds the model's `max_length`, an id is out of range, a stop token or
-        every token is banned, or a prompt is not left-padded (`check_left_padded`; not checked under `jax.jit`).
+      ValueError: If shapes do not fit, L + N exceeds the model's `max_length`, `completions` is less than 1, an id is
+        out of range, a stop token or every token is banned, or a prompt is not left-padded (`check_left_padded`; not
+        checked under `jax.jit`).
       TypeError: If `prompts` or `segment_ids` are not integers.
     """
-    B, N = _check(model, prompts, segment_ids, config, stop_ids, banned, budget, rows)
+    B, N = _check(model, prompts, segment_ids, config, completions, stop_ids, banned, budget, rows)
     unembedding, softcap = model.unembedding(params), model.head(params).softcap
     keys = row_keys(key, jnp.arange(B, dtype=jnp.int32) if rows is None else rows)
     budget = jnp.full(B, N, jnp.int32) if budget is None else jnp.minimum(budget, N)
 
     def advance(hidden, cache, state: _Progress) -> _Progress:
-        logits = _without(split_rows(_logits(hidden, unembedding, softcap), model.rules), banned)
-        token, *logps = choose(logits, _keys_at(keys, state.n), config)
+        logits = without(split_rows(next_logits(hidden, unembedding, softcap), model.rules), banned)
+        token, *logps = choose(logits, keys_at(keys, state.n), config)
         token = jnp.where(state.active, token, 0)
         stopped = state.active & jnp.isin(token, jnp.array(stop_ids, jnp.int32))
         column = (token, state.active, *(jnp.where(state.active, logp, 0) for logp in logps))
@@ -108,7 +113,10 @@ def generate(
         hidden, cache = model.decode(params, state.last, state.cache)
         return advance(hidden, cache, state)
 
-    hidden, cache = model.prefill(params, prompts, segment_ids, prompts.shape[1] + N)
+    prefilled = model.prefill(params, prompts, segment_ids, prompts.shape[1] + N)
+    prompts, segment_ids, (hidden, cache) = jax.tree.map(
+        lambda x: _repeated(x, completions, model.rules), (prompts, segment_ids, prefilled)
+    )
     dtype = accumulator(hidden.dtype)
     blank = tuple(split_rows(jnp.zeros((B, N), d), model.rules) for d in (jnp.int32, bool, dtype, dtype))
     start = _Progress(jnp.int32(0), jnp.zeros(B, jnp.int32), budget > 0, jnp.zeros(B, bool), cache, blank)
@@ -116,11 +124,16 @@ def generate(
     return _samples(prompts, segment_ids, end)
 
 
-def _keys_at(keys: Array, n: Int[Array, ""]) -> Array:
+def _repeated(x: Array, times: int, rules: ShardingRules) -> Array:
+    """Each row of x `times` times, sharded like rows; x itself if it is a scalar, as the index of a cache."""
+    return x if times == 1 or jnp.ndim(x) == 0 else split_rows(jnp.repeat(x, times, axis=0), rules)
+
+
+def keys_at(keys: Array, n: Int[Array, ""]) -> Array:
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, n)
 
 
-def _logits(
+def next_logits(
     hidden: Float[Array, "B D"], unembedding: Float[Array, "V D"], softcap: float | None
 ) -> Float[Array, "B V"]:
     """h · Wᵀ, accumulated in at least float32 and soft-capped, as in training."""
@@ -128,7 +141,7 @@ def _logits(
     return softcapped(z, softcap)
 
 
-def _without(logits: Float[Array, "B V"], banned: tuple[int, ...]) -> Float[Array, "B V"]:
+def without(logits: Float[Array, "B V"], banned: tuple[int, ...]) -> Float[Array, "B V"]:
     return jnp.where(np.isin(np.arange(logits.shape[-1]), banned)[None], -jnp.inf, logits) if banned else logits
 
 
@@ -165,16 +178,17 @@ def check_left_padded(segment_ids) -> None:
                          "the last column")  # fmt: skip
 
 
-def _check(model: Model, prompts, segment_ids, config, stop_ids, banned, budget, rows) -> tuple[int, int]:
+def _check(model: Model, prompts, segment_ids, config, completions, stop_ids, banned, budget, rows) -> tuple[int, int]:
     """(B, N); raises ValueError or TypeError if an argument of `generate` does not fit."""
     if prompts.ndim != 2:
-        raise ValueError(f"prompts has shape {prompts.shape}: expected [B, L]")
+        raise ValueError(f"prompts has shape {prompts.shape}: expected [P, L]")
     if segment_ids.shape != prompts.shape:
         raise ValueError(f"segment_ids has shape {segment_ids.shape}: expected {prompts.shape}, the shape of prompts")
     if not isinstance(segment_ids, core.Tracer) and getattr(segment_ids, "is_fully_addressable", True):
         check_left_padded(segment_ids)
-    (B, L), N, limit = prompts.shape, config.max_new_tokens, model.max_length
-    length = L + N
+    check(completions >= 1, "completions", completions, "1 or more completions per prompt")
+    (P, L), N, limit = prompts.shape, config.max_new_tokens, model.max_length
+    B, length = P * completions, L + N
     if length > limit:
         raise ValueError(f"prompts of {L} columns and max_new_tokens = {N} make rows of {length} tokens: expected at "
                          f"most max_length = {limit} of the model")  # fmt: skip

@@ -15,19 +15,45 @@ from rljax.text import TextTokenizer
 Rows = dict[str, Int[np.ndarray, "R T"] | Bool[np.ndarray, "R T"]]
 
 
-def pack(problems: Sequence[Problem], tokenizer: TextTokenizer, row_length: int, *, end: int | None = None) -> Rows:
+def pack(
+    problems: Sequence[Problem],
+    tokenizer: TextTokenizer,
+    row_length: int,
+    *,
+    end: int | None = None,
+    leave_out_long: bool = False,
+) -> Rows:
     """Packs demonstrations `[prompt | solution | end]` into rows of `row_length` tokens by best fit.
 
-    `end` is by default the first of the tokenizer's stop tokens.
-    Raises ValueError if there are no problems, or if a problem has no solution or is longer than a row.
+    Args:
+      problems: Problems with solutions.
+      tokenizer: Encodes the prompts and the solutions.
+      row_length: Tokens per row.
+      end: Last token of a demonstration, by default the first of the tokenizer's stop tokens.
+      leave_out_long: Leave out demonstrations that are longer than a row.
+
+    Returns:
+      Rows with `tokens`, `segment_ids` and `mask`. The largest segment id of a row is its number of demonstrations.
+
+    Raises:
+      ValueError: If there are no problems, if a problem has no solution, or if a demonstration (with `leave_out_long`,
+        every demonstration) is longer than a row.
     """
     if not problems:
         raise ValueError("problems is empty: expected at least one problem to pack")
     end = tokenizer.stop_ids[0] if end is None else end
     room: list[list[int]] = [[] for _ in range(row_length + 1)]  # indices of rows, by the number of free tokens
     rows: list[list[tuple[list[int], int]]] = []
-    for problem in problems:
-        tokens, start = _demonstration(problem, tokenizer, row_length, end)
+    encoded = [_demonstration(problem, tokenizer, end) for problem in problems]
+    lengths = [len(tokens) for tokens, _ in encoded]
+    if max(lengths) > row_length and (not leave_out_long or min(lengths) > row_length):
+        longest = lengths.index(max(lengths))
+        raise ValueError(f"row_length = {row_length}: expected room for {problems[longest].prompt!r} with its "
+                         f"solution, {lengths[longest]} tokens (the shortest demonstration has {min(lengths)}); raise "
+                         "row_length or remove the problem")  # fmt: skip
+    for tokens, start in encoded:
+        if len(tokens) > row_length:
+            continue
         left = next((k for k in range(len(tokens), row_length + 1) if room[k]), None)
         if left is None:
             left = row_length
@@ -39,16 +65,12 @@ def pack(problems: Sequence[Problem], tokenizer: TextTokenizer, row_length: int,
     return _filled(rows, row_length)
 
 
-def _demonstration(problem: Problem, tokenizer: TextTokenizer, row_length: int, end: int) -> tuple[list[int], int]:
+def _demonstration(problem: Problem, tokenizer: TextTokenizer, end: int) -> tuple[list[int], int]:
     """(tokens, index of the first token of the solution)."""
     if not problem.solution:
         raise ValueError(f"problems: {problem.prompt!r} has no solution: expected a solution in every problem")
-    prompt = _prompt(problem, tokenizer)
-    tokens = [*prompt, *tokenizer.encode(problem.solution), end]
-    if len(tokens) > row_length:
-        raise ValueError(f"row_length = {row_length}: expected room for {problem.prompt!r} with its solution, "
-                         f"{len(tokens)} tokens; raise row_length or remove the problem")  # fmt: skip
-    return tokens, len(prompt)
+    prompt = prompt_ids(problem, tokenizer)
+    return [*prompt, *tokenizer.encode(problem.solution), end], len(prompt)
 
 
 def _filled(rows: list[list[tuple[list[int], int]]], row_length: int) -> Rows:
@@ -71,20 +93,29 @@ def encode_prompts(
 
     Raises ValueError if a prompt is empty or longer than `length`; the message calls `length` by the name `argument`.
     """
-    prompts = [_prompt(problem, tokenizer) for problem in problems]
+    prompts = [prompt_ids(problem, tokenizer) for problem in problems]
     lengths = [len(ids) for ids in prompts]
     if max(lengths, default=0) > length:
         longest = lengths.index(max(lengths))
         raise ValueError(f"{argument} = {length}: expected at least the {lengths[longest]} tokens of the prompt "
                          f"{problems[longest].prompt!r}; raise the limit or remove the problem")  # fmt: skip
-    tokens, segment_ids = np.zeros((2, len(problems), length), np.int32)
+    return left_padded(prompts, length)
+
+
+def left_padded(prompts: Sequence[Sequence[int]], length: int) -> Rows:
+    """One prompt of at most `length` token ids per row, padded on the left."""
+    tokens, segment_ids = np.zeros((2, len(prompts), length), np.int32)
     for r, ids in enumerate(prompts):
         tokens[r, length - len(ids) :] = ids
         segment_ids[r, length - len(ids) :] = 1
     return {"tokens": tokens, "segment_ids": segment_ids}
 
 
-def _prompt(problem: Problem, tokenizer: TextTokenizer) -> list[int]:
+def prompt_ids(problem: Problem, tokenizer: TextTokenizer) -> list[int]:
+    """Token ids of a prompt: of the chat `problem.messages` if there are messages, else of the text `problem.prompt`.
+
+    Raises ValueError if there are none.
+    """
     ids = tokenizer.chat(problem.messages) if problem.messages else tokenizer.encode(problem.prompt)
     if not ids:
         raise ValueError("problems: a prompt is empty: expected at least one token, to predict the next token from")

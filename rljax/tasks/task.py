@@ -68,6 +68,9 @@ class TaskData:
     """The held-out level that a report shows first; by default, the first level of `held_out`."""
     checks: Mapping[str, Callable[[str, str], bool]] = dataclasses.field(default_factory=dict)
     """Further checks `check(prompt, completion) -> bool`, by name; an evaluation reports the share of True for each."""
+    baselines: Mapping[str, Callable[[Problem], str]] = dataclasses.field(default_factory=dict)
+    """Constant strategies by name, which answer a problem without a model; an evaluation reports the accuracy of the
+    best of them. `rljax.tasks.baselines` has common ones."""
     stop_ids: tuple[int, ...] = ()
     """Tokens that end a completion, by default the tokenizer's; demonstrations end with the first of these tokens."""
 

@@ -12,8 +12,9 @@ _PRIVATE = 0xF900 - 0xE000
 class Controls:
     """The control tokens of a tokenizer, by the text that stands for them, such as `<|im_end|>`.
 
-    `rename` gives each of them a random name of private-use characters in a tokenizer.json, so that its usual text is encoded as any
-    other text. `mark` breaks up that text in messages, and `reveal` writes the names in a rendered chat.
+    `rename` gives each of them a random name of private-use characters in a tokenizer.json, so that its usual text is
+    encoded as any other text. `mark` breaks up that text in messages, and `reveal` writes the names in a rendered chat.
+    Each token has at least two characters, since a single one cannot be broken up.
     """
 
     def __init__(self, tokens: Sequence[str]):
@@ -22,17 +23,12 @@ class Controls:
             f"{nonce}{_private(i // _PRIVATE)}{_private(i % _PRIVATE)}" for i in range(len(tokens) + 1)
         )
         self._names = dict(zip(tokens, names, strict=True))
-        alternatives = (
-            re.escape(x) if len(x) > 1 else f"{re.escape(x)}(?!{self._mark})" for x in self._longest_first()
-        )
-        self._found = re.compile("|".join(alternatives) or "(?!)")  # (?!) matches nothing
+        longest_first = sorted(tokens, key=len, reverse=True)
+        self._found = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")  # (?!) matches nothing
         self._begins = re.compile(f"(?={self._found.pattern})")  # also if two of them overlap
         self._starts = {x[:n] for x in self._names for n in range(1, len(x))}
         self._ends = {x[n:] for x in self._names for n in range(1, len(x))}
         self._longest = max(map(len, self._names), default=0)
-
-    def _longest_first(self) -> list[str]:
-        return sorted(self._names, key=len, reverse=True)
 
     def rename(self, spec: Mapping[str, Any]) -> dict[str, Any]:
         """`spec`, a tokenizer.json, with the secret names in its added tokens and its model, without post-processing.

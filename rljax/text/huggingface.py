@@ -10,15 +10,15 @@ import tokenizers
 
 from rljax.text.controls import Controls
 from rljax.text.files import GENERATION, TOKENIZER, TokenizerFiles, as_list, blank_token
-from rljax.text.protocol import Message
+from rljax.text.protocol import Message, NoTemplateError
 from rljax.text.template import ChatTemplate
 
 
 class HuggingFaceTokenizer:
     """The tokenizer of a folder with tokenizer.json.
 
-    A control token is an added token marked as special, a named token such as `bos_token`, or a stop token. `encode`
-    never returns one, `decode` leaves them out, and in `chat` only the template can write one.
+    A control token is a named token such as `bos_token`, or an added token that is marked as special or stops a
+    completion. `decode` leaves control tokens out, and only the template of `chat` can write one; text never does.
     """
 
     def __init__(self, folder: Path):
@@ -38,8 +38,10 @@ class HuggingFaceTokenizer:
         self._pad_id, self._bos_id = (ids.get(named.get(name, "")) for name in ("pad_token", "bos_token"))
         self._stop_ids = files.stop_ids(ids.get(named.get("eos_token", "")))
         self._check_stops()
-        added = _with_controls(added, ids, {*self._stop_ids, *(ids[text] for text in named.values() if text in ids)})
-        self._controls = Controls([token["content"] for token in added if token["special"]])
+        added = _with_special(added, self._stop_ids, {ids[text]: text for text in named.values() if text in ids})
+        self._controls = Controls(
+            [token["content"] for token in added if token["special"] and len(token["content"]) > 1]
+        )
         self._tokenizer = self._build({**files.spec, "added_tokens": added})
         self._named, self._template = named, files.template()
         self._chat = None if self._template is None else ChatTemplate(self._template, name=str(files.folder))
@@ -116,7 +118,7 @@ class HuggingFaceTokenizer:
         ValueError if a message is not of this form, or if the folder has no chat template, or if the template fails.
         """
         if self._chat is None:
-            raise ValueError(f"messages ({len(messages)}): expected a tokenizer with a chat template, but "
+            raise NoTemplateError(f"messages ({len(messages)}): expected a tokenizer with a chat template, but "
                              f"{self._files.folder} has none; write the prompt as text")  # fmt: skip
         variables = {"messages": self._controls.mark(_plain_messages(messages)), "tools": None, "documents": None,
                      "add_generation_prompt": generate, **self._named}  # fmt: skip
@@ -137,10 +139,14 @@ def _vocabulary(model: Mapping[str, Any]) -> dict[str, int]:
     return dict(vocab) if isinstance(vocab, Mapping) else {piece: i for i, (piece, _) in enumerate(vocab)}
 
 
-def _with_controls(added: list[dict[str, Any]], ids: Mapping[str, int], control: set[int]) -> list[dict[str, Any]]:
-    """The `added` tokens, with those of `control` among them and marked as special, sorted by id."""
-    found = {token["id"]: {**token, "special": token["special"] or token["id"] in control} for token in added}
-    found |= {i: blank_token(i, text) for text, i in ids.items() if i in control and i not in found}
+def _with_special(
+    added: Sequence[dict[str, Any]], stop_ids: Sequence[int], named: Mapping[int, str]
+) -> list[dict[str, Any]]:
+    """The `added` tokens and those of `named`, sorted by id; those in `stop_ids` or `named` are marked as special."""
+    found = {i: blank_token(i, text) for i, text in named.items()}
+    for token in added:
+        i = token["id"]
+        found[i] = {**token, "special": token["special"] or i in stop_ids or i in named}
     return [found[i] for i in sorted(found)]
 
 

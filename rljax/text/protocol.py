@@ -8,6 +8,10 @@ Message = Mapping[str, Any]
 """A chat message, such as `{"role": "user", "content": "What is 1 + 2?"}`."""
 
 
+class NoTemplateError(ValueError):
+    """Raised by `TextTokenizer.chat` of a tokenizer without a chat template."""
+
+
 class TextTokenizer(Protocol):
     """Interface of a tokenizer; `rljax.tasks.Tokenizer` (SentencePiece) implements it."""
 
@@ -47,7 +51,7 @@ class TextTokenizer(Protocol):
     def chat(self, messages: Sequence[Message], *, generate: bool = True) -> list[int]:
         """Token ids of a chat; with `generate`, they end where the assistant's next message begins.
 
-        Raises ValueError if the tokenizer has no chat template or the template fails.
+        Raises NoTemplateError if the tokenizer has no chat template, and ValueError if the template fails.
         """
         ...
 

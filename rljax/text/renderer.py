@@ -111,7 +111,6 @@ def _limit(seconds, size):
 
 
 def main():
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C belongs to the parent
     for line in sys.stdin:
         request = json.loads(line)
         _limit(request["seconds"], request["bytes"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from rljax.text.protocol import Message
+from rljax.text.protocol import Message, NoTemplateError
 
 FILE = "tokenizer.model"
 PAD, EOS, UNK, BOS = range(4)
@@ -114,9 +114,9 @@ class Tokenizer:
         return self._model.decode(ids)
 
     def chat(self, messages: Sequence[Message], *, generate: bool = True) -> list[int]:
-        """Raises ValueError, since a SentencePiece model has no chat template."""
-        raise ValueError(f"messages ({len(messages)}): expected a tokenizer with a chat template, but this "
-                         "SentencePiece model has none; write the prompt as text")  # fmt: skip
+        """Raises NoTemplateError, since a SentencePiece model has none."""
+        raise NoTemplateError(f"messages ({len(messages)}): expected a tokenizer with a chat template, but this "
+                             "SentencePiece model has none; write the prompt as text")  # fmt: skip
 
     def save(self, folder: Path) -> None:
         (folder / FILE).write_bytes(self.model_proto)

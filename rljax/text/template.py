@@ -42,11 +42,14 @@ class ChatTemplate:
         line = json.dumps({"template": self.source, "variables": variables, **self._limits})
         with self._lock:
             process = self._running()
-            answer = _ask(process, line)
-            if not answer.endswith("\n"):
-                fault = self._death(process)
-                self._process = self._stop()
-                raise ValueError(f"{self._name}: {fault}")
+            answer = ""
+            try:
+                answer = _ask(process, line)
+            finally:
+                if not answer.endswith("\n"):  # it has ended, or Ctrl-C interrupted us
+                    fault = self._end(process)
+        if not answer.endswith("\n"):
+            raise ValueError(f"{self._name}: {fault}")
         answer = json.loads(answer)
         if "error" in answer:
             raise ValueError(f"{self._name}: {answer['error']}")
@@ -59,11 +62,12 @@ class ChatTemplate:
             self._stop = weakref.finalize(self, _stop, self._process, self._owner)
         return self._process
 
-    def _death(self, process: subprocess.Popen[str]) -> str:
-        code = process.wait()
-        if code == -signal.SIGPROF:
+    def _end(self, process: subprocess.Popen[str]) -> str:
+        """Ends `process` if it still runs; returns why it ended."""
+        self._process = self._stop()
+        if process.returncode == -signal.SIGPROF:
             return f"takes more than {self._limits['seconds']:g} seconds"
-        return f"ended its process with exit code {code}"
+        return f"ended its process with exit code {process.returncode}"
 
     def __reduce__(self):
         raise TypeError(f"{self._name}: expected no pickling, since a process belongs to it; load the tokenizer again")
@@ -73,7 +77,7 @@ def _start() -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-P", str(_SCRIPT)]  # -P: do not import from the script's folder
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="ascii",
-                            stderr=subprocess.DEVNULL, env=environment)  # fmt: skip
+                            stderr=subprocess.DEVNULL, env=environment, process_group=0)  # fmt: skip
 
 
 def _ask(process: subprocess.Popen[str], line: str) -> str:

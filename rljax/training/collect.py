@@ -48,36 +48,44 @@ class Drawn(NamedTuple):
 
 
 @functools.lru_cache(maxsize=16)
-def _sampling_program(model: Model, config: SamplingConfig, stop_ids: tuple, banned: tuple) -> Callable:
+def _sampling_program(
+    model: Model, config: SamplingConfig, completions: int, stop_ids: tuple, banned: tuple
+) -> Callable:
     """The jitted sampler, cached so that training and evaluation share the compiled program."""
-    return jax.jit(functools.partial(generate, model, config=config, stop_ids=stop_ids, banned=banned))
+    return jax.jit(
+        functools.partial(generate, model, config=config, completions=completions, stop_ids=stop_ids, banned=banned)
+    )
 
 
 def draw(
     parts: Components,
     sampling: SamplingConfig,
     params,
-    rows: dict,
+    prompts: dict,
     problems: Sequence[Problem],
     key,
     *,
+    completions: int = 1,
     cut_reward: float | None = None,
 ) -> Drawn:
-    """Samples one completion per row of left-padded prompts and computes its reward.
+    """Samples completions of left-padded prompts and computes their rewards.
 
-    `rows` holds `tokens` and `segment_ids`, [R, L]; problem i belongs to row i. Rows after the last problem fill the
-    compiled shape and get neither a text nor a reward. `cut_reward` is as in `verify`.
+    `prompts` holds `tokens` and `segment_ids`, [P, L]; problem p belongs to prompt p. Prompts after the last problem
+    fill the compiled shape; their completions get neither a text nor a reward. A number of prompts that the row shards
+    do not divide is replicated; its completions are sharded nevertheless. `cut_reward` is as in `verify`.
     """
-    check_left_padded(rows["segment_ids"])
-    run = _sampling_program(parts.model, sampling, parts.data.stop_ids, parts.data.banned_ids)
-    prompts = parts.rows_to_devices((rows["tokens"], rows["segment_ids"]))
-    samples = to_host(run(params, *prompts, key))
-    texts = completions(samples, rows["tokens"].shape[1], parts.data)[: len(problems)]
+    arrays = prompts["tokens"], prompts["segment_ids"]
+    check_left_padded(arrays[1])
+    whole = len(arrays[0]) % parts.model.rules.row_shards(parts.mesh)
+    run = _sampling_program(parts.model, sampling, completions, parts.data.stop_ids, parts.banned_ids)
+    samples = to_host(run(params, *(parts.to_devices if whole else parts.rows_to_devices)(arrays), key))
+    asked = [problem for problem in problems for _ in range(completions)]
+    texts = decoded(samples, arrays[0].shape[1], parts.data)[: len(asked)]
     unrewarded = Drawn(samples, texts, np.zeros((len(texts), 1), np.float32))
-    return unrewarded._replace(components=verify(problems, unrewarded, parts.data, cut_reward=cut_reward))
+    return unrewarded._replace(components=verify(asked, unrewarded, parts.data, cut_reward=cut_reward))
 
 
-def completions(samples: Any, prompt_length: int, data: TaskData) -> list[str]:
+def decoded(samples: Any, prompt_length: int, data: TaskData) -> list[str]:
     tokens, mask = samples.tokens[:, prompt_length:], samples.mask[:, prompt_length:]
     counts = mask.sum(axis=1) - samples.finished
     return [data.tokenizer.decode(row[:n].tolist()) for row, n in zip(tokens, counts, strict=True)]
@@ -161,10 +169,6 @@ def _keyword_only(function: Callable) -> frozenset[str]:
     except (TypeError, ValueError):  # some functions written in C have no signature
         return frozenset()
     return frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
-
-
-def repeated(rows: dict[str, np.ndarray], times: int) -> dict[str, np.ndarray]:
-    return {name: np.repeat(rows[name], times, axis=0) for name in ("tokens", "segment_ids")}
 
 
 def rollouts_of(drawn: Drawn, task: np.ndarray) -> Rollouts:

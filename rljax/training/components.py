@@ -1,5 +1,6 @@
 """The fixed parts of a run: mesh, model, task data and encoded prompts."""
 
+import dataclasses
 import inspect
 from typing import NamedTuple
 
@@ -7,13 +8,15 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from rljax._checks import check
 from rljax.models import Model, make_mesh
 from rljax.tasks import Task, TaskData
-from rljax.tasks.batching import encode_prompts
+from rljax.tasks.batching import left_padded, prompt_ids
 from rljax.text import TextTokenizer
 from rljax.training.config import Config
+from rljax.training.held_out import HeldOut, encode_held_out
 from rljax.training.placement import to_devices
-from rljax.training.validation import check_lengths, check_rows
+from rljax.training.validation import LeftOut, check_rows, fitting_held_out, fitting_prompts
 
 
 class Components(NamedTuple):
@@ -24,6 +27,15 @@ class Components(NamedTuple):
     data: TaskData
     prompts: dict[str, np.ndarray]
     """Prompts of stage 2: `tokens` and `segment_ids` [R, L]; `index` in `data.prompts` and `task`, the level, [R]."""
+    held_out: HeldOut
+    """The encoded problems of `data.held_out`."""
+    left_out: dict[str, LeftOut]
+    """Prompts and held-out problems that are left out because they are too long."""
+
+    @property
+    def banned_ids(self) -> tuple[int, ...]:
+        """Tokens that are never sampled: those of the task, and rows of a pretrained table without a token."""
+        return (*self.data.banned_ids, *range(self.data.tokenizer.vocab_size, self.model.vocab_size))
 
     def rows_to_devices(self, tree):
         """Copies host arrays to the mesh, with the first axis sharded like the rows of a batch."""
@@ -53,11 +65,33 @@ def make_components(config: Config) -> Components:
     mesh = make_mesh(config.mesh)
     check_rows(config, mesh)
     data = _load(config.task, config.model.tokenizer())
-    prompts = encode_prompts(data.prompts, data.tokenizer, config.rollout.prompt_length, "rollout.prompt_length")
-    check_lengths(config, data)
-    levels = sorted({problem.level for problem in data.prompts})
-    prompts["index"] = np.arange(len(data.prompts), dtype=np.int32)
-    prompts["task"] = np.array([levels.index(problem.level) for problem in data.prompts], np.int32)
-    model = config.model.build(vocab_size=data.tokenizer.vocab_size, value_head="values" in config.needs,
+    tokenizer = data.tokenizer
+    model = config.model.build(vocab_size=tokenizer.vocab_size, value_head="values" in config.needs,
                                rules=config.sharding)  # fmt: skip
-    return Components(mesh, model, data, prompts)
+    check(tokenizer.vocab_size <= model.vocab_size, "tokenizer.vocab_size", tokenizer.vocab_size,
+          f"at most {model.vocab_size}, the vocabulary size of the model")  # fmt: skip
+    prompts, left_out = _encoded_prompts(config, data)
+    every = [problem for problems in data.held_out.values() for problem in problems]
+    held_out = encode_held_out(every, tokenizer, config.rollout)
+    fitting = fitting_held_out(config, held_out, data.held_out)
+    limit = f"model.max_length = {config.model.max_length}"
+    left_out |= {
+        f"held-out problems of {level!r}": LeftOut(len(problems) - len(fitting[level]), len(problems), limit)
+        for level, problems in data.held_out.items()
+    }
+    return Components(mesh, model, dataclasses.replace(data, held_out=fitting), prompts, held_out, left_out)
+
+
+def _encoded_prompts(config: Config, data: TaskData) -> tuple[dict[str, np.ndarray], dict[str, LeftOut]]:
+    """The field `prompts` of `Components`, and the number of prompts that are too long."""
+    length = config.rollout.prompt_length
+    ids = [prompt_ids(problem, data.tokenizer) for problem in data.prompts]
+    index = fitting_prompts(config, [len(tokens) for tokens in ids], data.prompts)
+    levels = sorted({problem.level for problem in data.prompts})
+    prompts = {
+        **left_padded([ids[i] for i in index], length),
+        "index": np.array(index, np.int32),
+        "task": np.array([levels.index(data.prompts[i].level) for i in index], np.int32),
+    }
+    count = len(data.prompts) - len(index)
+    return prompts, {"prompts": LeftOut(count, len(data.prompts), f"rollout.prompt_length = {length}")}

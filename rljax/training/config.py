@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import tyro
 
 from rljax._checks import check
-from rljax._expression import shown
 from rljax.advantage import discounted_returns
 from rljax.models import MeshConfig, ModelConfig, ShardingRules, TransformerConfig
 from rljax.objective import PolicyGradient, require_algorithm
@@ -23,19 +22,6 @@ from rljax.tasks import Task
 from rljax.tasks.task import require_task
 from rljax.training.needs import check_groups, check_needs, needs_of
 from rljax.training.optimizer import Optimizer, OptimizerConfig, checked
-
-
-def _cannot_be_parsed(arguments: list[str]) -> Any:
-    raise ValueError(f"algorithm = {arguments[0]!r}: expected an algorithm in the recipe, not on the command line")
-
-
-_AS_IT_PRINTS = tyro.constructors.PrimitiveConstructorSpec(  # so that --help shows the algorithm as one field
-    nargs=1,
-    metavar="",
-    instance_from_str=_cannot_be_parsed,
-    is_instance=lambda value: True,
-    str_from_instance=lambda value: [shown(value)],
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +60,9 @@ class RolloutConfig:
     """Completions per prompt (G, the group size)."""
     prompt_length: int = 16
     """Columns for the prompt, in tokens. Shorter prompts are padded on the left."""
+    leave_out_long: bool = True
+    """Leave out and count prompts longer than `prompt_length`, demonstrations longer than `likelihood.row_length`, and
+    held-out problems that are too long for `model.max_length`. False raises an error for each of them."""
     sampling: SamplingConfig = SamplingConfig()  # noqa: RUF009 (frozen)
     """Sampling temperature, top-k, top-p and the token budget of a completion."""
     train_groups: int = 0
@@ -90,8 +79,9 @@ class RolloutConfig:
     epochs: int = 1
     """Passes over the rollout."""
     microbatches: int = 1
-    """Microbatches per optimizer step. More microbatches need less memory.
-    The gradient is the same up to rounding (tests/training/step_test.py)."""
+    """Microbatches per optimizer step. More microbatches need less memory, and completions that are masked, such as
+    those of groups that `train_groups` adds without a signal, are skipped in whole microbatches; a single microbatch
+    is always computed. The gradient is the same up to rounding (tests/training/step_test.py)."""
     rescore: bool | None = None
     """Recompute log π_old with the training program, since the sampler's log π differs by rounding errors.
     With one optimizer step per rollout, that step computes log π_old; with more, an extra forward pass does.
@@ -176,6 +166,9 @@ class EvaluationConfig:
     """Rows sampled at a time."""
     temperature: float = 1.0
     """Sampling temperature in evaluations, which use neither top-k nor top-p."""
+    kl_start: bool = False
+    """Record the KL from the start of stage 2 in quick evaluations.
+    Keeps a copy of the parameters at the start of stage 2, which otherwise exists only for a penalty or `ref_logp`."""
 
     def __post_init__(self):
         check(self.every >= 0, "evaluation.every", self.every, "0 (only at the end of stage 2) or more")
@@ -191,7 +184,7 @@ class Config:
 
     task: Task
     """The task: problems, tokenizer and reward function."""
-    algorithm: Annotated[Any, _AS_IT_PRINTS, tyro.conf.Fixed]
+    algorithm: Annotated[Any, tyro.conf.Fixed]
     """Objective of stage 2: a PolicyGradient, or a function that maps a rollout's index to a PolicyGradient.
     The algorithm must need the same fields in every rollout."""
     run: Path = Path("runs/default")
@@ -201,7 +194,8 @@ class Config:
     steps: int = 100
     """Rollouts of stage 2."""
     model: ModelConfig = TransformerConfig()  # noqa: RUF009 (frozen)
-    """The model. Its vocabulary size comes from the task's tokenizer."""
+    """The model, such as `TransformerConfig()`, whose vocabulary size comes from the task's tokenizer, or
+    `PretrainedModel("FOLDER")`, which brings its tokenizer and parameters."""
     mesh: MeshConfig = MeshConfig()  # noqa: RUF009 (frozen)
     """Number of devices along each mesh axis; one axis may have -1, for all remaining devices."""
     sharding: ShardingRules = ShardingRules()  # noqa: RUF009 (frozen)

@@ -4,10 +4,33 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from rljax._expression import shown
 from rljax.training.config import Config
+
+
+def _cannot_be_parsed(arguments: list[str]) -> Any:
+    raise ValueError(f"{arguments[0]!r}: expected a function in the recipe, not on the command line")
+
+
+_AS_IT_PRINTS = PrimitiveConstructorSpec(  # so that --help shows a function as one field
+    nargs=1,
+    metavar="",
+    instance_from_str=_cannot_be_parsed,
+    is_instance=lambda value: True,
+    str_from_instance=lambda value: [shown(value)],
+)
+_REGISTRY = ConstructorRegistry()
+
+
+@_REGISTRY.primitive_rule
+def _fixed_in_recipe(field: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    """Keeps tyro from reading the signature of a function, which raises an error for a jitted function."""
+    return _AS_IT_PRINTS if tyro.conf.Fixed in field.markers else None
 
 
 def default_recipe() -> Path:
@@ -47,4 +70,5 @@ def load(recipe: Path, overrides: Sequence[str] = ()) -> Config:
     if not isinstance(config, Config):
         raise ValueError(f"recipe = {str(recipe)!r}: config = {config!r}: expected an rljax.training.Config")
     command = f"{Path(sys.argv[0]).name} {recipe}"
-    return tyro.cli(Config, default=config, args=list(overrides), prog=command, description=module.__doc__)
+    return tyro.cli(Config, default=config, args=list(overrides), prog=command, description=module.__doc__,
+                    registry=_REGISTRY)  # fmt: skip

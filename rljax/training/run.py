@@ -8,8 +8,10 @@ from typing import Any
 import jax
 
 from rljax.models import without_value_head
+from rljax.models.protocol import initialize_value_head
 from rljax.training.checkpoint.checkpoints import Checkpoints
 from rljax.training.checkpoint.compatibility import (
+    TOKENIZER,
     VERSION,
     encode_data,
     encode_shapes,
@@ -17,6 +19,7 @@ from rljax.training.checkpoint.compatibility import (
     require_same_data,
     require_same_version,
 )
+from rljax.training.checkpoint.folder import save_tokenizer
 from rljax.training.components import Components
 from rljax.training.config import Config
 from rljax.training.description import describe
@@ -69,19 +72,24 @@ class Run:
         return stage
 
     def _first_params(self):
-        """Random parameters; with `start_from`, the parameters of that run's stage 1 and a random value head."""
+        """The model's parameters; with `start_from`, those of that run's stage 1 and an initial value head."""
         self.monitor.begin()
         if self.history is not None:
             self.history.clear()
-        mesh, model = self.parts.mesh, self.parts.model
-        params = self.config.model.parameters(model, mesh, purpose_key(self.key, "initialize"))
+        self._save_tokenizer()
+        mesh, model, key = self.parts.mesh, self.parts.model, purpose_key(self.key, "initialize")
         if self.config.start_from is None:
-            return params
-        return {**params, **stage_one_params(self.config.start_from, self.parts)}
+            return self.config.model.parameters(model, mesh, key)
+        return {**stage_one_params(self.config.start_from, self.parts), **initialize_value_head(model, mesh, key)}
+
+    def _save_tokenizer(self) -> None:
+        if jax.process_index() == 0:
+            save_tokenizer(self.config.run, self.parts.data.tokenizer)
 
     def _begin(self, name: str, params) -> Stage:
         """Creates a stage at step 0; before stage 2, evaluates the parameters and saves them permanently."""
         stage = STAGES[name](self.config, self.parts)
+        self.monitor.left_out(stage.left_out)
         if stage.opening:
             self._evaluate(stage.opening, params)
             policy = without_value_head(params)
@@ -106,7 +114,7 @@ class Run:
             require_same_version(record, where)
             require_same_data(record, self.parts.data, where)
             stage = STAGES[record["phase"]](self.config, self.parts)
-            return stage.abstract_tree()
+            return stage.abstract_tree(record)
 
         restored = self.checkpoints.restore(target, self.monitor.say)
         if restored is None:
@@ -115,6 +123,8 @@ class Run:
         self.key = decode_key(record["key"])
         stage.restore(record, restored.tree)
         self._keep(stage, record["step"], again=False)
+        if not (self.config.run / TOKENIZER).is_dir():
+            self._save_tokenizer()
         self.monitor.resume(stage.name, record["step"])
         self.monitor.say(f"resuming from {stage.name} step {record['step']}")
         return stage, record["step"]
@@ -198,7 +208,8 @@ def stage_one_params(run: Path, parts: Components):
     folder, where = run / "stage1", f"start_from = {str(run)!r}"
     if not folder.is_dir():
         raise ValueError(f"{where}: expected the folder of a run that has finished stage 1")
-    restored = read_params(folder, without_value_head(parts.model.abstract_params(parts.mesh)), parts.data, where)
+    restored = read_params(folder, without_value_head(parts.model.abstract_params(parts.mesh)),
+                           parts.data.tokenizer, where)  # fmt: skip
     if restored is None:
         raise ValueError(f"{where}: expected a run that has saved the end of stage 1; resume that run first")
     return restored.tree["params"]

@@ -17,9 +17,10 @@ from rljax.rewards import informative
 from rljax.rollout import SamplingConfig
 from rljax.tasks import Problem
 from rljax.tasks.batching import batches, pack
-from rljax.training.collect import Drawn, draw, given, repeated, rollouts_of, with_signal_first, without_cut
+from rljax.training.collect import Drawn, draw, given, rollouts_of, with_signal_first, without_cut
 from rljax.training.components import Components
 from rljax.training.config import Config
+from rljax.training.errors import RunError
 from rljax.training.keys import purpose_key
 from rljax.training.optimizer import Optimizer, abstract_state, init_state, make_optimizer
 from rljax.training.placement import to_host
@@ -28,6 +29,7 @@ from rljax.training.step.likelihood import make_update as make_likelihood_update
 from rljax.training.step.policy import make_update as make_policy_update
 from rljax.training.step.policy import summarize
 from rljax.training.step.scoring import Scorer, make_prepare, make_score
+from rljax.training.validation import LeftOut
 
 SAMPLES_SHOWN = 12
 
@@ -50,6 +52,7 @@ class Stage:
     def __init__(self, optimizer: Optimizer, iterator, parts: Components):
         self.optimizer, self.iterator, self.parts = make_optimizer(optimizer), iterator, parts
         self.samples: list[dict] = []  # completions of the newest rollout, for the report
+        self.left_out: dict[str, LeftOut] = {}  # problems that are too long for this stage
         self.state: State
 
     def begin(self, params) -> None:
@@ -67,8 +70,8 @@ class Stage:
         """The arrays to save in a checkpoint."""
         return {"params": self.state.params, "opt": self.state.opt}
 
-    def abstract_tree(self) -> dict:
-        """Shapes and shardings of `state_tree`."""
+    def abstract_tree(self, record: dict) -> dict:
+        """Shapes and shardings of the `state_tree` that was saved with `record`."""
         params = self.parts.model.abstract_params(self.parts.mesh)
         return {"params": params, "opt": abstract_state(self.optimizer, params)}
 
@@ -91,8 +94,12 @@ class LikelihoodStage(Stage):
         if not data.demonstrations:
             raise ValueError(f"likelihood.steps = {settings.steps}: expected 0, since the task has no demonstrations "
                              "(a JSONL task takes them from `solution`)")  # fmt: skip
-        rows = pack(data.demonstrations, data.tokenizer, settings.row_length, end=data.stop_ids[0])
+        rows = pack(data.demonstrations, data.tokenizer, settings.row_length, end=data.stop_ids[0],
+                    leave_out_long=config.rollout.leave_out_long)  # fmt: skip
         super().__init__(settings.optimizer, batches(rows, settings.rows, config.seed), parts)
+        total, packed = len(data.demonstrations), int(rows["segment_ids"].max(axis=1).sum())
+        limit = f"likelihood.row_length = {settings.row_length}"
+        self.left_out = {"demonstrations": LeftOut(total - packed, total, limit)}
         self.steps, self.checkpoint_every, self.first_checkpoint = settings.steps, 10 * config.checkpoint_every, 0
         scorer = Scorer(parts.model, parts.mesh)  # no banned tokens: a demonstration may contain them
         self._update = make_likelihood_update(settings.microbatches, scorer, self.optimizer)
@@ -110,21 +117,21 @@ class PolicyStage(Stage):
 
     def __init__(self, config: Config, parts: Components):
         super().__init__(config.optimizer, batches(parts.prompts, config.rollout.prompts, config.seed), parts)
-        self.config, self.needs = config, config.needs
+        self.config, self.needs, self.left_out = config, config.needs, parts.left_out
         self.steps, self.checkpoint_every = config.steps, config.checkpoint_every
         self.first_checkpoint = config.likelihood.steps + 1
         self.look_every = config.evaluation.every
-        self.reference: Any = None  # parameters at the start of stage 2
+        self.reference: Any = None  # parameters at the start of stage 2, if something needs them
         self.carried: Any = ()  # state that the algorithm carries between rollouts
         self._start: tuple[Any, Any] | None = None
-        """log π − log π_start and the mask of the rollout before a quick evaluation."""
-        scorer = Scorer(parts.model, parts.mesh, config.rollout.sampling.temperature, parts.data.banned_ids)
+        """log π − log π_start and the mask of the rollout before a quick evaluation, with `evaluation.kl_start`."""
+        scorer = Scorer(parts.model, parts.mesh, config.rollout.sampling.temperature, parts.banned_ids)
         self._score = jax.jit(make_score(scorer, config.rollout.microbatch_rows))
         self._prepare = make_prepare(config, scorer)
         self._update = make_policy_update(config, scorer, self.optimizer)
 
     def begin(self, params) -> None:
-        self.reference = jax.tree.map(jnp.copy, params)
+        self.reference = jax.tree.map(jnp.copy, params) if needs_reference(self.config) else None
         self.carried = self.parts.to_devices(jax.tree.map(np.asarray, self._initial()))
         super().begin(params)
 
@@ -133,30 +140,37 @@ class PolicyStage(Stage):
         return carried.init() if carried else ()
 
     def state_tree(self) -> dict:
-        return {**super().state_tree(), "reference": self.reference, "carried": self.carried}
+        reference = {} if self.reference is None else {"reference": self.reference}
+        return {**super().state_tree(), **reference, "carried": self.carried}
 
-    def abstract_tree(self) -> dict:
-        tree, whole = super().abstract_tree(), NamedSharding(self.parts.mesh, P())
+    def abstract_tree(self, record: dict) -> dict:
+        if needs_reference(self.config) and not record["reference"]:
+            raise RunError(f"run = {str(self.config.run)!r} was started without a copy of its first parameters, which "
+                           "`penalty`, `ref_logp` and `evaluation.kl_start` need: resume with the settings of that "
+                           "run, or start another run with --run FOLDER")  # fmt: skip
+        tree, whole = super().abstract_tree(record), NamedSharding(self.parts.mesh, P())
         carried = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), jax.eval_shape(self._initial)
         )
-        return {**tree, "reference": tree["params"], "carried": carried}
+        reference = {"reference": tree["params"]} if record["reference"] else {}
+        return {**tree, **reference, "carried": carried}
 
     def record(self) -> dict:
-        return {**super().record(), "samples": self.samples}
+        return {**super().record(), "samples": self.samples, "reference": self.reference is not None}
 
     def restore(self, record: dict, tree: dict) -> None:
         super().restore(record, tree)
-        self.reference, self.carried, self.samples = tree["reference"], tree["carried"], record["samples"]
+        self.carried, self.samples = tree["carried"], record["samples"]
+        self.reference = tree["reference"] if needs_reference(self.config) else None
 
     def step(self, n: int, key: jax.Array) -> tuple[dict, Any]:
         settings = self.config.rollout
         prompts = next(self.iterator)
         problems = [self.parts.data.prompts[i] for i in prompts["index"]]
-        asked = [problem for problem in problems for _ in range(settings.completions)]
-        drawn = draw(self.parts, settings.sampling, self.state.params, repeated(prompts, settings.completions), asked,
-                     purpose_key(key, "rollout", n), cut_reward=settings.cut_reward)  # fmt: skip
-        self._show(drawn, asked)
+        drawn = draw(self.parts, settings.sampling, self.state.params, prompts, problems,
+                     purpose_key(key, "rollout", n), completions=settings.completions,
+                     cut_reward=settings.cut_reward)  # fmt: skip
+        self._show(drawn, problems)
         sampled = rollouts_of(drawn, prompts["task"])
         rollouts = self._rewarded(sampled, drawn, prompts, problems, n, key)
         if settings.mask_cut:
@@ -196,7 +210,8 @@ class PolicyStage(Stage):
         settings, params = self.config.rollout, self.state.params
         algorithm = on_host(self.config.algorithm_at(n))
         rollouts = self.parts.to_devices(rollouts)
-        if n + 1 == self.steps or (self.look_every and (n + 1) % self.look_every == 0):
+        looked_at = n + 1 == self.steps or (self.look_every and (n + 1) % self.look_every == 0)
+        if looked_at and self.config.evaluation.kl_start:
             ours, start = (self._score(of, rollouts).stats.logp for of in (params, self.reference))
             self._start = ours - start, rollouts.mask
         prepared, self.carried = self._prepare(params, self.reference, rollouts, self.carried, algorithm)
@@ -210,7 +225,10 @@ class PolicyStage(Stage):
         return summarize(history)
 
     def look(self) -> dict[str, float]:
-        """`kl_start`: mean k3 over the tokens of the last rollout, an estimate of KL(π ‖ π_start) in nats."""
+        """`kl_start`: mean k3 over the tokens of the last rollout, an estimate of KL(π ‖ π_start) in nats.
+
+        Empty without `evaluation.kl_start`.
+        """
         if self._start is None:
             return {}
         log_ratio, mask = to_host(self._start)
@@ -221,12 +239,17 @@ class PolicyStage(Stage):
     def _show(self, drawn: Drawn, problems: list[Problem]) -> None:
         """Stores the first completion of each of the first SAMPLES_SHOWN prompts for the report."""
         group = self.config.rollout.completions
-        shown = list(zip(problems, drawn.texts, drawn.rewards, strict=True))[: SAMPLES_SHOWN * group : group]
+        shown = list(zip(problems, drawn.texts[::group], drawn.rewards[::group], strict=True))[:SAMPLES_SHOWN]
         self.samples = [
             {"prompt": p.prompt, "completion": text, "answer": p.answer, "reward": float(reward), "level": p.level,
              "solved": bool(self.parts.data.solved(float(reward)))}
             for p, text, reward in shown
         ]  # fmt: skip
+
+
+def needs_reference(config: Config) -> bool:
+    """True if a penalty, a field or the quick evaluations need the parameters at the start of stage 2."""
+    return config.penalty is not None or config.evaluation.kl_start or bool(config.needs & {"ref_logp", "kl"})
 
 
 def on_host(algorithm: PolicyGradient) -> PolicyGradient:

@@ -3,7 +3,9 @@ import json
 import pytest
 
 from rljax.tasks import JsonlTask, Problem, Tokenizer, exact_match
+from rljax.tasks.batching import encode_prompts
 from rljax.tasks.jsonl.reader import read_jsonl
+from tests.tasks.chats import chat_tokenizer
 
 ROWS = [{"prompt": f"{a} + {b} = ", "answer": str(a + b)} for a in range(6) for b in range(6)]
 
@@ -156,3 +158,70 @@ def test_a_share_that_does_not_fit_is_named(tmp_path):
         load(path)
     with pytest.raises(ValueError, match=r"task\.held_out_share = 1: expected a number in \[0, 1\)"):
         JsonlTask(path, held_out_share=1)
+
+
+def chat(*turns):
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+CHATS = [
+    {"prompt": chat(("system", "Add."), ("user", f"{a} + {b}"), ("assistant", str(a + b)), ("user", "And 1 more?")),
+     "answer": str(a + b + 1), "tests": [a, b]}
+    for a in range(4) for b in range(4)
+]  # fmt: skip
+
+
+def test_a_prompt_may_be_a_chat(tmp_path):
+    tokenizer, path = chat_tokenizer(), write(tmp_path / "chats.jsonl", [*CHATS, ROWS[0]])
+    data = JsonlTask(path, held_out_share=0.25, data_dir=tmp_path).load(tokenizer=tokenizer)
+    assert data.tokenizer is tokenizer
+    found = [*data.prompts, *data.held_out["held out"]]
+    assert len(data.held_out["held out"]) == 4  # of 17 different prompts, although 16 of them end with one question
+    assert sorted(json.dumps(p.messages) for p in found if p.messages) == sorted(
+        json.dumps(row["prompt"]) for row in CHATS
+    )
+    assert {p.prompt for p in found} == {"And 1 more?", ROWS[0]["prompt"]}
+    one = next(p for p in found if p.info.get("tests") == [2, 3])
+    assert (one.answer, list(one.messages)) == ("6", CHATS[11]["prompt"])
+    rows = encode_prompts([one], tokenizer, 80)
+    expected = "system: Add.\nuser: 2 + 3\nassistant: 5\nuser: And 1 more?\nassistant: "
+    assert tokenizer.decode(rows["tokens"][0][rows["segment_ids"][0] > 0]) == expected
+
+
+def test_chats_need_the_tokenizer_of_a_model(tmp_path):
+    path = write(tmp_path / "chats.jsonl", CHATS)
+    with pytest.raises(ValueError, match=r"chats\.jsonl: a prompt is a chat: expected a pretrained model, whose tok"):
+        load(path)
+
+
+def test_a_model_and_the_task_do_not_both_bring_a_tokenizer(file):
+    task = JsonlTask(file, tokenizer="own.model", data_dir=file.parent)
+    with pytest.raises(ValueError, match=r"task\.tokenizer = 'own\.model': expected None, since the pretrained model"):
+        task.load(tokenizer=chat_tokenizer())
+
+
+def test_no_tokenizer_is_trained_for_a_model_that_has_one(file, monkeypatch):
+    tokenizer = chat_tokenizer()
+    monkeypatch.setattr(Tokenizer, "train", None)
+    assert JsonlTask(file, data_dir=file.parent).load(tokenizer=tokenizer).tokenizer is tokenizer
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([], r"line 2: prompt has messages with the roles \[\]: expected a user's message"),
+        (["hi"], r"line 2: prompt\[0\] = 'hi': expected a message, \{\"role\""),
+        ([{"role": "user"}], r"line 2: prompt\[0\] = \{'role': 'user'\}: expected a message"),
+        ([{"role": "user", "content": 3}], r"line 2: prompt\[0\]\.content = 3: expected a string"),
+        ([{"role": None, "content": "a"}], r"line 2: prompt\[0\]\.role = None: expected a string"),
+        (chat(("user", "a"), ("user", "\ud800")), r"line 2: prompt\[1\]\.content = .*lone surrogate at 0"),
+        (chat(("system", "a")), r"line 2: prompt has messages with the roles \['system'\]: expected a user's message"),
+        (chat(("user", "a"), ("assistant", "b")), r"\['user', 'assistant'\]: .* a last message that the assistant ans"),
+        (chat(("user", "")), r"line 2: prompt = '': expected at least one character"),
+        ({"role": "user", "content": "a"}, r"line 2: prompt = \{.*\}: expected a string"),
+    ],
+    ids=str,
+)
+def test_a_malformed_chat_is_refused_by_its_line(tmp_path, prompt, message):
+    with pytest.raises(ValueError, match=message):
+        read_jsonl(write(tmp_path / "bad.jsonl", [ROWS[0], {"prompt": prompt, "answer": "b"}]))

@@ -38,7 +38,7 @@ def test_padding_and_bos_are_banned_unless_they_end_completions(stop_ids, banned
 
 def test_a_special_token_that_a_tokenizer_lacks_is_not_banned():
     class WithoutBos(Tokenizer):
-        bos_id = -1
+        bos_id = None
 
     found = data()
     without = dataclasses.replace(found, tokenizer=WithoutBos(TOKENIZER.model_proto))
@@ -46,8 +46,12 @@ def test_a_special_token_that_a_tokenizer_lacks_is_not_banned():
 
 
 def test_a_completion_ends_with_some_token():
+    class WithoutStop(Tokenizer):
+        stop_ids = ()
+
+    assert data(stop_ids=(7, 8)).stop_ids == (7, 8)
     with pytest.raises(ValueError, match=r"stop_ids = \(\): expected at least one token"):
-        data(stop_ids=())
+        dataclasses.replace(data(), tokenizer=WithoutStop(TOKENIZER.model_proto), stop_ids=())
 
 
 def test_a_task_without_held_out_problems_has_no_headline():

@@ -1,5 +1,6 @@
 """Small Hugging Face folders with a tokenizer, written by the tests themselves."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -58,7 +59,12 @@ TURNS = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_excep
 
 
 def byte_level(vocab_size: int = 400) -> Tokenizer:
-    """A byte-level BPE tokenizer with control tokens in its vocabulary, and `<think>` as an ordinary added token."""
+    """A new byte-level BPE tokenizer with control tokens in its vocabulary, and `<think>` as an ordinary token."""
+    return Tokenizer.from_str(_trained(vocab_size))
+
+
+@functools.cache
+def _trained(vocab_size: int) -> str:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -68,7 +74,7 @@ def byte_level(vocab_size: int = 400) -> Tokenizer:
     )  # fmt: skip
     tokenizer.train_from_iterator(TEXTS, trainer)
     tokenizer.add_tokens([AddedToken("<think>", normalized=False), AddedToken("</think>", normalized=False)])
-    return tokenizer
+    return tokenizer.to_str()
 
 
 def write(folder: Path, tokenizer: Tokenizer | None = None, **files: object) -> Path:

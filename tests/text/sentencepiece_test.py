@@ -9,6 +9,7 @@ from rljax.tasks import Tokenizer
 from rljax.tasks.strings import string_tokenizer
 from rljax.tasks.strings.functions import FUNCTIONS, LETTERS
 from rljax.tasks.strings.problems import held_out
+from rljax.text import NoTemplateError
 
 STRINGS = string_tokenizer()
 ENGLISH = ["How many hens does the farmer have?", "The farmer has 12 hens. ", "naïve façade, 東京"] * 20
@@ -129,3 +130,8 @@ def test_texts_of_any_length_are_learned_from(length):
 def test_a_long_text_without_a_space_is_learned_from():
     text = "ab" * 40_000
     assert len(Tokenizer.train([text], vocab_size=300).encode(text)) < 20_000
+
+
+def test_a_model_has_no_chat_template():
+    with pytest.raises(NoTemplateError, match="write the prompt as text"):
+        WORDS.chat([{"role": "user", "content": "x"}])

@@ -81,6 +81,22 @@ def test_one_process_renders_all_and_ends_with_its_template(monkeypatch):
     assert process.wait(10) < 0
 
 
+def test_an_interrupted_rendering_leaves_no_answer_behind(monkeypatch):
+    """Otherwise the next rendering would receive the answer to the interrupted one."""
+    template = ChatTemplate("{{ x }}", name="folder")
+    ask = module._ask
+
+    def interrupted(process, line):
+        ask(process, line)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_ask", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            template.render({"x": 1})
+    assert template.render({"x": 2}) == "2"
+
+
 def test_the_process_ends_if_its_input_ends():
     process = module._start()
     with process:

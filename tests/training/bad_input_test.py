@@ -165,7 +165,7 @@ def test_a_run_does_not_resume_on_changed_data(tmp_path, run_tiny):
 
 
 def test_a_prompt_longer_than_its_columns(tmp_path, run_tiny):
-    code, output = run_tiny(tmp_path / "run", "--rollout.prompt-length", "6")
+    code, output = run_tiny(tmp_path / "run", "--rollout.prompt-length", "6", "--rollout.no-leave-out-long")
     assert code == 1
     assert "rollout.prompt_length = 6: expected at least the 8 tokens of the prompt" in output
     code, output = run_tiny(tmp_path / "run", "--steps", "0", "--likelihood.steps", "1")

@@ -13,7 +13,7 @@ import pytest
 from rljax.objective import Rollouts
 from rljax.tasks import Problem, TaskData, Tokenizer, exact_match
 from rljax.tasks.strings.verifier import last_output
-from rljax.training.collect import Drawn, completions, rollouts_of, verify, with_signal_first
+from rljax.training.collect import Drawn, decoded, rollouts_of, verify, with_signal_first
 from rljax.training.errors import RunError
 
 PROBLEMS = [Problem("1+1=", "2"), Problem("1+2=", "3"), Problem("2+2=", "4")]
@@ -40,7 +40,7 @@ def samples(data, texts, finished, prompt_length=3, budget=6):
 
 def test_texts_are_without_their_stop_token(data):
     texts = ["2", "33", ""]
-    assert completions(samples(data, texts, [True, False, True]), 3, data) == texts
+    assert decoded(samples(data, texts, [True, False, True]), 3, data) == texts
 
 
 def rewards_of(problems, drawn, data, **more):

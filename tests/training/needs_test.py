@@ -157,7 +157,7 @@ def test_greedy_rewards_are_those_of_greedy_completions(data):
 def trained(folder, data, algorithm, **more):
     settings = {"steps": 1, "checkpoint_every": 0, "algorithm": algorithm, "run": folder} | more
     task = dataclasses.replace(tiny.task, problems=8, data_dir=data)
-    evaluation = dataclasses.replace(tiny.evaluation, problems=4)
+    evaluation = dataclasses.replace(tiny.evaluation, problems=4, kl_start=True)
     config = dataclasses.replace(tiny, task=task, evaluation=evaluation, **settings)
     return config, train(config)
 

@@ -25,7 +25,8 @@ def rate(step):
 def short(folder, data, optimizer, **more):
     settings = {"steps": 1, "likelihood": dataclasses.replace(tiny.likelihood, steps=0), "run": folder} | more
     rollout, task = dataclasses.replace(tiny.rollout, minibatches=1), dataclasses.replace(tiny.task, data_dir=data)
-    return dataclasses.replace(tiny, optimizer=optimizer, rollout=rollout, task=task, **settings)
+    evaluation = dataclasses.replace(tiny.evaluation, kl_start=True)  # keeps a copy of the first parameters
+    return dataclasses.replace(tiny, optimizer=optimizer, rollout=rollout, task=task, evaluation=evaluation, **settings)
 
 
 def moved(stage):

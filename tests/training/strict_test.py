@@ -18,7 +18,9 @@ def short(folder, data, **more):
     sampling = SamplingConfig(max_new_tokens=3, top_k=5, top_p=0.9)
     rollout = dataclasses.replace(tiny.rollout, prompts=2, completions=4, sampling=sampling)
     task = dataclasses.replace(tiny.task, data_dir=data)
-    return dataclasses.replace(tiny, run=folder, task=task, likelihood=likelihood, rollout=rollout, steps=1, **more)
+    evaluation = dataclasses.replace(tiny.evaluation, kl_start=True)
+    return dataclasses.replace(tiny, run=folder, task=task, likelihood=likelihood, rollout=rollout, steps=1,
+                               evaluation=evaluation, **more)  # fmt: skip
 
 
 @pytest.mark.parametrize("more", [

@@ -78,9 +78,8 @@ class Keys:
     def fail(self, key: str, value: object, wanted: str) -> NoReturn:
         raise ValueError(f"{self.where}: {key} = {value!r}: expected {wanted}")
 
-    def raw(self, key: str) -> Any:
-        """The value; None if the key is null, its default if it is absent."""
-        return self.values.pop(key, self.defaults.get(key))
+    def is_null(self, key: str) -> bool:
+        return key in self.values and self.values[key] is None
 
     def take(self, key: str, default: object = None) -> Any:
         value = self.values.pop(key, None)
@@ -156,7 +155,7 @@ def architecture(values: Mapping[str, Any], where: str) -> str:
     kind, classes = values.get("model_type"), values.get("architectures")
     if classes is None:
         classes = [name for name, family in FAMILIES.items() if family.model_type == kind]
-    if not isinstance(classes, list) or len(classes) != 1 or classes[0] not in FAMILIES:
+    if not isinstance(classes, list) or len(classes) != 1 or classes[0] not in list(FAMILIES):
         raise ValueError(f"{where}: architectures = {values.get('architectures')!r}, model_type = {kind!r}: expected "
                          f"one of {', '.join(FAMILIES)}")  # fmt: skip
     expected = FAMILIES[classes[0]].model_type
@@ -168,7 +167,8 @@ def architecture(values: Mapping[str, Any], where: str) -> str:
 def _sizes(keys: Keys, activation: str = "hidden_act") -> dict[str, Any]:
     """The options that all families have."""
     width, heads = keys.count("hidden_size"), keys.count("num_attention_heads")
-    kv_heads = keys.raw("num_key_value_heads")  # null means one per query head in every family
+    if keys.is_null("num_key_value_heads"):  # one per query head in every family, unlike an absent key
+        keys.values["num_key_value_heads"] = heads
     act = keys.take(activation)
     if act not in ACTIVATIONS:
         keys.fail(activation, act, f"one of {', '.join(ACTIVATIONS)}")
@@ -181,7 +181,7 @@ def _sizes(keys: Keys, activation: str = "hidden_act") -> dict[str, Any]:
         "width": width,
         "layers": keys.count("num_hidden_layers"),
         "heads": heads,
-        "kv_heads": heads if kv_heads is None else kv_heads,
+        "kv_heads": keys.count("num_key_value_heads", heads),
         "head_dim": keys.count("head_dim", width // heads),
         "mlp": keys.count("intermediate_size"),
         "norm_eps": keys.number("rms_norm_eps"),
@@ -217,7 +217,7 @@ def _rope(keys: Keys) -> dict[str, Any]:
 
 def _all_global(keys: Keys) -> None:
     types = keys.take("layer_types", [])
-    if types not in ([], [GLOBAL] * len(types)):
+    if not isinstance(types, list) or any(kind != GLOBAL for kind in types):
         keys.fail("layer_types", types, f"{GLOBAL!r} for each layer; windows are supported in Gemma 3 only")
 
 
@@ -226,8 +226,9 @@ def _llama(keys: Keys) -> dict[str, Any]:
 
 
 def _mistral(keys: Keys) -> dict[str, Any]:
-    options, window = _sizes(keys) | _rope(keys), keys.raw("sliding_window")
-    if window is not None and window < options["max_length"]:
+    options, unlimited = _sizes(keys) | _rope(keys), keys.is_null("sliding_window")
+    window = keys.count("sliding_window")
+    if not unlimited and window < options["max_length"]:
         keys.fail("sliding_window", window, f"null, or at least max_position_embeddings = {options['max_length']}; "
                   "windows are supported in Gemma 3 only")  # fmt: skip
     _all_global(keys)
@@ -257,7 +258,7 @@ def _qwen3_moe(keys: Keys) -> dict[str, Any]:
         keys.fail("num_local_experts", new, f"num_experts = {keys.values['num_experts']}")
     experts = keys.count("num_experts", new or 128)
     layers = range(options["layers"])
-    if not isinstance(dense, list) or not set(dense) <= set(layers):
+    if not isinstance(dense, list) or not all(i in layers for i in dense):
         keys.fail("mlp_only_layers", dense, f"indices below num_hidden_layers = {len(layers)}")
     return options | {
         "experts": experts,
@@ -289,7 +290,7 @@ def _gemma3_attention(keys: Keys, layers: int) -> dict[str, Any]:
     """Local and global layers, with their windows and rotary frequencies."""
     pattern = keys.count("sliding_window_pattern", keys.take("_sliding_window_pattern", 6))
     types = keys.take("layer_types", [LOCAL if (i + 1) % pattern else GLOBAL for i in range(layers)])
-    if not isinstance(types, list) or len(types) != layers or not set(types) <= {LOCAL, GLOBAL}:
+    if not isinstance(types, list) or len(types) != layers or not all(kind in (LOCAL, GLOBAL) for kind in types):
         keys.fail("layer_types", types, f"{LOCAL!r} or {GLOBAL!r} for each of num_hidden_layers = {layers} layers")
     new, old = keys.inner("rope_parameters"), keys.inner("rope_scaling")
     per_type = {kind: new.inner(kind) for kind in (GLOBAL, LOCAL)}

@@ -99,11 +99,12 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     index = read_json(folder, INDEX).get("weight_map")
     if not isinstance(index, dict) or not all(isinstance(file, str) for file in index.values()):
         raise ValueError(f"{folder / INDEX}: weight_map = {index!r}: expected an object with a file name per tensor")
-    found = {}
-    for file in sorted(set(index.values())):
+    for file in index.values():
         if not file.endswith(".safetensors"):
             raise ValueError(f"{folder / INDEX}: file = {file!r}: expected a .safetensors file")
-        tensors = read_header(inside(folder, file))
+    found = {}
+    for file, path in {file: inside(folder, file) for file in sorted(set(index.values()))}.items():
+        tensors = read_header(path)
         named = {name for name, where in index.items() if where == file}
         for name in sorted(named ^ set(tensors)):
             wanted = "is missing from" if name in named else "is not in the index but in"

@@ -109,10 +109,10 @@ def _check(folder: Path, tensors: Mapping[str, Tensor], table: Mapping[str, Weig
         where = f"{tensor.path}: tensor {name!r}"
         if shape is None:
             raise ValueError(f"{where} is not in the model of config.json: expected its {len(wanted)} tensors only")
-        if tensor.shape != shape:
-            raise ValueError(f"{where} has shape {tensor.shape}: expected {shape}, as in config.json")
         if tensor.dtype not in DTYPES:
             raise ValueError(f"{where} has dtype {tensor.dtype}: expected one of {', '.join(DTYPES)} (no quantization)")
+        if tensor.shape != shape:
+            raise ValueError(f"{where} has shape {tensor.shape}: expected {shape}, as in config.json")
 
 
 def _check_tied(folder: Path, head: Tensor, embedding: Tensor) -> None:

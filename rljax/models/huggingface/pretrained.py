@@ -57,9 +57,10 @@ class PretrainedModel(ModelConfig):
 
     @cached_property
     def _tokenizer(self) -> TextTokenizer:
+        folder = require_folder(self.folder)
         from rljax.text import load_tokenizer
 
-        return load_tokenizer(require_folder(self.folder))
+        return load_tokenizer(folder)
 
     def parameters(self, model: Model, mesh: Mesh, key: Array) -> Params:
         """The parameters of the checkpoint, and zeros for a value head; `key` is not used."""

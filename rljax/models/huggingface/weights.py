@@ -10,7 +10,7 @@ import numpy as np
 
 
 class Prefixes(NamedTuple):
-    """Where a checkpoint keeps its text model and its unembedding table."""
+    """Beginnings of tensor names in a checkpoint: the text model, and the unembedding table in full."""
 
     body: str
     head: str

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from rljax.tasks.task import Problem
+from rljax.text import Message
 
 OPTIONAL = ("solution", "level")
 
@@ -13,7 +14,9 @@ def read_jsonl(path: Path) -> list[Problem]:
     """Problems of a UTF-8 file with one JSON object per line, in file order.
 
     The fields `prompt` and `answer` are required; `solution` and `level` are optional and may be null; all other fields
-    become `info`. Raises ValueError with the file, the line number and the fault if a line is invalid.
+    become `info`. A `prompt` is a string or a list of chat messages, objects with the strings "role" and "content",
+    which become `Problem.messages`; `Problem.prompt` is then the content of the last user message. Raises ValueError
+    with the file, the line number and the fault if a line is invalid.
     """
     try:
         lines = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
@@ -41,13 +44,33 @@ def _read_line(place: str, line: bytes) -> Problem:
         raise ValueError(f"{place} holds a {type(row).__name__}: expected an object with a prompt and an answer")
     if missing := [name for name in ("prompt", "answer") if name not in row]:
         raise ValueError(f"{place} has no {' and no '.join(missing)}: expected both, found {', '.join(row) or 'none'}")
-    fields = {name: row[name] for name in ("prompt", "answer")}
+    messages = _messages(f"{place}: prompt", row["prompt"]) if isinstance(row["prompt"], list) else ()
+    fields = {"prompt": _last_user_text(messages) if messages else row["prompt"], "answer": row["answer"]}
     fields |= {name: row[name] for name in OPTIONAL if row.get(name) is not None}
     for name, value in fields.items():
         _check_text(f"{place}: {name}", value)
     if not fields["prompt"]:
         raise ValueError(f"{place}: prompt = '': expected at least one character")
-    return Problem(**fields, info={name: row[name] for name in row.keys() - {"prompt", "answer", *OPTIONAL}})
+    info = {name: row[name] for name in row.keys() - {"prompt", "answer", *OPTIONAL}}
+    return Problem(**fields, info=info, messages=messages)
+
+
+def _messages(name: str, value: list) -> tuple[Message, ...]:
+    """The messages of a chat, after checks of their fields and of their order."""
+    for i, message in enumerate(value):
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            raise ValueError(f'{name}[{i}] = {message!r}: expected a message, {{"role": …, "content": …}}')
+        for field in ("role", "content"):
+            _check_text(f"{name}[{i}].{field}", message[field])
+    if not value or value[-1]["role"] == "assistant" or not any(message["role"] == "user" for message in value):
+        roles = [message["role"] for message in value]
+        raise ValueError(f"{name} has messages with the roles {roles}: expected a user's message, and a last message "
+                         "that the assistant answers")  # fmt: skip
+    return tuple(value)
+
+
+def _last_user_text(messages: tuple[Message, ...]) -> str:
+    return next(message["content"] for message in reversed(messages) if message["role"] == "user")
 
 
 def _check_text(name: str, value) -> None:

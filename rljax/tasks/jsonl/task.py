@@ -1,10 +1,12 @@
 """Task for a local jsonl file with one `{"prompt": …, "answer": …}` object per line."""
 
 import dataclasses
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
 
+from rljax._checks import check
 from rljax.tasks.jsonl.reader import read_jsonl
 from rljax.tasks.task import Problem, Task, TaskData, as_paths, full_reward, require_reward
 from rljax.tasks.verifier import exact_match
@@ -16,14 +18,19 @@ def split_problems(problems: list[Problem], share: float, seed: int) -> tuple[li
 
     Raises ValueError if no training prompt is left.
     """
-    distinct = list(dict.fromkeys(problem.prompt for problem in problems))
+    distinct = list(dict.fromkeys(map(_asked, problems)))
     count = max(1, round(share * len(distinct))) if share else 0
     if count >= len(distinct):
         raise ValueError(f"held_out_share = {share}: expected a share of the {len(distinct)} distinct prompts that "
                          "leaves one for training; add prompts or lower the share (0 holds out none)")  # fmt: skip
     rng = random.Random(f"held out {seed}")
     chosen = set(sorted(distinct, key=lambda _: rng.random())[:count])
-    return [p for p in problems if p.prompt not in chosen], [p for p in problems if p.prompt in chosen]
+    return [p for p in problems if _asked(p) not in chosen], [p for p in problems if _asked(p) in chosen]
+
+
+def _asked(problem: Problem) -> str:
+    """The whole prompt: of a chat, all its messages."""
+    return json.dumps(problem.messages, sort_keys=True) if problem.messages else problem.prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +43,8 @@ class JsonlTask(Task):
 
     path: Path
     """File with one JSON object per line: "prompt", "answer", and optionally "solution" and "level". All other fields
-    become `Problem.info`."""
+    become `Problem.info`. A "prompt" is a string, or a list of chat messages such as
+    `{"role": "user", "content": "1 + 2?"}` for a pretrained model whose tokenizer has a chat template."""
     _: dataclasses.KW_ONLY
     reward: Callable[..., float] = exact_match
     """Reward function `(prompt, completion, answer) -> float`, optionally with keywords (see `TaskData.reward`)."""
@@ -45,9 +53,10 @@ class JsonlTask(Task):
     held_out_share: float = 0.1
     """Share of the distinct prompts held out from training; 0 <= held_out_share < 1."""
     tokenizer: Path | None = None
-    """File of a SentencePiece model from `Tokenizer.train`; by default, a model is trained on the text of `path`."""
+    """File of a SentencePiece model from `Tokenizer.train`; by default, a model is trained on the text of `path`. A
+    pretrained model has its own tokenizer, and this field must be None."""
     vocab_size: int = 1024
-    """Upper bound on the number of tokens of the trained tokenizer; unused if `tokenizer` is given."""
+    """Upper bound on the number of tokens of the trained tokenizer; unused if no tokenizer is trained."""
     seed: int = 0
     """Seed of the held-out split, independent of the seed of the run."""
     data_dir: Path = Path("data")
@@ -64,6 +73,8 @@ class JsonlTask(Task):
             raise ValueError(f"task.held_out_share = {self.held_out_share}: expected a number in [0, 1)")
 
     def load(self, *, tokenizer: TextTokenizer | None = None) -> TaskData:
+        check(tokenizer is None or self.tokenizer is None, "task.tokenizer", str(self.tokenizer),
+              "None, since the pretrained model has its own tokenizer")  # fmt: skip
         from rljax.tasks import storage  # imported here so that recipes do not need tensorflow_datasets
         from rljax.tasks.jsonl import dataset
 
@@ -82,6 +93,9 @@ class JsonlTask(Task):
         )
 
     def _tokenizer(self, problems: list[Problem]) -> Tokenizer:
+        if any(problem.messages for problem in problems):
+            raise ValueError(f"{self.path}: a prompt is a chat: expected a pretrained model, whose tokenizer has a "
+                             "chat template, or prompts that are strings")  # fmt: skip
         if self.tokenizer is None:
             texts = (text for p in problems for text in (p.prompt, p.solution or p.answer))
             return Tokenizer.train(texts, vocab_size=self.vocab_size)

@@ -10,11 +10,15 @@ import jax
 
 from rljax.models import Params
 from rljax.tasks import Problem, TaskData
+from rljax.text import TextTokenizer
 from rljax.training.checkpoint.checkpoints import Checkpoints, Restored
 from rljax.training.errors import RunError
 
 VERSION = 3
 """Version of the checkpoint format: records, trees and digests."""
+
+TOKENIZER = "tokenizer"
+"""Folder with the tokenizer's files, in the folder of the run."""
 
 
 def require_same_version(record: dict, where: str) -> None:
@@ -26,10 +30,10 @@ def require_same_version(record: dict, where: str) -> None:
 
 
 def encode_data(data: TaskData) -> dict:
-    """A digest of the tokenizer, the stop tokens and a short digest of every problem, in order."""
+    """The tokenizer's digest and folder, the stop tokens and a short digest of every problem, in order."""
     held_out = ((level, problem) for level, problems in data.held_out.items() for problem in problems)
     return {
-        "tokenizer": data.tokenizer.digest,
+        "tokenizer": {"sha256": data.tokenizer.digest, "path": TOKENIZER},
         "stop tokens": list(data.stop_ids),
         "demonstrations": _encode_problems(data.demonstrations),
         "prompts": _encode_problems(data.prompts),
@@ -58,12 +62,12 @@ def _problem_changes(kind: str, theirs: str, ours: str) -> list[str]:
     return [f"{total} {kind} instead of the run's {old.total()} ({added} were added, {gone} were removed)"]
 
 
-def require_same_tokenizer(record: dict, data: TaskData, where: str) -> None:
+def require_same_tokenizer(record: dict, tokenizer: TextTokenizer, where: str) -> None:
     """Raises RunError if the parameters in `where` were trained with another tokenizer."""
-    if record["task"]["tokenizer"] != data.tokenizer.digest:
+    if record["task"]["tokenizer"]["sha256"] != tokenizer.digest:
         raise RunError(
-            f"{where} was trained with another tokenizer. Restore the task's data and tokenizer settings, "
-            "or start another run with --run FOLDER"
+            f"{where} was trained with another tokenizer. Restore the tokenizer of the task or of the pretrained "
+            "model, or start another run with --run FOLDER"
         )
 
 
@@ -93,7 +97,7 @@ def require_same_data(record: dict, data: TaskData, where: str) -> None:
     changes = [change for kind in kinds for change in _problem_changes(kind, theirs[kind], ours[kind])]
     if theirs["stop tokens"] != ours["stop tokens"]:
         changes.append(f"the stop tokens are {ours['stop tokens']} instead of {theirs['stop tokens']}")
-    if theirs["tokenizer"] != ours["tokenizer"]:
+    if theirs["tokenizer"]["sha256"] != ours["tokenizer"]["sha256"]:
         changes.append("the tokenizer differs")
     if changes:
         raise RunError(
@@ -102,15 +106,15 @@ def require_same_data(record: dict, data: TaskData, where: str) -> None:
         )
 
 
-def read_params(folder: Path, abstract: Params, data: TaskData, where: str) -> Restored | None:
+def read_params(folder: Path, abstract: Params, tokenizer: TextTokenizer, where: str) -> Restored | None:
     """Parameters and record of the newest undamaged checkpoint in `folder`, or None if it has no checkpoint.
 
-    Raises RunError if the checkpoint has another format version, model (`abstract`) or tokenizer (`data`).
+    Raises RunError if the checkpoint has another format version, model (`abstract`) or tokenizer.
     """
 
     def target(record: dict) -> Params:
         require_same_version(record, where)
-        require_same_tokenizer(record, data, where)
+        require_same_tokenizer(record, tokenizer, where)
         require_same_shapes(record, abstract, where)
         return abstract
 

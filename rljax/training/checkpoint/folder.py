@@ -2,11 +2,14 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from rljax.training.checkpoint.compatibility import VERSION, require_same_version
+from rljax.models import PretrainedModel
+from rljax.text import TextTokenizer
+from rljax.training.checkpoint.compatibility import TOKENIZER, VERSION, require_same_version
 from rljax.training.config import Config
 from rljax.training.description import describe, differences
 
@@ -25,9 +28,26 @@ def read_json(path: Path, default):
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
 
 
+def save_tokenizer(run: Path, tokenizer: TextTokenizer) -> None:
+    """Writes the tokenizer's files into the run's folder `tokenizer`, atomically; replaces those of an earlier run."""
+    folder, partial = run / TOKENIZER, run / f"{TOKENIZER}.partial"
+    shutil.rmtree(partial, ignore_errors=True)  # from an interrupted attempt
+    partial.mkdir(parents=True)
+    tokenizer.save(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+
+
 def identity(config: Config) -> dict:
-    """The part of a config that must stay equal when the run is resumed."""
-    described = describe(config)
+    """The part of a config that must stay equal when the run is resumed.
+
+    Of a pretrained model it holds the options in config.json instead of the folder, which may move. The run's own
+    checkpoints replace the weights in the folder.
+    """
+    described, model = describe(config), config.model
+    if isinstance(model, PretrainedModel):
+        built = model.build(vocab_size=0, value_head=False, rules=config.sharding)
+        described["model"] = describe(built.config)
     described["task"].pop("data_dir", None)
     described["rollout"].pop("microbatches")
     described["likelihood"].pop("microbatches")

@@ -20,7 +20,8 @@ def evaluate_run(config: Config) -> dict[str, dict]:
     Raises RunError if the run has no checkpoint, or if its model or tokenizer differs.
     """
     parts, where = make_components(config), f"run = {str(config.run)!r}"
-    restored = read_params(config.run / "checkpoints", parts.model.abstract_params(parts.mesh), parts.data, where)
+    restored = read_params(config.run / "checkpoints", parts.model.abstract_params(parts.mesh), parts.data.tokenizer,
+                           where)  # fmt: skip
     if restored is None:
         raise RunError(f"{where} has no checkpoint yet: train the run first")
     record, key = restored.record, decode_key(restored.record["key"])

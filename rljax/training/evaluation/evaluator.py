@@ -1,5 +1,6 @@
 """Evaluation on held-out problems: pass@1, pass@k, greedy accuracy, mean reward and the task's checks."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -9,13 +10,11 @@ import numpy as np
 from rljax._checks import check
 from rljax.rollout import SamplingConfig
 from rljax.tasks import Problem
-from rljax.tasks.batching import encode_prompts
-from rljax.training.collect import draw, repeated
+from rljax.training.collect import draw
 from rljax.training.components import Components
 from rljax.training.config import Config
 from rljax.training.errors import RunError
 from rljax.training.evaluation.intervals import REWARD, mean_interval, pass_at_k, reward_interval, wilson_interval
-from rljax.training.validation import evaluation_shape
 
 
 class Scores(NamedTuple):
@@ -54,26 +53,35 @@ class Evaluator:
         Raises RunError unless the rewards are finite numbers, and the results of `solved` and the checks are bools.
         """
         settings = self.config.evaluation
-        length, budget = evaluation_shape(self.config.rollout, self.data, problems)
+        encoded, budget = self.parts.held_out.rows(problems)
         sampling = SamplingConfig(max_new_tokens=budget, temperature=0.0 if greedy else settings.temperature)
-        rows = repeated(encode_prompts(problems, self.data.tokenizer, length), samples)
-        asked = [problem for problem in problems for _ in range(samples)]
+        share = math.gcd(settings.batch, samples)  # completions per forward pass over a prompt
+        asked = np.repeat(np.arange(len(problems)), samples // share)
+        size = min(settings.batch // share, self._fewest(len(asked), share))  # one compiled shape per level
         rewards, texts = [], []
-        for start in range(0, len(asked), settings.batch):
-            chosen = np.minimum(np.arange(start, start + settings.batch), len(asked) - 1)  # one compiled shape
-            batch = {name: array[chosen] for name, array in rows.items()}
-            present = asked[start : start + settings.batch]
-            drawn = draw(self.parts, sampling, params, batch, present, jax.random.fold_in(key, start))
+        for start in range(0, len(asked), size):
+            chosen = asked[np.minimum(np.arange(start, start + size), len(asked) - 1)]
+            batch = {name: array[chosen] for name, array in encoded.items()}
+            present = [problems[i] for i in asked[start : start + size]]
+            drawn = draw(self.parts, sampling, params, batch, present, jax.random.fold_in(key, start * share),
+                         completions=share)  # fmt: skip
             rewards.append(drawn.rewards)
             texts += drawn.texts
         shape = (len(problems), samples)
         earned = np.concatenate(rewards)
         solved = [_truth("solved", self.data.solved, float(reward)) for reward in earned]
         checks = {
-            name: np.reshape([_truth(name, holds, p.prompt, text) for p, text in zip(asked, texts, strict=True)], shape)
+            name: np.reshape([_truth(name, holds, problems[i // samples].prompt, text)
+                              for i, text in enumerate(texts)], shape)
             for name, holds in self.data.checks.items()
-        }
+        }  # fmt: skip
         return Scores(earned.reshape(shape), np.reshape(solved, shape), checks)
+
+    def _fewest(self, prompts: int, completions: int) -> int:
+        """The smallest number of prompts, at least `prompts`, whose completions the row shards divide."""
+        shards = self.parts.model.rules.row_shards(self.parts.mesh)
+        step = shards // math.gcd(shards, completions)
+        return -(-prompts // step) * step
 
     def watch(self, params, key) -> Look:
         """Quick evaluation of the watched levels, with one sample per problem."""

@@ -5,6 +5,7 @@ import math
 import os
 import platform
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -17,6 +18,7 @@ from rljax.training.description import describe
 from rljax.training.report.metrics_log import MetricsLog, read
 from rljax.training.report.page import write_report
 from rljax.training.report.progress import Progress
+from rljax.training.validation import LeftOut
 
 _PACKAGES = (
     "rljax-llm",
@@ -105,6 +107,15 @@ class Monitor:
             path = self.folder / "samples.json"
             start = {name: drawn for name, drawn in read_json(path, {}).items() if name == "start"}
             write_json(path, {**start, moment: samples})
+
+    def left_out(self, counts: Mapping[str, LeftOut]) -> None:
+        """Prints and records the numbers of problems, by kind, that a stage leaves out because they are too long."""
+        if self.writes:
+            path = self.folder / "left_out.json"
+            write_json(path, {**read_json(path, {}), **{kind: found._asdict() for kind, found in counts.items()}})
+        for kind, found in counts.items():
+            if found.count:
+                self.say(f"left out {found.count} of {found.total} {kind}, which are longer than {found.limit} allows")
 
     def say(self, text: str) -> None:
         self.progress.say(text)

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
+from jax import Array, lax
+from jaxtyping import Bool, Int
 
 
 class State(NamedTuple):
@@ -16,20 +17,45 @@ class State(NamedTuple):
     opt: Any
 
 
-def accumulate(loss: Callable, params, rows, microbatches: int):
-    """Returns ((loss, aux), gradient), summed over the microbatches of `rows`; microbatch i of M has rows i, i + M, ….
+def accumulate(loss: Callable, params, rows, microbatches: int, present: Bool[Array, " R"] | None = None):
+    """Returns ((loss, aux), gradient), summed over the microbatches of `rows`.
 
     `loss(params, rows)` returns (sum, aux), where every leaf of aux is a sum over rows too. The leaves of `rows` are
-    [R, …] with R a multiple of `microbatches`.
+    [R, …] with R a multiple of `microbatches`; microbatch i of M has rows i, i + M, …, or, with `present`, the rows of
+    `present_first`. Rows with False in `present` must add 0 to every sum, since microbatches without a present row are
+    skipped. A single microbatch is always computed.
     """
     gradient = jax.value_and_grad(loss, has_aux=True)
     if microbatches == 1:
         return gradient(params, rows)
-    parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), rows)
+    if present is None:
+        parts, computed = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), rows), None
+    else:
+        order, computed = present_first(present, microbatches)
+        parts = jax.tree.map(lambda x: x[order], rows)
     shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts))
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    total, _ = lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, gradient(params, part)), None), zero, parts)
-    return total
+
+    def add(sums, part):
+        rows, computed = part
+
+        def added():
+            return jax.tree.map(jnp.add, sums, gradient(params, rows))
+
+        return added() if computed is None else lax.cond(computed, added, lambda: sums), None
+
+    return lax.scan(add, zero, (parts, computed))[0]
+
+
+def present_first(present: Bool[Array, " R"], parts: int) -> tuple[Int[Array, "M R//M"], Bool[Array, " M"]]:
+    """Divides R rows into M = `parts`, the present rows first: (indices of rows, True for parts with a present row).
+
+    >>> order, computed = present_first(jnp.array([False, True, False, False, True, True]), 3)
+    >>> order.tolist(), computed.tolist()
+    ([[1, 4], [5, 0], [2, 3]], [True, True, False])
+    """
+    order = jnp.argsort(~present, stable=True).reshape(parts, -1)
+    return order, jnp.any(present[order], axis=1)
 
 
 def apply(optimizer: optax.GradientTransformation, state: State, gradient, taken: jax.Array) -> tuple[State, jax.Array]:

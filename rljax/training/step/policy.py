@@ -57,6 +57,7 @@ def make_update(config: Config, scorer: Scorer, optimizer: optax.GradientTransfo
 
     The step is skipped if the minibatch has no tokens, or if w·A = 0 at every token and there is neither a penalty nor
     a critic. A skipped step changes neither the parameters nor the optimizer state. `summarize` takes the sums.
+    Microbatches without tokens are not computed.
     """
     loss = make_loss(config, scorer)
 
@@ -65,7 +66,8 @@ def make_update(config: Config, scorer: Scorer, optimizer: optax.GradientTransfo
         batch = weighted_batch(algorithm.aggregation, prepared.rollouts, prepared.advantages)
         rows = flat((batch, prepared.extra))
         of_rows = partial(loss, ratio=algorithm.ratio, reference=reference)
-        (value, sums), gradient = accumulate(of_rows, state.params, rows, config.rollout.microbatches)
+        present = jnp.any(rows[0].mask, axis=-1)
+        (value, sums), gradient = accumulate(of_rows, state.params, rows, config.rollout.microbatches, present)
         more = config.penalty is not None or prepared.extra.returns is not None
         taken = jnp.any(batch.mask if more else earns(batch))
         state, norm = apply(optimizer, state, gradient, taken)

@@ -20,6 +20,7 @@ from rljax.models import Model
 from rljax.objective import PolicyGradient, Rollouts, advantages_of
 from rljax.training.config import Config
 from rljax.training.needs import fields_of_rollouts
+from rljax.training.step.accumulation import present_first
 
 
 class Likeliest(NamedTuple):
@@ -127,7 +128,10 @@ class Prepared(NamedTuple):
 
 
 def make_score(scorer: Scorer, rows: int, needs: frozenset[str] = frozenset(), top_k: int | None = None):
-    """Returns `score(params, rollouts) -> Scored`, which processes `rows` rows at a time."""
+    """Returns `score(params, rollouts) -> Scored`, which processes `rows` rows at a time.
+
+    Rows with tokens in the mask come first; where `rows` rows have no tokens, they are skipped and their results are 0.
+    """
 
     def part(params, tokens, segment_ids, mask):
         hidden = scorer.model.hidden(params, tokens, segment_ids)
@@ -138,10 +142,13 @@ def make_score(scorer: Scorer, rows: int, needs: frozenset[str] = frozenset(), t
 
     def score(params, rollouts: Rollouts) -> Scored:
         arrays = flat((rollouts.tokens, rollouts.segment_ids, rollouts.mask))
-        parts = max(1, arrays[0].shape[0] // rows)
-        split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), arrays)
-        scored = lax.map(lambda arrays: part(params, *arrays), split)
-        return jax.tree.map(lambda x: x.reshape(*rollouts.mask.shape, *x.shape[3:]), scored)
+        order, computed = present_first(jnp.any(arrays[2], axis=-1), max(1, arrays[0].shape[0] // rows))
+        arrays = jax.tree.map(lambda x: x[order], arrays)
+        shapes = jax.eval_shape(partial(part, params), *jax.tree.map(lambda x: x[0], arrays))
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        scored = lax.map(lambda x: lax.cond(x[0], lambda: part(params, *x[1]), lambda: zero), (computed, arrays))
+        back = jnp.argsort(order.ravel())
+        return jax.tree.map(lambda x: flat(x)[back].reshape(*rollouts.mask.shape, *x.shape[3:]), scored)
 
     return score
 

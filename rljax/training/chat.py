@@ -1,0 +1,145 @@
+"""A conversation with a model in the terminal."""
+
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+import jax
+
+from rljax.models import Model, Params
+from rljax.rollout import SamplingConfig, stream
+from rljax.text import Message, NoTemplateError, TextTokenizer, load_tokenizer
+from rljax.training.checkpoint.folder import read_json
+from rljax.training.export import load_run
+
+
+class Speaker(NamedTuple):
+    """A model with its tokenizer and the settings that its answers are drawn with."""
+
+    model: Model
+    params: Params
+    tokenizer: TextTokenizer
+    sampling: SamplingConfig
+
+    def answer(self, prompt: Sequence[int], key: jax.Array) -> Iterator[str]:
+        """Yields the text of one completion in pieces of whole characters."""
+        banned = tuple(range(self.tokenizer.vocab_size, self.model.vocab_size))
+        stop_ids = tuple(i for i in self.tokenizer.stop_ids if i < self.model.vocab_size)
+        drawn = stream(self.model, self.params, prompt, key, self.sampling, stop_ids=stop_ids, banned=banned)
+        return pieces((i for i in drawn if i not in stop_ids), self.tokenizer.decode)
+
+
+def load_speaker(path: Path, sampling: SamplingConfig) -> Speaker:
+    """The model of a Hugging Face folder, or of a run's newest checkpoint."""
+    config = path / "config.json"
+    if config.is_file() and "recipe" in read_json(config, {}):
+        return Speaker(*load_run(path), sampling)
+    from rljax.models import load  # needs the extra `hf`
+
+    model, params = load(path)
+    return Speaker(model, params, load_tokenizer(path), sampling)
+
+
+def converse(speaker: Speaker, key: jax.Array, read: Callable[[], str], out: TextIO, system: str | None = None) -> None:
+    """Answers the lines that `read` returns until it raises EOFError (Ctrl-D); an interrupt (Ctrl-C) ends an answer.
+
+    With a chat template, a prompt is the whole conversation, after the message `system` if there is one; without one, a
+    line is completed on its own. If the conversation leaves no room for an answer, a new one starts.
+
+    Args:
+      speaker: What answers.
+      key: Random key of the conversation.
+      read: Returns the next line that the user typed.
+      out: Where the answers are written.
+      system: Text of the system message; none if it is None or empty.
+
+    Raises:
+      ValueError: If the chat template fails, or if there is none for the system message.
+    """
+    opening = [{"role": "system", "content": system}] if system else []
+    messages: list[Message] = list(opening)
+    for turn, line in enumerate(lines(read, out)):
+        asked = [*messages, {"role": "user", "content": line}]
+        prompt = prompt_of(asked, speaker.tokenizer)
+        if len(prompt) >= speaker.model.max_length:
+            out.write(
+                f"[The conversation has {len(prompt)} tokens, and the model reads at most {speaker.model.max_length}. "
+                "A new conversation starts; your last message was left out.]\n\n"
+            )
+            messages = list(opening)
+            continue
+        text = say(speaker.answer(prompt, jax.random.fold_in(key, turn)), out)
+        messages = [*asked, {"role": "assistant", "content": text}]
+
+
+def lines(read: Callable[[], str], out: TextIO) -> Iterator[str]:
+    """The lines that are not blank, until the end of the input; an interrupt between answers is ignored."""
+    while True:
+        try:
+            line = read()
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            out.write("\n[Ctrl-D ends the conversation.]\n")
+            continue
+        if line.strip():
+            yield line
+
+
+def prompt_of(messages: Sequence[Message], tokenizer: TextTokenizer) -> list[int]:
+    """Token ids of the conversation; of the last message alone if the tokenizer has no chat template.
+
+    Raises NoTemplateError if there is a system message, which then has no place.
+    """
+    try:
+        return tokenizer.chat(messages)
+    except NoTemplateError:
+        if messages[0]["role"] == "system":
+            raise
+        return tokenizer.encode(messages[-1]["content"])
+
+
+def say(answer: Iterator[str], out: TextIO) -> str:
+    """Writes an answer piece by piece, until an interrupt; returns the text that was written, unescaped."""
+    text = ""
+    try:
+        for piece in answer:
+            text += piece
+            out.write(escaped(piece))
+            out.flush()
+    except KeyboardInterrupt:
+        out.write(" [stopped]")
+    out.write("\n\n")
+    out.flush()
+    return text
+
+
+def pieces(ids: Iterator[int], decode: Callable[[Sequence[int]], str]) -> Iterator[str]:
+    """The text of `ids` as it becomes known: a character is yielded when all its bytes are there."""
+    known, text, shown = [], "", ""
+    for i in ids:
+        known.append(i)
+        text = decode(known)
+        whole = text.rstrip("\ufffd")  # perhaps the first bytes of a character
+        if len(whole) > len(shown) and whole.startswith(shown):
+            yield whole[len(shown) :]
+            shown = whole
+    if text.startswith(shown) and text != shown:
+        yield text[len(shown) :]
+
+
+def escaped(text: str) -> str:
+    r"""`text` with control and format characters as escapes, so that a model cannot steer the terminal.
+
+    Newlines, tabs and the joiners of scripts and emoji stay.
+
+    >>> escaped("\x1b[2J é\n")
+    '\\x1b[2J é\n'
+    """
+    return "".join(
+        x.encode("unicode_escape").decode()
+        if unicodedata.category(x) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") and x not in "\n\t\u200c\u200d"
+        else x
+        for x in text
+    )
