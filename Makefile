@@ -20,7 +20,7 @@ export TPU_ACCELERATOR_TYPE ?= v5litepod-4
 export TPU_WORKER_HOSTNAMES ?= localhost
 endif
 
-.PHONY: train test test-all mutants check smoke reproduce examples test-next test-lowest test-install \
+.PHONY: train test test-all mutants check smoke reproduce examples test-next test-lowest test-hf test-install \
 	tpu-compile tpu-compile-all docs generate format lock
 
 train: .venv/.ready  # the default recipe, configs/strings.py
@@ -62,6 +62,9 @@ test-next:  # the core on Python 3.12 with a newer jax; skipped without Python 3
 
 test-lowest: .venv-lowest/.ready  # the core on the oldest jax and jaxtyping that pyproject.toml allows
 	.venv-lowest/bin/python -m pytest $(WORKERS) -m "not slow" $(CORE_TESTS)
+
+test-hf: .venv-hf/.ready  # models and tokenizers compared with `transformers`, in an environment with torch
+	.venv-hf/bin/python -m pytest -W default tests/hf
 
 test-install: .venv/.ready  # the wheel in new environments: without extras, and with the oldest `train`
 	$(BIN)/python tools/check_install.py
@@ -133,6 +136,13 @@ models/smollm2: | .venv/.ready  # SmolLM2-135M-Instruct as a Hugging Face folder
 	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python -c .venv-lowest/constraints.txt \
 		pytest pytest-xdist hypothesis beartype
 	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct -r pyproject.toml
+	touch $@
+
+.venv-hf/.ready: tools/hf_requirements.txt requirements.lock pyproject.toml .venv/.ready
+	$(PYTHON) -m venv .venv-hf
+	grep -v -e '--hash' requirements.lock | sed 's/ \\$$//' > .venv-hf/constraints.txt
+	UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(BIN)/uv pip install --quiet --python .venv-hf/bin/python \
+		-c .venv-hf/constraints.txt -r tools/hf_requirements.txt -r pyproject.toml --extra train --extra hf
 	touch $@
 
 .venv-docs/.ready: tools/docs/requirements.txt
