@@ -89,8 +89,8 @@ class Model(Protocol):
     ) -> tuple[Float[Array, "B D"], Any]:
         """Hidden state of the last token of each left-padded prompt, and a cache with `cache_length` slots.
 
-        `tokens` and `segment_ids` are as in `hidden`. The first L slots of the cache hold the prompts. The first axis of
-        every array in the cache, except scalars, is the row, so that `generate` can repeat rows.
+        `tokens` and `segment_ids` are as in `hidden`. The first L slots of the cache hold the prompts. Except in
+        scalars, the first axis of every array in the cache is the row, so that `generate` can repeat rows.
         """
         ...
 
