@@ -64,7 +64,7 @@ class TransformerConfig(DecoderConfig):
     """Number of tokens that a token attends to in local layers, including itself."""
     local_rope_base: float = 10000.0
     """Base of the rotary frequencies in local layers, to which `rope_scaling` does not apply."""
-    activation: Annotated[Callable, tyro.conf.Fixed] = jax.nn.silu
+    activation: Annotated[Callable[[Array], Array], tyro.conf.Fixed] = jax.nn.silu
     """Activation of the gate in MLPs, such as `jax.nn.silu` (SwiGLU) or `rljax.models.layers.gelu_tanh` (GeGLU)."""
     experts: int = 0
     """Number of experts (MLPs) in each layer, of which a router chooses a few for each token; 0 means one plain MLP."""

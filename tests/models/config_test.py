@@ -1,6 +1,8 @@
 import dataclasses
 
+import jax
 import pytest
+import tyro
 
 from rljax.models import Decoder, TransformerConfig
 from rljax.models.layers import gelu_tanh
@@ -77,6 +79,14 @@ def test_functions_in_a_config_are_described_and_hashed():
     assert described["activation"] == "gelu_tanh"
     assert described["rope_scaling"] == {"type": "LinearScaling", "factor": 2.0}
     assert describe(TransformerConfig())["activation"] == "silu"
+
+
+@pytest.mark.parametrize("activation", [gelu_tanh, jax.nn.silu, jax.nn.relu])
+def test_a_config_with_functions_has_command_line_options(activation):
+    default = TransformerConfig(activation=activation, rope_scaling=LinearScaling(2.0))
+    options = ["--local-layers", "True", "False", "True", "--window", "5", "--softcap", "3"]
+    found = tyro.cli(TransformerConfig, args=options, default=default)
+    assert found == dataclasses.replace(default, local_layers=(True, False, True), window=5, softcap=3.0)
 
 
 def test_models_of_equal_configs_are_equal_and_hash_alike():
