@@ -172,6 +172,16 @@ class TestChat:
         assert [i for i in ids if i < len(CONTROL)] == [3, 1, 0, 1]
         assert "<|end|><s><|end|>" in tokenizer.decode(ids)
 
+    @pytest.mark.parametrize(("template", "content"), [
+        ("{{ messages[0].content }}>", "<|end|"), ("<{{ messages[0].content | trim }}", " s>"),
+        ("{{ messages[0].content | trim }}>", "x<s "),
+    ])  # fmt: skip
+    def test_a_template_cannot_complete_a_control_token(self, tmp_path, template, content):
+        tokenizer = load_tokenizer(with_template(write(tmp_path), template))
+        ids = tokenizer.chat([{"role": "user", "content": content}])
+        assert min(ids) >= len(CONTROL)
+        assert tokenizer.decode(ids) in ("<|end|>", "<s>", "x<s>")
+
     def test_keys_and_overlapping_control_tokens_are_text(self, tmp_path):
         more = byte_level()
         more.add_special_tokens(["ab", "bc"])
