@@ -83,16 +83,20 @@ def _read(x: jax.ShapeDtypeStruct, weight: Weight | None, tensors: Mapping[str, 
 
     sharding = x.sharding
     parts = [
-        jax.device_put(part(index), device, may_alias=False)  # without an alias, the array can be donated
+        jax.block_until_ready(jax.device_put(part(index), device))
         for device, index in sharding.addressable_devices_indices_map(x.shape).items()
     ]
     return jax.make_array_from_single_device_arrays(x.shape, sharding, parts, dtype=x.dtype)
 
 
 def _zeros(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
-    """Zeros in memory of their own, which returns to the system; memory of `malloc` may stay with the process."""
+    """Zeros that return to the system when deleted, unlike memory of `malloc`, and that JAX copies.
+
+    JAX would share aligned memory on a CPU, and memory that it shares cannot be donated.
+    """
     size = math.prod(shape)
-    return np.frombuffer(mmap.mmap(-1, max(1, size * dtype.itemsize)), dtype, size).reshape(shape)
+    memory = mmap.mmap(-1, (size + 1) * dtype.itemsize)
+    return np.frombuffer(memory, dtype, size, offset=dtype.itemsize).reshape(shape)
 
 
 def _check(folder: Path, tensors: Mapping[str, Tensor], table: Mapping[str, Weight], prefix: Prefixes) -> None:

@@ -77,14 +77,15 @@ def test_the_dtype_is_written_to_the_config(tmp_path):
 
 
 def test_tensors_start_at_multiples_of_their_size(tmp_path):
-    images = {"vision_tower.a": np.ones(3, np.float16), "vision_tower.b": np.ones(3, np.float32)}
-    source = write(tmp_path / "source", "gemma3", weights=tensors("gemma3") | images)
-    save(tmp_path / "a", *load(source), like=source, dtype="float16")
-    raw = (tmp_path / "a" / "model.safetensors").read_bytes()
+    arrays = {"a": np.ones(3, np.float16), "b": np.ones(3, np.float32), "c": np.ones(1, np.float64)}
+    codes = {"a": "F16", "b": "F32", "c": "F64"}
+    groups = [MODULE.Group([(name, codes[name], x.shape)], x.nbytes, lambda x=x: [x]) for name, x in arrays.items()]
+    MODULE._write(tmp_path, groups)
+    raw = (tmp_path / "model.safetensors").read_bytes()
     length = int.from_bytes(raw[:8], "little")
-    sizes = {"F32": 4, "F16": 2}
-    for name, entry in json.loads(raw[8 : 8 + length]).items():
-        assert name == "__metadata__" or (8 + length + entry["data_offsets"][0]) % sizes[entry["dtype"]] == 0
+    header = json.loads(raw[8 : 8 + length])
+    assert all((8 + length + header[name]["data_offsets"][0]) % x.itemsize == 0 for name, x in arrays.items())
+    assert all(np.array_equal(x, arrays[name]) for name, x in read(tmp_path).items())
 
 
 @pytest.mark.parametrize("changes", [{}, {"tied": True}, {"qk_norm": True}, {"value_head": True}, {"width": 18}])
