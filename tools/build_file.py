@@ -60,9 +60,9 @@ def rule(label: str, sources: list[str]) -> str:
         text = (ROOT / sources[0]).read_text(encoding="utf-8")
         fields |= {"size": "large"} if "mark.slow" in text else {}
         fields |= {"tags": ["external"]} if "tools.imports" in text else {}  # reads the checkout: never cached
-        fields |= {
-            "data": [f"glob:{folder}/*.py" for folder in READ if re.search(rf"(?<![\w.]){folder}(?=[/\".])", text)]
-        }
+        data = [f"glob:{folder}/*.py" for folder in READ if re.search(rf"(?<![\w.]){folder}(?=[/\".])", text)]
+        own = PurePosixPath(sources[0]).parent / "fixtures"
+        fields |= {"data": [*data, *([f"glob:{own}/**"] if (ROOT / own).is_dir() else [])]}
     fields |= {"srcs": [*sources, ":recipes_in_rljax"] if label == ":configs" else sources, "deps": sorted(deps)}
     lines = "".join(f"    {name} = {_starlark(value)},\n" for name, value in fields.items() if value)
     return f"\n{kind}(\n{lines})\n"

@@ -8,11 +8,9 @@ import pytest
 
 from rljax.models import initialize
 from rljax.rollout import SamplingConfig, generate
-from rljax.tasks.batching import encode_prompts
 from rljax.training import collect
 from rljax.training.components import make_components
 from rljax.training.evaluation.evaluator import Evaluator
-from rljax.training.validation import evaluation_shape
 from tests.models.bigram import BigramConfig
 from tests.training.in_process import on_devices
 from tests.training.tiny import config as tiny
@@ -62,13 +60,12 @@ def test_batches_are_as_small_as_the_shards_allow(data, monkeypatch, problems, s
     scores = evaluator.scores(params, level, samples, key)
     assert found == shapes
 
-    length, budget = evaluation_shape(evaluator.config.rollout, evaluator.data, level)
-    rows = encode_prompts(level, evaluator.data.tokenizer, length)
+    rows, budget = evaluator.parts.held_out.rows(level)
     tokens, ids = (np.repeat(rows[name], samples, axis=0) for name in ("tokens", "segment_ids"))
     lengths = []
     for start in range(0, len(tokens), batch):
         drawn = program(model, params, tokens[start : start + batch], ids[start : start + batch],
                         jax.random.fold_in(key, start), SamplingConfig(max_new_tokens=budget),
-                        stop_ids=evaluator.data.stop_ids, banned=evaluator.data.banned_ids)  # fmt: skip
+                        stop_ids=evaluator.data.stop_ids, banned=evaluator.parts.banned_ids)  # fmt: skip
         lengths += drawn.mask.sum(axis=1).tolist()
     np.testing.assert_array_equal(scores.rewards.ravel(), lengths)
