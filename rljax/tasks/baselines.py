@@ -35,6 +35,20 @@ def payload(problem: Problem) -> str:
     return re.split(r"[.?] (?=[A-Z])", question(problem).rpartition(": ")[2])[0].strip()
 
 
+def opening(number: int) -> Strategy:
+    """The strategy that answers with the first word of a sentence, by its number from 1; empty if there is none.
+
+    >>> opening(2)(Problem("Ann likes chess. Bob likes golf.\nWho likes chess?", "Ann"))
+    'Bob'
+    """
+
+    def first_word(problem: Problem) -> str:
+        sentences = re.split(r"[.?!:]\s+", problem.prompt.strip())
+        return (sentences[number - 1].split() or [""])[0] if number <= len(sentences) else ""
+
+    return first_word
+
+
 def numbers(problem: Problem) -> list[int]:
     """The first comma-separated list of numbers in the prompt, or else the numbers of its first line with a number.
 
@@ -57,6 +71,7 @@ FUNCTIONS: Mapping[str, Strategy] = {
     "last line": question,
     "first word": lambda problem: (payload(problem).split() or [""])[0].strip(","),
     "last word": lambda problem: (payload(problem).split() or [""])[-1],
+    **{f"first word of sentence {i}": opening(i) for i in range(1, 9)},
     "number of words": lambda problem: str(len(payload(problem).split())),
     "number of numbers": _of_numbers(len),
     "first number": _of_numbers(lambda x: x[0]),

@@ -71,7 +71,7 @@ def test_the_time_of_a_rollout_is_split(tmp_path, data):
         ({"penalty": lambda stats, batch: 0.0}, True),
         ({"algorithm": algorithms.ppo()}, False),
     ],
-    ids=str,
+    ids=["nothing", "kl_start", "penalty", "ppo"],
 )
 def test_what_needs_the_first_parameters(change, needed):
     assert needs_reference(dataclasses.replace(tiny, **change)) == needed

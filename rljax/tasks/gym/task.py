@@ -122,13 +122,14 @@ class ReasoningGymTask(Task):
         demonstrations = [problem for part in parts.values() for problem in part["demonstrations"]]
         rng.shuffle(prompts)
         rng.shuffle(demonstrations)
+        held_out = {name: part["problems"] for name, part in parts.items()}
         return TaskData(
             tokenizer=tokenizer or self._tokenizer([*demonstrations, *prompts]),
             demonstrations=demonstrations,
             prompts=prompts,
-            held_out=self._levels({name: part["problems"] for name, part in parts.items()}),
+            held_out=self._levels(held_out),
             reward=EntryScore(self.settings),  # pyright: ignore[reportArgumentType]
-            baselines={**FUNCTIONS, **constants(prompts)},
+            baselines={**FUNCTIONS, **constants([*prompts, *(p for name in self.untrained for p in held_out[name])])},
         )
 
     def _counts(self) -> dict[str, dict[str, int]]:
