@@ -20,7 +20,7 @@ export TPU_ACCELERATOR_TYPE ?= v5litepod-4
 export TPU_WORKER_HOSTNAMES ?= localhost
 endif
 
-.PHONY: train test test-all mutants check smoke reproduce examples test-next test-lowest test-hf test-install \
+.PHONY: train smollm test test-all mutants check smoke reproduce examples test-next test-lowest test-hf test-install \
 	tpu-compile tpu-compile-all docs generate format lock
 
 train: .venv/.ready  # the default recipe, configs/strings.py
@@ -92,6 +92,9 @@ lock: .venv/.ready
 		pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile --universal --python-version 3.11 --extra tpu -c requirements.lock --generate-hashes --quiet \
 		--no-header --no-annotate pyproject.toml | awk '/^[^ ]/ {kept = /^libtpu==/} kept' > requirements-tpu.lock
+
+smollm: .venv/.ready models/smollm2  # a real model learns a task of reasoning-gym, configs/smollm2.py
+	$(BIN)/python launch/tpu_train.py configs/smollm2.py
 
 models/smollm2: | .venv/.ready  # SmolLM2-135M-Instruct as a Hugging Face folder; needs uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python gguf==0.19.0

@@ -26,14 +26,14 @@ config = Config(
         untrained=("word_sequence_reversal", "letter_counting"),
         system="Give only the answer.",
         prompts=2000,
-        problems=256,
+        problems=128,
         demonstrations=64,
     ),
     likelihood=LikelihoodConfig(
         steps=8, rows=16, row_length=112, microbatches=2, optimizer=OptimizerConfig(learning_rate=3e-5, warmup_steps=1)
     ),
     algorithm=algorithms.dapo(),
-    steps=60,
+    steps=50,
     rollout=RolloutConfig(
         prompts=16,
         completions=8,
@@ -44,7 +44,7 @@ config = Config(
     ),
     optimizer=OptimizerConfig(learning_rate=2e-5, warmup_steps=2, b2=0.98),
     evaluation=EvaluationConfig(
-        every=20, watch=("needle_haystack",), watch_problems=128, problems=256, samples=8, batch=128, temperature=0.7
+        every=10, watch=("needle_haystack",), watch_problems=128, problems=128, samples=8, batch=128, temperature=0.7
     ),
-    checkpoint_every=20,
+    checkpoint_every=25,
 )

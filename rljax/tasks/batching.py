@@ -114,9 +114,16 @@ def left_padded(prompts: Sequence[Sequence[int]], length: int) -> Rows:
 def prompt_ids(problem: Problem, tokenizer: TextTokenizer) -> list[int]:
     """Token ids of a prompt: of the chat `problem.messages` if there are messages, else of the text `problem.prompt`.
 
-    Raises ValueError if there are none.
+    A text begins with the tokenizer's `begin_ids`. Raises ValueError if there are no tokens, or if the tokenizer cannot
+    write the chat; the message names the problem.
     """
-    ids = tokenizer.chat(problem.messages) if problem.messages else tokenizer.encode(problem.prompt)
+    if not problem.messages:
+        ids = [*tokenizer.begin_ids, *tokenizer.encode(problem.prompt)]
+    else:
+        try:
+            ids = tokenizer.chat(problem.messages)
+        except ValueError as error:
+            raise ValueError(f"problems: the chat of {problem.prompt!r}: {error}") from error
     if not ids:
         raise ValueError("problems: a prompt is empty: expected at least one token, to predict the next token from")
     return ids

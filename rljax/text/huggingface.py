@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,13 @@ class HuggingFaceTokenizer:
     @property
     def bos_id(self) -> int | None:
         return self._bos_id
+
+    @cached_property
+    def begin_ids(self) -> tuple[int, ...]:
+        """The tokens that the post-processor of tokenizer.json writes before a text."""
+        plain = tokenizers.Tokenizer.from_str(json.dumps(self._files.spec))
+        text, whole = (plain.encode("a", add_special_tokens=special).ids for special in (False, True))
+        return tuple(whole[: whole.index(text[0])]) if text else ()
 
     @property
     def digest(self) -> str:

@@ -36,6 +36,11 @@ class TextTokenizer(Protocol):
         ...
 
     @property
+    def begin_ids(self) -> tuple[int, ...]:
+        """Tokens before a prompt that is not a chat, such as Llama's BOS; `encode` does not add them."""
+        ...
+
+    @property
     def digest(self) -> str:
         """SHA-256 digest, in hexadecimal, of everything that determines token ids and chat prompts."""
         ...

@@ -89,6 +89,10 @@ class Tokenizer:
         return BOS
 
     @property
+    def begin_ids(self) -> tuple[int, ...]:
+        return ()
+
+    @property
     def digest(self) -> str:
         return hashlib.sha256(self.model_proto).hexdigest()
 

@@ -97,7 +97,7 @@ def prompt_of(messages: Sequence[Message], tokenizer: TextTokenizer) -> list[int
     except NoTemplateError:
         if messages[0]["role"] == "system":
             raise
-        return tokenizer.encode(messages[-1]["content"])
+        return [*tokenizer.begin_ids, *tokenizer.encode(messages[-1]["content"])]
 
 
 def say(answer: Iterator[str], out: TextIO) -> str:

@@ -8,6 +8,7 @@ from rljax.tasks import Problem
 from rljax.tasks.batching import batches, encode_prompts, pack
 from rljax.tasks.strings import string_tokenizer
 from rljax.tasks.strings.problems import demonstrations
+from rljax.text import Tokenizer
 
 TOKENIZER = string_tokenizer()
 PROBLEMS = list(demonstrations(0, 200))
@@ -130,3 +131,19 @@ def test_arrays_that_do_not_fit_are_named(arrays):
 def test_batch_size_is_checked():
     with pytest.raises(ValueError, match="batch_size = 0"):
         batches(ROWS, 0, seed=0)
+
+
+def test_a_text_prompt_begins_with_the_tokens_of_the_tokenizer():
+    class Begins(Tokenizer):
+        begin_ids = (3,)
+
+    tokenizer = Begins(TOKENIZER.model_proto)
+    problem = Problem("f9 s;", "s", "f9 s")
+    assert encode_prompts([problem], tokenizer, 5)["tokens"].tolist() == [[0, 3, *TOKENIZER.encode("f9 s;")]]
+    assert pack([problem], tokenizer, 8)["mask"][0].tolist() == [False] * 4 + [True] * 3 + [False]
+
+
+def test_a_chat_that_the_tokenizer_cannot_write_is_named():
+    chat = Problem("2 + 3?", "5", messages=({"role": "user", "content": "2 + 3?"},))
+    with pytest.raises(ValueError, match=r"^problems: the chat of '2 \+ 3\?': messages .* has none"):
+        encode_prompts([chat], TOKENIZER, 20)

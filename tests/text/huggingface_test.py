@@ -4,7 +4,7 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from rljax.tasks import Tokenizer as SentencePiece
 from rljax.text import NoTemplateError, load_tokenizer
@@ -45,6 +45,15 @@ class TestEncoding:
     def test_ids_are_those_of_the_file(self, tokenizer):
         for text in ("What is 1 + 2?", " naïve  東京\n", "<think>x</think>"):
             assert tokenizer.encode(text) == byte_level().encode(text, add_special_tokens=False).ids
+
+    def test_a_text_begins_with_what_the_post_processor_adds(self, tokenizer, tmp_path):
+        plain = byte_level()
+        bos = plain.token_to_id("<s>")
+        plain.post_processor = processors.TemplateProcessing(single="<s> $A <|end|>", special_tokens=[
+            ("<s>", bos), ("<|end|>", plain.token_to_id("<|end|>"))])  # fmt: skip
+        with_bos = load_tokenizer(write(tmp_path, plain))
+        assert (tokenizer.begin_ids, with_bos.begin_ids) == ((), (bos,))
+        assert with_bos.encode("a") == tokenizer.encode("a")
 
     def test_decode_leaves_control_tokens_out(self, tokenizer):
         ids = byte_level().encode("<s><|start|>a <think>b<|end|>").ids
