@@ -1,8 +1,8 @@
 """SmolLM2-135M-Instruct on a task of reasoning-gym with DAPO: `make smollm`.
 
-A real open-weight model finds a name in a short text of six statements ("Who worships playing golf?"). It first imitates
-64 worked answers (stage 1, 8 optimizer steps), which teaches it to answer with the name alone; the gain of RL counts
-from there. Two other tasks are evaluated but never trained on. See docs/train/smollm2.md for results and the control.
+A real open-weight model finds a name in a short text of six statements ("Who worships playing golf?"). It first
+imitates 64 worked answers (stage 1, 8 optimizer steps), which teaches it to answer with the name alone; the gain of RL
+counts from there. Two other tasks are evaluated but never trained on. See docs/train/smollm2.md for results.
 """
 
 from pathlib import Path
@@ -20,10 +20,9 @@ config = Config(
         {"needle_haystack": 1.0},
         settings={
             "needle_haystack": {"min_num_statements": 6, "max_num_statements": 6},
-            "word_sequence_reversal": {"min_words": 3, "max_words": 5},
-            "letter_counting": {"min_words": 3, "max_words": 5},
+            "chain_sum": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},
         },
-        untrained=("word_sequence_reversal", "letter_counting"),
+        untrained=("chain_sum", "number_sequence"),
         system="Give only the answer.",
         prompts=2000,
         problems=128,

@@ -160,12 +160,13 @@ def write(folder: pathlib.Path, family: Family, seed: int, **sizes: Any) -> None
     randomize(model, seed)
     model.save_pretrained(folder, max_shard_size=family.shard)
     path = folder / "config.json"
-    path.write_text(json.dumps(family.rewrite(json.loads(path.read_text())), indent=2) + "\n")
+    config = family.rewrite(json.loads(path.read_text(encoding="utf-8")))
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def read(folder: pathlib.Path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
     """The checkpoint of `folder` in `transformers`, with plain loops for attention and experts."""
-    kind = getattr(transformers, json.loads((folder / "config.json").read_text())["architectures"][0])
+    kind = getattr(transformers, json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0])
     more = {"experts_implementation": "eager"} if kind is transformers.Qwen3MoeForCausalLM else {}
     model = kind.from_pretrained(folder, dtype=dtype, attn_implementation="eager", **more).eval()
     model.generation_config.eos_token_id = None

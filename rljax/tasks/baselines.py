@@ -38,7 +38,7 @@ def payload(problem: Problem) -> str:
 def opening(number: int) -> Strategy:
     """The strategy that answers with the first word of a sentence, by its number from 1; empty if there is none.
 
-    >>> opening(2)(Problem("Ann likes chess. Bob likes golf.\nWho likes chess?", "Ann"))
+    >>> opening(2)(Problem("Ann likes chess. Bob likes golf. Who likes chess?", "Ann"))
     'Bob'
     """
 

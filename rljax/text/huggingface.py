@@ -139,7 +139,7 @@ class HuggingFaceTokenizer:
         generation = self._files.generation()
         if tuple(as_list(generation.get("eos_token_id"))) != self.stop_ids:
             listed = {**generation, "eos_token_id": list(self.stop_ids)}
-            (folder / GENERATION).write_text(json.dumps(listed, indent=2) + "\n")
+            (folder / GENERATION).write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
 
 
 def _vocabulary(model: Mapping[str, Any]) -> dict[str, int]:

@@ -1,5 +1,6 @@
 import dataclasses
 import io
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from rljax.training.components import make_components
 from rljax.training.errors import RunError
 from rljax.training.evaluation.command import table
 from rljax.training.evaluation.evaluator import Evaluator
+from rljax.training.held_out import encode_held_out
 from tests.models.bigram import BigramConfig
 from tests.training.in_process import on_devices
 from tests.training.tiny import config as tiny
@@ -57,7 +59,9 @@ def evaluator_of(**change):
         (i,), (j,) = map(parts.data.tokenizer.encode, (letter, following))
         table[j, i] = 30.0
     params = {"embedding": jnp.eye(vocabulary), "unembedding": jnp.asarray(table)}
-    parts = parts._replace(data=dataclasses.replace(parts.data, **change))
+    data = dataclasses.replace(parts.data, **change)
+    problems = itertools.chain(*data.held_out.values())
+    parts = parts._replace(data=data, held_out=encode_held_out(problems, data.tokenizer, config.rollout))
     return Evaluator(config, parts), params
 
 

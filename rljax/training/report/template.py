@@ -110,7 +110,7 @@ th, td { padding: 5px 18px 5px 0; vertical-align: baseline; white-space: nowrap;
 td.number, th.number { text-align: right; padding: 5px 0 5px 18px; }
 .evaluation tbody { border-top: 1px solid var(--line); }
 .evaluation tbody tr.last td { font-weight: 600; }
-.evaluation td small { color: var(--muted); font-weight: 400; font-size: 12px; margin-left: 4px; }
+.evaluation td small { color: var(--muted); font-weight: 400; font-size: 12px; display: block; }
 .samples { margin: 12px 0 0; padding: 4px 20px; list-style: none; }
 .samples li { display: grid; grid-template-columns: 74px 1fr 1.35fr 0.8fr; gap: 2px 18px; padding: 9px 0;
   border-top: 1px solid var(--line); align-items: baseline; }
