@@ -86,8 +86,12 @@ class HuggingFaceTokenizer:
     def bos_id(self) -> int | None:
         return self._bos_id
 
-    @cached_property
+    @property
     def begin_ids(self) -> tuple[int, ...]:
+        return self._begin_ids
+
+    @cached_property
+    def _begin_ids(self) -> tuple[int, ...]:
         """The tokens that the post-processor of tokenizer.json writes before a text."""
         plain = tokenizers.Tokenizer.from_str(json.dumps(self._files.spec))
         text, whole = (plain.encode("a", add_special_tokens=special).ids for special in (False, True))
