@@ -1,0 +1,84 @@
+"""The pages of docs/train: their samples run on a small model folder, and their commands have the options shown."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import rljax.models
+from rljax.models import TransformerConfig
+from rljax.text import load_tokenizer
+from rljax.training import recipe
+from rljax.training.components import make_components
+from tests.pages import blocks
+from tests.training.pretrained import make_folder
+from tools.imports import ROOT
+
+PAGE = ROOT / "docs/train/models.md"
+SMALL = TransformerConfig(vocab_size=300, max_length=256, width=16, layers=1, heads=2, kv_heads=2, head_dim=8, mlp=24)
+COMMAND = re.compile(r"^python launch/tpu_train\.py my_chat\.py(.*)$", flags=re.M)
+
+
+def block(mark: str) -> str:
+    (found,) = [text for text in blocks(PAGE) if mark in text]
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with the files that the samples name."""
+    folder = tmp_path_factory.mktemp("page")
+    for i, name in enumerate(("smollm2", "another")):
+        (folder / "models").mkdir(exist_ok=True)
+        make_folder(folder / "models" / name, SMALL, seed=i)
+    (line,) = re.findall(r"```json\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.S)
+    (folder / "my_chat.jsonl").write_text("".join(line.replace("3 + 4", f"{i} + 4") for i in range(40)))
+    (folder / "my_chat.py").write_text(block("# my_chat.py"))
+    return folder
+
+
+def test_the_recipe_reads_the_model_and_the_problems(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    first, second = (recipe.load(folder / "my_chat.py", text.split()) for text in COMMAND.findall(PAGE.read_text()))
+    assert (first.model.folder.name, second.model.folder.name) == ("smollm2", "another")
+    parts = make_components(first)
+    assert parts.prompts["tokens"].shape == (36, first.rollout.prompt_length)
+    assert parts.model.max_length == 256
+    assert not any(found.count for found in parts.left_out.values())
+    reward = parts.data.reward
+    answers = [("3 + 4 = 7", True), ("7, not 8", True), ("7", False), ("seven", True)]
+    assert [reward("", text, "7", finished=finished) for text, finished in answers] == [1, 0, 0, 0]
+
+
+def test_the_options_named_on_the_page_exist(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    config = recipe.load(folder / "my_chat.py", ["--rollout.no-leave-out-long", "--model.ignore", "KEY"])
+    assert (config.rollout.leave_out_long, config.model.ignore) == (False, ("KEY",))
+
+
+def test_the_code_of_your_own_scores_a_chat_and_saves_the_model(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    names = {}
+    exec(block("load_tokenizer"), names)
+    T, logp = names["tokens"].shape[-1], names["stats"].logp
+    assert names["hidden"].shape == (1, T, SMALL.width)
+    assert names["unembedding"].shape == (SMALL.vocab_size, SMALL.width)
+    every = jax.nn.log_softmax(names["hidden"][0, :-1] @ names["unembedding"].T)
+    expected = jnp.take_along_axis(every, names["tokens"][0, 1:, None], axis=-1)[:, 0]
+    np.testing.assert_allclose(logp[0, 1:], expected, atol=1e-5)
+    _, params = rljax.models.load("exported", dtype="bfloat16")
+    assert params["embedding"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(params["embedding"], names["params"]["embedding"].astype(jnp.bfloat16))
+    assert load_tokenizer("exported").digest == names["tokenizer"].digest
+
+
+def test_the_samples_of_recipes_and_tasks_are_valid():
+    names = {"optax": optax}
+    for code in blocks(ROOT / "docs/train/index.md"):
+        exec(code, names)
+    assert names["task"].untrained == ("count_bits",)
+    assert names["reward"]("", "7", "7", finished=True, length=3) == (1.0, -0.003)
+    assert isinstance(names["optimizer"], optax.GradientTransformation)
