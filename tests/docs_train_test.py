@@ -1,5 +1,7 @@
 """The pages of docs/train: their samples run on a small model folder, and their commands have the options shown."""
 
+import importlib
+import inspect
 import re
 
 import jax
@@ -9,10 +11,12 @@ import optax
 import pytest
 
 import rljax.models
+import rljax.rollout
 from rljax.models import TransformerConfig
 from rljax.text import load_tokenizer
 from rljax.training import recipe
 from rljax.training.components import make_components
+from tests.docs_test import shown
 from tests.pages import blocks
 from tests.training.pretrained import make_folder
 from tools.imports import ROOT
@@ -82,3 +86,50 @@ def test_the_samples_of_recipes_and_tasks_are_valid():
     assert names["task"].untrained == ("count_bits",)
     assert names["reward"]("", "7", "7", finished=True, length=3) == (1.0, -0.003)
     assert isinstance(names["optimizer"], optax.GradientTransformation)
+
+
+TRAINER_PAGES = {name: importlib.import_module(f"rljax.{name}") for name in ("models", "rollout", "tasks", "text")}
+TRAINER_REFERENCE = "\n".join((ROOT / f"docs/reference/{name}.md").read_text() for name in TRAINER_PAGES)
+
+
+@pytest.mark.parametrize("name", TRAINER_PAGES)
+def test_every_public_name_is_documented_and_in_the_reference(name):
+    module, known = TRAINER_PAGES[name], shown(TRAINER_REFERENCE)
+    values = {symbol: getattr(module, symbol) for symbol in module.__all__}
+    assert [symbol for symbol, value in values.items() if id(value) not in known] == []
+    assert [symbol for symbol, value in values.items() if inspect.isfunction(value) and not inspect.getdoc(value)] == []
+
+
+def test_a_page_of_the_trainer_that_is_missing_is_noticed():
+    fewer = shown(TRAINER_REFERENCE.replace("::: rljax.rollout.generate\n", ""))
+    assert id(rljax.rollout.generate) not in fewer
+
+
+SMOLLM2 = (ROOT / "docs/train/smollm2.md").read_text(encoding="utf-8")
+
+
+def test_the_page_of_smollm2_shows_the_settings_of_its_recipe():
+    config = recipe.load(ROOT / "configs/smollm2.py")
+    rollout, stage1, task = config.rollout, config.likelihood, config.task
+    text = " ".join(SMOLLM2.split())
+    assert f"{stage1.steps} optimizer steps of {stage1.rows} packed rows of {stage1.row_length} tokens" in text
+    assert f"on {task.demonstrations} worked answers" in text
+    assert f"{config.steps} rollouts of {rollout.prompts} prompts × {rollout.completions} completions" in text
+    sampling = rollout.sampling
+    assert f"at most {sampling.max_new_tokens} tokens at temperature {sampling.temperature:g}" in text
+    assert f"at most {rollout.train_groups} groups" in text
+    rates = (f"{optimizer.learning_rate:g}".replace("e-0", "e-") for optimizer in (stage1.optimizer, config.optimizer))
+    for rate, mark in zip(rates, ("at learning rate {}, on", "AdamW at {} with"), strict=True):
+        assert mark.format(rate) in text
+    assert f"{task.problems} are held out" in text
+    assert f"at most {config.model.max_length} tokens" in text
+    for name in (*dict(task.categories), *task.untrained):
+        assert f"`{name}`" in text
+
+
+@pytest.mark.parametrize("command", re.findall(r"^python launch/tpu_train\.py (.*)$", SMOLLM2, flags=re.M))
+def test_the_commands_of_the_page_of_smollm2_have_recipes_and_options(command):
+    file, *options = command.split()
+    config = recipe.load(ROOT / file, options)
+    assert config.seed == config.task.seed
+    assert (config.reward_map is None) == ("control" not in command)
