@@ -3,6 +3,9 @@
 import importlib
 import inspect
 import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +29,10 @@ SMALL = TransformerConfig(vocab_size=300, max_length=256, width=16, layers=1, he
 COMMAND = re.compile(r"^python launch/tpu_train\.py my_chat\.py(.*)$", flags=re.M)
 
 
+def loaded(path: Path, options: Sequence[str] = ()) -> Any:
+    return recipe.load(path, options)
+
+
 def block(mark: str) -> str:
     (found,) = [text for text in blocks(PAGE) if mark in text]
     return found
@@ -46,7 +53,7 @@ def folder(tmp_path_factory):
 
 def test_the_recipe_reads_the_model_and_the_problems(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    first, second = (recipe.load(folder / "my_chat.py", text.split()) for text in COMMAND.findall(PAGE.read_text()))
+    first, second = (loaded(folder / "my_chat.py", text.split()) for text in COMMAND.findall(PAGE.read_text()))
     assert (first.model.folder.name, second.model.folder.name) == ("smollm2", "another")
     parts = make_components(first)
     assert parts.prompts["tokens"].shape == (36, first.rollout.prompt_length)
@@ -59,7 +66,7 @@ def test_the_recipe_reads_the_model_and_the_problems(folder, monkeypatch):
 
 def test_the_options_named_on_the_page_exist(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    config = recipe.load(folder / "my_chat.py", ["--rollout.no-leave-out-long", "--model.ignore", "KEY"])
+    config = loaded(folder / "my_chat.py", ["--rollout.no-leave-out-long", "--model.ignore", "KEY"])
     assert (config.rollout.leave_out_long, config.model.ignore) == (False, ("KEY",))
 
 
@@ -109,7 +116,7 @@ SMOLLM2 = (ROOT / "docs/train/smollm2.md").read_text(encoding="utf-8")
 
 
 def test_the_page_of_smollm2_shows_the_settings_of_its_recipe():
-    config = recipe.load(ROOT / "configs/smollm2.py")
+    config = loaded(ROOT / "configs/smollm2.py")
     rollout, stage1, task = config.rollout, config.likelihood, config.task
     text = " ".join(SMOLLM2.split())
     assert f"{stage1.steps} optimizer steps of {stage1.rows} packed rows of {stage1.row_length} tokens" in text
@@ -130,6 +137,6 @@ def test_the_page_of_smollm2_shows_the_settings_of_its_recipe():
 @pytest.mark.parametrize("command", re.findall(r"^python launch/tpu_train\.py (.*)$", SMOLLM2, flags=re.M))
 def test_the_commands_of_the_page_of_smollm2_have_recipes_and_options(command):
     file, *options = command.split()
-    config = recipe.load(ROOT / file, options)
+    config = loaded(ROOT / file, options)
     assert config.seed == config.task.seed
     assert (config.reward_map is None) == ("control" not in command)
