@@ -45,7 +45,7 @@ def _samples(sizes, completions):
     return program(model, params, *prompts, key, SAMPLING, stop_ids=(1,), completions=completions)
 
 
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 1)], ids=str)
+@pytest.mark.parametrize("sizes", [pytest.param((1, 1, 1), marks=pytest.mark.slow), (2, 2, 1)], ids=str)
 def test_a_group_shares_the_prefill_of_its_prompt(sizes):
     expected = jax.tree.map(np.asarray, _samples((1, 1, 1), 1))
     ROWS.clear()

@@ -104,6 +104,7 @@ def test_an_exported_run_is_loaded_again(place):
     assert [path.name for path in (place / "exported").iterdir()] == ["one"]
 
 
+@pytest.mark.slow
 def test_an_export_in_bfloat16_is_rounded(place):
     code, output = call(commands.export, "run", "--out", "rounded", "--dtype", "bfloat16", cwd=place)
     assert code == 0, output
@@ -113,6 +114,7 @@ def test_an_export_in_bfloat16_is_rounded(place):
     assert json.loads((place / "rounded" / "config.json").read_text())["torch_dtype"] == "bfloat16"
 
 
+@pytest.mark.slow
 def test_the_value_head_is_left_out(place):
     changed = "config = dataclasses.replace(config, algorithm=algorithms.ppo())"
     recipe = place / "critic.py"

@@ -63,7 +63,7 @@ def step(algorithm, microbatches, sizes, groups):
     return (jax.device_get(summarize([sums])), moved), scored, trained
 
 
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 1)], ids=str)
+@pytest.mark.parametrize("sizes", [pytest.param((1, 1, 1), marks=pytest.mark.slow), (2, 2, 1)], ids=str)
 def test_masked_groups_are_skipped_in_whole_microbatches(sizes):
     """Groups 0 and 3 of 4, with 8 completions each, are 4 of 8 microbatches."""
     algorithm = algorithms.cppo()

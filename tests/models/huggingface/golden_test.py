@@ -54,6 +54,7 @@ def test_log_probabilities_unpadded_left_padded_and_packed(name):
     np.testing.assert_array_less(differences(*loaded(name), golden(name)), TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_parameter_shows(name):
     model, params = loaded(name)
@@ -63,6 +64,7 @@ def test_every_parameter_shows(name):
         assert differences(model, zeroed, golden(name)).max() > VISIBLE, jax.tree_util.keystr(path[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "field", "wrong"), FAULTS, ids=lambda x: x if isinstance(x, str) else "")
 def test_a_wrong_field_of_the_config_shows(name, field, wrong):
     model, params = loaded(name)
@@ -92,6 +94,7 @@ def test_saving_what_was_loaded_gives_the_same_tensors(name, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, same, loaded(name)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "gemma3_vision"])
 def test_saving_needs_no_folder_to_follow(name, tmp_path):
     model, params = loaded(name)
