@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rljax._checks import check
-from rljax.tasks.baselines import FUNCTIONS, constants
+from rljax.tasks.baselines import FUNCTIONS, Strategy, constants
 from rljax.tasks.gym.generator import Request, decode_entry, make_dataset
 from rljax.tasks.gym.scorer import EntryScore
 from rljax.tasks.task import Problem, Task, TaskData, as_paths
@@ -46,7 +46,7 @@ class ReasoningGymTask(Task):
 
     Questions are deduplicated, shuffled within their category, and divided into few-shot examples, held-out problems,
     demonstrations and prompts without overlap. Each category is a held-out level; if several are trained, the first
-    level, "all", has an equal number of problems of each. `Problem.meta` is the entry of reasoning-gym, and the reward
+    level, "all", has an equal number of problems of each, in turn. `Problem.meta` is the entry of reasoning-gym, and the reward
     is the score of its `score_answer`. Raises ValueError if a field is out of range.
     """
 
@@ -129,7 +129,10 @@ class ReasoningGymTask(Task):
             prompts=prompts,
             held_out=self._levels(held_out),
             reward=EntryScore(self.settings),  # pyright: ignore[reportArgumentType]
-            baselines={**FUNCTIONS, **constants([*prompts, *(p for name in self.untrained for p in held_out[name])])},
+            baselines={
+                **{name: _of_question(function) for name, function in FUNCTIONS.items()},
+                **constants([*prompts, *(p for name in self.untrained for p in held_out[name])]),
+            },
         )
 
     def _counts(self) -> dict[str, dict[str, int]]:
@@ -192,14 +195,20 @@ class ReasoningGymTask(Task):
         return dataclasses.replace(problem, prompt=self.as_text(messages))
 
     def _levels(self, categories: dict[str, list[Problem]]) -> dict[str, list[Problem]]:
-        trained = list(self._weights)
+        trained = [categories[name] for name in self._weights]
         if len(trained) == 1:
             return categories
-        mixed = [problem for name in trained for problem in categories[name][: max(1, self.problems // len(trained))]]
-        return {MIXED: mixed, **categories}
+        share = max(1, self.problems // len(trained))
+        alternating = [problem for of_each in zip(*trained, strict=True) for problem in of_each]
+        return {MIXED: alternating[: share * len(trained)], **categories}  # evaluations may take its first problems
 
     def _tokenizer(self, problems: list[Problem]) -> Tokenizer:
         return Tokenizer.train((text for p in problems for text in (p.prompt, p.answer)), vocab_size=self.vocab_size)
+
+
+def _of_question(strategy: Strategy) -> Strategy:
+    """The strategy for the question alone, since `Problem.prompt` holds the whole chat if it is written as text."""
+    return lambda problem: strategy(dataclasses.replace(problem, prompt=problem.info["question"]))
 
 
 def _fixed(value: Any) -> Any:

@@ -52,6 +52,7 @@ def test_counts_by_category_and_weight(data):
     assert collections.Counter(p.level for p in data.prompts) == {"gcd": 27, "isomorphic_strings": 13}
     assert collections.Counter(p.level for p in data.demonstrations) == {"gcd": 5, "isomorphic_strings": 2}
     assert collections.Counter(p.level for p in data.held_out["all"]) == {"gcd": 4, "isomorphic_strings": 4}
+    assert collections.Counter(p.level for p in data.held_out["all"][:2]) == {"gcd": 1, "isomorphic_strings": 1}
     for level in ("gcd", "isomorphic_strings", "word_sorting"):
         assert {p.level for p in data.held_out[level]} == {level}
         assert {p.info["metadata"]["source_dataset"] for p in data.held_out[level]} == {level}
@@ -180,6 +181,7 @@ def test_a_model_without_a_tokenizer_gets_one_and_the_chat_as_text(folder):
     assert problem.prompt.startswith("Be brief.\n")
     assert problem.prompt.endswith("\nAnswer alone.\n")
     assert found.tokenizer.decode(found.tokenizer.encode(problem.prompt)) == problem.prompt
+    assert found.baselines["last line"](problem) == problem.info["question"].strip().splitlines()[-1]
     with pytest.raises(ValueError, match=r"task\.as_text = None: expected a function such as rljax\.tasks\.gym\.tran"):
         dataclasses.replace(TASK, data_dir=folder).load()
 
