@@ -170,6 +170,9 @@ class ReasoningGymTask(Task):
         left, parts = iter(problems), {}
         for use, count in self._counts()[name].items():
             parts[use] = [next(left) for _ in range(count)]
+        for use in ("shots", "demonstrations"):
+            check(all(problem.answer for problem in parts[use]), f"task.{use}", getattr(self, use),
+                  f"0, since reasoning-gym does not answer its questions of {name!r}")  # fmt: skip
         before = self._opening(parts["shots"])
         return {
             "problems": [self._asked(problem, before) for problem in parts["problems"]],

@@ -173,6 +173,14 @@ def test_too_few_distinct_questions(tmp_path, monkeypatch):
         task.load(tokenizer=TOKENIZER)
 
 
+@pytest.mark.parametrize("use", ["shots", "demonstrations"])
+def test_examples_need_an_answer(tmp_path, monkeypatch, use):
+    monkeypatch.setattr(dataset, "generate", generated_here)
+    task = ReasoningGymTask({"graph_color": 1}, prompts=2, problems=2, data_dir=tmp_path, **{use: 1})
+    with pytest.raises(ValueError, match=rf"task\.{use} = 1: expected 0, since reasoning-gym does not answer"):
+        task.load(tokenizer=TOKENIZER)
+
+
 def test_a_model_without_a_tokenizer_gets_one_and_the_chat_as_text(folder):
     task = dataclasses.replace(TASK, as_text=transcript, data_dir=folder)
     found = task.load()
