@@ -60,6 +60,13 @@ def test_other_fields_are_the_problems_info(tmp_path):
     assert {p.level for p in data.prompts} == {"sums"}
 
 
+def test_the_order_of_the_info_is_that_of_the_file(tmp_path):
+    """Checkpoints hold digests of the problems, so the order must not depend on the process."""
+    names = list("hgfedcba")
+    (problem,) = read_jsonl(write(tmp_path / "one.jsonl", [{**ROWS[0], **dict.fromkeys(names, 1)}]))
+    assert list(problem.info) == names
+
+
 def test_the_task_says_what_is_solved(file):
     assert load(file, solved=lambda reward: reward > 0.9).solved(0.95)
     assert not load(file).solved(0.95)

@@ -3,14 +3,21 @@ import math
 import re
 from pathlib import Path
 
+import jax
 import pytest
 
+from rljax import algorithms
+from rljax.models import initialize
+from rljax.training.components import make_components
 from rljax.training.report import memory
 from rljax.training.report.collapse import collapses
 from rljax.training.report.memory import peak_memory_gib
 from rljax.training.report.monitor import Monitor
 from rljax.training.report.page import write_report
+from rljax.training.stages import PolicyStage
+from tests.models.bigram import BigramConfig
 from tests.training import fake_run
+from tests.training.in_process import on_devices
 from tests.training.tiny import config as tiny
 
 
@@ -44,6 +51,19 @@ def test_a_collapse_is_a_fall_to_a_tenth_of_the_first_rollouts_unless_the_task_i
 def test_a_signal_that_was_always_rare_is_told():
     (warning,) = collapses(rollouts((0.6, 0.02, 0.0), (0.6, 0.01, 0.0))).values()
     assert "only 1.0% of the groups have a signal (mean of the last 5 rollouts; 2.0% in the first 5)" in warning
+
+
+def test_a_single_completion_per_prompt_has_no_group_with_a_signal(data):
+    rollout = dataclasses.replace(tiny.rollout, completions=1)
+    task = dataclasses.replace(tiny.task, data_dir=data)
+    config = dataclasses.replace(tiny, task=task, model=BigramConfig(), rollout=rollout, reward_map=None,
+                                 algorithm=algorithms.reinforce_plus_plus())  # fmt: skip
+    with on_devices(1):
+        stage = PolicyStage(config, parts := make_components(config))
+    stage.begin(initialize(parts.model, parts.mesh, jax.random.key(0)))
+    row, _ = stage.step(0, jax.random.key(0))
+    assert "reward" in row
+    assert collapses([row] * 10) == {}
 
 
 def test_a_collapse_is_said_once_and_again_after_resuming(tmp_path, monkeypatch):

@@ -46,8 +46,8 @@ class ReasoningGymTask(Task):
 
     Questions are deduplicated, shuffled within their category, and divided into few-shot examples, held-out problems,
     demonstrations and prompts without overlap. Each category is a held-out level; if several are trained, the first
-    level, "all", has an equal number of problems of each, in turn. `Problem.meta` is the entry of reasoning-gym, and the reward
-    is the score of its `score_answer`. Raises ValueError if a field is out of range.
+    level, "all", has an equal number of problems of each, in turn. `Problem.meta` is the entry of reasoning-gym, and
+    the reward is the score of its `score_answer`. Raises ValueError if a field is out of range.
     """
 
     categories: Mapping[str, float] | tuple[tuple[str, float], ...]
