@@ -92,6 +92,7 @@ def test_the_report_shows_warnings_times_and_memory(tmp_path):
     assert "sampling 58%, verification 5%, learning 38%" in whole
     assert "peak memory 1.68 GiB</dd>" in whole
     assert "Best constant strategies: always &#x27;a b&#x27; (level 1, level 2" in whole
+    assert "Best constant strategy, always &#x27;a b&#x27;: 11.7% [" in whole
     for row in data["metrics"][-30:]:
         row["entropy"] = 0.001
     assert "<b>Warning</b> The entropy has collapsed from" in write_report(tmp_path / "b", **data).read_text()
