@@ -136,6 +136,12 @@ def test_a_check_has_a_name_of_its_own():
             evaluator_of(checks={name: lambda prompt, text: True})
 
 
+def test_a_level_without_problems_is_not_evaluated():
+    evaluator, params = evaluator_of(held_out={"empty": [], "short": [Problem("a", "b")]})
+    assert evaluator.watch(params, jax.random.key(0)).accuracy == {"short": 1.0}
+    assert list(evaluator.evaluate(params, jax.random.key(0))) == ["short"]
+
+
 def test_the_best_constant_strategy_is_reported_beside_the_greedy_accuracy():
     held_out = {"short": [Problem("a", "b", level="short")] * 3 + [Problem("a", "c", level="short")] * 2,
                 "endless": [Problem("c", "d", level="endless")] * 4}  # fmt: skip

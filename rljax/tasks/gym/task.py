@@ -115,7 +115,8 @@ class ReasoningGymTask(Task):
               "a function such as rljax.tasks.gym.transcript, since the model has no tokenizer with a chat "
               "template")  # fmt: skip
         for name in self._names:
-            _check_category(name, dict(dict(self.settings).get(name, ())))
+            argument = "task.untrained" if name in self.untrained else "task.categories"
+            _check_category(argument, name, dict(dict(self.settings).get(name, ())))
         parts = {name: self._divided(name, problems) for name, problems in self._questions().items()}
         rng = random.Random(f"order {self.seed}")
         prompts = [problem for part in parts.values() for problem in part["prompts"]]
@@ -221,7 +222,7 @@ def _fixed(value: Any) -> Any:
     return tuple(map(_fixed, value)) if isinstance(value, list | tuple) else value
 
 
-def _check_category(name: str, settings: dict[str, Any]) -> None:
+def _check_category(argument: str, name: str, settings: dict[str, Any]) -> None:
     """Raises ValueError if reasoning-gym is not installed, or has no such category or setting."""
     try:
         with warnings.catch_warnings(action="ignore"):  # a dependency of reasoning-gym has invalid comparisons
@@ -229,10 +230,8 @@ def _check_category(name: str, settings: dict[str, Any]) -> None:
     except ImportError as error:
         raise ValueError(f"task: ReasoningGymTask needs the package reasoning-gym ({error}): "
                          "pip install 'rljax-llm[gym]'") from error  # fmt: skip
-    if name not in DATASETS:
-        near = difflib.get_close_matches(name, DATASETS, n=3, cutoff=0.5)
-        raise ValueError(f"task.categories: {name!r}: expected a category of reasoning-gym"
-                         + (f", such as {', '.join(map(repr, near))}" if near else ""))  # fmt: skip
+    near = ", ".join(map(repr, difflib.get_close_matches(name, DATASETS, n=3, cutoff=0.5)))
+    check(name in DATASETS, argument, name, f"a category of reasoning-gym{near and f', such as {near}'}")
     known = {field.name for field in dataclasses.fields(DATASETS[name][1])} - {"seed", "size"}
     for setting in settings:
         check(setting in known, f"task.settings[{name!r}]", setting, f"settings among {sorted(known)}")

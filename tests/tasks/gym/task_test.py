@@ -221,8 +221,8 @@ def test_constant_strategies_are_measured_beside_the_model(data):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"categories": {"gdc": 1}}, r"task\.categories: 'gdc': expected a category of reasoning-gym, such as 'gcd'"),
-        ({"untrained": ("countdwn",)}, r"task\.categories: 'countdwn': .* such as 'countdown'"),
+        ({"categories": {"gdc": 1}}, r"task\.categories = 'gdc': expected a category of reasoning-gym, such as 'gcd'"),
+        ({"untrained": ("countdwn",)}, r"task\.untrained = 'countdwn': .* such as 'countdown'"),
         ({"settings": {"gcd": {"max_valu": 3}}}, r"task\.settings\['gcd'\] = 'max_valu': expected settings among \['"),
         ({"settings": {"gcd": {"seed": 3}}}, r"task\.settings\['gcd'\] = 'seed': expected settings among"),
         ({"settings": {"gcd": {"max_value": 0}}}, r"task\.settings\['gcd'\] = \{'max_value': 0\}: expected settings"),
