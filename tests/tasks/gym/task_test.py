@@ -7,7 +7,7 @@ import pytest
 import tyro
 
 from rljax.tasks import ReasoningGymTask
-from rljax.tasks.batching import encode_prompts, pack
+from rljax.tasks.batching import pack, prompt_ids
 from rljax.tasks.gym import dataset, transcript
 from rljax.tasks.gym.generator import decode_entry, distinct, encode_entry, generate
 from rljax.tasks.gym.scorer import EntryScore
@@ -87,7 +87,7 @@ def test_a_prompt_is_a_chat_with_examples(data):
     assert problem.prompt == problem.meta["question"]
     assert problem.answer == problem.meta["answer"]
     assert not problem.solution
-    text = TOKENIZER.decode(encode_prompts([problem], TOKENIZER, 1000)["tokens"][0])
+    text = TOKENIZER.decode(prompt_ids(problem, TOKENIZER))
     assert text.startswith("system: Be brief.\nuser: Find the Greatest")
     assert text.endswith("\nAnswer alone.\nassistant: ")
 
