@@ -18,6 +18,7 @@ REVERSAL = "Solve this problem.\n\nReverse this list of words: now, and, then\n"
         ("last line", REVERSAL, "Reverse this list of words: now, and, then"),
         ("first word", REVERSAL, "now"),
         ("last word", REVERSAL, "then"),
+        ("last word", "Which of these words is longer: now, then?", "then"),
         ("number of words", REVERSAL, "3"),
         ("number of numbers", COUNTDOWN, "2"),
         ("first number", COUNTDOWN, "5"),
@@ -33,6 +34,9 @@ REVERSAL = "Solve this problem.\n\nReverse this list of words: now, and, then\n"
         ("a * b", COUNTDOWN, "5 * 18"),
         ("sum", "State the answer to 4 - 1 - 7 =", "12"),
         ("sum", REVERSAL, ""),
+        ("last number", "5, -2, -6, -8, ?", "-8"),
+        ("product", "What is -3 times 7?", "-21"),
+        ("a + b", "4-1 =", "4 + 1"),
     ],
 )
 def test_worked_by_hand(name, prompt, expected):
