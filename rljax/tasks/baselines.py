@@ -117,12 +117,6 @@ class Baseline(NamedTuple):
     accuracy: float
 
 
-def baseline_accuracy(data: TaskData, level: str) -> dict[str, float]:
-    """Accuracy of each of the task's `baselines` on the held-out problems of `level`, by name."""
-    problems = data.held_out[level]
-    return {name: _accuracy(data, strategy, problems) for name, strategy in data.baselines.items()}
-
-
 def best_baseline(data: TaskData, level: str, training: int = 256) -> Baseline | None:
     """The best of the task's `baselines` for the held-out problems of `level`; None if the task has no baselines.
 

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from rljax.tasks import Problem, TaskData, Tokenizer, exact_match
-from rljax.tasks.baselines import FUNCTIONS, baseline_accuracy, best_baseline, constants
+from rljax.tasks.baselines import FUNCTIONS, best_baseline, constants
 
 TOKENIZER = Tokenizer.train(["ab"], vocab_size=270)
 COUNTDOWN = "Calculate 23 using these numbers: 5, 18.\nUse each number once.\n1. Give an expression."
@@ -61,9 +61,9 @@ def data(held_out, prompts, **more):
 def test_the_strategy_that_solves_a_task_is_found():
     found = data({"sums": sums(100)}, sums(50))
     assert best_baseline(found, "sums") == ("sum", 1.0)
-    accuracy = baseline_accuracy(found, "sums")
-    assert (accuracy["sum"], accuracy["echo"], accuracy["product"]) == (1.0, 0.0, 0.02)  # 0 · 0 and 2 · 2
-    assert accuracy["always '9'"] == 0.1
+    for name, accuracy in (("echo", 0.0), ("product", 0.02), ("always '9'", 0.1)):  # 0 · 0 and 2 · 2
+        one = dataclasses.replace(found, baselines={name: found.baselines[name]})
+        assert best_baseline(one, "sums") == (name, accuracy)
 
 
 def test_it_is_chosen_on_training_problems_and_measured_on_held_out_ones():
