@@ -17,8 +17,8 @@ from rljax.tasks.task import Problem, TaskData
 
 Strategy = Callable[[Problem], str]
 
-_LIST = re.compile(r"\d+(?:, ?\d+)+")
-_NUMBER = re.compile(r"\d+")
+_LIST = re.compile(r"-?\d+(?:, ?-?\d+)+")
+_NUMBER = re.compile(r"(?<!\w)-\d+|\d+")  # the sign of a number, but not the operator of 4-1
 
 
 def question(problem: Problem) -> str:
@@ -54,6 +54,8 @@ def numbers(problem: Problem) -> list[int]:
 
     >>> numbers(Problem("Calculate 23 using these numbers: 5, 18.", "")), numbers(Problem("4 - 1 =", ""))
     ([5, 18], [4, 1])
+    >>> numbers(Problem("-5, -2, 6, ?", ""))
+    [-5, -2, 6]
     """
     if found := _LIST.search(problem.prompt):
         return [int(text) for text in _NUMBER.findall(found[0])]
@@ -69,8 +71,8 @@ def _of_numbers(operation: Callable[[list[int]], object]) -> Strategy:
 FUNCTIONS: Mapping[str, Strategy] = {
     "echo": payload,
     "last line": question,
-    "first word": lambda problem: (payload(problem).split() or [""])[0].strip(","),
-    "last word": lambda problem: (payload(problem).split() or [""])[-1],
+    "first word": lambda problem: (payload(problem).split() or [""])[0].strip(",.?!"),
+    "last word": lambda problem: (payload(problem).split() or [""])[-1].strip(",.?!"),
     **{f"first word of sentence {i}": opening(i) for i in range(1, 9)},
     "number of words": lambda problem: str(len(payload(problem).split())),
     "number of numbers": _of_numbers(len),
@@ -113,12 +115,6 @@ class Baseline(NamedTuple):
 
     name: str
     accuracy: float
-
-
-def baseline_accuracy(data: TaskData, level: str) -> dict[str, float]:
-    """Accuracy of each of the task's `baselines` on the held-out problems of `level`, by name."""
-    problems = data.held_out[level]
-    return {name: _accuracy(data, strategy, problems) for name, strategy in data.baselines.items()}
 
 
 def best_baseline(data: TaskData, level: str, training: int = 256) -> Baseline | None:

@@ -86,22 +86,6 @@ def _filled(rows: list[list[tuple[list[int], int]]], row_length: int) -> Rows:
     return {"tokens": tokens, "segment_ids": segment_ids, "mask": mask}
 
 
-def encode_prompts(
-    problems: Sequence[Problem], tokenizer: TextTokenizer, length: int, argument: str = "length"
-) -> Rows:
-    """Encodes one prompt per row, padded on the left to `length` columns.
-
-    Raises ValueError if a prompt is empty or longer than `length`; the message calls `length` by the name `argument`.
-    """
-    prompts = [prompt_ids(problem, tokenizer) for problem in problems]
-    lengths = [len(ids) for ids in prompts]
-    if max(lengths, default=0) > length:
-        longest = lengths.index(max(lengths))
-        raise ValueError(f"{argument} = {length}: expected at least the {lengths[longest]} tokens of the prompt "
-                         f"{problems[longest].prompt!r}; raise the limit or remove the problem")  # fmt: skip
-    return left_padded(prompts, length)
-
-
 def left_padded(prompts: Sequence[Sequence[int]], length: int) -> Rows:
     """One prompt of at most `length` token ids per row, padded on the left."""
     tokens, segment_ids = np.zeros((2, len(prompts), length), np.int32)

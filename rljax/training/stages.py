@@ -189,6 +189,8 @@ class PolicyStage(Stage):
             chosen = with_signal_first(rollouts, learned, settings.train_groups)
         metrics = self._learn(chosen, n)
         about = reward_summary(sampled.rewards, sampled.mask, signal)
+        if settings.completions == 1:
+            del about["informative"]  # a single completion is not a group whose rewards could differ
         solved = [bool(self.parts.data.solved(float(reward))) for reward in drawn.rewards]
         about |= {"finished": drawn.samples.finished.mean(), "solved": np.mean(solved), "tokens": sampled.mask.sum()}
         return {**metrics, **about}, chosen

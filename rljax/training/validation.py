@@ -49,9 +49,10 @@ def fitting_prompts(config: Config, lengths: Sequence[int], prompts: Sequence[Pr
     if len(fitting) == len(lengths) or (fitting and config.rollout.leave_out_long):
         return fitting
     longest = max(range(len(lengths)), key=lengths.__getitem__)
+    other = ", or leave out longer prompts with rollout.leave_out_long" if fitting else ""
     raise ValueError(f"rollout.prompt_length = {limit}: expected at least the {lengths[longest]} tokens of the prompt "
-                     f"{prompts[longest].prompt!r} (the shortest prompt has {min(lengths)}); raise the limit, or leave "
-                     "out longer prompts with rollout.leave_out_long")  # fmt: skip
+                     f"{prompts[longest].prompt!r} (the shortest prompt has {min(lengths)}); raise the "
+                     f"limit{other}")  # fmt: skip
 
 
 def fitting_held_out(

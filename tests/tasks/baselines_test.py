@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from rljax.tasks import Problem, TaskData, Tokenizer, exact_match
-from rljax.tasks.baselines import FUNCTIONS, baseline_accuracy, best_baseline, constants
+from rljax.tasks.baselines import FUNCTIONS, best_baseline, constants
 
 TOKENIZER = Tokenizer.train(["ab"], vocab_size=270)
 COUNTDOWN = "Calculate 23 using these numbers: 5, 18.\nUse each number once.\n1. Give an expression."
@@ -18,6 +18,7 @@ REVERSAL = "Solve this problem.\n\nReverse this list of words: now, and, then\n"
         ("last line", REVERSAL, "Reverse this list of words: now, and, then"),
         ("first word", REVERSAL, "now"),
         ("last word", REVERSAL, "then"),
+        ("last word", "Which of these words is longer: now, then?", "then"),
         ("number of words", REVERSAL, "3"),
         ("number of numbers", COUNTDOWN, "2"),
         ("first number", COUNTDOWN, "5"),
@@ -33,6 +34,9 @@ REVERSAL = "Solve this problem.\n\nReverse this list of words: now, and, then\n"
         ("a * b", COUNTDOWN, "5 * 18"),
         ("sum", "State the answer to 4 - 1 - 7 =", "12"),
         ("sum", REVERSAL, ""),
+        ("last number", "5, -2, -6, -8, ?", "-8"),
+        ("product", "What is -3 times 7?", "-21"),
+        ("a + b", "4-1 =", "4 + 1"),
     ],
 )
 def test_worked_by_hand(name, prompt, expected):
@@ -57,9 +61,9 @@ def data(held_out, prompts, **more):
 def test_the_strategy_that_solves_a_task_is_found():
     found = data({"sums": sums(100)}, sums(50))
     assert best_baseline(found, "sums") == ("sum", 1.0)
-    accuracy = baseline_accuracy(found, "sums")
-    assert (accuracy["sum"], accuracy["echo"], accuracy["product"]) == (1.0, 0.0, 0.02)  # 0 · 0 and 2 · 2
-    assert accuracy["always '9'"] == 0.1
+    for name, accuracy in (("echo", 0.0), ("product", 0.02), ("always '9'", 0.1)):  # 0 · 0 and 2 · 2
+        one = dataclasses.replace(found, baselines={name: found.baselines[name]})
+        assert best_baseline(one, "sums") == (name, accuracy)
 
 
 def test_it_is_chosen_on_training_problems_and_measured_on_held_out_ones():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from rljax.tasks import Problem
-from rljax.tasks.batching import batches, encode_prompts, pack
+from rljax.tasks.batching import batches, left_padded, pack, prompt_ids
 from rljax.tasks.strings import string_tokenizer
 from rljax.tasks.strings.problems import demonstrations
 from rljax.text import Tokenizer
@@ -48,8 +48,8 @@ def test_demonstrations_end_as_the_task_says():
 
 
 def test_prompts_are_padded_on_the_left():
-    rows = encode_prompts([Problem("f3 f12 stu;", ""), Problem("f9 s;", "")], TOKENIZER, 8)
     short, long = TOKENIZER.encode("f9 s;"), TOKENIZER.encode("f3 f12 stu;")
+    rows = left_padded([long, short], 8)
     np.testing.assert_array_equal(rows["tokens"], [[0] * 2 + long, [0] * 5 + short])
     np.testing.assert_array_equal(rows["segment_ids"], [[0] * 2 + [1] * 6, [0] * 5 + [1] * 3])
     assert rows["tokens"].dtype == rows["segment_ids"].dtype == np.int32
@@ -64,8 +64,6 @@ def test_bad_rows_are_named():
         pack([], TOKENIZER, 10)
     with pytest.raises(ValueError, match="a prompt is empty"):
         pack([Problem("", "s", "s")], TOKENIZER, 10)
-    with pytest.raises(ValueError, match=r"length = 4: expected at least the 6 tokens of the prompt 'f9 stuv;'; raise"):
-        encode_prompts([Problem("f9 s;", ""), Problem("f9 stuv;", "")], TOKENIZER, 4)
 
 
 ROWS = {"tokens": np.arange(20, dtype=np.int32).reshape(10, 2), "index": np.arange(10, dtype=np.int32)}
@@ -139,11 +137,11 @@ def test_a_text_prompt_begins_with_the_tokens_of_the_tokenizer():
 
     tokenizer = Begins(TOKENIZER.model_proto)
     problem = Problem("f9 s;", "s", "f9 s")
-    assert encode_prompts([problem], tokenizer, 5)["tokens"].tolist() == [[0, 3, *TOKENIZER.encode("f9 s;")]]
+    assert prompt_ids(problem, tokenizer) == [3, *TOKENIZER.encode("f9 s;")]
     assert pack([problem], tokenizer, 8)["mask"][0].tolist() == [False] * 4 + [True] * 3 + [False]
 
 
 def test_a_chat_that_the_tokenizer_cannot_write_is_named():
     chat = Problem("2 + 3?", "5", messages=({"role": "user", "content": "2 + 3?"},))
     with pytest.raises(ValueError, match=r"^problems: the chat of '2 \+ 3\?': messages .* has none"):
-        encode_prompts([chat], TOKENIZER, 20)
+        prompt_ids(chat, TOKENIZER)

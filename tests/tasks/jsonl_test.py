@@ -3,7 +3,7 @@ import json
 import pytest
 
 from rljax.tasks import JsonlTask, Problem, Tokenizer, exact_match
-from rljax.tasks.batching import encode_prompts
+from rljax.tasks.batching import prompt_ids
 from rljax.tasks.jsonl.reader import read_jsonl
 from tests.tasks.chats import chat_tokenizer
 
@@ -58,6 +58,13 @@ def test_other_fields_are_the_problems_info(tmp_path):
     found = {p.prompt: p.info for p in [*data.prompts, *data.held_out["held out"]]}
     assert found == {row["prompt"]: {"tests": row["tests"], "info": None} for row in rows}
     assert {p.level for p in data.prompts} == {"sums"}
+
+
+def test_the_order_of_the_info_is_that_of_the_file(tmp_path):
+    """Checkpoints hold digests of the problems, so the order must not depend on the process."""
+    names = list("hgfedcba")
+    (problem,) = read_jsonl(write(tmp_path / "one.jsonl", [{**ROWS[0], **dict.fromkeys(names, 1)}]))
+    assert list(problem.info) == names
 
 
 def test_the_task_says_what_is_solved(file):
@@ -183,9 +190,8 @@ def test_a_prompt_may_be_a_chat(tmp_path):
     assert {p.prompt for p in found} == {"And 1 more?", ROWS[0]["prompt"]}
     one = next(p for p in found if p.info.get("tests") == [2, 3])
     assert (one.answer, list(one.messages)) == ("6", CHATS[11]["prompt"])
-    rows = encode_prompts([one], tokenizer, 80)
     expected = "system: Add.\nuser: 2 + 3\nassistant: 5\nuser: And 1 more?\nassistant: "
-    assert tokenizer.decode(rows["tokens"][0][rows["segment_ids"][0] > 0]) == expected
+    assert tokenizer.decode(prompt_ids(one, tokenizer)) == expected
 
 
 def test_chats_need_the_tokenizer_of_a_model(tmp_path):

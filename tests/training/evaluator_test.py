@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from rljax.tasks import Problem, Task, TaskData, Tokenizer
-from rljax.tasks.batching import encode_prompts
+from rljax.tasks.batching import left_padded
 from rljax.tasks.task import full_reward
 from rljax.text.sentencepiece import BOS, PAD
 from rljax.training.collect import draw
@@ -84,7 +84,7 @@ def test_padding_and_bos_are_never_sampled():
 def test_prompts_that_are_padded_on_the_right_are_refused():
     evaluator, params = evaluator_of()
     problems = [Problem("a", "b")] * 8
-    rows = encode_prompts(problems, evaluator.data.tokenizer, 2)
+    rows = left_padded([evaluator.data.tokenizer.encode(problem.prompt) for problem in problems], 2)
     rows = {name: array[:, ::-1] for name, array in rows.items()}
     with pytest.raises(ValueError, match=r"segment_ids\[0\] = \[1, 0\]: expected padding \(0\) only on the left"):
         draw(evaluator.parts, tiny.rollout.sampling, params, rows, problems, jax.random.key(0))
@@ -134,6 +134,12 @@ def test_a_check_has_a_name_of_its_own():
     for name in ("reward", "pass@2", "samples"):
         with pytest.raises(ValueError, match=rf"checks = \['{name}'\]: expected names other than"):
             evaluator_of(checks={name: lambda prompt, text: True})
+
+
+def test_a_level_without_problems_is_not_evaluated():
+    evaluator, params = evaluator_of(held_out={"empty": [], "short": [Problem("a", "b")]})
+    assert evaluator.watch(params, jax.random.key(0)).accuracy == {"short": 1.0}
+    assert list(evaluator.evaluate(params, jax.random.key(0))) == ["short"]
 
 
 def test_the_best_constant_strategy_is_reported_beside_the_greedy_accuracy():

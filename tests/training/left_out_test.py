@@ -98,7 +98,7 @@ def test_long_demonstrations_are_left_out_and_counted():
 
 
 @pytest.mark.parametrize(("task", "message"), [
-    (LettersTask(), r"rollout\.prompt_length = 4: expected at least the 9 tokens of the prompt 'aaaaaaaaa'"),
+    (LettersTask(), r"rollout\.prompt_length = 4: expected at least the 9 tokens of the prompt 'aaaaaaaaa' .*_long$"),
     (LettersTask(prompts=(problem(2),), held_out=(problem(11), problem(2))),
      r"model\.max_length = 20: expected at least 11 \+ 10 tokens, for the held-out problems of 'all'"),
 ])  # fmt: skip
@@ -114,7 +114,7 @@ def test_long_demonstrations_are_refused_on_demand():
 
 
 @pytest.mark.parametrize(("task", "message"), [
-    (LettersTask(prompts=(problem(9), problem(7))), r"prompt_length = 4: .* 9 tokens .* \(the shortest prompt has 7\)"),
+    (LettersTask(prompts=(problem(9), problem(7))), r"= 4: .* 9 tokens .* \(the shortest .* has 7\); raise the limit$"),
     (LettersTask(held_out=(problem(11),)), r"max_length = 20: expected at least 11 \+ 10 tokens"),
 ])  # fmt: skip
 def test_at_least_one_problem_must_be_left(task, message):
@@ -138,6 +138,9 @@ def test_the_counts_are_printed_and_recorded(tmp_path, capsys):
         kind: (found["count"], found["total"]) for kind, found in read_json(tmp_path / "left_out.json", {}).items()
     }
     assert recorded == {"demonstrations": (1, 3), "prompts": (1, 3), "held-out problems of 'all'": (0, 2)}
+    with monitor:
+        monitor.begin()
+    assert read_json(tmp_path / "left_out.json", {}) == {}
 
 
 def test_prompts_are_encoded_once():

@@ -15,7 +15,7 @@ from rljax import algorithms, penalty
 from rljax.models import initialize, without_value_head
 from rljax.objective import weighted_batch
 from rljax.rollout import SamplingConfig
-from rljax.tasks.batching import encode_prompts
+from rljax.tasks.batching import left_padded
 from rljax.training.collect import draw
 from rljax.training.components import make_components
 from rljax.training.evaluation.command import evaluate_run
@@ -141,7 +141,7 @@ def test_greedy_rewards_are_those_of_greedy_completions(data):
     params = initialize(parts.model, parts.mesh, jax.random.key(0))
     params["unembedding"] = params["unembedding"].at[1].multiply(2.0)  # makes some completions end
     problems = parts.data.prompts[:64]
-    prompts = encode_prompts(problems, parts.data.tokenizer, 8)
+    prompts = left_padded([parts.data.tokenizer.encode(problem.prompt) for problem in problems], 8)
 
     def drawn(temperature, seed):
         sampling = SamplingConfig(max_new_tokens=10, temperature=temperature)

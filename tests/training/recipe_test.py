@@ -2,7 +2,9 @@
 
 import pytest
 
+from rljax.models import PretrainedModel
 from rljax.training import recipe
+from tests.training.subprocesses import ROOT
 
 RECIPE = """
 import dataclasses
@@ -22,6 +24,13 @@ def jitted(tmp_path):
 def test_a_recipe_may_have_jitted_functions(jitted):
     config = recipe.load(jitted, ["--steps", "3", "--model.width", "48"])
     assert (config.steps, config.model.width, config.reward_map.__name__) == (3, 48, "some_right")
+
+
+def test_fields_of_a_pretrained_model_are_overridden():
+    model = recipe.load(
+        ROOT / "tests/training/pretrained.py", ["--model.folder", "a", "--model.ignore", "b", "c"]
+    ).model
+    assert model == PretrainedModel("a", max_length=64, ignore=("b", "c"))
 
 
 @pytest.mark.parametrize("field", ["--algorithm", "--reward-map", "--model.activation"])

@@ -106,3 +106,29 @@ def test_the_sum_over_present_rows_is_the_sum():
     np.testing.assert_allclose([found, found_aux["rows"]], [value, aux["rows"]], rtol=1e-6)
     np.testing.assert_allclose(found_gradient, gradient, rtol=1e-5, atol=1e-6)
     assert np.abs(gradient).max() > 0.1
+
+
+def exploring(stats, batch, *, kl):
+    """A penalty without a mask, since its arrays are 0 at masked tokens."""
+    return jnp.sum(kl + stats.logp - batch.ref_logp - 0.1 * stats.entropy)
+
+
+def test_penalties_and_values_of_skipped_rows_are_0():
+    """Rows are masked singly, so that some microbatches are skipped and others have masked rows."""
+    algorithm, steps = algorithms.ppo(), []
+    for microbatches in (1, 8):
+        config = config_of(algorithm, microbatches, penalty=exploring)
+        scorer, optimizer = scorer_of(config), optax.sgd(1.0)
+        rollouts = rollouts_of(config)
+        kept = np.isin(np.arange(32), [0, 1, 5, *range(9, 15), 28, 29]).reshape(4, 8, 1)
+        rollouts = to_devices(dataclasses.replace(rollouts, mask=rollouts.mask & kept), scorer.mesh, P())
+        params = params_of(scorer)
+        start, reference = jax.device_get(params), jax.tree.map(jnp.copy, params)
+        prepared, _ = prepare(config, scorer, params, rollouts)
+        update, state = make_update(config, scorer, optimizer), State(params, init_state(optimizer, params))
+        state, sums = update(state, reference, prepared, algorithm)
+        moved = jax.tree.map(lambda a, b: a - b, start, jax.device_get(state.params))
+        steps.append((jax.device_get(summarize([sums])), moved))
+    whole, parts = steps
+    assert_same_step(parts, whole, 2e-5)
+    assert parts[0]["value_loss"] == pytest.approx(whole[0]["value_loss"], rel=1e-5)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rljax._checks import check
-from rljax.tasks.baselines import FUNCTIONS, constants
+from rljax.tasks.baselines import FUNCTIONS, Strategy, constants
 from rljax.tasks.gym.generator import Request, decode_entry, make_dataset
 from rljax.tasks.gym.scorer import EntryScore
 from rljax.tasks.task import Problem, Task, TaskData, as_paths
@@ -46,8 +46,8 @@ class ReasoningGymTask(Task):
 
     Questions are deduplicated, shuffled within their category, and divided into few-shot examples, held-out problems,
     demonstrations and prompts without overlap. Each category is a held-out level; if several are trained, the first
-    level, "all", has an equal number of problems of each. `Problem.meta` is the entry of reasoning-gym, and the reward
-    is the score of its `score_answer`. Raises ValueError if a field is out of range.
+    level, "all", has an equal number of problems of each, in turn. `Problem.meta` is the entry of reasoning-gym, and
+    the reward is the score of its `score_answer`. Raises ValueError if a field is out of range.
     """
 
     categories: Mapping[str, float] | tuple[tuple[str, float], ...]
@@ -115,7 +115,8 @@ class ReasoningGymTask(Task):
               "a function such as rljax.tasks.gym.transcript, since the model has no tokenizer with a chat "
               "template")  # fmt: skip
         for name in self._names:
-            _check_category(name, dict(dict(self.settings).get(name, ())))
+            argument = "task.untrained" if name in self.untrained else "task.categories"
+            _check_category(argument, name, dict(dict(self.settings).get(name, ())))
         parts = {name: self._divided(name, problems) for name, problems in self._questions().items()}
         rng = random.Random(f"order {self.seed}")
         prompts = [problem for part in parts.values() for problem in part["prompts"]]
@@ -129,7 +130,10 @@ class ReasoningGymTask(Task):
             prompts=prompts,
             held_out=self._levels(held_out),
             reward=EntryScore(self.settings),  # pyright: ignore[reportArgumentType]
-            baselines={**FUNCTIONS, **constants([*prompts, *(p for name in self.untrained for p in held_out[name])])},
+            baselines={
+                **{name: _of_question(function) for name, function in FUNCTIONS.items()},
+                **constants([*prompts, *(p for name in self.untrained for p in held_out[name])]),
+            },
         )
 
     def _counts(self) -> dict[str, dict[str, int]]:
@@ -167,6 +171,9 @@ class ReasoningGymTask(Task):
         left, parts = iter(problems), {}
         for use, count in self._counts()[name].items():
             parts[use] = [next(left) for _ in range(count)]
+        for use in ("shots", "demonstrations"):
+            check(all(problem.answer for problem in parts[use]), f"task.{use}", getattr(self, use),
+                  f"0, since reasoning-gym does not answer its questions of {name!r}")  # fmt: skip
         before = self._opening(parts["shots"])
         return {
             "problems": [self._asked(problem, before) for problem in parts["problems"]],
@@ -192,14 +199,20 @@ class ReasoningGymTask(Task):
         return dataclasses.replace(problem, prompt=self.as_text(messages))
 
     def _levels(self, categories: dict[str, list[Problem]]) -> dict[str, list[Problem]]:
-        trained = list(self._weights)
+        trained = [categories[name] for name in self._weights]
         if len(trained) == 1:
             return categories
-        mixed = [problem for name in trained for problem in categories[name][: max(1, self.problems // len(trained))]]
-        return {MIXED: mixed, **categories}
+        share = max(1, self.problems // len(trained))
+        alternating = [problem for of_each in zip(*trained, strict=True) for problem in of_each]
+        return {MIXED: alternating[: share * len(trained)], **categories}  # evaluations may take its first problems
 
     def _tokenizer(self, problems: list[Problem]) -> Tokenizer:
         return Tokenizer.train((text for p in problems for text in (p.prompt, p.answer)), vocab_size=self.vocab_size)
+
+
+def _of_question(strategy: Strategy) -> Strategy:
+    """The strategy for the question alone, since `Problem.prompt` holds the whole chat if it is written as text."""
+    return lambda problem: strategy(dataclasses.replace(problem, prompt=problem.info["question"]))
 
 
 def _fixed(value: Any) -> Any:
@@ -209,7 +222,7 @@ def _fixed(value: Any) -> Any:
     return tuple(map(_fixed, value)) if isinstance(value, list | tuple) else value
 
 
-def _check_category(name: str, settings: dict[str, Any]) -> None:
+def _check_category(argument: str, name: str, settings: dict[str, Any]) -> None:
     """Raises ValueError if reasoning-gym is not installed, or has no such category or setting."""
     try:
         with warnings.catch_warnings(action="ignore"):  # a dependency of reasoning-gym has invalid comparisons
@@ -217,10 +230,8 @@ def _check_category(name: str, settings: dict[str, Any]) -> None:
     except ImportError as error:
         raise ValueError(f"task: ReasoningGymTask needs the package reasoning-gym ({error}): "
                          "pip install 'rljax-llm[gym]'") from error  # fmt: skip
-    if name not in DATASETS:
-        near = difflib.get_close_matches(name, DATASETS, n=3, cutoff=0.5)
-        raise ValueError(f"task.categories: {name!r}: expected a category of reasoning-gym"
-                         + (f", such as {', '.join(map(repr, near))}" if near else ""))  # fmt: skip
+    near = ", ".join(map(repr, difflib.get_close_matches(name, DATASETS, n=3, cutoff=0.5)))
+    check(name in DATASETS, argument, name, f"a category of reasoning-gym{near and f', such as {near}'}")
     known = {field.name for field in dataclasses.fields(DATASETS[name][1])} - {"seed", "size"}
     for setting in settings:
         check(setting in known, f"task.settings[{name!r}]", setting, f"settings among {sorted(known)}")

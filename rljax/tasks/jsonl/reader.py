@@ -51,7 +51,7 @@ def _read_line(place: str, line: bytes) -> Problem:
         _check_text(f"{place}: {name}", value)
     if not fields["prompt"]:
         raise ValueError(f"{place}: prompt = '': expected at least one character")
-    info = {name: row[name] for name in row.keys() - {"prompt", "answer", *OPTIONAL}}
+    info = {name: value for name, value in row.items() if name not in ("prompt", "answer", *OPTIONAL)}
     return Problem(**fields, info=info, messages=messages)
 
 

@@ -98,7 +98,7 @@ class Evaluator:
     def watch(self, params, key) -> Look:
         """Quick evaluation of the watched levels, with one sample per problem."""
         settings = self.config.evaluation
-        levels = settings.watch or tuple(self.data.held_out)
+        levels = [level for level in settings.watch or self.data.held_out if self.data.held_out[level]]
         watched = {level: self.data.held_out[level][: settings.watch_problems] for level in levels}
         scores = {level: self.scores(params, problems, 1, key) for level, problems in watched.items()}
         return Look(

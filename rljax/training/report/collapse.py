@@ -19,7 +19,8 @@ def collapses(rollouts: Sequence[Mapping]) -> dict[str, str]:
         collapsed = last < FALL · first,   and for groups with a signal also   last < FEW_GROUPS
 
     `first` and `last` are means over ROLLOUTS rollouts at each end. A policy that solves its problems is certain of its
-    answers and has no groups with a signal either, so the result is empty then. An absent `solved` counts as 0.
+    answers and has no groups with a signal either, so the result is empty then. An absent `solved` counts as 0, and an
+    absent entropy or share of groups is not judged.
 
     >>> rows = [{"entropy": 0.5, "informative": 0.6, "solved": 0.2}] * 5
     >>> list(collapses([*rows, *[{"entropy": 0.01, "informative": 0.5, "solved": 0.3}] * 5]))

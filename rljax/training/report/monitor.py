@@ -33,6 +33,7 @@ _PACKAGES = (
     "sentencepiece",
 )
 _REPORT_EVERY = 30  # seconds
+LEFT_OUT = "left_out.json"
 
 
 def _version(package: str) -> str:
@@ -67,7 +68,9 @@ class Monitor:
             self._log.close()
 
     def begin(self) -> None:
-        """Opens the log of a run without a checkpoint and deletes the rows of an earlier attempt."""
+        """Opens the log of a run without a checkpoint and deletes the rows and counts of an earlier attempt."""
+        if self.writes:
+            (self.folder / LEFT_OUT).unlink(missing_ok=True)
         self._open({"likelihood": 0, "rl": 0, "eval": 0})
 
     def resume(self, stage: str, step: int) -> None:
@@ -126,7 +129,7 @@ class Monitor:
     def left_out(self, counts: Mapping[str, LeftOut]) -> None:
         """Prints and records the numbers of problems, by kind, that a stage leaves out because they are too long."""
         if self.writes:
-            path = self.folder / "left_out.json"
+            path = self.folder / LEFT_OUT
             write_json(path, {**read_json(path, {}), **{kind: found._asdict() for kind, found in counts.items()}})
         for kind, found in counts.items():
             if found.count:

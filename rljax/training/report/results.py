@@ -2,7 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 
-from rljax.training.evaluation.intervals import REWARD, as_text, difference_interval, figure_names, strategies
+from rljax.training.evaluation.intervals import (
+    CONSTANT,
+    REWARD,
+    STRATEGY,
+    as_text,
+    difference_interval,
+    figure_names,
+    strategies,
+)
 from rljax.training.report.levels import SERIES, leading
 from rljax.training.report.template import text
 
@@ -33,6 +41,9 @@ def learned(evaluations: Mapping[str, Mapping], headline: str | None) -> str:
         ends = [rows[0], rows[-1]] if len(rows) > 1 else rows
         means = " → ".join(as_text(REWARD, row[REWARD])[0] for row in ends)
         said += f" Mean reward: {means} {as_text(REWARD, rows[-1][REWARD])[1]}."
+    if CONSTANT in rows[-1]:
+        constant = rows[-1][CONSTANT]
+        said += f" Best constant strategy, {text(rows[-1][STRATEGY])}: {_percent(constant)} {_interval(constant)}."
     return (f'<section class="card learned"><div><b>{text(level)}</b></div><div class="figure">{number}</div>'
             f'<p class="note">{said}</p></section>')  # fmt: skip
 

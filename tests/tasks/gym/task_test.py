@@ -7,7 +7,7 @@ import pytest
 import tyro
 
 from rljax.tasks import ReasoningGymTask
-from rljax.tasks.batching import encode_prompts, pack
+from rljax.tasks.batching import pack, prompt_ids
 from rljax.tasks.gym import dataset, transcript
 from rljax.tasks.gym.generator import decode_entry, distinct, encode_entry, generate
 from rljax.tasks.gym.scorer import EntryScore
@@ -52,6 +52,7 @@ def test_counts_by_category_and_weight(data):
     assert collections.Counter(p.level for p in data.prompts) == {"gcd": 27, "isomorphic_strings": 13}
     assert collections.Counter(p.level for p in data.demonstrations) == {"gcd": 5, "isomorphic_strings": 2}
     assert collections.Counter(p.level for p in data.held_out["all"]) == {"gcd": 4, "isomorphic_strings": 4}
+    assert collections.Counter(p.level for p in data.held_out["all"][:2]) == {"gcd": 1, "isomorphic_strings": 1}
     for level in ("gcd", "isomorphic_strings", "word_sorting"):
         assert {p.level for p in data.held_out[level]} == {level}
         assert {p.info["metadata"]["source_dataset"] for p in data.held_out[level]} == {level}
@@ -86,7 +87,7 @@ def test_a_prompt_is_a_chat_with_examples(data):
     assert problem.prompt == problem.meta["question"]
     assert problem.answer == problem.meta["answer"]
     assert not problem.solution
-    text = TOKENIZER.decode(encode_prompts([problem], TOKENIZER, 1000)["tokens"][0])
+    text = TOKENIZER.decode(prompt_ids(problem, TOKENIZER))
     assert text.startswith("system: Be brief.\nuser: Find the Greatest")
     assert text.endswith("\nAnswer alone.\nassistant: ")
 
@@ -172,6 +173,14 @@ def test_too_few_distinct_questions(tmp_path, monkeypatch):
         task.load(tokenizer=TOKENIZER)
 
 
+@pytest.mark.parametrize("use", ["shots", "demonstrations"])
+def test_examples_need_an_answer(tmp_path, monkeypatch, use):
+    monkeypatch.setattr(dataset, "generate", generated_here)
+    task = ReasoningGymTask({"graph_color": 1}, prompts=2, problems=2, data_dir=tmp_path, **{use: 1})
+    with pytest.raises(ValueError, match=rf"task\.{use} = 1: expected 0, since reasoning-gym does not answer"):
+        task.load(tokenizer=TOKENIZER)
+
+
 def test_a_model_without_a_tokenizer_gets_one_and_the_chat_as_text(folder):
     task = dataclasses.replace(TASK, as_text=transcript, data_dir=folder)
     found = task.load()
@@ -180,6 +189,7 @@ def test_a_model_without_a_tokenizer_gets_one_and_the_chat_as_text(folder):
     assert problem.prompt.startswith("Be brief.\n")
     assert problem.prompt.endswith("\nAnswer alone.\n")
     assert found.tokenizer.decode(found.tokenizer.encode(problem.prompt)) == problem.prompt
+    assert found.baselines["last line"](problem) == problem.info["question"].strip().splitlines()[-1]
     with pytest.raises(ValueError, match=r"task\.as_text = None: expected a function such as rljax\.tasks\.gym\.tran"):
         dataclasses.replace(TASK, data_dir=folder).load()
 
@@ -211,8 +221,8 @@ def test_constant_strategies_are_measured_beside_the_model(data):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"categories": {"gdc": 1}}, r"task\.categories: 'gdc': expected a category of reasoning-gym, such as 'gcd'"),
-        ({"untrained": ("countdwn",)}, r"task\.categories: 'countdwn': .* such as 'countdown'"),
+        ({"categories": {"gdc": 1}}, r"task\.categories = 'gdc': expected a category of reasoning-gym, such as 'gcd'"),
+        ({"untrained": ("countdwn",)}, r"task\.untrained = 'countdwn': .* such as 'countdown'"),
         ({"settings": {"gcd": {"max_valu": 3}}}, r"task\.settings\['gcd'\] = 'max_valu': expected settings among \['"),
         ({"settings": {"gcd": {"seed": 3}}}, r"task\.settings\['gcd'\] = 'seed': expected settings among"),
         ({"settings": {"gcd": {"max_value": 0}}}, r"task\.settings\['gcd'\] = \{'max_value': 0\}: expected settings"),
