@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -27,10 +28,15 @@ _HARMLESS = frozenset({
     "unsloth_fixed", "cache_implementation", "_attn_implementation_autoset", "router_aux_loss_coef", "id2label",
     "label2id", "return_dict", "chunk_size_feed_forward", "max_length", "min_length", "num_beams", "num_beam_groups",
     "num_return_sequences", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty",
-    "diversity_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
+    "diversity_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "do_sample", "early_stopping",
+    "tokenizer_class", "output_router_logits", "_flash_attn_2_enabled",
 })  # fmt: skip
 
-_DEFAULT = {"attention_dropout": 0, "pretraining_tp": 1, "partial_rotary_factor": 1}  # harmless with these values
+# Harmless with these values.
+_DEFAULT = {"attention_dropout": 0, "pretraining_tp": 1, "partial_rotary_factor": 1, "pruned_heads": {}}
+
+# More than in any published model; a larger number would take minutes or all memory before the tensors are compared.
+_MOST_LAYERS, _MOST_EXPERTS = 256, 1024
 
 # The outer keys of a multimodal config, which describe images.
 _IMAGES = frozenset({
@@ -88,14 +94,17 @@ class Keys:
     def number(self, key: str, default: object = None) -> float:
         """A positive number."""
         value = self.take(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
             self.fail(key, value, "a positive number")
         return float(value)
 
-    def count(self, key: str, default: object = None) -> int:
+    def count(self, key: str, default: object = None, most: int | None = None) -> int:
+        """An integer from 1 to `most`."""
         value = self.take(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             self.fail(key, value, "an integer of 1 or more")
+        if most is not None and value > most:
+            self.fail(key, value, f"at most {most}")
         return value
 
     def flag(self, key: str) -> bool:
@@ -179,7 +188,7 @@ def _sizes(keys: Keys, activation: str = "hidden_act") -> dict[str, Any]:
         "max_length": keys.count("max_position_embeddings"),
         "tied": keys.flag("tie_word_embeddings"),
         "width": width,
-        "layers": keys.count("num_hidden_layers"),
+        "layers": keys.count("num_hidden_layers", most=_MOST_LAYERS),
         "heads": heads,
         "kv_heads": keys.count("num_key_value_heads", heads),
         "head_dim": keys.count("head_dim", width // heads),
@@ -256,7 +265,7 @@ def _qwen3_moe(keys: Keys) -> dict[str, Any]:
     new = keys.take("num_local_experts")  # the name in transformers 5
     if keys.values.get("num_experts", new) != new and new is not None:
         keys.fail("num_local_experts", new, f"num_experts = {keys.values['num_experts']}")
-    experts = keys.count("num_experts", new or 128)
+    experts = keys.count("num_experts", new or 128, _MOST_EXPERTS)
     layers = range(options["layers"])
     if not isinstance(dense, list) or not all(i in layers for i in dense):
         keys.fail("mlp_only_layers", dense, f"indices below num_hidden_layers = {len(layers)}")
