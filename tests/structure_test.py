@@ -14,7 +14,7 @@ from tools.imports import ROOT, files, graph, module_of
 # Layers from low to high. A module belongs to its most specific entry; modules of an entry may import each other.
 LAYERS = (
     {"pallas_kernels"},
-    {"rljax._checks", "rljax._expression", "rljax._guards", "rljax._segments", "rljax._sharding"},
+    {"rljax._checks", "rljax._expression", "rljax._folders", "rljax._guards", "rljax._segments", "rljax._sharding"},
     {"rljax.aggregation", "rljax.objective", "rljax.divergence", "rljax.schedule"},
     {"rljax.advantage", "rljax.carried", "rljax.correction", "rljax.distillation", "rljax.penalty", "rljax.ratio",
      "rljax.rewards"},

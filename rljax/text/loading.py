@@ -4,6 +4,7 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
+from rljax._folders import inside
 from rljax.text import sentencepiece
 from rljax.text.protocol import TextTokenizer
 
@@ -23,7 +24,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> TextTokenizer:
     if (folder / "tokenizer.json").is_file():
         return _huggingface(folder)
     if (folder / sentencepiece.FILE).is_file():
-        return sentencepiece.Tokenizer((folder / sentencepiece.FILE).read_bytes())
+        return sentencepiece.Tokenizer(inside(folder, sentencepiece.FILE).read_bytes())
     raise ValueError(f"folder = {str(folder)!r}: expected tokenizer.json or {sentencepiece.FILE} in it")
 
 

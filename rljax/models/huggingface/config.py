@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import jax
 
-from rljax.models.huggingface.files import read_json
+from rljax._folders import read_json
 from rljax.models.layers import gelu_tanh
 from rljax.models.rope import LinearScaling, Llama3Scaling
 from rljax.models.transformer import TransformerConfig

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from rljax._folders import inside, read_json
+
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -34,36 +36,6 @@ def _download(folder: Path) -> str:
     if folder.parts[-2:] == ("models", "smollm2"):
         return "`make models/smollm2` creates it"
     return f"To download a model: `hf download ORG/NAME --local-dir {folder}`"
-
-
-def inside(folder: Path, name: str) -> Path:
-    """The path of a file in `folder`.
-
-    Raises ValueError if the name is not a plain file name, or if it is a link that leads out of the folder; links into
-    the `blobs` of a Hugging Face cache are followed. Raises FileNotFoundError if the file does not exist.
-    """
-    path = folder / name
-    if not name or Path(name).name != name or "\\" in name:
-        raise ValueError(f"{folder}: file = {name!r}: expected the name of a file in this folder")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: expected this file in the model folder")
-    home, target = folder.resolve(), path.resolve()
-    cache = [home.parent.parent / "blobs"] if home.parent.name == "snapshots" else []
-    if target.parent not in (home, *cache):
-        raise ValueError(f"{path}: expected a file in this folder, found a link to {target}")
-    return path
-
-
-def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """The JSON object in a file of `folder`; raises ValueError if the file holds anything else."""
-    path = inside(folder, name)
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        raise ValueError(f"{path}: expected JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
 
 
 class Tensor(NamedTuple):

@@ -20,6 +20,7 @@ from jax import Array
 from jax.experimental import multihost_utils
 
 from rljax._checks import check
+from rljax._folders import inside, read_json
 from rljax.models.decoder import Decoder
 from rljax.models.huggingface import files
 from rljax.models.huggingface.architecture import describe, differences
@@ -107,10 +108,9 @@ def _config(model: Decoder, like: Path | None, dtype: str) -> dict[str, Any]:
     for option, other in differences(config, read_config(like, ignore=None)).items():
         raise ValueError(f"model: {option} = {getattr(config, option)!r}: expected {other!r}, as in like = "
                          f"{str(like)!r}")  # fmt: skip
-    values = files.read_json(like, "config.json")
+    values = read_json(like, "config.json")
     values.pop("auto_map", None)  # names code of the folder, which is not copied
-    text = values.get("text_config", {})
-    for part in (values, text):
+    for part in (values, values.get("text_config") or {}):
         part |= {key: dtype for key in ("torch_dtype", "dtype") if key in part}
     return values if {"torch_dtype", "dtype"} & set(values) else values | {"torch_dtype": dtype}
 
@@ -223,4 +223,4 @@ def _write_file(path: Path, groups: list[Group]) -> None:
 def _copy(like: Path, folder: Path) -> None:
     for path in sorted(like.iterdir()):
         if path.is_file() and any(fnmatch.fnmatchcase(path.name.lower(), pattern) for pattern in COPIED):
-            shutil.copyfile(files.inside(like, path.name), folder / path.name)
+            shutil.copyfile(inside(like, path.name), folder / path.name)
