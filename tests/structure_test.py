@@ -25,7 +25,7 @@ LAYERS = (
     {"rljax.models", "rljax.tasks"},
     {"rljax.rollout"},
     {"rljax.training.errors", "rljax.training.keys", "rljax.training.description", "rljax.training.needs",
-     "rljax.training.placement", "rljax.training.optimizer"},
+     "rljax.training.placement", "rljax.training.optimizer", "rljax.training.terminal"},
     {"rljax.training.config", "rljax.training.recipe", "rljax.training.processes", "rljax.training"},
     {"rljax.training.held_out", "rljax.training.validation", "rljax.training.checkpoint", "rljax.training.step",
      "rljax.training.nonfinite"},

@@ -1,6 +1,5 @@
 """A conversation with a model in the terminal."""
 
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TextIO
@@ -12,6 +11,7 @@ from rljax.rollout import SamplingConfig, stream
 from rljax.text import Message, NoTemplateError, TextTokenizer, load_tokenizer
 from rljax.training.checkpoint.folder import read_json
 from rljax.training.export import load_run
+from rljax.training.terminal import escaped
 
 
 class Speaker(NamedTuple):
@@ -127,19 +127,3 @@ def pieces(ids: Iterator[int], decode: Callable[[Sequence[int]], str]) -> Iterat
             shown = whole
     if text.startswith(shown) and text != shown:
         yield text[len(shown) :]
-
-
-def escaped(text: str) -> str:
-    r"""`text` with control and format characters as escapes, so that a model cannot steer the terminal.
-
-    Newlines, tabs and the joiners of scripts and emoji stay.
-
-    >>> escaped("\x1b[2J é\n")
-    '\\x1b[2J é\n'
-    """
-    return "".join(
-        x.encode("unicode_escape").decode()
-        if unicodedata.category(x) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") and x not in "\n\t\u200c\u200d"
-        else x
-        for x in text
-    )

@@ -15,6 +15,7 @@ from rljax.training import recipe
 from rljax.training.checkpoint.folder import RunFolder, read_json
 from rljax.training.errors import RunError, disk_is_full
 from rljax.training.processes import join_workers
+from rljax.training.terminal import escaped
 
 _FOR_A_PERSON = (ValueError, FileNotFoundError, NotADirectoryError, RunError)
 
@@ -59,10 +60,12 @@ def _tell(error: Exception) -> None:
     if os.environ.get("RLJAX_TRACEBACK") or not expected:
         traceback.print_exception(error)
     elif disk_is_full(error) and not isinstance(error, RunError):
-        print(f"error: disk full ({error}): free some space and run the same command again", file=sys.stderr)
+        print(
+            f"error: disk full ({escaped(str(error))}): free some space and run the same command again", file=sys.stderr
+        )
     else:
         hint = "" if isinstance(error, RunError) else " (set RLJAX_TRACEBACK=1 to see the traceback)"
-        print(f"error: {error}{hint}", file=sys.stderr)
+        print(f"error: {escaped(str(error))}{hint}", file=sys.stderr)
     sys.stderr.flush()
 
 

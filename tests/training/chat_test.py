@@ -1,6 +1,7 @@
 import io
 import json
 import random
+import shutil
 
 import jax
 import pytest
@@ -10,7 +11,8 @@ from rljax.rollout import SamplingConfig
 from rljax.tasks import Tokenizer as SentencePiece
 from rljax.text import load_tokenizer
 from rljax.training import chat, commands
-from rljax.training.chat import Speaker, converse, escaped, pieces, say
+from rljax.training.chat import Speaker, converse, pieces, say
+from rljax.training.terminal import escaped
 from tests.training.pretrained import make_folder, write_tokenizer
 
 KEY = jax.random.key(0)
@@ -164,3 +166,11 @@ class TestCommand:
         assert fault in printed
         assert printed.startswith("error: ")
         assert printed.count("\n") == 1
+
+    def test_an_error_of_a_template_cannot_steer_the_terminal(self, folder, tmp_path, monkeypatch, capsys):
+        model = shutil.copytree(folder, tmp_path / "model")
+        (model / "chat_template.jinja").write_text("{{ raise_exception('\x1b]0;x\x07') }}")
+        with pytest.raises(SystemExit):
+            self.run(monkeypatch, model)
+        assert r"\x1b]0;x\x07" in (printed := capsys.readouterr().err)
+        assert "\x1b" not in printed
