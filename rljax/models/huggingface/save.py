@@ -57,7 +57,7 @@ def save(
     """Writes a Hugging Face folder that transformers and vLLM read, with config.json and safetensors.
 
     The value head is left out. If there are several processes, all must call this function: parameters are gathered one
-    at a time, and process 0 writes. The folder appears when it is complete.
+    at a time, and process 0 writes; if writing fails, only process 0 raises. The folder appears when it is complete.
 
     Args:
         folder: The folder to write. It must be empty or not exist.
@@ -84,6 +84,7 @@ def save(
     config = json.dumps(_config(model, like, stored), indent=2) + "\n"
     gathered = map(_gather, leaves(params).values())
     groups = _groups(model, params, like, stored, gathered)
+    _wait_for_all("rljax.models.save checks")  # before process 0 makes the folder that the others must not find
     try:
         if jax.process_index() == 0:
             with _complete(folder, sum(group.size for group in groups)) as temporary:
@@ -94,8 +95,12 @@ def save(
     finally:
         for _ in gathered:  # all processes take part in gathering, also if writing failed
             pass
+        _wait_for_all("rljax.models.save")
+
+
+def _wait_for_all(name: str) -> None:
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("rljax.models.save")
+        multihost_utils.sync_global_devices(name)
 
 
 def _config(model: Decoder, like: Path | None, dtype: str) -> dict[str, Any]:
