@@ -6,9 +6,10 @@ from typing import NamedTuple, TextIO
 
 import jax
 
+from rljax._checks import check
 from rljax.models import Model, Params
 from rljax.rollout import SamplingConfig, stream
-from rljax.text import Message, NoTemplateError, TextTokenizer, load_tokenizer
+from rljax.text import Message, NoTemplateError, TextTokenizer, fits, load_tokenizer
 from rljax.training.checkpoint.folder import read_json
 from rljax.training.export import load_run
 from rljax.training.terminal import escaped
@@ -25,7 +26,8 @@ class Speaker(NamedTuple):
     def answer(self, prompt: Sequence[int], key: jax.Array) -> Iterator[str]:
         """Yields the text of one completion in pieces of whole characters."""
         banned = tuple(range(self.tokenizer.vocab_size, self.model.vocab_size))
-        stop_ids = tuple(i for i in self.tokenizer.stop_ids if i < self.model.vocab_size)
+        stop_ids = self.tokenizer.stop_ids
+        check(max(prompt) < self.model.vocab_size, "prompt", max(prompt), f"token ids below {self.model.vocab_size}")
         drawn = stream(self.model, self.params, prompt, key, self.sampling, stop_ids=stop_ids, banned=banned)
         return pieces((i for i in drawn if i not in stop_ids), self.tokenizer.decode)
 
@@ -38,7 +40,10 @@ def load_speaker(path: Path, sampling: SamplingConfig) -> Speaker:
     from rljax.models import load  # needs the extra `hf`
 
     model, params = load(path)
-    return Speaker(model, params, load_tokenizer(path), sampling)
+    tokenizer = load_tokenizer(path)
+    check(fits(tokenizer, model.vocab_size), "tokenizer.vocab_size", tokenizer.vocab_size,
+          f"at most {model.vocab_size}, the vocabulary size of the model")  # fmt: skip
+    return Speaker(model, params, tokenizer, sampling)
 
 
 def converse(speaker: Speaker, key: jax.Array, read: Callable[[], str], out: TextIO, system: str | None = None) -> None:
