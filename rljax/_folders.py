@@ -5,6 +5,22 @@ from pathlib import Path
 from typing import Any
 
 
+def require_folder(folder: Path) -> Path:
+    """Raises FileNotFoundError if a model folder does not exist, and ValueError if it is a file."""
+    if not folder.exists():
+        raise FileNotFoundError(f"folder = {str(folder)!r} does not exist: expected the folder of a model. "
+                                f"{_download(folder)}")  # fmt: skip
+    if not folder.is_dir():
+        raise ValueError(f"folder = {str(folder)!r} is a file: expected the folder of a model, which contains it")
+    return folder
+
+
+def _download(folder: Path) -> str:
+    if folder.parts[-2:] == ("models", "smollm2"):
+        return "`make models/smollm2` creates it"
+    return f"To download a model: `hf download ORG/NAME --local-dir {folder}`"
+
+
 def inside(folder: Path, name: str) -> Path:
     """The path of a file in `folder`.
 

@@ -27,19 +27,20 @@ class Speaker(NamedTuple):
         """Yields the text of one completion in pieces of whole characters."""
         banned = tuple(range(self.tokenizer.vocab_size, self.model.vocab_size))
         stop_ids = self.tokenizer.stop_ids
-        check(max(prompt) < self.model.vocab_size, "prompt", max(prompt), f"token ids below {self.model.vocab_size}")
+        largest = max(prompt, default=0)
+        check(largest < self.model.vocab_size, "prompt", largest, f"token ids below {self.model.vocab_size}")
         drawn = stream(self.model, self.params, prompt, key, self.sampling, stop_ids=stop_ids, banned=banned)
         return pieces((i for i in drawn if i not in stop_ids), self.tokenizer.decode)
 
 
-def load_speaker(path: Path, sampling: SamplingConfig) -> Speaker:
-    """The model of a Hugging Face folder, or of a run's newest checkpoint."""
+def load_speaker(path: Path, sampling: SamplingConfig, ignore: Sequence[str] = ()) -> Speaker:
+    """The model of a Hugging Face folder, or of a run's newest checkpoint; `ignore` is as in `rljax.models.load`."""
     config = path / "config.json"
     if config.is_file() and "recipe" in read_json(config, {}):
-        return Speaker(*load_run(path), sampling)
+        return Speaker(*load_run(path, ("--model.ignore", *ignore) if ignore else ()), sampling)
     from rljax.models import load  # needs the extra `hf`
 
-    model, params = load(path)
+    model, params = load(path, ignore=ignore)
     tokenizer = load_tokenizer(path)
     check(fits(tokenizer, model.vocab_size), "tokenizer.vocab_size", tokenizer.vocab_size,
           f"at most {model.vocab_size}, the vocabulary size of the model")  # fmt: skip

@@ -135,12 +135,14 @@ def _chat(arguments: list[str]) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=512, help="length of an answer; default: 512")
     parser.add_argument("--system", help="system message at the start of the conversation")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random numbers; default: 0")
+    parser.add_argument("--model.ignore", nargs="+", default=(), metavar="KEY", dest="ignore",
+                        help="keys of config.json that do not change the model")  # fmt: skip
     chosen = parser.parse_args(arguments)
     from rljax.rollout import SamplingConfig
     from rljax.training.chat import converse, load_speaker
 
     sampling = SamplingConfig(max_new_tokens=chosen.max_new_tokens, temperature=chosen.temperature)
-    speaker = load_speaker(chosen.model, sampling)
+    speaker = load_speaker(chosen.model, sampling, chosen.ignore)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # a line may not be UTF-8
     prompt, end = ("> ", "\n") if sys.stdin.isatty() else ("", "")

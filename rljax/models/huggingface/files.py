@@ -21,23 +21,6 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _HEADER_LIMIT = 100_000_000  # bytes, the limit of the safetensors library
 
 
-def require_folder(folder: Path) -> Path:
-    """Raises FileNotFoundError if a model folder does not exist, and ValueError if it is a file."""
-    if not folder.exists():
-        raise FileNotFoundError(f"folder = {str(folder)!r} does not exist: expected a folder with config.json and "
-                                f"model.safetensors. {_download(folder)}")  # fmt: skip
-    if not folder.is_dir():
-        raise ValueError(f"folder = {str(folder)!r} is a file: expected the folder that contains config.json and "
-                         "model.safetensors")  # fmt: skip
-    return folder
-
-
-def _download(folder: Path) -> str:
-    if folder.parts[-2:] == ("models", "smollm2"):
-        return "`make models/smollm2` creates it"
-    return f"To download a model: `hf download ORG/NAME --local-dir {folder}`"
-
-
 class Tensor(NamedTuple):
     """A tensor in a safetensors file."""
 

@@ -12,9 +12,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rljax._checks import check
+from rljax._folders import require_folder
 from rljax.models.decoder import Decoder, Precision
 from rljax.models.huggingface.config import read_config
-from rljax.models.huggingface.files import DTYPES, Tensor, read_tensors, require_folder
+from rljax.models.huggingface.files import DTYPES, Tensor, read_tensors
 from rljax.models.huggingface.weights import EMBEDDING, Prefixes, Weight, is_apart, leaves, prefixes, weights
 from rljax.models.protocol import Model, Params
 from rljax.models.sharding import MeshConfig, make_mesh

@@ -8,9 +8,9 @@ from jax import Array
 from jax.sharding import Mesh
 
 from rljax._checks import check
+from rljax._folders import require_folder
 from rljax.models.decoder import Decoder, Precision
 from rljax.models.huggingface.config import read_config
-from rljax.models.huggingface.files import require_folder
 from rljax.models.huggingface.load import read_parameters
 from rljax.models.protocol import Model, ModelConfig, Params
 from rljax.models.sharding import ShardingRules

@@ -20,7 +20,7 @@ from jax import Array
 from jax.experimental import multihost_utils
 
 from rljax._checks import check
-from rljax._folders import inside, read_json
+from rljax._folders import inside, read_json, require_folder
 from rljax.models.decoder import Decoder
 from rljax.models.huggingface import files
 from rljax.models.huggingface.architecture import describe, differences
@@ -35,7 +35,7 @@ SHARD = 4 * 2**30  # bytes of a file at most, unless one parameter is larger
 
 # Names in lower case of the files of `like` that also belong to a fine-tuned copy. Its README describes other weights.
 COPIED = (
-    "tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+    "tokenizer*.json", "tokenizer.model*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
     "chat_template*", "generation_config.json", "preprocessor_config.json", "processor_config.json",
     "*license*", "*notice*", "*use_policy*",
 )  # fmt: skip
@@ -75,7 +75,7 @@ def save(
         ImportError: If the package safetensors is not installed.
     """
     files.library()
-    folder, like = Path(folder), None if like is None else files.require_folder(Path(like))
+    folder, like = Path(folder), None if like is None else require_folder(Path(like))
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ValueError(f"folder = {str(folder)!r} exists: expected a new folder or an empty one")
     params = without_value_head(params)

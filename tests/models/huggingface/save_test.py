@@ -137,9 +137,10 @@ def test_a_stored_copy_of_a_tied_table_and_buffers_are_kept(tmp_path):
     assert_same_tensors(source, tmp_path / "copy")
 
 
-KEPT = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
-        "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json", "LICENSE",
-        "License.txt", "NOTICE", "NOTICE.txt", "USE_POLICY.md", "preprocessor_config.json")  # fmt: skip
+KEPT = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tokenizer.model.v3", "special_tokens_map.json",
+        "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
+        "generation_config.json", "LICENSE", "License.txt", "NOTICE", "NOTICE.txt", "USE_POLICY.md",
+        "preprocessor_config.json")  # fmt: skip
 LEFT = (
     "README.md",
     "modeling_x.py",
