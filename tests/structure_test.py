@@ -14,7 +14,7 @@ from tools.imports import ROOT, files, graph, module_of
 # Layers from low to high. A module belongs to its most specific entry; modules of an entry may import each other.
 LAYERS = (
     {"pallas_kernels"},
-    {"rljax._checks", "rljax._expression", "rljax._guards", "rljax._segments", "rljax._sharding"},
+    {"rljax._checks", "rljax._expression", "rljax._folders", "rljax._guards", "rljax._segments", "rljax._sharding"},
     {"rljax.aggregation", "rljax.objective", "rljax.divergence", "rljax.schedule"},
     {"rljax.advantage", "rljax.carried", "rljax.correction", "rljax.distillation", "rljax.penalty", "rljax.ratio",
      "rljax.rewards"},
@@ -25,7 +25,7 @@ LAYERS = (
     {"rljax.models", "rljax.tasks"},
     {"rljax.rollout"},
     {"rljax.training.errors", "rljax.training.keys", "rljax.training.description", "rljax.training.needs",
-     "rljax.training.placement", "rljax.training.optimizer"},
+     "rljax.training.placement", "rljax.training.optimizer", "rljax.training.terminal"},
     {"rljax.training.config", "rljax.training.recipe", "rljax.training.processes", "rljax.training"},
     {"rljax.training.held_out", "rljax.training.validation", "rljax.training.checkpoint", "rljax.training.step",
      "rljax.training.nonfinite"},

@@ -1,14 +1,16 @@
 """The contents of a Hugging Face folder's files that belong to its tokenizer."""
 
 import itertools
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rljax._folders import inside, parse_json, read_json
+
 TOKENIZER = "tokenizer.json"
+TEMPLATE = "chat_template.jinja"
 GENERATION = "generation_config.json"
-FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
+FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", TEMPLATE, "chat_template.json",
          GENERATION)  # fmt: skip
 """Files that belong to a tokenizer; config.json, which belongs to the model, may name stop tokens too."""
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -20,14 +22,13 @@ class TokenizerFiles:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.contents = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
+        self.contents = {name: inside(folder, name).read_bytes() for name in FILES if (folder / name).is_file()}
         self.spec = self._object(TOKENIZER)
         self.settings = {**self._object("special_tokens_map.json"), **self._object("tokenizer_config.json")}
-        config = folder / "config.json"
-        self._config = parse(config.read_bytes(), config) if config.is_file() else {}
+        self._config = read_json(folder, "config.json") if (folder / "config.json").is_file() else {}
 
     def _object(self, name: str) -> dict[str, Any]:
-        return parse(self.contents[name], self.folder / name) if name in self.contents else {}
+        return parse_json(self.contents[name], self.folder / name) if name in self.contents else {}
 
     def generation(self) -> dict[str, Any]:
         """generation_config.json; empty if the folder has none."""
@@ -60,24 +61,21 @@ class TokenizerFiles:
 
     def template(self) -> str | None:
         """The source of the chat template; None if the folder has none."""
-        if "chat_template.jinja" in self.contents:
-            return self.contents["chat_template.jinja"].decode()
+        if TEMPLATE in self.contents:
+            return self._text(TEMPLATE)
         template = self._object("chat_template.json").get("chat_template") or self.settings.get("chat_template")
         if isinstance(template, list):
             named = {one["name"]: one["template"] for one in template}
             template = named.get("default")
+        if not isinstance(template, str | None):
+            raise ValueError(f"{self.folder}: chat_template = {template!r}: expected a string")
         return template
 
-
-def parse(text: bytes, path: Path) -> dict[str, Any]:
-    """The JSON object in `text`, the contents of `path`."""
-    try:
-        value = json.loads(text)
-    except ValueError as error:  # also UnicodeDecodeError
-        raise ValueError(f"{path}: expected JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
+    def _text(self, name: str) -> str:
+        try:
+            return self.contents[name].decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.folder / name}: expected UTF-8 ({error})") from error
 
 
 def as_list(x: Any) -> list[Any]:

@@ -4,6 +4,7 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
+from rljax._folders import inside, require_folder
 from rljax.text import sentencepiece
 from rljax.text.protocol import TextTokenizer
 
@@ -16,14 +17,11 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> TextTokenizer:
     Raises ValueError if the folder has neither or a file has a fault, FileNotFoundError if there is no such folder, and
     ImportError if a tokenizer.json needs the extra `hf`.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"folder = {str(folder)!r}: expected a folder with a tokenizer; this command downloads "
-                                f"a model into it: hf download ORG/NAME --local-dir {folder}")  # fmt: skip
+    folder = require_folder(Path(folder))
     if (folder / "tokenizer.json").is_file():
         return _huggingface(folder)
     if (folder / sentencepiece.FILE).is_file():
-        return sentencepiece.Tokenizer((folder / sentencepiece.FILE).read_bytes())
+        return sentencepiece.Tokenizer(inside(folder, sentencepiece.FILE).read_bytes())
     raise ValueError(f"folder = {str(folder)!r}: expected tokenizer.json or {sentencepiece.FILE} in it")
 
 

@@ -63,3 +63,16 @@ class TextTokenizer(Protocol):
     def save(self, folder: Path) -> None:
         """Writes the tokenizer's files into an existing folder, from which `load_tokenizer` reads them."""
         ...
+
+
+_FEW = 64
+
+
+def fits(tokenizer: TextTokenizer, rows: int) -> bool:
+    """True if a table of `rows` embeddings has one for each token that a text or a completion can hold.
+
+    A few control tokens at the end may be without one: Gemma 3's tokenizer has a token for images, which its models
+    without images do not know.
+    """
+    beyond = range(rows, tokenizer.vocab_size)
+    return len(beyond) <= _FEW and not any(i in tokenizer.stop_ids or tokenizer.decode([i]) for i in beyond)

@@ -1,17 +1,18 @@
 """A conversation with a model in the terminal."""
 
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
 import jax
 
+from rljax._checks import check
 from rljax.models import Model, Params
 from rljax.rollout import SamplingConfig, stream
-from rljax.text import Message, NoTemplateError, TextTokenizer, load_tokenizer
+from rljax.text import Message, NoTemplateError, TextTokenizer, fits, load_tokenizer
 from rljax.training.checkpoint.folder import read_json
 from rljax.training.export import load_run
+from rljax.training.terminal import escaped
 
 
 class Speaker(NamedTuple):
@@ -25,20 +26,25 @@ class Speaker(NamedTuple):
     def answer(self, prompt: Sequence[int], key: jax.Array) -> Iterator[str]:
         """Yields the text of one completion in pieces of whole characters."""
         banned = tuple(range(self.tokenizer.vocab_size, self.model.vocab_size))
-        stop_ids = tuple(i for i in self.tokenizer.stop_ids if i < self.model.vocab_size)
+        stop_ids = self.tokenizer.stop_ids
+        largest = max(prompt, default=0)
+        check(largest < self.model.vocab_size, "prompt", largest, f"token ids below {self.model.vocab_size}")
         drawn = stream(self.model, self.params, prompt, key, self.sampling, stop_ids=stop_ids, banned=banned)
         return pieces((i for i in drawn if i not in stop_ids), self.tokenizer.decode)
 
 
-def load_speaker(path: Path, sampling: SamplingConfig) -> Speaker:
-    """The model of a Hugging Face folder, or of a run's newest checkpoint."""
+def load_speaker(path: Path, sampling: SamplingConfig, ignore: Sequence[str] = ()) -> Speaker:
+    """The model of a Hugging Face folder, or of a run's newest checkpoint; `ignore` is as in `rljax.models.load`."""
     config = path / "config.json"
     if config.is_file() and "recipe" in read_json(config, {}):
-        return Speaker(*load_run(path), sampling)
+        return Speaker(*load_run(path, ("--model.ignore", *ignore) if ignore else ()), sampling)
     from rljax.models import load  # needs the extra `hf`
 
-    model, params = load(path)
-    return Speaker(model, params, load_tokenizer(path), sampling)
+    model, params = load(path, ignore=ignore)
+    tokenizer = load_tokenizer(path)
+    check(fits(tokenizer, model.vocab_size), "tokenizer.vocab_size", tokenizer.vocab_size,
+          f"at most {model.vocab_size}, the vocabulary size of the model")  # fmt: skip
+    return Speaker(model, params, tokenizer, sampling)
 
 
 def converse(speaker: Speaker, key: jax.Array, read: Callable[[], str], out: TextIO, system: str | None = None) -> None:
@@ -127,19 +133,3 @@ def pieces(ids: Iterator[int], decode: Callable[[Sequence[int]], str]) -> Iterat
             shown = whole
     if text.startswith(shown) and text != shown:
         yield text[len(shown) :]
-
-
-def escaped(text: str) -> str:
-    r"""`text` with control and format characters as escapes, so that a model cannot steer the terminal.
-
-    Newlines, tabs and the joiners of scripts and emoji stay.
-
-    >>> escaped("\x1b[2J é\n")
-    '\\x1b[2J é\n'
-    """
-    return "".join(
-        x.encode("unicode_escape").decode()
-        if unicodedata.category(x) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") and x not in "\n\t\u200c\u200d"
-        else x
-        for x in text
-    )

@@ -15,6 +15,7 @@ from rljax.training import recipe
 from rljax.training.checkpoint.folder import RunFolder, read_json
 from rljax.training.errors import RunError, disk_is_full
 from rljax.training.processes import join_workers
+from rljax.training.terminal import escaped
 
 _FOR_A_PERSON = (ValueError, FileNotFoundError, NotADirectoryError, RunError)
 
@@ -59,10 +60,12 @@ def _tell(error: Exception) -> None:
     if os.environ.get("RLJAX_TRACEBACK") or not expected:
         traceback.print_exception(error)
     elif disk_is_full(error) and not isinstance(error, RunError):
-        print(f"error: disk full ({error}): free some space and run the same command again", file=sys.stderr)
+        print(
+            f"error: disk full ({escaped(str(error))}): free some space and run the same command again", file=sys.stderr
+        )
     else:
         hint = "" if isinstance(error, RunError) else " (set RLJAX_TRACEBACK=1 to see the traceback)"
-        print(f"error: {error}{hint}", file=sys.stderr)
+        print(f"error: {escaped(str(error))}{hint}", file=sys.stderr)
     sys.stderr.flush()
 
 
@@ -132,12 +135,14 @@ def _chat(arguments: list[str]) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=512, help="length of an answer; default: 512")
     parser.add_argument("--system", help="system message at the start of the conversation")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random numbers; default: 0")
+    parser.add_argument("--model.ignore", nargs="+", default=(), metavar="KEY", dest="ignore",
+                        help="keys of config.json that do not change the model")  # fmt: skip
     chosen = parser.parse_args(arguments)
     from rljax.rollout import SamplingConfig
     from rljax.training.chat import converse, load_speaker
 
     sampling = SamplingConfig(max_new_tokens=chosen.max_new_tokens, temperature=chosen.temperature)
-    speaker = load_speaker(chosen.model, sampling)
+    speaker = load_speaker(chosen.model, sampling, chosen.ignore)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # a line may not be UTF-8
     prompt, end = ("> ", "\n") if sys.stdin.isatty() else ("", "")

@@ -12,7 +12,7 @@ from rljax._checks import check
 from rljax.models import Model, make_mesh
 from rljax.tasks import Task, TaskData
 from rljax.tasks.batching import left_padded, prompt_ids
-from rljax.text import TextTokenizer
+from rljax.text import TextTokenizer, fits
 from rljax.training.config import Config
 from rljax.training.held_out import HeldOut, encode_held_out
 from rljax.training.placement import to_devices
@@ -68,11 +68,14 @@ def make_components(config: Config) -> Components:
     tokenizer = data.tokenizer
     model = config.model.build(vocab_size=tokenizer.vocab_size, value_head="values" in config.needs,
                                rules=config.sharding)  # fmt: skip
-    check(tokenizer.vocab_size <= model.vocab_size, "tokenizer.vocab_size", tokenizer.vocab_size,
+    check(fits(tokenizer, model.vocab_size), "tokenizer.vocab_size", tokenizer.vocab_size,
           f"at most {model.vocab_size}, the vocabulary size of the model")  # fmt: skip
     prompts, left_out = _encoded_prompts(config, data)
     every = [problem for problems in data.held_out.values() for problem in problems]
     held_out = encode_held_out(every, tokenizer, config.rollout)
+    largest = int(max(prompts["tokens"].max(), *map(max, held_out.prompts.values()), 0))
+    check(largest < model.vocab_size, "prompts", largest, f"token ids below {model.vocab_size}, the vocabulary size of "
+          "the model")  # fmt: skip
     fitting = fitting_held_out(config, held_out, data.held_out)
     limit = f"model.max_length = {config.model.max_length}"
     left_out |= {

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from rljax.models import MeshConfig, Model, Params, make_mesh, without_value_head
+from rljax.models import MeshConfig, Model, Params, PretrainedModel, make_mesh, without_value_head
 from rljax.models.decoder import Decoder, Precision
 from rljax.text import TextTokenizer, load_tokenizer
 from rljax.training import recipe
@@ -64,11 +64,12 @@ def export_run(run: Path, out: Path, *, dtype: Precision | None = None, override
     trained, record = _load(run, config, None)
     if not isinstance(trained.model, Decoder):
         raise ValueError(f"model = {config.model!r}: expected a TransformerConfig or a PretrainedModel to export")
+    like = config.model.folder if isinstance(config.model, PretrainedModel) else None
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # from an interrupted export
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        save(partial, trained.model, trained.params, like=getattr(config.model, "folder", None), dtype=dtype)
+        save(partial, trained.model, trained.params, like=like, dtype=dtype)
         trained.tokenizer.save(partial)
         if out.exists():
             out.rmdir()

@@ -1,6 +1,7 @@
 import io
 import json
 import random
+import shutil
 
 import jax
 import pytest
@@ -10,7 +11,8 @@ from rljax.rollout import SamplingConfig
 from rljax.tasks import Tokenizer as SentencePiece
 from rljax.text import load_tokenizer
 from rljax.training import chat, commands
-from rljax.training.chat import Speaker, converse, escaped, pieces, say
+from rljax.training.chat import Speaker, converse, pieces, say
+from rljax.training.terminal import escaped
 from tests.training.pretrained import make_folder, write_tokenizer
 
 KEY = jax.random.key(0)
@@ -149,7 +151,9 @@ class TestCommand:
 
     def test_a_run(self, tmp_path, speaker, monkeypatch, capsys):
         (tmp_path / "config.json").write_text(json.dumps({"recipe": "x", "overrides": []}))
-        monkeypatch.setattr(chat, "load_run", lambda path: speaker[:3] if path == tmp_path else None)
+        monkeypatch.setattr(
+            chat, "load_run", lambda path, options: speaker[:3] if (path, options) == (tmp_path, ()) else None
+        )
         self.run(monkeypatch, tmp_path, "--temperature", 0, "--max-new-tokens", 6)
         expected = "".join(speaker.answer(speaker.tokenizer.chat([{"role": "user", "content": "hi"}]), KEY))
         assert capsys.readouterr().out == escaped(expected) + "\n\n"
@@ -164,3 +168,21 @@ class TestCommand:
         assert fault in printed
         assert printed.startswith("error: ")
         assert printed.count("\n") == 1
+
+    def test_the_option_in_the_error_of_an_unknown_key(self, folder, tmp_path, monkeypatch, capsys):
+        model = shutil.copytree(folder, tmp_path / "model")
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps(config | {"novelty": 1, "another": 2}))
+        with pytest.raises(SystemExit):
+            self.run(monkeypatch, model)
+        assert "add `--model.ignore novelty`" in capsys.readouterr().err
+        self.run(monkeypatch, model, "--max-new-tokens", 1, "--model.ignore", "novelty", "another")
+        assert capsys.readouterr().out.endswith("\n\n")
+
+    def test_an_error_of_a_template_cannot_steer_the_terminal(self, folder, tmp_path, monkeypatch, capsys):
+        model = shutil.copytree(folder, tmp_path / "model")
+        (model / "chat_template.jinja").write_text("{{ raise_exception('\x1b]0;x\x07') }}")
+        with pytest.raises(SystemExit):
+            self.run(monkeypatch, model)
+        assert r"\x1b]0;x\x07" in (printed := capsys.readouterr().err)
+        assert "\x1b" not in printed

@@ -11,8 +11,10 @@ import pytest
 
 import rljax.models
 from rljax.models import without_value_head
+from rljax.rollout import SamplingConfig
 from rljax.text import load_tokenizer
 from rljax.training import commands
+from rljax.training.chat import load_speaker
 from rljax.training.checkpoint.folder import identity
 from rljax.training.components import make_components
 from rljax.training.export import load_run
@@ -201,3 +203,27 @@ def test_a_full_disk_leaves_nothing_half_written(place, tmp_path, monkeypatch):
     assert code == 1
     assert f"disk full while exporting to {tmp_path / 'out'}: nothing was written there" in output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_control_token_without_a_row(place, tmp_path):
+    """As the image token of Gemma 3's tokenizer, which its models without images do not know."""
+    shutil.copytree(place / "data", tmp_path / "data", dirs_exist_ok=True)
+    shutil.copy(place / "problems.jsonl", tmp_path)
+    pretrained.make_folder(tmp_path / "model", dataclasses.replace(pretrained.SIZES, vocab_size=259))
+    path, template = tmp_path / "model" / "tokenizer.json", tmp_path / "model" / "chat_template.jinja"
+    spec = json.loads(path.read_text())
+    spec["added_tokens"].append({**spec["added_tokens"][-1], "id": 259, "content": "<image>"})
+    path.write_text(json.dumps(spec))
+    with on_devices(1):
+        parts = make_components(config_of(tmp_path))
+    assert (parts.model.vocab_size, parts.data.tokenizer.vocab_size) == (259, 260)
+    template.write_text("<image>{{ messages[0]['content'] }}")
+    with on_devices(1), pytest.raises(ValueError, match="prompts = 259: expected token ids below 259"):
+        make_components(config_of(tmp_path))
+    speaker = load_speaker(tmp_path / "model", SamplingConfig(max_new_tokens=1))
+    with pytest.raises(ValueError, match="prompt = 259: expected token ids below 259"):
+        next(speaker.answer([259], jax.random.key(0)))
+    spec["added_tokens"][-1]["special"] = False
+    path.write_text(json.dumps(spec))
+    with pytest.raises(ValueError, match=r"tokenizer.vocab_size = 260: expected at most 259"):
+        load_speaker(tmp_path / "model", SamplingConfig(max_new_tokens=1))

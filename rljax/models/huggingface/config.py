@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import jax
 
-from rljax.models.huggingface.files import read_json
+from rljax._folders import read_json, shown
 from rljax.models.layers import gelu_tanh
 from rljax.models.rope import LinearScaling, Llama3Scaling
 from rljax.models.transformer import TransformerConfig
@@ -27,10 +28,15 @@ _HARMLESS = frozenset({
     "unsloth_fixed", "cache_implementation", "_attn_implementation_autoset", "router_aux_loss_coef", "id2label",
     "label2id", "return_dict", "chunk_size_feed_forward", "max_length", "min_length", "num_beams", "num_beam_groups",
     "num_return_sequences", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty",
-    "diversity_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
+    "diversity_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "do_sample", "early_stopping",
+    "tokenizer_class", "output_router_logits", "_flash_attn_2_enabled",
 })  # fmt: skip
 
-_DEFAULT = {"attention_dropout": 0, "pretraining_tp": 1, "partial_rotary_factor": 1}  # harmless with these values
+# Harmless with these values.
+_DEFAULT = {"attention_dropout": 0, "pretraining_tp": 1, "partial_rotary_factor": 1, "pruned_heads": {}}
+
+# More than in any published model; a larger number would take minutes or all memory before the tensors are compared.
+_MOST_LAYERS, _MOST_EXPERTS = 256, 1024
 
 # The outer keys of a multimodal config, which describe images.
 _IMAGES = frozenset({
@@ -76,7 +82,7 @@ class Keys:
         self.values, self.where, self.defaults, self.ignore = dict(values), where, defaults, ignore
 
     def fail(self, key: str, value: object, wanted: str) -> NoReturn:
-        raise ValueError(f"{self.where}: {key} = {value!r}: expected {wanted}")
+        raise ValueError(f"{self.where}: {key} = {shown(value)}: expected {wanted}")
 
     def is_null(self, key: str) -> bool:
         return key in self.values and self.values[key] is None
@@ -88,14 +94,17 @@ class Keys:
     def number(self, key: str, default: object = None) -> float:
         """A positive number."""
         value = self.take(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
             self.fail(key, value, "a positive number")
         return float(value)
 
-    def count(self, key: str, default: object = None) -> int:
+    def count(self, key: str, default: object = None, most: int | None = None) -> int:
+        """An integer from 1 to `most`."""
         value = self.take(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             self.fail(key, value, "an integer of 1 or more")
+        if most is not None and value > most:
+            self.fail(key, value, f"at most {most}")
         return value
 
     def flag(self, key: str) -> bool:
@@ -124,8 +133,8 @@ class Keys:
         for key, value in self.values.items():
             empty = value is None or value is False or (key in _DEFAULT and value == _DEFAULT[key])
             if not empty and key not in harmless and key not in self.ignore:
-                raise ValueError(f"{self.where}: unknown key {key!r} = {value!r}: expected a key that rljax knows. If "
-                                 f"this key does not change the model, add `--model.ignore {key}` (in Python, "
+                raise ValueError(f"{self.where}: unknown key {key!r} = {shown(value)}: expected a key that rljax "
+                                 f"knows. If this key does not change the model, add `--model.ignore {key}` (in Python, "
                                  f"`ignore=({key!r},)`)")  # fmt: skip
 
 
@@ -142,7 +151,9 @@ def transformer(values: Mapping[str, Any], where: str = "config.json", ignore: I
     """As `read_config`, from the contents of a config.json."""
     quantization = values.get("quantization_config")
     if quantization is not None:
-        raise ValueError(f"{where}: quantization_config = {quantization!r}: expected weights that are not quantized")
+        raise ValueError(
+            f"{where}: quantization_config = {shown(quantization)}: expected weights that are not quantized"
+        )
     family = FAMILIES[architecture(values, where)]
     keys = Keys(values, where, defaults=family.defaults, ignore=ignore)
     options = family.options(keys)
@@ -156,8 +167,8 @@ def architecture(values: Mapping[str, Any], where: str) -> str:
     if classes is None:
         classes = [name for name, family in FAMILIES.items() if family.model_type == kind]
     if not isinstance(classes, list) or len(classes) != 1 or classes[0] not in list(FAMILIES):
-        raise ValueError(f"{where}: architectures = {values.get('architectures')!r}, model_type = {kind!r}: expected "
-                         f"one of {', '.join(FAMILIES)}")  # fmt: skip
+        raise ValueError(f"{where}: architectures = {shown(values.get('architectures'))}, model_type = {shown(kind)}: "
+                         f"expected one of {', '.join(FAMILIES)}")  # fmt: skip
     expected = FAMILIES[classes[0]].model_type
     if kind not in (None, expected):
         raise ValueError(f"{where}: model_type = {kind!r}: expected {expected!r}, since architectures = {classes!r}")
@@ -179,7 +190,7 @@ def _sizes(keys: Keys, activation: str = "hidden_act") -> dict[str, Any]:
         "max_length": keys.count("max_position_embeddings"),
         "tied": keys.flag("tie_word_embeddings"),
         "width": width,
-        "layers": keys.count("num_hidden_layers"),
+        "layers": keys.count("num_hidden_layers", most=_MOST_LAYERS),
         "heads": heads,
         "kv_heads": keys.count("num_key_value_heads", heads),
         "head_dim": keys.count("head_dim", width // heads),
@@ -256,7 +267,7 @@ def _qwen3_moe(keys: Keys) -> dict[str, Any]:
     new = keys.take("num_local_experts")  # the name in transformers 5
     if keys.values.get("num_experts", new) != new and new is not None:
         keys.fail("num_local_experts", new, f"num_experts = {keys.values['num_experts']}")
-    experts = keys.count("num_experts", new or 128)
+    experts = keys.count("num_experts", new or 128, _MOST_EXPERTS)
     layers = range(options["layers"])
     if not isinstance(dense, list) or not all(i in layers for i in dense):
         keys.fail("mlp_only_layers", dense, f"indices below num_hidden_layers = {len(layers)}")

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from rljax._folders import inside, read_json, shown
+
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -17,53 +19,6 @@ DTYPES = {
 }
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _HEADER_LIMIT = 100_000_000  # bytes, the limit of the safetensors library
-
-
-def require_folder(folder: Path) -> Path:
-    """Raises FileNotFoundError if a model folder does not exist, and ValueError if it is a file."""
-    if not folder.exists():
-        raise FileNotFoundError(f"folder = {str(folder)!r} does not exist: expected a folder with config.json and "
-                                f"model.safetensors. {_download(folder)}")  # fmt: skip
-    if not folder.is_dir():
-        raise ValueError(f"folder = {str(folder)!r} is a file: expected the folder that contains config.json and "
-                         "model.safetensors")  # fmt: skip
-    return folder
-
-
-def _download(folder: Path) -> str:
-    if folder.parts[-2:] == ("models", "smollm2"):
-        return "`make models/smollm2` creates it"
-    return f"To download a model: `hf download ORG/NAME --local-dir {folder}`"
-
-
-def inside(folder: Path, name: str) -> Path:
-    """The path of a file in `folder`.
-
-    Raises ValueError if the name is not a plain file name, or if it is a link that leads out of the folder; links into
-    the `blobs` of a Hugging Face cache are followed. Raises FileNotFoundError if the file does not exist.
-    """
-    path = folder / name
-    if not name or Path(name).name != name or "\\" in name:
-        raise ValueError(f"{folder}: file = {name!r}: expected the name of a file in this folder")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: expected this file in the model folder")
-    home, target = folder.resolve(), path.resolve()
-    cache = [home.parent.parent / "blobs"] if home.parent.name == "snapshots" else []
-    if target.parent not in (home, *cache):
-        raise ValueError(f"{path}: expected a file in this folder, found a link to {target}")
-    return path
-
-
-def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """The JSON object in a file of `folder`; raises ValueError if the file holds anything else."""
-    path = inside(folder, name)
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        raise ValueError(f"{path}: expected JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
 
 
 class Tensor(NamedTuple):
@@ -98,7 +53,9 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"{folder}: {SINGLE} and {INDEX} do not exist: expected one of them{_pickles(folder)}")
     index = read_json(folder, INDEX).get("weight_map")
     if not isinstance(index, dict) or not all(isinstance(file, str) for file in index.values()):
-        raise ValueError(f"{folder / INDEX}: weight_map = {index!r}: expected an object with a file name per tensor")
+        raise ValueError(
+            f"{folder / INDEX}: weight_map = {shown(index)}: expected an object with a file name per tensor"
+        )
     for file in index.values():
         if not file.endswith(".safetensors"):
             raise ValueError(f"{folder / INDEX}: file = {file!r}: expected a .safetensors file")
@@ -182,10 +139,12 @@ def _tensor(path: Path, name: str, entry: Any, start: int, size: int) -> Tensor:
         if not isinstance(dtype, str) or not all(type(n) is int and n >= 0 for n in numbers):
             raise ValueError
     except (TypeError, KeyError, ValueError):
-        raise ValueError(f"{where}: expected dtype, shape and data_offsets in the header, found {entry!r}") from None
+        raise ValueError(
+            f"{where}: expected dtype, shape and data_offsets in the header, found {shown(entry)}"
+        ) from None
     if start + last > size:
         raise ValueError(f"{where} is truncated: expected bytes up to {start + last:,}, found {size:,} in the file")
     if dtype in DTYPES and last - first != math.prod(shape) * DTYPES[dtype].itemsize:
         raise ValueError(f"{where} has {last - first:,} bytes: expected {math.prod(shape) * DTYPES[dtype].itemsize:,}, "
-                         f"since its shape is {shape} and its dtype {dtype}")  # fmt: skip
+                         f"since its shape is {shown(shape)} and its dtype {dtype}")  # fmt: skip
     return Tensor(path, dtype, shape, start + first, last - first)

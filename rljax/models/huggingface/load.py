@@ -12,9 +12,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rljax._checks import check
+from rljax._folders import require_folder, shown
 from rljax.models.decoder import Decoder, Precision
 from rljax.models.huggingface.config import read_config
-from rljax.models.huggingface.files import DTYPES, Tensor, read_tensors, require_folder
+from rljax.models.huggingface.files import DTYPES, Tensor, read_tensors
 from rljax.models.huggingface.weights import EMBEDDING, Prefixes, Weight, is_apart, leaves, prefixes, weights
 from rljax.models.protocol import Model, Params
 from rljax.models.sharding import MeshConfig, make_mesh
@@ -116,7 +117,7 @@ def _check(folder: Path, tensors: Mapping[str, Tensor], table: Mapping[str, Weig
         if tensor.dtype not in DTYPES:
             raise ValueError(f"{where} has dtype {tensor.dtype}: expected one of {', '.join(DTYPES)} (no quantization)")
         if tensor.shape != shape:
-            raise ValueError(f"{where} has shape {tensor.shape}: expected {shape}, as in config.json")
+            raise ValueError(f"{where} has shape {shown(tensor.shape)}: expected {shape}, as in config.json")
 
 
 def _check_tied(folder: Path, head: Tensor, embedding: Tensor) -> None:

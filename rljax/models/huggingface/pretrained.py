@@ -8,13 +8,13 @@ from jax import Array
 from jax.sharding import Mesh
 
 from rljax._checks import check
+from rljax._folders import require_folder
 from rljax.models.decoder import Decoder, Precision
 from rljax.models.huggingface.config import read_config
-from rljax.models.huggingface.files import require_folder
 from rljax.models.huggingface.load import read_parameters
 from rljax.models.protocol import Model, ModelConfig, Params
 from rljax.models.sharding import ShardingRules
-from rljax.text import TextTokenizer
+from rljax.text import TextTokenizer, fits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +42,9 @@ class PretrainedModel(ModelConfig):
         check(self.max_length >= 1, "max_length", self.max_length, "1 or more")
 
     def build(self, *, vocab_size: int, value_head: bool, rules: ShardingRules) -> Decoder:
-        """The model of the checkpoint, with its own vocabulary; `vocab_size` is the tokenizer's, at most as large."""
+        """The model of the checkpoint, with its own vocabulary, which `vocab_size`, that of the tokenizer, must fit."""
         config = read_config(require_folder(self.folder), self.ignore)
-        check(vocab_size <= config.vocab_size, "vocab_size", vocab_size,
+        check(vocab_size <= config.vocab_size or fits(self.tokenizer(), config.vocab_size), "vocab_size", vocab_size,
               f"at most {config.vocab_size}, the rows of the embedding table in {self.folder}")  # fmt: skip
         check(self.max_length <= config.max_length, "max_length", self.max_length,
               f"at most {config.max_length}, max_position_embeddings in {self.folder / 'config.json'}")  # fmt: skip

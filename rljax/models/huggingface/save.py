@@ -20,6 +20,7 @@ from jax import Array
 from jax.experimental import multihost_utils
 
 from rljax._checks import check
+from rljax._folders import inside, read_json, require_folder
 from rljax.models.decoder import Decoder
 from rljax.models.huggingface import files
 from rljax.models.huggingface.architecture import describe, differences
@@ -34,7 +35,7 @@ SHARD = 4 * 2**30  # bytes of a file at most, unless one parameter is larger
 
 # Names in lower case of the files of `like` that also belong to a fine-tuned copy. Its README describes other weights.
 COPIED = (
-    "tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+    "tokenizer*.json", "tokenizer.model*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
     "chat_template*", "generation_config.json", "preprocessor_config.json", "processor_config.json",
     "*license*", "*notice*", "*use_policy*",
 )  # fmt: skip
@@ -56,7 +57,7 @@ def save(
     """Writes a Hugging Face folder that transformers and vLLM read, with config.json and safetensors.
 
     The value head is left out. If there are several processes, all must call this function: parameters are gathered one
-    at a time, and process 0 writes. The folder appears when it is complete.
+    at a time, and process 0 writes; if writing fails, only process 0 raises. The folder appears when it is complete.
 
     Args:
         folder: The folder to write. It must be empty or not exist.
@@ -74,7 +75,7 @@ def save(
         ImportError: If the package safetensors is not installed.
     """
     files.library()
-    folder, like = Path(folder), None if like is None else files.require_folder(Path(like))
+    folder, like = Path(folder), None if like is None else require_folder(Path(like))
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ValueError(f"folder = {str(folder)!r} exists: expected a new folder or an empty one")
     params = without_value_head(params)
@@ -83,6 +84,7 @@ def save(
     config = json.dumps(_config(model, like, stored), indent=2) + "\n"
     gathered = map(_gather, leaves(params).values())
     groups = _groups(model, params, like, stored, gathered)
+    _wait_for_all("rljax.models.save checks")  # before process 0 makes the folder that the others must not find
     try:
         if jax.process_index() == 0:
             with _complete(folder, sum(group.size for group in groups)) as temporary:
@@ -93,8 +95,12 @@ def save(
     finally:
         for _ in gathered:  # all processes take part in gathering, also if writing failed
             pass
+        _wait_for_all("rljax.models.save")
+
+
+def _wait_for_all(name: str) -> None:
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("rljax.models.save")
+        multihost_utils.sync_global_devices(name)
 
 
 def _config(model: Decoder, like: Path | None, dtype: str) -> dict[str, Any]:
@@ -107,10 +113,9 @@ def _config(model: Decoder, like: Path | None, dtype: str) -> dict[str, Any]:
     for option, other in differences(config, read_config(like, ignore=None)).items():
         raise ValueError(f"model: {option} = {getattr(config, option)!r}: expected {other!r}, as in like = "
                          f"{str(like)!r}")  # fmt: skip
-    values = files.read_json(like, "config.json")
+    values = read_json(like, "config.json")
     values.pop("auto_map", None)  # names code of the folder, which is not copied
-    text = values.get("text_config", {})
-    for part in (values, text):
+    for part in (values, values.get("text_config") or {}):
         part |= {key: dtype for key in ("torch_dtype", "dtype") if key in part}
     return values if {"torch_dtype", "dtype"} & set(values) else values | {"torch_dtype": dtype}
 
@@ -223,4 +228,4 @@ def _write_file(path: Path, groups: list[Group]) -> None:
 def _copy(like: Path, folder: Path) -> None:
     for path in sorted(like.iterdir()):
         if path.is_file() and any(fnmatch.fnmatchcase(path.name.lower(), pattern) for pattern in COPIED):
-            shutil.copyfile(files.inside(like, path.name), folder / path.name)
+            shutil.copyfile(inside(like, path.name), folder / path.name)

@@ -1,4 +1,5 @@
 import dataclasses
+import types
 from pathlib import Path
 
 import jax
@@ -57,9 +58,17 @@ def test_a_value_head_is_zero(tmp_path):
     np.testing.assert_array_equal(model.values(params, hidden), np.zeros((1, 2)))
 
 
-def test_a_tokenizer_larger_than_the_table(tmp_path):
+def test_a_tokenizer_larger_than_the_table(tmp_path, monkeypatch):
+    text = types.SimpleNamespace(vocab_size=V + 1, stop_ids=(1,), decode=lambda ids: "a")
+    monkeypatch.setattr(rljax.text, "load_tokenizer", lambda folder: text)
     with pytest.raises(ValueError, match=f"vocab_size = {V + 1}: expected at most {V}, the rows of the embedding"):
         build(PretrainedModel(write(tmp_path), max_length=16), vocab_size=V + 1)
+
+
+def test_a_control_token_may_have_no_row(tmp_path, monkeypatch):
+    image = types.SimpleNamespace(vocab_size=V + 1, stop_ids=(1,), decode=lambda ids: "")
+    monkeypatch.setattr(rljax.text, "load_tokenizer", lambda folder: image)
+    assert build(PretrainedModel(write(tmp_path), max_length=16), vocab_size=V + 1).vocab_size == V
 
 
 def test_a_length_beyond_the_checkpoint(tmp_path):

@@ -137,9 +137,10 @@ def test_a_stored_copy_of_a_tied_table_and_buffers_are_kept(tmp_path):
     assert_same_tensors(source, tmp_path / "copy")
 
 
-KEPT = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
-        "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json", "LICENSE",
-        "License.txt", "NOTICE", "NOTICE.txt", "USE_POLICY.md", "preprocessor_config.json")  # fmt: skip
+KEPT = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tokenizer.model.v3", "special_tokens_map.json",
+        "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
+        "generation_config.json", "LICENSE", "License.txt", "NOTICE", "NOTICE.txt", "USE_POLICY.md",
+        "preprocessor_config.json")  # fmt: skip
 LEFT = (
     "README.md",
     "modeling_x.py",
@@ -242,14 +243,29 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(tmp_path):
 
 
 WORKER = """
-import sys, jax
+import sys, time, jax
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 from rljax.models import MeshConfig, load, make_mesh, save
+import importlib; module = importlib.import_module("rljax.models.huggingface.save")
 source, copy = sys.argv[3:]
 model, params = load(source, mesh=make_mesh(MeshConfig(data=1, fsdp=2, tensor=2)))
 assert not params["embedding"].is_fully_addressable
 save(copy, model, params, like=source)
+
+time.sleep(jax.process_index())  # process 0 must not write before process 1 has checked the folder
+save(copy + "-local", *load(source), like=source)
+
+def fail(*args):
+    raise OSError("broken")
+
+module._write = fail
+try:
+    save(copy + "-broken", model, params, like=source)
+except OSError:
+    assert jax.process_index() == 0
+else:
+    assert jax.process_index() == 1
 """
 
 
@@ -266,6 +282,8 @@ def test_two_processes_write_one_folder(tmp_path):
     ]
     assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
     assert_same_tensors(source, tmp_path / "copy")
+    assert_same_tensors(source, tmp_path / "copy-local")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "copy-local", "source"]
 
 
 def test_a_created_model_with_a_large_vocabulary(tmp_path):
