@@ -134,8 +134,8 @@ class Keys:
             empty = value is None or value is False or (key in _DEFAULT and value == _DEFAULT[key])
             if not empty and key not in harmless and key not in self.ignore:
                 raise ValueError(f"{self.where}: unknown key {key!r} = {shown(value)}: expected a key that rljax "
-                                 f"knows. If this key does not change the model, add `--model.ignore {key}` (in Python, "
-                                 f"`ignore=({key!r},)`)")  # fmt: skip
+                                 f"knows. If this key does not change the model, add `--model.ignore {key}` (in "
+                                 f"Python, `ignore=({key!r},)`)")  # fmt: skip
 
 
 def read_config(folder: Path, ignore: Ignore = ()) -> TransformerConfig:
