@@ -243,3 +243,11 @@ def test_a_config_reads_as_it_is_written():
     assert expression(described) == "power_mean(2, f(g=h), p=[1, 2])"
     assert expression({"type": "Clip", "low": 0.1, "inner": {"a": None}}) == "Clip(low=0.1, inner=dict(a=None))"
     assert flat({"algorithm": {"function": "f"}, "a": {"b": {"c": True}}}) == {"algorithm": "f()", "a.b.c": "True"}
+
+
+def test_what_was_left_out_is_counted(tmp_path):
+    left_out = {"prompts": {"count": 3, "total": 2000, "limit": "rollout.prompt_length = 96"},
+                "demonstrations": {"count": 0, "total": 64, "limit": "likelihood.row_length = 112"}}  # fmt: skip
+    shown = parse(write_report(tmp_path, **fake_run.everything(), left_out=left_out)).text
+    assert "Left out of the prompts3 of 2,000longer than rollout.prompt_length = 96 allows" in shown.replace("\n", "")
+    assert "Left out of the demonstrations" not in shown

@@ -32,15 +32,24 @@ _PACKAGES = (
     "tensorflow-datasets",
     "sentencepiece",
 )
+_OPTIONAL = ("safetensors", "tokenizers", "reasoning-gym")  # of the extras `hf` and `gym`; shown if installed
 _REPORT_EVERY = 30  # seconds
 LEFT_OUT = "left_out.json"
 
 
+def _versions() -> dict[str, str]:
+    found = {package: _version(package) for package in (*_PACKAGES, *_OPTIONAL)}
+    return {
+        package: version or "not installed" for package, version in found.items() if version or package in _PACKAGES
+    }
+
+
 def _version(package: str) -> str:
+    """The version of a package; empty if it is not installed, as a checkout on the Python path under Bazel."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed"  # a checkout on the Python path, as under Bazel
+        return ""
 
 
 class Monitor:
@@ -152,10 +161,7 @@ class Monitor:
             write_report(
                 self.folder,
                 config=describe(self.config),
-                versions={
-                    "python": platform.python_version(),
-                    **{name: _version(name) for name in _PACKAGES},
-                },
+                versions={"python": platform.python_version(), **_versions()},
                 device=f"{jax.device_count()} × {device.device_kind} ({device.platform}), "
                 f"{jax.process_count()} process(es), {os.cpu_count()} cores on this host",
                 metrics=read(self.folder),
@@ -163,6 +169,7 @@ class Monitor:
                 samples=read_json(self.folder / "samples.json", {}),
                 status=status,
                 headline=self.headline,
+                left_out=read_json(self.folder / LEFT_OUT, {}),
             )
         return path
 

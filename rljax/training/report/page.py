@@ -29,6 +29,7 @@ def write_report(
     samples: Mapping[str, Sequence[Mapping]],
     status: str,
     headline: str | None = None,
+    left_out: Mapping[str, Mapping] | None = None,
 ) -> Path:
     """Writes `folder/report.html` atomically; sections without data are omitted or contain a note.
 
@@ -42,6 +43,7 @@ def write_report(
       samples: {name: [{"prompt", "completion", "answer", "reward", "solved", "level"}, …]}, shown without selection.
       status: State of the run, such as "finished".
       headline: Level to show first; default: the first level.
+      left_out: {kind: {"count", "total", "limit"}}, the numbers of problems that are too long.
 
     Returns:
       Path of the report.
@@ -59,7 +61,7 @@ def write_report(
             header(title, config, status),
             _warnings(metrics),
             learned(evaluations, headline),
-            _facts(metrics, device),
+            _facts(metrics, device, left_out or {}),
             learning_curves(metrics, config, colors),
             evaluation(evaluations, colors),
             diagnostics(metrics),
@@ -92,7 +94,7 @@ def _check(evaluations: Mapping[str, Mapping]) -> None:
                                      "expected [value, low, high]")  # fmt: skip
 
 
-def _facts(metrics: Sequence[Mapping], device: str) -> str:
+def _facts(metrics: Sequence[Mapping], device: str, left_out: Mapping[str, Mapping]) -> str:
     facts = []
     for phase, title, unit in (
         ("likelihood", "Stage 1 (likelihood)", "optimizer step"), ("rl", "Stage 2 (RL)", "rollout"),
@@ -111,6 +113,10 @@ def _facts(metrics: Sequence[Mapping], device: str) -> str:
         facts.append((title, f"{done:,} {unit}{'s' * (done != 1)}", ", ".join(about)))
     peaks = [row["peak_memory_gib"] for row in metrics if row.get("peak_memory_gib") is not None]
     facts.append(("Device", device, f"peak memory {max(peaks):.2f} GiB" if peaks else ""))
+    for kind, found in left_out.items():
+        if found["count"]:
+            facts.append((f"Left out of the {kind}", f"{found['count']:,} of {found['total']:,}",
+                          f"longer than {found['limit']} allows"))  # fmt: skip
     shown = "".join(
         f"<div><dt>{text(title)}</dt><dd><b>{text(what)}</b>{text(about)}</dd></div>" for title, what, about in facts
     )
