@@ -54,3 +54,9 @@ def parse_json(contents: bytes, path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
+
+
+def shown(value: object) -> str:
+    """`value` as in Python, cut after 200 characters: a file may hold a list of any length."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"

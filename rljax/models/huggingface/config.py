@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import jax
 
-from rljax._folders import read_json
+from rljax._folders import read_json, shown
 from rljax.models.layers import gelu_tanh
 from rljax.models.rope import LinearScaling, Llama3Scaling
 from rljax.models.transformer import TransformerConfig
@@ -82,7 +82,7 @@ class Keys:
         self.values, self.where, self.defaults, self.ignore = dict(values), where, defaults, ignore
 
     def fail(self, key: str, value: object, wanted: str) -> NoReturn:
-        raise ValueError(f"{self.where}: {key} = {value!r}: expected {wanted}")
+        raise ValueError(f"{self.where}: {key} = {shown(value)}: expected {wanted}")
 
     def is_null(self, key: str) -> bool:
         return key in self.values and self.values[key] is None
@@ -133,9 +133,9 @@ class Keys:
         for key, value in self.values.items():
             empty = value is None or value is False or (key in _DEFAULT and value == _DEFAULT[key])
             if not empty and key not in harmless and key not in self.ignore:
-                raise ValueError(f"{self.where}: unknown key {key!r} = {value!r}: expected a key that rljax knows. If "
-                                 f"this key does not change the model, add `--model.ignore {key}` (in Python, "
-                                 f"`ignore=({key!r},)`)")  # fmt: skip
+                raise ValueError(f"{self.where}: unknown key {key!r} = {shown(value)}: expected a key that rljax "
+                                 f"knows. If this key does not change the model, add `--model.ignore {key}` (in "
+                                 f"Python, `ignore=({key!r},)`)")  # fmt: skip
 
 
 def read_config(folder: Path, ignore: Ignore = ()) -> TransformerConfig:
@@ -151,7 +151,9 @@ def transformer(values: Mapping[str, Any], where: str = "config.json", ignore: I
     """As `read_config`, from the contents of a config.json."""
     quantization = values.get("quantization_config")
     if quantization is not None:
-        raise ValueError(f"{where}: quantization_config = {quantization!r}: expected weights that are not quantized")
+        raise ValueError(
+            f"{where}: quantization_config = {shown(quantization)}: expected weights that are not quantized"
+        )
     family = FAMILIES[architecture(values, where)]
     keys = Keys(values, where, defaults=family.defaults, ignore=ignore)
     options = family.options(keys)
@@ -165,8 +167,8 @@ def architecture(values: Mapping[str, Any], where: str) -> str:
     if classes is None:
         classes = [name for name, family in FAMILIES.items() if family.model_type == kind]
     if not isinstance(classes, list) or len(classes) != 1 or classes[0] not in list(FAMILIES):
-        raise ValueError(f"{where}: architectures = {values.get('architectures')!r}, model_type = {kind!r}: expected "
-                         f"one of {', '.join(FAMILIES)}")  # fmt: skip
+        raise ValueError(f"{where}: architectures = {shown(values.get('architectures'))}, model_type = {shown(kind)}: "
+                         f"expected one of {', '.join(FAMILIES)}")  # fmt: skip
     expected = FAMILIES[classes[0]].model_type
     if kind not in (None, expected):
         raise ValueError(f"{where}: model_type = {kind!r}: expected {expected!r}, since architectures = {classes!r}")

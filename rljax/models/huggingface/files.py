@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from rljax._folders import inside, read_json
+from rljax._folders import inside, read_json, shown
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {
@@ -53,7 +53,9 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"{folder}: {SINGLE} and {INDEX} do not exist: expected one of them{_pickles(folder)}")
     index = read_json(folder, INDEX).get("weight_map")
     if not isinstance(index, dict) or not all(isinstance(file, str) for file in index.values()):
-        raise ValueError(f"{folder / INDEX}: weight_map = {index!r}: expected an object with a file name per tensor")
+        raise ValueError(
+            f"{folder / INDEX}: weight_map = {shown(index)}: expected an object with a file name per tensor"
+        )
     for file in index.values():
         if not file.endswith(".safetensors"):
             raise ValueError(f"{folder / INDEX}: file = {file!r}: expected a .safetensors file")
@@ -137,10 +139,12 @@ def _tensor(path: Path, name: str, entry: Any, start: int, size: int) -> Tensor:
         if not isinstance(dtype, str) or not all(type(n) is int and n >= 0 for n in numbers):
             raise ValueError
     except (TypeError, KeyError, ValueError):
-        raise ValueError(f"{where}: expected dtype, shape and data_offsets in the header, found {entry!r}") from None
+        raise ValueError(
+            f"{where}: expected dtype, shape and data_offsets in the header, found {shown(entry)}"
+        ) from None
     if start + last > size:
         raise ValueError(f"{where} is truncated: expected bytes up to {start + last:,}, found {size:,} in the file")
     if dtype in DTYPES and last - first != math.prod(shape) * DTYPES[dtype].itemsize:
         raise ValueError(f"{where} has {last - first:,} bytes: expected {math.prod(shape) * DTYPES[dtype].itemsize:,}, "
-                         f"since its shape is {shape} and its dtype {dtype}")  # fmt: skip
+                         f"since its shape is {shown(shape)} and its dtype {dtype}")  # fmt: skip
     return Tensor(path, dtype, shape, start + first, last - first)

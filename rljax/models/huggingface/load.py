@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rljax._checks import check
-from rljax._folders import require_folder
+from rljax._folders import require_folder, shown
 from rljax.models.decoder import Decoder, Precision
 from rljax.models.huggingface.config import read_config
 from rljax.models.huggingface.files import DTYPES, Tensor, read_tensors
@@ -117,7 +117,7 @@ def _check(folder: Path, tensors: Mapping[str, Tensor], table: Mapping[str, Weig
         if tensor.dtype not in DTYPES:
             raise ValueError(f"{where} has dtype {tensor.dtype}: expected one of {', '.join(DTYPES)} (no quantization)")
         if tensor.shape != shape:
-            raise ValueError(f"{where} has shape {tensor.shape}: expected {shape}, as in config.json")
+            raise ValueError(f"{where} has shape {shown(tensor.shape)}: expected {shape}, as in config.json")
 
 
 def _check_tied(folder: Path, head: Tensor, embedding: Tensor) -> None:

@@ -171,7 +171,7 @@ WINDOW = "windows are supported in Gemma 3 only"
     ("llama", {"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000: expected at most 256"),
     ("qwen3_moe", {"num_experts": 10**9}, "num_experts = 1000000000: expected at most 1024"),
     ("gemma3", {"text_config": {"num_hidden_layers": 10**9}}, "num_hidden_layers = 1000000000: expected at most"),
-    ("llama", {"rope_theta": 10**400}, "rope_theta = 10+: expected a positive number"),
+    ("llama", {"rope_theta": 10**400}, "rope_theta = 10+…: expected a positive number"),
     ("llama", {"pruned_heads": {"0": [1]}}, "unknown key 'pruned_heads'"),
     ("llama", {"rms_norm_eps": -1.0}, "rms_norm_eps = -1.0: expected a positive number"),
     ("llama", {"num_key_value_heads": 3}, "kv_heads = 3: expected a divisor of heads"),
@@ -188,6 +188,12 @@ WINDOW = "windows are supported in Gemma 3 only"
 def test_what_is_not_supported_is_refused_by_name(family, changes, message):
     with pytest.raises(ValueError, match=message):
         transformer(config(family, **changes))
+
+
+def test_long_values_are_cut_in_errors():
+    with pytest.raises(ValueError, match=r"layer_types = .*…: expected") as caught:
+        transformer(config("qwen3", layer_types=["sliding_attention"] * 1000))
+    assert len(str(caught.value)) < 400
 
 
 def test_inactive_windows_pass():
