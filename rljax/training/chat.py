@@ -33,11 +33,18 @@ class Speaker(NamedTuple):
         return pieces((i for i in drawn if i not in stop_ids), self.tokenizer.decode)
 
 
-def load_speaker(path: Path, sampling: SamplingConfig, ignore: Sequence[str] = ()) -> Speaker:
-    """The model of a Hugging Face folder, or of a run's newest checkpoint; `ignore` is as in `rljax.models.load`."""
+def load_speaker(
+    path: Path, sampling: SamplingConfig, *, ignore: Sequence[str] = (), overrides: Sequence[str] = ()
+) -> Speaker:
+    """The model of a Hugging Face folder, or of a run's newest checkpoint.
+
+    `ignore` is as in `rljax.models.load`. `overrides` are command-line options of the run's recipe, as in `load_run`.
+    """
     config = path / "config.json"
     if config.is_file() and "recipe" in read_json(config, {}):
-        return Speaker(*load_run(path, ("--model.ignore", *ignore) if ignore else ()), sampling)
+        ignored = ["--model.ignore", *ignore] if ignore else []
+        return Speaker(*load_run(path, [*overrides, *ignored]), sampling)
+    check(not overrides, "arguments", list(overrides), f"options of rljax-chat only, since {path} is not a run")
     from rljax.models import load  # needs the extra `hf`
 
     model, params = load(path, ignore=ignore)

@@ -129,7 +129,8 @@ def _export(arguments: list[str]) -> None:
 def _chat(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="rljax-chat", allow_abbrev=False, description="Talks to a model in the terminal. Ctrl-C stops an answer, "
-        "Ctrl-D ends the conversation. Without a chat template, the model continues each line.")  # fmt: skip
+        "Ctrl-D ends the conversation. Without a chat template, the model continues each line. For a run, further "
+        "options override fields of its recipe, such as --model.folder.")  # fmt: skip
     parser.add_argument("model", type=Path, help="a Hugging Face folder or the folder of a run")
     parser.add_argument("--temperature", type=float, default=0.7, help="0 is greedy; default: 0.7")
     parser.add_argument("--max-new-tokens", type=int, default=512, help="length of an answer; default: 512")
@@ -137,12 +138,12 @@ def _chat(arguments: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the random numbers; default: 0")
     parser.add_argument("--model.ignore", nargs="+", default=(), metavar="KEY", dest="ignore",
                         help="keys of config.json that do not change the model")  # fmt: skip
-    chosen = parser.parse_args(arguments)
+    chosen, overrides = parser.parse_known_args(arguments)
     from rljax.rollout import SamplingConfig
     from rljax.training.chat import converse, load_speaker
 
     sampling = SamplingConfig(max_new_tokens=chosen.max_new_tokens, temperature=chosen.temperature)
-    speaker = load_speaker(chosen.model, sampling, chosen.ignore)
+    speaker = load_speaker(chosen.model, sampling, ignore=chosen.ignore, overrides=overrides)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # a line may not be UTF-8
     prompt, end = ("> ", "\n") if sys.stdin.isatty() else ("", "")

@@ -151,15 +151,17 @@ class TestCommand:
 
     def test_a_run(self, tmp_path, speaker, monkeypatch, capsys):
         (tmp_path / "config.json").write_text(json.dumps({"recipe": "x", "overrides": []}))
-        monkeypatch.setattr(
-            chat, "load_run", lambda path, options: speaker[:3] if (path, options) == (tmp_path, ()) else None
-        )
-        self.run(monkeypatch, tmp_path, "--temperature", 0, "--max-new-tokens", 6)
+        calls = []
+        monkeypatch.setattr(chat, "load_run", lambda *arguments: calls.append(arguments) or speaker[:3])
+        self.run(monkeypatch, tmp_path, "--temperature", 0, "--max-new-tokens", 6, "--model.folder", "moved",
+                 "--model.ignore", "one", "two")  # fmt: skip
+        assert calls == [(tmp_path, ["--model.folder", "moved", "--model.ignore", "one", "two"])]
         expected = "".join(speaker.answer(speaker.tokenizer.chat([{"role": "user", "content": "hi"}]), KEY))
         assert capsys.readouterr().out == escaped(expected) + "\n\n"
 
     @pytest.mark.parametrize(("arguments", "fault"), [
         (["absent"], "hf download ORG/NAME --local-dir"), (["absent", "--temperature", "-1"], "temperature = -1.0"),
+        (["absent", "--seeds", "1"], "arguments = ['--seeds', '1']: expected options of rljax-chat"),
     ])  # fmt: skip
     def test_errors_have_one_line(self, tmp_path, monkeypatch, capsys, arguments, fault):
         with pytest.raises(SystemExit):
