@@ -20,7 +20,7 @@ def pack(
     tokenizer: TextTokenizer,
     row_length: int,
     *,
-    end: int | None = None,
+    stop_ids: Sequence[int] = (),
     leave_out_long: bool = False,
 ) -> Rows:
     """Packs demonstrations `[prompt | solution | end]` into rows of `row_length` tokens by best fit.
@@ -29,7 +29,7 @@ def pack(
       problems: Problems with solutions.
       tokenizer: Encodes the prompts and the solutions.
       row_length: Tokens per row.
-      end: Last token of a demonstration, by default the first of the tokenizer's stop tokens.
+      stop_ids: Tokens that end a completion, by default the tokenizer's (`end_id`).
       leave_out_long: Leave out demonstrations that are longer than a row.
 
     Returns:
@@ -41,10 +41,9 @@ def pack(
     """
     if not problems:
         raise ValueError("problems is empty: expected at least one problem to pack")
-    end = tokenizer.stop_ids[0] if end is None else end
     room: list[list[int]] = [[] for _ in range(row_length + 1)]  # indices of rows, by the number of free tokens
     rows: list[list[tuple[list[int], int]]] = []
-    encoded = [_demonstration(problem, tokenizer, end) for problem in problems]
+    encoded = [_demonstration(problem, tokenizer, stop_ids or tokenizer.stop_ids) for problem in problems]
     lengths = [len(tokens) for tokens, _ in encoded]
     if max(lengths) > row_length and (not leave_out_long or min(lengths) > row_length):
         longest = lengths.index(max(lengths))
@@ -65,12 +64,24 @@ def pack(
     return _filled(rows, row_length)
 
 
-def _demonstration(problem: Problem, tokenizer: TextTokenizer, end: int) -> tuple[list[int], int]:
+def _demonstration(problem: Problem, tokenizer: TextTokenizer, stop_ids: Sequence[int]) -> tuple[list[int], int]:
     """(tokens, index of the first token of the solution)."""
     if not problem.solution:
         raise ValueError(f"problems: {problem.prompt!r} has no solution: expected a solution in every problem")
     prompt = prompt_ids(problem, tokenizer)
-    return [*prompt, *tokenizer.encode(problem.solution), end], len(prompt)
+    return [*prompt, *tokenizer.encode(problem.solution), end_id(problem, tokenizer, stop_ids)], len(prompt)
+
+
+def end_id(problem: Problem, tokenizer: TextTokenizer, stop_ids: Sequence[int]) -> int:
+    """The token that ends a demonstration: the first stop token, or, after a chat, the last that its template writes.
+
+    Llama 3's first stop token is `<|end_of_text|>`, but its chat template ends a message with `<|eot_id|>`.
+    """
+    if problem.messages:
+        answered = [*problem.messages, {"role": "assistant", "content": problem.solution}]
+        stops = [i for i in tokenizer.chat(answered, generate=False) if i in stop_ids]
+        return stops[-1] if stops else stop_ids[0]
+    return stop_ids[0]
 
 
 def _filled(rows: list[list[tuple[list[int], int]]], row_length: int) -> Rows:

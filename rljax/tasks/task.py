@@ -72,7 +72,8 @@ class TaskData:
     """Constant strategies by name, which answer a problem without a model; an evaluation reports the accuracy of the
     best of them. `rljax.tasks.baselines` has common ones."""
     stop_ids: tuple[int, ...] = ()
-    """Tokens that end a completion, by default the tokenizer's; demonstrations end with the first of these tokens."""
+    """Tokens that end a completion, by default the tokenizer's; demonstrations end with the first of these tokens, or
+    with the one that a chat template writes after a message."""
 
     @property
     def banned_ids(self) -> tuple[int, ...]:

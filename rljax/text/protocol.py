@@ -22,7 +22,7 @@ class TextTokenizer(Protocol):
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """Tokens that end a completion; the first of them ends demonstrations."""
+        """Tokens that end a completion; the first of them ends demonstrations that are not chats."""
         ...
 
     @property

@@ -98,7 +98,7 @@ class LikelihoodStage(Stage):
         if not data.demonstrations:
             raise ValueError(f"likelihood.steps = {settings.steps}: expected 0, since the task has no demonstrations "
                              "(a JSONL task takes them from `solution`)")  # fmt: skip
-        rows = pack(data.demonstrations, data.tokenizer, settings.row_length, end=data.stop_ids[0],
+        rows = pack(data.demonstrations, data.tokenizer, settings.row_length, stop_ids=data.stop_ids,
                     leave_out_long=config.rollout.leave_out_long)  # fmt: skip
         super().__init__(settings.optimizer, batches(rows, settings.rows, config.seed), parts)
         total, packed = len(data.demonstrations), int(rows["segment_ids"].max(axis=1).sum())

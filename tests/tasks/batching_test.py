@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import json
 
@@ -43,7 +44,7 @@ def test_pack_loses_no_problem_and_wastes_little():
 
 def test_demonstrations_end_as_the_task_says():
     ids = TOKENIZER.encode("ab")
-    rows = pack([Problem("a", "b", "ab")], TOKENIZER, 8, end=7)
+    rows = pack([Problem("a", "b", "ab")], TOKENIZER, 8, stop_ids=(7, 1))
     assert rows["tokens"][0][rows["mask"][0]].tolist() == [*ids, 7]
 
 
@@ -145,3 +146,21 @@ def test_a_chat_that_the_tokenizer_cannot_write_is_named():
     chat = Problem("2 + 3?", "5", messages=({"role": "user", "content": "2 + 3?"},))
     with pytest.raises(ValueError, match=r"^problems: the chat of '2 \+ 3\?': messages .* has none"):
         prompt_ids(chat, TOKENIZER)
+
+
+def test_a_chat_ends_as_its_template_ends_a_message():
+    class Chats(Tokenizer):
+        stop_ids = (1, 6)
+
+        def chat(self, messages, *, generate=True):
+            turns = [i for message in messages for i in (*self.encode(message["content"]), 6, 9)]
+            return [*turns, 8] if generate else turns
+
+    tokenizer = Chats(TOKENIZER.model_proto)
+    chat = Problem("2", "3", "3", messages=({"role": "user", "content": "2"},))
+    two, three = tokenizer.encode("2"), tokenizer.encode("3")
+    length = len(two) + len(three) + 4
+    assert pack([chat], tokenizer, length)["tokens"][0].tolist() == [*two, 6, 9, 8, *three, 6]
+    assert pack([dataclasses.replace(chat, messages=())], tokenizer, length)["tokens"][0].tolist() == [
+        *two, *three, 1, 0, 0, 0]  # fmt: skip
+    assert pack([chat], tokenizer, length, stop_ids=(7,))["tokens"][0].tolist() == [*two, 6, 9, 8, *three, 7]
