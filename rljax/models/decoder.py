@@ -124,6 +124,28 @@ class Decoder:
         self._check(params, tokens, segment_ids)
         return self._apply(params, tokens, segment_ids)[0]
 
+    def group_hidden(
+        self, params: dict, tokens: Int[Array, "B T"], segment_ids: Int[Array, "B T"], *, prompt_length: int,
+        completions: int,
+    ) -> Float[Array, "B N D"]:  # fmt: skip
+        """As in `PromptSharing.group_hidden`: each prompt's keys and values are computed once and then repeated."""
+        self._check(params, tokens, segment_ids)
+        (B, T), L, G = tokens.shape, prompt_length, completions
+        check(G >= 1 and B % G == 0, "completions", G, f"a divisor of the {B} rows of tokens")
+        check(1 <= L < T, "prompt_length", L, f"1 to {T - 1} of the {T} columns of tokens")
+        first = (x.reshape(B // G, G, T)[:, 0, :L] for x in (tokens, segment_ids))
+        prompt, kv = self._apply(params, *first)
+
+        def remember(layer, k, v):
+            return tuple(
+                jnp.concatenate([jnp.repeat(shared, G, axis=0), own], axis=2)
+                for shared, own in zip(kv[layer], (k, v), strict=True)
+            )
+
+        positions, mask = positions_of(segment_ids)[:, L:], causal_mask(segment_ids)[:, L:]
+        completion, _ = self._network(params)(tokens[:, L:], positions, mask, remember)
+        return split_rows(jnp.concatenate([jnp.repeat(prompt[:, -1:], G, axis=0), completion], axis=1), self.rules)
+
     def unembedding(self, params: dict) -> Float[Array, "V D"]:
         return self.head(params).table[: self.vocab_size]
 
