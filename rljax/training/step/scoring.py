@@ -17,8 +17,7 @@ from pallas_kernels import TokenStats, token_topk
 from rljax.carried import advance
 from rljax.divergence import total_variation
 from rljax.logprobs import delayed, logps_at, preceding, token_kls, token_logps
-from rljax.models import Model
-from rljax.models.protocol import PromptSharing
+from rljax.models import Model, PromptSharing
 from rljax.objective import PolicyGradient, Rollouts, advantages_of
 from rljax.training.config import Config, RolloutConfig
 from rljax.training.needs import fields_of_rollouts
