@@ -17,11 +17,15 @@ from rljax.training.placement import to_devices
 from rljax.training.step.accumulation import State
 from rljax.training.step.policy import make_update, summarize
 from rljax.training.step.scoring import SharedPrompt, make_prepare, shared_prompt
-from tests.models.bigram import BigramConfig
+from tests.models.bigram import Bigram, BigramConfig
+from tests.training.in_process import train
 from tests.training.one_step import config_of, length, less, params_of, rollouts_of, scorer_of
+from tests.training.subprocesses import metrics
+from tests.training.tiny import config as tiny
 
 pytestmark = pytest.mark.standard_promotion
 TOKENS: list[int] = []
+GROUPS: list[tuple[int, int, int]] = []
 
 
 def exact_kl(stats, batch, *, kl):
@@ -110,7 +114,9 @@ def assert_same(ours, theirs):
     assert length(less(moved, wanted)) < 2e-5 * length(wanted)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=[pytest.mark.slow] * (name in ("dapo", "otb"))) for name in CONFIGS
+])  # fmt: skip
 def test_sharing_changes_nothing(name):
     assert_same(two_steps(CONFIGS[name], (1, 1, 1), True), two_steps(CONFIGS[name], (1, 1, 1), False))
 
@@ -143,6 +149,29 @@ def test_no_prompt_token_is_scored():
 def test_units_fit_into_microbatches_and_shards(completions, microbatches, shards, unit):
     rollout = RolloutConfig(prompts=8, completions=completions, prompt_length=5, microbatches=microbatches)
     assert shared_prompt(rollout, shards) == (None if unit == 1 else SharedPrompt(5, unit))
+
+
+class SharingBigram(Bigram):
+    def group_hidden(self, params, tokens, segment_ids, *, prompt_length, completions):
+        GROUPS.append((len(tokens), prompt_length, completions))
+        return self.hidden(params, tokens[:, prompt_length - 1 :], segment_ids)
+
+
+class SharingBigramConfig(BigramConfig):
+    def build(self, **settings):
+        model = super().build(**settings)
+        return SharingBigram(**{field.name: getattr(model, field.name) for field in dataclasses.fields(model)})
+
+
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
+def test_stage_two_shares_prompts(tmp_path, data):
+    """Rollouts of 8 prompts with 4 completions, in 2 minibatches: 16 rows."""
+    GROUPS.clear()
+    task = dataclasses.replace(tiny.task, data_dir=data)
+    train(dataclasses.replace(tiny, run=tmp_path / "run", task=task, model=SharingBigramConfig(), steps=1,
+                              algorithm=algorithms.ppo(), checkpoint_every=0))  # fmt: skip
+    assert set(GROUPS) == {(16, tiny.rollout.prompt_length, 4)}
+    assert metrics(tmp_path / "run", "rl")[0]["mismatch"] < 1e-5
 
 
 def test_a_model_without_the_ability_computes_whole_rows():
