@@ -4,7 +4,7 @@ from rljax.models.decoder import Cache, Decoder, DecoderConfig, create
 from rljax.models.huggingface.load import load
 from rljax.models.huggingface.pretrained import PretrainedModel
 from rljax.models.huggingface.save import save
-from rljax.models.protocol import Head, Model, ModelConfig, Params, initialize, without_value_head
+from rljax.models.protocol import Head, Model, ModelConfig, Params, PromptSharing, initialize, without_value_head
 from rljax.models.sharding import MeshConfig, ShardingRules, make_mesh
 from rljax.models.transformer import TransformerConfig
 
@@ -18,6 +18,7 @@ __all__ = [
     "ModelConfig",
     "Params",
     "PretrainedModel",
+    "PromptSharing",
     "ShardingRules",
     "TransformerConfig",
     "create",

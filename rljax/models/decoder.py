@@ -4,7 +4,8 @@ import abc
 import dataclasses
 import functools
 import math
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -122,7 +123,30 @@ class Decoder:
     def hidden(self, params: dict, tokens: Int[Array, "B T"], segment_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Hidden states after the final norm, in the compute dtype; positions restart at 0 in each segment."""
         self._check(params, tokens, segment_ids)
-        return self._apply(params, tokens, segment_ids)[0]
+        return _whole_rows(self._network(params), tokens, segment_ids)[0]
+
+    def group_hidden(
+        self, params: dict, tokens: Int[Array, "B T"], segment_ids: Int[Array, "B T"], *, prompt_length: int,
+        completions: int,
+    ) -> Float[Array, "B N D"]:  # fmt: skip
+        """As in `PromptSharing.group_hidden`: each prompt's keys and values are computed once and then repeated."""
+        self._check(params, tokens, segment_ids)
+        (B, T), L, G = tokens.shape, prompt_length, completions
+        check(G >= 1 and B % G == 0, "completions", G, f"a divisor of the {B} rows of tokens")
+        check(1 <= L < T, "prompt_length", L, f"1 to {T - 1} of the {T} columns of tokens")
+        first = (x.reshape(B // G, G, T)[:, 0, :L] for x in (tokens, segment_ids))
+        network = self._network(params)
+        prompt, kv = _whole_rows(network, *first)
+
+        def remember(layer, k, v):
+            return tuple(
+                jnp.concatenate([jnp.repeat(shared, G, axis=0), own], axis=2)
+                for shared, own in zip(kv[layer], (k, v), strict=True)
+            )
+
+        positions, mask = positions_of(segment_ids)[:, L:], causal_mask(segment_ids)[:, L:]
+        completion, _ = network(tokens[:, L:], positions, mask, remember)
+        return split_rows(jnp.concatenate([jnp.repeat(prompt[:, -1:], G, axis=0), completion], axis=1), self.rules)
 
     def unembedding(self, params: dict) -> Float[Array, "V D"]:
         return self.head(params).table[: self.vocab_size]
@@ -148,7 +172,7 @@ class Decoder:
         if not length <= cache_length <= self.config.max_length:
             raise ValueError(f"cache_length = {cache_length}: expected at least the {length} tokens of the prompt and "
                              f"at most max_length = {self.config.max_length}")  # fmt: skip
-        hidden, kv = self._apply(params, tokens, segment_ids)
+        hidden, kv = _whole_rows(self._network(params), tokens, segment_ids)
         none, free = (0, 0), (0, cache_length - length)
         present = (segment_ids == segment_ids[:, -1:]) & (segment_ids != 0)
         cache = Cache(
@@ -184,11 +208,6 @@ class Decoder:
     def _network(self, params: dict):
         return nnx.merge(_definition(self.config, self.rules)[0], self._kept(params))
 
-    def _apply(self, params: dict, tokens: Array, segment_ids: Array):
-        return self._network(params)(
-            tokens, positions_of(segment_ids), causal_mask(segment_ids), lambda layer, k, v: (k, v)
-        )
-
     def _check(self, params: dict, tokens: Array, segment_ids: Array) -> None:
         if tokens.ndim != 2:
             raise ValueError(f"tokens has shape {tokens.shape}: expected [B, T]")
@@ -198,6 +217,11 @@ class Decoder:
             raise ValueError(f"tokens has {tokens.shape[1]} columns: expected at most max_length = "
                              f"{self.config.max_length} (shorten the sequence, or raise max_length)")  # fmt: skip
         _require_params(params, nnx.to_pure_dict(self._abstract))
+
+
+def _whole_rows(network: Callable, tokens: Array, segment_ids: Array) -> tuple[Array, Any]:
+    """(hidden, kv) of whole rows."""
+    return network(tokens, positions_of(segment_ids), causal_mask(segment_ids), lambda layer, k, v: (k, v))
 
 
 def _require_params(params: dict, expected: dict) -> None:

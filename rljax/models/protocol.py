@@ -1,7 +1,7 @@
 """The model interface used by training, scoring and sampling."""
 
 import abc
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 from jax import Array
@@ -96,6 +96,22 @@ class Model(Protocol):
 
     def decode(self, params: Params, token: Int[Array, " B"], cache: Any) -> tuple[Float[Array, "B D"], Any]:
         """Hidden state of one more `token` per row, and the `cache` extended by that token."""
+        ...
+
+
+@runtime_checkable
+class PromptSharing(Protocol):
+    """An optional ability of a `Model`: the completions of a group share the computation of their prompt."""
+
+    def group_hidden(
+        self, params: Params, tokens: Int[Array, "B T"], segment_ids: Int[Array, "B T"], *, prompt_length: int,
+        completions: int,
+    ) -> Float[Array, "B N D"]:  # fmt: skip
+        """`hidden` of the last N = T − `prompt_length` + 1 columns, from the last column of the prompt on.
+
+        Each `completions` consecutive rows must have the same tokens and ids in their first `prompt_length` columns,
+        which is not checked.
+        """
         ...
 
 

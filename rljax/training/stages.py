@@ -28,7 +28,7 @@ from rljax.training.step.accumulation import State
 from rljax.training.step.likelihood import make_update as make_likelihood_update
 from rljax.training.step.policy import make_update as make_policy_update
 from rljax.training.step.policy import summarize
-from rljax.training.step.scoring import Scorer, make_prepare, make_score
+from rljax.training.step.scoring import Scorer, make_prepare, make_score, shared_prompt
 from rljax.training.validation import LeftOut
 
 SAMPLES_SHOWN = 12
@@ -130,7 +130,8 @@ class PolicyStage(Stage):
         self._drawn: list[Drawn] = []  # of the newest step
         self._start: tuple[Any, Any] | None = None
         """log π − log π_start and the mask of the rollout before a quick evaluation, with `evaluation.kl_start`."""
-        scorer = Scorer(parts.model, parts.mesh, config.rollout.sampling.temperature, parts.banned_ids)
+        shared = shared_prompt(config.rollout, config.sharding.row_shards(parts.mesh))
+        scorer = Scorer(parts.model, parts.mesh, config.rollout.sampling.temperature, parts.banned_ids, shared)
         self._score = jax.jit(make_score(scorer, config.rollout.microbatch_rows))
         self._prepare = make_prepare(config, scorer)
         self._update = make_policy_update(config, scorer, self.optimizer)

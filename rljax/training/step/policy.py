@@ -14,7 +14,7 @@ from rljax import metrics, penalty
 from rljax.objective import PolicyGradient, earns, policy_loss, weighted_batch
 from rljax.training.config import Config
 from rljax.training.step.accumulation import State, accumulate, apply
-from rljax.training.step.scoring import Extra, Prepared, Scorer, flat
+from rljax.training.step.scoring import Extra, Prepared, Scorer, flat, last_columns
 
 
 def make_loss(config: Config, scorer: Scorer):
@@ -25,8 +25,9 @@ def make_loss(config: Config, scorer: Scorer):
     penalty_of, own = config.penalty, config.rollout.optimizer_steps == 1
 
     def loss(params, rows: tuple[Any, Extra], ratio, reference):
-        batch, extra = rows
-        hidden = scorer.model.hidden(params, batch.tokens, batch.segment_ids)
+        inputs = rows[0].tokens, rows[0].segment_ids
+        hidden = scorer.hidden(params, *inputs)
+        batch, extra = last_columns(rows, hidden.shape[1])
         stats = scorer.stats(params, hidden, batch.tokens, batch.mask)
         if own and config.rollout.rescores(hidden.dtype):  # in the rollout's only step, π_old = π_θ
             old_logp = lax.stop_gradient(stats.logp)
@@ -41,8 +42,8 @@ def make_loss(config: Config, scorer: Scorer):
         }
         if penalty_of is not None:
             exact = "kl" in config.needs
-            rows_of = (reference, batch.tokens, batch.segment_ids, batch.mask)
-            value += penalty_of(stats, batch, **({"kl": scorer.kl(params, hidden, *rows_of)} if exact else {}))
+            theirs = (reference, *inputs, batch.mask)
+            value += penalty_of(stats, batch, **({"kl": scorer.kl(params, hidden, *theirs)} if exact else {}))
         if extra.values is not None and extra.returns is not None:
             sums["value_loss"] = penalty.value_loss(scorer.values(params, hidden), batch, returns=extra.returns,
                                                     old_values=extra.values, limit=config.critic.limit)  # fmt: skip
@@ -67,7 +68,9 @@ def make_update(config: Config, scorer: Scorer, optimizer: optax.GradientTransfo
         rows = flat((batch, prepared.extra))
         of_rows = partial(loss, ratio=algorithm.ratio, reference=reference)
         present = jnp.any(rows[0].mask, axis=-1)
-        (value, sums), gradient = accumulate(of_rows, state.params, rows, config.rollout.microbatches, present)
+        (value, sums), gradient = accumulate(
+            of_rows, state.params, rows, config.rollout.microbatches, present, scorer.unit
+        )
         more = config.penalty is not None or prepared.extra.returns is not None
         taken = jnp.any(batch.mask if more else earns(batch))
         state, norm = apply(optimizer, state, gradient, taken)

@@ -1,6 +1,7 @@
 """Log-probabilities of a model's tokens, and the preparation of a rollout for its optimizer steps."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -16,9 +17,9 @@ from pallas_kernels import TokenStats, token_topk
 from rljax.carried import advance
 from rljax.divergence import total_variation
 from rljax.logprobs import delayed, logps_at, preceding, token_kls, token_logps
-from rljax.models import Model
+from rljax.models import Model, PromptSharing
 from rljax.objective import PolicyGradient, Rollouts, advantages_of
-from rljax.training.config import Config
+from rljax.training.config import Config, RolloutConfig
 from rljax.training.needs import fields_of_rollouts
 from rljax.training.step.accumulation import present_first
 
@@ -30,18 +31,48 @@ class Likeliest(NamedTuple):
     logp: Array
 
 
+class SharedPrompt(NamedTuple):
+    """A layout of rows: each `rows` consecutive rows have the same prompt, in their first `columns` columns."""
+
+    columns: int
+    rows: int
+
+
+def shared_prompt(rollout: RolloutConfig, shards: int) -> SharedPrompt | None:
+    """The largest units of rows with the same prompt that fit into each of the `shards` of a microbatch.
+
+    None if a unit is a single row, whose prompt is not shared.
+    """
+    rows = math.gcd(rollout.completions, rollout.microbatch_rows // shards)
+    return SharedPrompt(rollout.prompt_length, rows) if rows > 1 else None
+
+
 @dataclasses.dataclass(frozen=True)
 class Scorer:
     """π_t = softmax(hidden[t−1] · Wᵀ/τ) of a model at `temperature` τ, from hidden states sharded over `mesh`.
 
     The logits are soft-capped before the division by τ if the model's head has a soft cap. As in sampling, the softmax
-    is over all tokens that are not `banned`.
+    is over all tokens that are not `banned`. If rows have a `shared` prompt, a model with `PromptSharing` computes it
+    once for them, and no prompt token is scored.
     """
 
     model: Model
     mesh: Mesh
     temperature: float = 1.0
     banned: tuple[int, ...] = ()
+    shared: SharedPrompt | None = None
+
+    @property
+    def unit(self) -> int:
+        """Number of consecutive rows that must stay together, because they have a shared prompt."""
+        return self.shared.rows if self.shared else 1
+
+    def hidden(self, params, tokens: Int[Array, "B T"], segment_ids: Int[Array, "B T"]) -> Float[Array, "B N D"]:
+        """Hidden states of the last N columns: of all T, or from the last column of a `shared` prompt on."""
+        if self.shared is None or not isinstance(self.model, PromptSharing):
+            return self.model.hidden(params, tokens, segment_ids)
+        columns, rows = self.shared
+        return self.model.group_hidden(params, tokens, segment_ids, prompt_length=columns, completions=rows)
 
     def _bias(self, size: int) -> Float[Array, " V"] | None:
         """Bias of `size` logits: −∞ for banned tokens, else 0; None if no token is banned."""
@@ -81,8 +112,11 @@ class Scorer:
         return logps_at(hidden, unembedding, ids, tokens, logp, temperature=self.temperature, **options)
 
     def kl(self, params, hidden, reference, tokens, segment_ids, mask) -> Float[Array, "B T"]:
-        """KL(π_t ‖ π_ref) over the whole vocabulary, in nats; π_ref has the parameters `reference`."""
-        theirs = self.model.hidden(reference, tokens, segment_ids)
+        """KL(π_t ‖ π_ref) over the whole vocabulary, in nats; π_ref has the parameters `reference`.
+
+        `tokens` and `segment_ids` are the whole rows, and `mask` has the columns of `hidden`.
+        """
+        theirs = self.hidden(reference, tokens, segment_ids)
         unembeddings = (self.model.unembedding(p) for p in (params, reference))
         options = {"temperature": self.temperature, "softcap": self.model.head(params).softcap,
                    "bias": self._bias(self.model.vocab_size), "mesh": self.mesh}  # fmt: skip
@@ -97,6 +131,11 @@ def _compiled(function: Callable) -> Callable:
             return jax.jit(function)(*arrays)
 
     return run
+
+
+def last_columns(rows, count: int):
+    """The last `count` columns of every array [B, T, …] of `rows`."""
+    return jax.tree.map(lambda x: x[:, -count:], rows)
 
 
 def flat(tree):
@@ -134,15 +173,18 @@ def make_score(scorer: Scorer, rows: int, needs: frozenset[str] = frozenset(), t
     """
 
     def part(params, tokens, segment_ids, mask):
-        hidden = scorer.model.hidden(params, tokens, segment_ids)
+        hidden = scorer.hidden(params, tokens, segment_ids)
+        before = tokens.shape[1] - hidden.shape[1]
+        tokens, mask = last_columns((tokens, mask), hidden.shape[1])
         stats = scorer.stats(params, hidden, tokens, mask)
         values = scorer.values(params, hidden) if "values" in needs else None
         likeliest = None if top_k is None else scorer.likeliest(params, hidden, tokens, stats.logp, top_k)
-        return Scored(stats, values, likeliest)
+        scored = Scored(stats, values, likeliest)
+        return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (before, 0), *[(0, 0)] * (x.ndim - 2))), scored)
 
     def score(params, rollouts: Rollouts) -> Scored:
         arrays = flat((rollouts.tokens, rollouts.segment_ids, rollouts.mask))
-        order, computed = present_first(jnp.any(arrays[2], axis=-1), max(1, arrays[0].shape[0] // rows))
+        order, computed = present_first(jnp.any(arrays[2], axis=-1), max(1, arrays[0].shape[0] // rows), scorer.unit)
         arrays = jax.tree.map(lambda x: x[order], arrays)
         shapes = jax.eval_shape(partial(part, params), *jax.tree.map(lambda x: x[0], arrays))
         zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
