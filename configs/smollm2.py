@@ -32,18 +32,18 @@ config = Config(
         steps=8, rows=16, row_length=112, microbatches=2, optimizer=OptimizerConfig(learning_rate=3e-5, warmup_steps=1)
     ),
     algorithm=algorithms.dapo(),
-    steps=40,
+    steps=50,
     rollout=RolloutConfig(
         prompts=32,
         completions=8,
         prompt_length=96,
         sampling=SamplingConfig(max_new_tokens=6, temperature=0.8),
-        train_groups=8,
-        microbatches=8,
+        train_groups=12,
+        microbatches=6,
     ),
     optimizer=OptimizerConfig(learning_rate=3e-5, warmup_steps=3, b2=0.98),
     evaluation=EvaluationConfig(
         every=10, watch=("needle_haystack",), watch_problems=128, problems=128, samples=8, batch=128, temperature=0.8
     ),
-    checkpoint_every=20,
+    checkpoint_every=25,
 )
