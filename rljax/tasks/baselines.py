@@ -7,13 +7,12 @@ included, since they solve tasks that ask for exactly that.
 
 import collections
 import dataclasses
-import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from rljax.tasks.task import Problem, TaskData
+from rljax.tasks.task import Problem, TaskData, given
 
 Strategy = Callable[[Problem], str]
 
@@ -36,7 +35,9 @@ def payload(problem: Problem) -> str:
 
 
 def opening(number: int) -> Strategy:
-    """The strategy that answers with the first word of a sentence, by its number from 1; empty if there is none.
+    """The strategy that answers with the first word of sentence `number`, counted from 1.
+
+    The answer is empty if the prompt has fewer sentences.
 
     >>> opening(2)(Problem("Ann likes chess. Bob likes golf. Who likes chess?", "Ann"))
     'Bob'
@@ -145,6 +146,5 @@ def _accuracy(data: TaskData, strategy: Strategy, problems: Sequence[Problem]) -
 
 def _solves(data: TaskData, problem: Problem, text: str) -> bool:
     offered = {"finished": True, "length": len(data.tokenizer.encode(text)) + 1, "info": problem.info}
-    named = [p.name for p in inspect.signature(data.reward).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    reward = data.reward(problem.prompt, text, problem.answer, **{n: offered[n] for n in named if n in offered})
+    reward = given(data.reward, offered)(problem.prompt, text, problem.answer)
     return data.solved(sum(reward) if isinstance(reward, tuple | list) else reward)

@@ -2,6 +2,8 @@
 
 import abc
 import dataclasses
+import functools
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -119,6 +121,25 @@ def require_reward(reward: Callable) -> None:
     if unknown := sorted(named - {"finished", "length", "info"}):
         raise ValueError(f"task.reward = {name_of(reward)}: requires {', '.join(map(repr, unknown))}, which is not "
                          "supplied: expected only finished, length or info; bind all other keywords")  # fmt: skip
+
+
+def given(function: Callable, offered: dict[str, Any]) -> Callable:
+    """Binds the entries of `offered` that are keyword-only parameters of `function` and not bound by a `partial`.
+
+    >>> given(lambda text, *, length: (text, length), {"length": 3, "finished": True})("abc")
+    ('abc', 3)
+    """
+    bound = function.keywords if isinstance(function, functools.partial) else {}
+    return functools.partial(function, **{name: offered[name] for name in _keyword_only(function) & offered.keys()
+                                          if name not in bound})  # fmt: skip
+
+
+def _keyword_only(function: Callable) -> frozenset[str]:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some functions written in C have no signature
+        return frozenset()
+    return frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
 
 
 def require_task(value) -> Task:

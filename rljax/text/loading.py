@@ -14,7 +14,7 @@ _NEEDED = ("jinja2", "tokenizers")
 def load_tokenizer(folder: str | os.PathLike[str]) -> TextTokenizer:
     """The tokenizer of `folder`: that of tokenizer.json, or else the SentencePiece model in tokenizer.model.
 
-    Raises ValueError if the folder has neither or a file has a fault, FileNotFoundError if there is no such folder, and
+    Raises FileNotFoundError if the folder does not exist, ValueError if it has neither file or a file is invalid, and
     ImportError if a tokenizer.json needs the extra `hf`.
     """
     folder = require_folder(Path(folder))

@@ -56,7 +56,7 @@ class ChatTemplate:
         return answer["text"]
 
     def _running(self) -> subprocess.Popen[str]:
-        """The rendering process; a new one if there is none, or if this process is a fork of its owner."""
+        """The rendering process. It is started if it does not run, or if this process is a fork of its owner."""
         if self._process is None or self._owner != os.getpid():
             self._process, self._owner = _start(), os.getpid()
             self._stop = weakref.finalize(self, _stop, self._process, self._owner)

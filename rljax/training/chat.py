@@ -68,7 +68,7 @@ def converse(speaker: Speaker, key: jax.Array, read: Callable[[], str], out: Tex
       system: Text of the system message; none if it is None or empty.
 
     Raises:
-      ValueError: If the chat template fails, or if there is none for the system message.
+      ValueError: If the chat template fails, or if `system` is given but the tokenizer has no chat template.
     """
     opening = [{"role": "system", "content": system}] if system else []
     messages: list[Message] = list(opening)

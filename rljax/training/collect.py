@@ -3,7 +3,6 @@
 import dataclasses
 import decimal
 import functools
-import inspect
 import math
 import numbers
 import time
@@ -19,6 +18,7 @@ from rljax.models import Model
 from rljax.objective import Rollouts
 from rljax.rollout import Samples, SamplingConfig, check_left_padded, generate
 from rljax.tasks import Problem, TaskData
+from rljax.tasks.task import given
 from rljax.training.components import Components
 from rljax.training.errors import RunError
 from rljax.training.placement import to_host
@@ -160,25 +160,6 @@ def _number(value: Any) -> float | None:
     if hasattr(value, "shape") and math.prod(value.shape) == 1:
         value = value.item()
     return float(value) if isinstance(value, numbers.Real | decimal.Decimal) else None
-
-
-def given(function: Callable, offered: dict[str, Any]) -> Callable:
-    """Binds the entries of `offered` that are keyword-only parameters of `function` and not bound by a `partial`.
-
-    >>> given(lambda text, *, length: (text, length), {"length": 3, "finished": True})("abc")
-    ('abc', 3)
-    """
-    bound = function.keywords if isinstance(function, functools.partial) else {}
-    return functools.partial(function, **{name: offered[name] for name in _keyword_only(function) & offered.keys()
-                                          if name not in bound})  # fmt: skip
-
-
-def _keyword_only(function: Callable) -> frozenset[str]:
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # some functions written in C have no signature
-        return frozenset()
-    return frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
 
 
 def rollouts_of(drawn: Drawn, task: np.ndarray) -> Rollouts:

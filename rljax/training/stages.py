@@ -17,7 +17,8 @@ from rljax.rewards import informative
 from rljax.rollout import SamplingConfig
 from rljax.tasks import Problem
 from rljax.tasks.batching import batches, pack
-from rljax.training.collect import Drawn, draw, given, rollouts_of, with_signal_first, without_cut
+from rljax.tasks.task import given
+from rljax.training.collect import Drawn, draw, rollouts_of, with_signal_first, without_cut
 from rljax.training.components import Components
 from rljax.training.config import Config
 from rljax.training.errors import RunError
@@ -177,7 +178,8 @@ class PolicyStage(Stage):
                      purpose_key(key, "rollout", n), completions=settings.completions,
                      cut_reward=settings.cut_reward)  # fmt: skip
         self._drawn = [drawn]
-        self._show(drawn, problems)
+        solved = [bool(self.parts.data.solved(float(reward))) for reward in drawn.rewards]
+        self._show(drawn, problems, solved)
         sampled = rollouts_of(drawn, prompts["task"])
         rollouts = self._rewarded(sampled, drawn, prompts, problems, n, key)
         if settings.mask_cut:
@@ -192,7 +194,6 @@ class PolicyStage(Stage):
         about = reward_summary(sampled.rewards, sampled.mask, signal)
         if settings.completions == 1:
             del about["informative"]  # a single completion is not a group whose rewards could differ
-        solved = [bool(self.parts.data.solved(float(reward))) for reward in drawn.rewards]
         about |= {"finished": drawn.samples.finished.mean(), "solved": np.mean(solved), "tokens": sampled.mask.sum()}
         return {**metrics, **about}, chosen
 
@@ -255,14 +256,15 @@ class PolicyStage(Stage):
             return {}
         return {"kl_start": float(np.mean(penalty.k3(log_ratio[mask])))}
 
-    def _show(self, drawn: Drawn, problems: list[Problem]) -> None:
+    def _show(self, drawn: Drawn, problems: list[Problem], solved: list[bool]) -> None:
         """Stores the first completion of each of the first SAMPLES_SHOWN prompts for the report."""
         group = self.config.rollout.completions
-        shown = list(zip(problems, drawn.texts[::group], drawn.rewards[::group], strict=True))[:SAMPLES_SHOWN]
+        of_first = (drawn.texts[::group], drawn.rewards[::group], solved[::group])
+        shown = list(zip(problems, *of_first, strict=True))[:SAMPLES_SHOWN]
         self.samples = [
             {"prompt": p.prompt, "completion": text, "answer": p.answer, "reward": float(reward), "level": p.level,
-             "solved": bool(self.parts.data.solved(float(reward)))}
-            for p, text, reward in shown
+             "solved": right}
+            for p, text, reward, right in shown
         ]  # fmt: skip
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import pytest
 
@@ -89,3 +90,13 @@ def test_the_reward_gets_the_problems_info_and_the_task_says_what_is_solved():
 
 def test_a_task_without_baselines_has_no_best_one():
     assert best_baseline(dataclasses.replace(data({"sums": sums(4)}, []), baselines={}), "sums") is None
+
+
+def test_keywords_that_a_reward_has_bound_stay_bound():
+    def doubled(prompt, completion, answer, *, length, scale=1.0):
+        return scale * (completion == answer) * (length == 9)
+
+    reward = functools.partial(doubled, length=9)  # not the length of the answer, which is 2 tokens
+    problems = [Problem("1 + 1 =", "2")]
+    data = TaskData(TOKENIZER, [], problems, {"sums": problems}, reward, baselines={"sum": FUNCTIONS["sum"]})
+    assert best_baseline(data, "sums") == ("sum", 1.0)

@@ -111,6 +111,14 @@ def assert_same_step(ours, theirs, rtol):
     assert length(less(gradient, their_gradient)) <= rtol * length(their_gradient)
 
 
+def recorded(run, log):
+    """The result of `run()`, and what its callbacks appended to the list `log`."""
+    log.clear()
+    found = jax.block_until_ready(run())
+    jax.effects_barrier()
+    return found, list(log)
+
+
 def length(tree):
     return np.sqrt(sum(np.sum(x**2) for x in jax.tree.leaves(tree)))
 

@@ -19,7 +19,7 @@ from rljax.training.step.policy import make_update, summarize
 from rljax.training.step.scoring import SharedPrompt, make_prepare, shared_prompt
 from tests.models.bigram import Bigram, BigramConfig
 from tests.training.in_process import train
-from tests.training.one_step import config_of, length, less, params_of, rollouts_of, scorer_of
+from tests.training.one_step import config_of, length, less, params_of, recorded, rollouts_of, scorer_of
 from tests.training.subprocesses import metrics
 from tests.training.tiny import config as tiny
 
@@ -66,10 +66,8 @@ def with_equal_prompts(config):
 
 
 def counted(run):
-    TOKENS.clear()
-    found = jax.block_until_ready(run())
-    jax.effects_barrier()
-    return found, sum(TOKENS)
+    found, noted = recorded(run, TOKENS)
+    return found, sum(noted)
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from rljax.training.placement import to_devices
 from rljax.training.step.accumulation import State, accumulate
 from rljax.training.step.policy import make_update, summarize
 from rljax.training.step.scoring import make_score
-from tests.training.one_step import assert_same_step, config_of, params_of, prepare, rollouts_of, scorer_of
+from tests.training.one_step import assert_same_step, config_of, params_of, prepare, recorded, rollouts_of, scorer_of
 
 pytestmark = pytest.mark.standard_promotion
 PASSES: list[int] = []
@@ -42,10 +42,8 @@ def counting(config, sizes):
 
 
 def passes(run):
-    PASSES.clear()
-    found = jax.block_until_ready(run())
-    jax.effects_barrier()
-    return found, len(PASSES)
+    found, noted = recorded(run, PASSES)
+    return found, len(noted)
 
 
 @functools.cache

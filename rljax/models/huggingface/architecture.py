@@ -14,7 +14,7 @@ _FREE = ("max_length", "value_head", "dtype", "param_dtype", "remat")  # setting
 def describe(config: TransformerConfig) -> dict[str, Any]:
     """The config.json of a model in transformers that computes the same as `config`.
 
-    Raises ValueError if there is none; the message names an option.
+    Raises ValueError if no architecture computes the same; the message names an option that differs.
     """
     name = _nearest(config)
     values = {

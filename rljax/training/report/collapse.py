@@ -50,6 +50,6 @@ def collapses(rollouts: Sequence[Mapping]) -> dict[str, str]:
 
 
 def _mean(rows: Sequence[Mapping], name: str, absent: float = math.nan) -> float:
-    """Mean of the finite values of a metric; `absent` if there are none."""
+    """Mean of the finite values of a metric, or `absent` if no value is finite."""
     found = [row[name] for row in rows if row.get(name) is not None and math.isfinite(row[name])]
     return sum(found) / len(found) if found else absent
